@@ -1,0 +1,1 @@
+"""Semantic Editing command line."""

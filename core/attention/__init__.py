@@ -1,0 +1,1 @@
+"""The second seam: attention control. See :mod:`.site` for the protocol."""

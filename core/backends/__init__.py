@@ -1,0 +1,1 @@
+"""Denoisers for hosts other than ComfyUI."""

@@ -1,0 +1,173 @@
+"""The first seam: a network seen as a denoiser in sigma space.
+
+Every algorithm of the pack talks to a :class:`Denoiser` and never asks whether the network predicts noise,
+velocity or flow. In sigma space ``x = x0 + sigma * noise`` (flow models keep their own
+``x = (1 - sigma) * x0 + sigma * noise``) and one ordinary differential equation holds for all of them:
+``dx/dsigma = (x - x0_hat) / sigma``. A DDIM step (eta = 0) is an Euler step of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import EditingError
+
+if TYPE_CHECKING:
+    from .attention.site import AttentionControl
+
+Prediction = Literal["eps", "v", "flow"]
+
+
+@dataclass
+class Evaluations:
+    """Cost in **u**, network sample-evaluations (one batch row through the network once).
+
+    ``forward`` and ``backward`` are counted apart, because a backward costs about twice a forward.
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+    def track(self, denoised: Tensor) -> Tensor:
+        """Count ``denoised [B, ...]`` as B forwards and, when a gradient ever flows back through it, B backwards."""
+        rows = denoised.shape[0]
+        self.forward += rows
+        if denoised.requires_grad:
+
+            def count(_: Tensor) -> None:
+                self.backward += rows
+
+            denoised.register_hook(count)
+        return denoised
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What makes two networks "the same model" for an inversion.
+
+    ``signature`` holds a few weights of the first and last layer (fp32 values). They survive a change of file
+    format, backend and storage precision, unlike a hash of bytes.
+    """
+
+    family: str
+    latent_channels: int
+    prediction: Prediction
+    signature: tuple[float, ...] = field(default=())
+
+    def mismatch(self, other: ModelIdentity) -> str | None:
+        """Say in half a sentence how ``other`` differs, or None when both are the same model."""
+        if self.latent_channels != other.latent_channels:
+            return f"{self.latent_channels} latent channels against {other.latent_channels}"
+        if self.prediction != other.prediction:
+            return f"{self.prediction} prediction against {other.prediction}"
+        if self.family != other.family:
+            return f"a {self.family} model against a {other.family} model"
+        if len(self.signature) != len(other.signature):
+            return "differently shaped networks"
+        # bf16 keeps 8 bits of mantissa, so equal weights in another precision agree to about 0.4 %.
+        close = all(abs(a - b) <= 1e-6 + 1e-2 * max(abs(a), abs(b)) for a, b in zip(self.signature, other.signature, strict=True))
+        return None if close else "other weights"
+
+
+def weight_signature(first: Tensor, last: Tensor, count: int = 16) -> tuple[float, ...]:
+    """``count`` evenly spaced weights of each of two layers, the values behind :attr:`ModelIdentity.signature`."""
+    picked = []
+    for weight in (first, last):
+        flat = weight.detach().flatten()
+        index = torch.linspace(0, flat.numel() - 1, count).long()
+        picked += flat[index.to(flat.device)].float().cpu().tolist()
+    return tuple(picked)
+
+
+class Denoiser(Protocol):
+    """A network as ``(x, sigma, cond) -> x0_hat`` in sigma space, differentiable in ``x`` and ``cond``.
+
+    ``x [B, C, H, W]``; ``sigma`` is a float or a tensor ``[B]``; ``cond`` belongs to the backend (a tensor
+    ``[B or 1, L, D]`` for diffusers, a processed conditioning for ComfyUI) and is opaque to algorithms.
+    """
+
+    evaluations: Evaluations
+    identity: ModelIdentity
+
+    def __call__(self, x: Tensor, sigma: float | Tensor, cond: Any, *, control: AttentionControl | None = None) -> Tensor:
+        """Return the prediction of the clean latent ``[B, C, H, W]``; ``control`` sees this call's attention."""
+        ...
+
+    def batch(
+        self, x: Tensor, sigma: float | Tensor, conds: Sequence[Any], *, control: AttentionControl | None = None
+    ) -> list[Tensor]:
+        """Evaluate the same ``x`` under several conditionings, in one network call where the backend can."""
+        ...
+
+    def select(self, cond: Any, rows: Tensor) -> Any:
+        """The conditioning of batch rows ``rows`` (long, [b]); a conditioning shared by all rows comes back as it is."""
+        ...
+
+    def sigma_grid(self, steps: int) -> Tensor:
+        """The model's ascending grid ``[steps + 1]``, from the level at which a clean latent is declared to be."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback is told: the step (0-based), how many there are, the inner iteration and the current x0."""
+
+    step: int
+    steps: int
+    iteration: int
+    max_iterations: int
+    denoised: Tensor
+
+
+#: Called once per network evaluation or step. Raising from it cancels the run; nothing is left patched.
+Callback = Callable[[Progress], None]
+
+
+def unit_scale(identity: ModelIdentity, sigma: float | Tensor) -> Any:
+    """Factor that takes a sigma-space latent to unit variance: ``1/sqrt(1 + sigma^2)`` (the VP latent), 1 for flow."""
+    if identity.prediction == "flow":
+        return torch.ones_like(sigma) if isinstance(sigma, Tensor) else 1.0
+    return (1.0 + sigma**2) ** -0.5
+
+
+def ddim_grid(sigmas: Tensor, steps: int) -> Tensor:
+    """Ascending DDIM levels ``[steps + 1]`` from a model's discrete table ``sigmas [N]`` (ascending).
+
+    The levels are table entry 0 (where diffusers declares a clean latent to be, ``set_alpha_to_one=False``) and then
+    entries 1, 1 + N//steps, ... (``steps_offset=1``): the consistent grid of Stable Diffusion's DDIM.
+
+    Raises:
+        EditingError: ``steps`` outside 1..N-1.
+    """
+    count = len(sigmas)
+    if not 1 <= steps <= count - 1:
+        raise EditingError(f"steps is {steps}; use a number from 1 to {count - 1}.")
+    stride = count // steps
+    if 1 + (steps - 1) * stride >= count:  # only when steps divides N - 1 shy of a full stride, e.g. 1000 // 999
+        stride = (count - 1) // steps
+    index = 1 + torch.arange(steps) * stride
+    return torch.cat([sigmas[:1], sigmas[index]]).float().cpu()
+
+
+def guided(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, cond: Any, uncond: Any | None, cfg: float) -> Tensor:
+    """Classifier-free guidance, ``D_u + cfg * (D_c - D_u)``; one evaluation when ``cfg`` is 1 or ``uncond`` is None."""
+    if uncond is None or cfg == 1.0:
+        return denoiser(x, sigma, cond)
+    conditional, unconditional = denoiser.batch(x, sigma, [cond, uncond])
+    return unconditional + (conditional - unconditional) * cfg
+
+
+def euler_step(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """One Euler step of the probability-flow ODE, which is one DDIM step (eta = 0): k-diffusion's ``sample_euler``."""
+    return x + (x - denoised) / sigma * (sigma_next - sigma)
+
+
+def check_finite(x: Tensor, what: str) -> None:
+    """Raise :class:`EditingError` when ``x`` has a NaN or an infinity; ``what`` names it, e.g. "the prediction at step 3"."""
+    if not torch.isfinite(x).all():
+        raise EditingError(f"{what} is not a number; run the model in fp32 or bf16 and check its weights and the input image.")

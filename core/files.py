@@ -1,0 +1,103 @@
+"""Reading and writing tensors safely: safetensors with metadata, atomic writes, restricted loading of old formats."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import EditingError
+
+FORMAT_KEY = "format"
+MAX_LEGACY_BYTES = 2 << 30
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, overwrite: bool = False) -> Path:
+    """Write a safetensors file whole or not at all (temporary file in the same folder, fsync, rename).
+
+    Args:
+        tensors: name -> tensor; moved to the CPU and made contiguous.
+        metadata: strings only; ``format`` names the kind of file.
+
+    Raises:
+        EditingError: the file exists and ``overwrite`` is False, or the folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise EditingError(f"{target.name} exists already; choose another name or allow overwriting.")
+    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=dict(metadata))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    except OSError as error:
+        raise EditingError(f"{target.name} could not be written ({error.strerror}); check the folder's permissions and free space.") from error
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise EditingError(f"{target.name} could not be written ({error.strerror}); check the folder's permissions and free space.") from error
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    return target
+
+
+def load_tensors(path: str | Path, expected_format: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: ``(tensors, metadata)``.
+
+    Raises:
+        EditingError: missing, damaged, or of another format than ``expected_format``.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    source = Path(path)
+    if not source.is_file():
+        raise EditingError(f"{source.name} was not found; check the file name and folder.")
+    try:
+        with safe_open(source, framework="pt", device="cpu") as stream:
+            metadata = dict(stream.metadata() or {})
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise EditingError(f"{source.name} is damaged or not a safetensors file; save or download it again.") from error
+    if expected_format is not None and metadata.get(FORMAT_KEY) != expected_format:
+        found = metadata.get(FORMAT_KEY, "another program's file")
+        raise EditingError(f"{source.name} is not a {expected_format} file (it says: {found}); choose a file saved by the matching node.")
+    return tensors, metadata
+
+
+def load_legacy_tensor(path: str | Path) -> Tensor:
+    """Read one tensor from a published ``.pt`` file with torch's restricted unpickler (no code can run).
+
+    Raises:
+        EditingError: missing, too large, damaged, hostile, or anything else than a single tensor.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise EditingError(f"{source.name} was not found; check the file name and folder.")
+    if source.stat().st_size > MAX_LEGACY_BYTES:
+        raise EditingError(f"{source.name} is larger than 2 GiB, which no edit direction is; choose another file.")
+    try:
+        value = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever the bytes provoke; nothing of it may pass as success
+        raise EditingError(f"{source.name} is damaged or holds more than plain tensors and was refused; use a safetensors file.") from error
+    if not isinstance(value, Tensor):
+        raise EditingError(f"{source.name} holds a {type(value).__name__} instead of one tensor; use a file saved with torch.save(tensor).")
+    return value
+
+
+def metadata_json(metadata: Mapping[str, str], key: str, file_name: str) -> object:
+    """Parse the JSON text under ``key``; a damaged one is an :class:`EditingError` naming ``file_name``."""
+    try:
+        return json.loads(metadata[key])
+    except (KeyError, ValueError) as error:
+        raise EditingError(f"{file_name} lacks readable {key} metadata; save it again with this pack.") from error
