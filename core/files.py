@@ -37,7 +37,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     except OSError as error:
-        raise EditingError(f"{target.name} could not be written ({error.strerror}); check the folder's permissions and free space.") from error
+        raise _unwritable(target, error) from error
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -45,11 +45,15 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
             os.fsync(stream.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        raise EditingError(f"{target.name} could not be written ({error.strerror}); check the folder's permissions and free space.") from error
+        raise _unwritable(target, error) from error
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
     return target
+
+
+def _unwritable(target: Path, error: OSError) -> EditingError:
+    return EditingError(f"{target.name} could not be written ({error.strerror}); check the folder's permissions and free space.")
 
 
 def load_tensors(path: str | Path, expected_format: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -66,7 +70,7 @@ def load_tensors(path: str | Path, expected_format: str | None = None) -> tuple[
     try:
         with safe_open(source, framework="pt", device="cpu") as stream:
             metadata = dict(stream.metadata() or {})
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (a handle, not a dict)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise EditingError(f"{source.name} is damaged or not a safetensors file; save or download it again.") from error
     if expected_format is not None and metadata.get(FORMAT_KEY) != expected_format:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Inversion:
         """Raise :class:`EditingError` unless this inversion was made by the model of ``identity``."""
         difference = self.identity.mismatch(identity)
         if difference is not None:
-            raise EditingError(f"This inversion was made by another model ({difference}); invert the image again with the model wired here.")
+            raise EditingError(f"This inversion was made by another model ({difference}); invert the image again with this model.")
 
     def level_of(self, sigma: float) -> int:
         """Index of the level at ``sigma``.
@@ -160,7 +161,7 @@ def reconstruct(
     levels = [float(s) for s in inversion.sigmas.flip(0)]
     x = inversion.latents[-1]
     with torch.no_grad():
-        for step, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
+        for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
             denoised = guided(denoiser, x, sigma, cond, uncond, cfg)
             check_finite(denoised, f"The prediction at step {step + 1}")
             x = euler_step(x, denoised, sigma, sigma_next)
