@@ -98,9 +98,7 @@ class Denoiser(Protocol):
         """Return the prediction of the clean latent ``[B, C, H, W]``; ``control`` sees this call's attention."""
         ...
 
-    def batch(
-        self, x: Tensor, sigma: float | Tensor, conds: Sequence[Any], *, control: AttentionControl | None = None
-    ) -> list[Tensor]:
+    def batch(self, x: Tensor, sigma: float | Tensor, conds: Sequence[Any], *, control: AttentionControl | None = None) -> list[Tensor]:
         """Evaluate the same ``x`` under several conditionings, in one network call where the backend can."""
         ...
 

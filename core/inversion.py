@@ -118,12 +118,12 @@ class Inversion:
         """
         tensors, metadata = load_tensors(path, FILE_FORMAT)
         name = Path(path).name
-        identity = metadata_json(metadata, "identity", name)
+        fields: Any = metadata_json(metadata, "identity", name)
         info = metadata_json(metadata, "info", name)
         parts = ("latents", "sigmas", "residuals", "forward_evaluations", "backward_evaluations")
         try:
             latents, sigmas, *counts = (tensors[key] for key in parts)
-            identity = ModelIdentity(**{**identity, "signature": tuple(identity["signature"])})  # type: ignore[dict-item, index]
+            identity = ModelIdentity(**{**fields, "signature": tuple(fields["signature"])})
         except (KeyError, TypeError) as error:
             raise EditingError(f"{name} is incomplete; invert the image again.") from error
         steps, batch = len(sigmas) - 1, latents.shape[1] if latents.ndim == 5 else -1
