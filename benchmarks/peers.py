@@ -1,0 +1,161 @@
+"""Ours against diffusers' pix2pix-zero pipeline, on the same weights, in one run: u, wall and peak-memory ratios.
+
+Each contender runs in a process of its own (so that peaks do not mix), several rounds in turn; the table gives
+medians and ratios to diffusers. The task is the whole edit of one latent: inversion with the regularised DDIM of the
+paper (ours also with SPDInv), then the cross-attention-guided edit at cfg 5, guidance 0.1.
+
+    python benchmarks/peers.py --size demo --steps 50
+    python benchmarks/peers.py --size sd15 --steps 2     # real SD1.5 U-Net size, random weights
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+CONTENDERS = ("diffusers pix2pix-zero", "ours autocorr + guided", "ours SPDInv auto + guided")
+CFG, GUIDANCE = 5.0, 0.1
+
+
+def build(size: str, seed: int):
+    """The U-Net, VAE, scheduler, a clean latent [1,4,H,W] and source / target embeddings [1,77,D] of a size."""
+    import torch
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+
+    from semantic_editing.core.demo import load_demo_model
+
+    demo = load_demo_model()
+    if size == "demo":
+        pair = demo.pairs[0]
+        latent = demo.encode_image(pair.source[None])
+        source, target = demo.encode_text([pair.source_caption, pair.target_caption]).split(1)
+        return demo.unet, demo.vae, demo.scheduler, latent, source, target
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # random weights of a fresh process; nothing else draws from it
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval().requires_grad_(False)
+    scheduler = DDIMScheduler.from_config(demo.scheduler.config)
+    latent = torch.randn(1, 4, 64, 64, generator=generator)
+    source, target = torch.randn(2, 77, 768, generator=generator).split(1)
+    return unet, demo.vae, scheduler, latent, source, target
+
+
+def count_rows(unet, tally: dict[str, int]) -> None:
+    """Count u for any contender alike, at the U-Net's door."""
+    import torch
+
+    def forward_hook(_module, _args, _kwargs, output):
+        sample = output[0] if isinstance(output, tuple) else output.sample
+        rows = sample.shape[0]
+        tally["forward"] += rows
+        if sample.requires_grad:
+            sample.register_hook(lambda _: tally.__setitem__("backward", tally["backward"] + rows))
+
+    assert isinstance(unet, torch.nn.Module)
+    unet.register_forward_hook(forward_hook, with_kwargs=True)
+
+
+def run_diffusers(unet, vae, scheduler, latent, source, target, steps: int):
+    """Inversion and edit as diffusers' own pipeline does them; the direction is handed over as embeddings."""
+    import torch
+    from diffusers import DDIMInverseScheduler
+    from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_diffusion_pix2pix_zero import (
+        StableDiffusionPix2PixZeroPipeline,
+    )
+
+    pipe = StableDiffusionPix2PixZeroPipeline(
+        vae=vae, text_encoder=None, tokenizer=None, unet=unet, scheduler=scheduler, feature_extractor=None, safety_checker=None,
+        inverse_scheduler=DDIMInverseScheduler.from_config(scheduler.config), caption_generator=None, caption_processor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    inverted = pipe.invert(
+        image=latent, prompt_embeds=source, num_inference_steps=steps, generator=generator, output_type="latent", return_dict=False
+    )[0]
+    return pipe(
+        prompt_embeds=source, negative_prompt_embeds=source, source_embeds=source, target_embeds=target, latents=inverted,
+        num_inference_steps=steps, guidance_scale=CFG, cross_attention_guidance_amount=GUIDANCE, output_type="latent", return_dict=False,
+    )[0]  # fmt: skip
+
+
+def run_ours(unet, scheduler, latent, source, target, steps: int, spdinv: bool):
+    """The same edit through this pack."""
+    from semantic_editing.core.autocorr_inversion import autocorr_invert
+    from semantic_editing.core.backends.diffusers import DiffusersDenoiser
+    from semantic_editing.core.guidance import cross_attention_guided_edit
+    from semantic_editing.core.inversion import invert
+
+    denoiser = DiffusersDenoiser(unet, scheduler)
+    invert_with = invert if spdinv else autocorr_invert
+    inversion = invert_with(denoiser, latent, source, steps=steps)
+    return cross_attention_guided_edit(denoiser, inversion, source, target, cfg=CFG, guidance=GUIDANCE)
+
+
+def peak_megabytes() -> float:
+    """Peak resident memory of this process in MB (Linux counts kilobytes, macOS bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def child(contender: str, size: str, steps: int, seed: int) -> dict[str, float]:
+    """Run one contender once and return its figures."""
+    import torch
+
+    warnings.filterwarnings("ignore")
+    unet, vae, scheduler, latent, source, target = build(size, seed)
+    with torch.no_grad():  # one evaluation first: library start-up belongs to no contender
+        unet(latent, 1, encoder_hidden_states=source)
+    tally = {"forward": 0, "backward": 0}
+    count_rows(unet, tally)
+    before, start = peak_megabytes(), time.perf_counter()
+    if contender == CONTENDERS[0]:
+        result = run_diffusers(unet, vae, scheduler, latent, source, target, steps)
+    else:
+        result = run_ours(unet, scheduler, latent, source, target, steps, spdinv=contender == CONTENDERS[2])
+    wall = time.perf_counter() - start
+    assert torch.isfinite(torch.as_tensor(result)).all(), f"{contender} produced NaN"
+    return {"wall": wall, "loaded_mb": before, "peak_mb": peak_megabytes(), **tally}
+
+
+def main() -> None:
+    """Parse arguments, run every contender in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=["demo", "sd15"], default="demo")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("bench_out/peers.json"))
+    parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(child(arguments.child, arguments.size, arguments.steps, arguments.seed)))
+        return
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    for _ in range(arguments.rounds):
+        for name in CONTENDERS:
+            command = [sys.executable, __file__, "--child", name, "--size", arguments.size, "--steps", str(arguments.steps)]
+            output = subprocess.run([*command, "--seed", str(arguments.seed)], check=True, capture_output=True, text=True).stdout
+            figures[name].append(json.loads(output.splitlines()[-1]))
+    base = figures[CONTENDERS[0]]
+    print(f"{arguments.size}, {arguments.steps} steps, {arguments.rounds} rounds (medians; ratios to diffusers, round by round)\n")
+    print("| contender | u forward | u backward | wall ratio | peak memory ratio | memory above the loaded model, MB |")
+    print("|---|---|---|---|---|---|")
+    for name, rounds in figures.items():
+        wall = statistics.median(r["wall"] / b["wall"] for r, b in zip(rounds, base, strict=True))
+        peak = statistics.median(r["peak_mb"] / b["peak_mb"] for r, b in zip(rounds, base, strict=True))
+        above = statistics.median(r["peak_mb"] - r["loaded_mb"] for r in rounds)
+        print(f"| {name} | {rounds[0]['forward']} | {rounds[0]['backward']} | {wall:.2f} | {peak:.2f} | {above:.0f} |")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps({"size": arguments.size, "steps": arguments.steps, "rounds": figures}, indent=1))
+    print(f"\nwrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
