@@ -1,0 +1,56 @@
+"""The host seam: everything of the pack that touches ComfyUI. No other module imports ``comfy``.
+
+========================  =====================================================================================
+``schema``                V3 node API with the compatibility shim
+``sampling``              :func:`run` an algorithm on a MODEL; :class:`DenoiserGuider` for SamplerCustomAdvanced
+``denoiser``              the MODEL as ``core.denoiser.Denoiser``, with attention control; :func:`identity`
+``gradients``             the one context manager that makes gradients possible under ``inference_mode``
+``latents``               LATENT and NOISE in and out of model space
+``conditioning``          CONDITIONING as plain tensors; batched text encoding
+``folders``               the pack's model folders
+``demo``                  the bundled demo model as MODEL, CLIP, VAE
+========================  =====================================================================================
+"""
+
+from .conditioning import (
+    apply_to_conditioning,
+    conditioning_from_tensors,
+    conditioning_tensors,
+    encode_sentences,
+    text_encoder_name,
+)
+from .demo import load_demo_model
+from .denoiser import ComfyDenoiser, identity
+from .folders import list_files, output_path, register_folders, resolve_file
+from .latents import latent_from_model, latent_to_model, noise_object, sigmas_out
+from .sampling import DenoiserGuider, Session, run
+from .schema import ComfyExtension, EditDirectionType, InversionType, io, schema, ui, widget
+
+__all__ = [
+    "ComfyDenoiser",
+    "ComfyExtension",
+    "DenoiserGuider",
+    "EditDirectionType",
+    "InversionType",
+    "Session",
+    "apply_to_conditioning",
+    "conditioning_from_tensors",
+    "conditioning_tensors",
+    "encode_sentences",
+    "identity",
+    "io",
+    "latent_from_model",
+    "latent_to_model",
+    "list_files",
+    "load_demo_model",
+    "noise_object",
+    "output_path",
+    "register_folders",
+    "resolve_file",
+    "run",
+    "schema",
+    "sigmas_out",
+    "text_encoder_name",
+    "ui",
+    "widget",
+]

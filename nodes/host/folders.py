@@ -1,0 +1,58 @@
+"""The pack's model folders, ``models/edit_directions`` and ``models/inversions``, through ComfyUI's ``folder_paths``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...core.errors import EditingError
+
+EDIT_DIRECTIONS = "edit_directions"
+INVERSIONS = "inversions"
+#: What each folder may hold. ``.pt`` only where published files exist; they go through the restricted loader.
+EXTENSIONS = {EDIT_DIRECTIONS: {".safetensors", ".pt"}, INVERSIONS: {".safetensors"}}
+
+
+def register_folders() -> None:
+    """Make the folders known to the host, keeping what the person's ``extra_model_paths.yaml`` added."""
+    for kind, extensions in EXTENSIONS.items():
+        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
+        folder_paths.folder_names_and_paths[kind] = (folder_paths.get_folder_paths(kind), set(extensions))
+
+
+def list_files(kind: str) -> list[str]:
+    """File names in folder ``kind`` for a combo widget (sub-folders with ``/``), empty when there are none."""
+    register_folders()
+    return sorted(folder_paths.get_filename_list(kind))
+
+
+def resolve_file(kind: str, name: str) -> Path:
+    """Full path of the existing file ``name`` of folder ``kind``.
+
+    Raises:
+        EditingError: ``name`` is not one of :func:`list_files` (which leaves no room for ``..`` or absolute paths).
+    """
+    if name not in list_files(kind):
+        home = folder_paths.get_folder_paths(kind)[0]
+        raise EditingError(f"{name!r} is not in ComfyUI's {kind} folder; put the file into {home} and refresh the node.")
+    path = folder_paths.get_full_path(kind, name)
+    if path is None:
+        raise EditingError(f"{name!r} has disappeared from ComfyUI's {kind} folder; refresh the node.")
+    return Path(path)
+
+
+def output_path(kind: str, name: str) -> Path:
+    """Where to write a new file ``name`` of folder ``kind``; ``.safetensors`` is added when missing.
+
+    Raises:
+        EditingError: empty name, ``..``, a path separator, a drive or a hidden file.
+    """
+    stem = name.strip()
+    if not stem or stem.startswith(".") or any(mark in stem for mark in ("/", "\\", ":", "\0")) or ".." in stem:
+        raise EditingError(f"The file name {name!r} is not usable; give a plain name without folders, '..' or ':'.")
+    register_folders()
+    if not stem.endswith(".safetensors"):
+        stem += ".safetensors"
+    return Path(folder_paths.get_folder_paths(kind)[0]) / stem
