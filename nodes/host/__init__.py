@@ -23,8 +23,9 @@ from .demo import load_demo_model
 from .denoiser import ComfyDenoiser, identity
 from .folders import list_files, output_path, register_folders, resolve_file
 from .latents import latent_from_model, latent_to_model, noise_object, sigmas_out
-from .sampling import DenoiserGuider, Session, run
+from .sampling import DenoiserGuider, run
 from .schema import ComfyExtension, EditDirectionType, InversionType, io, schema, ui, widget
+from .session import Session
 
 __all__ = [
     "ComfyDenoiser",

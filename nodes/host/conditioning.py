@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import comfy.model_management as model_management
+import torch
 from torch import Tensor
+
+from ...core.errors import EditingError
+
+POOLED = "pooled_output"
 
 
 def conditioning_tensors(conditioning: list[Any]) -> dict[str, Tensor] | None:
@@ -13,29 +19,79 @@ def conditioning_tensors(conditioning: list[Any]) -> dict[str, Tensor] | None:
 
     None means: several entries, or parts that are not text (ControlNet, areas, masks, hooks, reference latents).
     """
-    raise NotImplementedError
+    if len(conditioning) != 1:
+        return None
+    embeds, options = conditioning[0]
+    extra = {key for key, value in options.items() if value is not None}
+    if not isinstance(embeds, Tensor) or extra - {POOLED}:
+        return None
+    tensors = {"embeds": embeds.detach().float().cpu()}
+    if POOLED in extra:
+        tensors["pooled"] = options[POOLED].detach().float().cpu()
+    return tensors
 
 
 def conditioning_from_tensors(tensors: dict[str, Tensor]) -> list[Any]:
     """The CONDITIONING that :func:`conditioning_tensors` took apart."""
-    raise NotImplementedError
+    options = {POOLED: tensors["pooled"]} if "pooled" in tensors else {}
+    return [[tensors["embeds"], options]]
 
 
 def apply_to_conditioning(conditioning: list[Any], change: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]) -> list[Any]:
     """A copy of ``conditioning`` with ``change(embeds [B, L, D], pooled [B, P] | None)`` applied to every entry;
     areas, masks, ControlNet and all other parts are kept."""
-    raise NotImplementedError
+    changed = []
+    for embeds, options in conditioning:
+        new_embeds, pooled = change(embeds, options.get(POOLED))
+        new_options = dict(options)
+        if pooled is not None:
+            new_options[POOLED] = pooled
+        changed.append([new_embeds, new_options])
+    return changed
 
 
 def encode_sentences(clip: Any, sentences: Sequence[str], batch_size: int = 16) -> tuple[Tensor, Tensor | None]:
     """Encode N sentences with the host's CLIP: ``(embeds [N, L, D], pooled [N, P] or None where the model has no use for it)``.
 
+    A single CLIP encodes ``batch_size`` sentences in one pass: the host runs the 77-token blocks of a long prompt as rows
+    of a batch, and one sentence is one block. Models with pooled conditionings (SDXL) go one by one, because the host
+    returns the pooled vector of the first block only.
+
     Raises:
         EditingError: no sentence, or one longer than a single block of tokens.
     """
-    raise NotImplementedError
+    if not sentences:
+        raise EditingError("The sentence list is empty; write at least one sentence.")
+    tokens = [clip.tokenize(sentence) for sentence in sentences]
+    for sentence, blocks in zip(sentences, tokens, strict=True):
+        if any(len(rows) != 1 for rows in blocks.values()):
+            raise EditingError(f"The sentence {sentence[:40]!r}... is longer than 75 tokens; shorten it.")
+    if len(tokens[0]) == 1:
+        return _encode_blocks(clip, tokens, batch_size), None
+    encoded = []
+    for blocks in tokens:
+        model_management.throw_exception_if_processing_interrupted()
+        encoded.append(clip.encode_from_tokens(blocks, return_pooled=True))
+    embeds, pooled = zip(*encoded, strict=True)
+    return torch.cat(embeds), None if pooled[0] is None else torch.cat(pooled)
+
+
+def _encode_blocks(clip: Any, tokens: list[dict[str, list[Any]]], batch_size: int) -> Tensor:
+    (name,) = tokens[0]
+    embeds = []
+    for start in range(0, len(tokens), batch_size):
+        model_management.throw_exception_if_processing_interrupted()
+        rows = [blocks[name][0] for blocks in tokens[start : start + batch_size]]
+        joined = clip.encode_from_tokens({name: rows})
+        embeds.append(joined.reshape(len(rows), -1, joined.shape[-1]))
+    return torch.cat(embeds)
 
 
 def text_encoder_name(clip: Any) -> str:
     """A stable name of the text encoder, its parts and widths: "clip_l 768", "clip_l 768 + clip_g 1280"."""
-    raise NotImplementedError
+    parts = []
+    for name, module in clip.cond_stage_model.named_children():
+        table = module.transformer.get_input_embeddings() if hasattr(module, "transformer") else None
+        if table is not None:
+            parts.append(f"{name} {table.weight.shape[1]}")
+    return " + ".join(parts) or type(clip.cond_stage_model).__name__

@@ -6,40 +6,26 @@ handed a function of a :class:`Session`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Generic, TypeVar
 
+import comfy.model_management as model_management
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
 from torch import Tensor
 
-from ...core.denoiser import Callback
-from .denoiser import ComfyDenoiser
+from .denoiser import ComfyDenoiser, identity
+from .gradients import differentiable_attention, frozen, gradient_scope, materialise, normal_tensors, static_patcher
+from .latents import latent_to_model, require_image_latent
+from .memory import memory_advice
+from .session import Session
 
 T = TypeVar("T")
+Step = Callable[[Tensor, float], Tensor]
 
-
-@dataclass
-class Session:
-    """What an algorithm works with while the model is loaded. Valid only inside ``work``.
-
-    Attributes:
-        denoiser: the loaded MODEL as ``core.denoiser.Denoiser``.
-        latent: the LATENT in model space ``[B, C, H, W]``, fp32, on the model's device.
-        conds: processed conditionings by the names given to :func:`run`, to be handed to ``denoiser``.
-    """
-
-    denoiser: ComfyDenoiser
-    latent: Tensor
-    conds: dict[str, Any]
-
-    def callback(self, total: int | None = None) -> Callback:
-        """A core callback that moves the node's progress bar over real inner iterations, shows the latent preview once
-        a step and raises when the person pressed Cancel.
-
-        Args:
-            total: length of the bar; ``steps * max_iterations`` of the first report when None.
-        """
-        raise NotImplementedError
+ADVICE = "lower the image size or the batch size"
 
 
 def run(
@@ -51,7 +37,7 @@ def run(
     gradients: bool = False,
     seed: int = 0,
     sigmas: Tensor | None = None,
-    advice: str = "",
+    advice: str = ADVICE,
 ) -> T:
     """Load ``model``, prepare ``conds`` for ``latent`` and return ``work(session)``; everything is undone afterwards.
 
@@ -69,24 +55,130 @@ def run(
         InterruptProcessingException: the person pressed Cancel (always passes through).
         OOM_EXCEPTION: out of memory, with ``advice`` in the message and still recognised by the host.
     """
-    raise NotImplementedError
+    clean = latent_to_model(model, latent)
+    if sigmas is None:
+        sampling = model.get_model_object("model_sampling")
+        sigmas = torch.tensor([float(sampling.sigma_max), 0.0])
+    sampler = _Work(work, clean)
+    guider = SessionGuider(model, conds, gradients=gradients, advice=advice)
+    samples = latent["samples"]
+    guider.sample(torch.zeros_like(samples), samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed)
+    return sampler.result
 
 
-class DenoiserGuider:
+class _Work(comfy.samplers.Sampler, Generic[T]):
+    """A host sampler that runs ``work`` once in place of stepping, and keeps what it returns."""
+
+    result: T
+
+    def __init__(self, work: Callable[[Session], T], clean: Tensor):
+        self.work, self.clean = work, clean
+
+    def sample(self, model_wrap: SessionGuider, sigmas: Tensor, extra_args: dict[str, Any], *rest: Any, **named: Any) -> Tensor:
+        session = model_wrap.session(extra_args["model_options"], self.clean)
+        self.result = self.work(session)
+        return torch.zeros_like(session.latent)
+
+
+class SessionGuider(comfy.samplers.CFGGuider):
+    """A stock guider that can record gradients, explains a lack of memory and leaves nothing behind when it fails."""
+
+    def __init__(self, model: Any, conds: dict[str, list[Any]], *, gradients: bool = False, advice: str = ADVICE):
+        super().__init__(model)
+        self.model_identity = identity(model)
+        self.gradients = gradients
+        self.advice = advice
+        self.inner_set_conds(conds)
+
+    def session(self, model_options: dict[str, Any], clean: Tensor) -> Session:
+        """The session of the run in progress; ``clean`` is the latent in model space."""
+        latent = clean.to(self.model_patcher.load_device, torch.float32)
+        denoiser = ComfyDenoiser(self.inner_model, model_options, self.model_identity)
+        return Session(denoiser, normal_tensors(latent) if self.gradients else latent, self.conds, self.model_patcher)
+
+    def sample(self, noise: Tensor, latent_image: Tensor, *rest: Any, **named: Any) -> Tensor:
+        """The host's ``CFGGuider.sample``, with gradients possible inside when this guider wants them."""
+        with memory_advice(self.advice), gradient_scope(self.gradients), self._prepared():
+            if self.gradients:
+                noise, latent_image, rest, named = normal_tensors((noise, latent_image, rest, named))
+            return super().sample(noise, latent_image, *rest, **named).detach()
+
+    def inner_sample(self, *arguments: Any, **named: Any) -> Tensor:
+        """The host's ``inner_sample``, after loading: the weights become usable for autograd and stay frozen."""
+        if not self.gradients:
+            return super().inner_sample(*arguments, **named)
+        modules = [patcher.model for patcher in (self.model_patcher, *self.loaded_models) if hasattr(patcher, "model")]
+        for module in modules:
+            materialise(module)
+        options = self.model_options["transformer_options"]
+        options["optimized_attention_override"] = differentiable_attention(options.get("optimized_attention_override"))
+        with frozen(modules):
+            return super().inner_sample(*arguments, **named)
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """Swap in what gradients need, and after an error do the cleaning that the host only does on success."""
+        model, conds = self.model_patcher, self.original_conds
+        try:
+            if self.gradients:
+                self.model_patcher = static_patcher(model)
+                self.original_conds = normal_tensors(conds)
+            yield
+        except BaseException:
+            if hasattr(self, "loaded_models"):
+                comfy.sampler_helpers.cleanup_models(self.conds, self.loaded_models)
+            model_management.soft_empty_cache()
+            raise
+        finally:
+            self.model_patcher, self.original_conds = model, conds
+            for name in ("inner_model", "loaded_models", "conds"):
+                self.__dict__.pop(name, None)
+
+
+class DenoiserGuider(SessionGuider):
     """A GUIDER for SamplerCustomAdvanced whose prediction is made by a core algorithm.
 
     ``prepare(session)`` is called once at the start of every sampling run and returns ``step(x, sigma) -> denoised``
     with ``x [B, C, H, W]`` in sigma space and ``sigma`` a float; state of one run lives in what it returns, so that a
-    cached GUIDER gives the same picture twice.
+    cached GUIDER gives the same picture twice. ``session.latent`` is the LATENT wired into the sampler.
     """
 
     def __init__(
         self,
         model: Any,
         conds: dict[str, list[Any]],
-        prepare: Callable[[Session], Callable[[Tensor, float], Tensor]],
+        prepare: Callable[[Session], Step],
         *,
         gradients: bool = False,
-        advice: str = "",
+        advice: str = ADVICE,
     ):
-        raise NotImplementedError
+        super().__init__(model, conds, gradients=gradients, advice=advice)
+        self.prepare = prepare
+        self._step: Step | None = None
+        self._session: Session | None = None
+
+    def sample(self, noise: Tensor, latent_image: Tensor, *rest: Any, **named: Any) -> Tensor:
+        """One sampling run; what ``prepare`` returned for it is dropped at its end."""
+        require_image_latent(self.model_patcher, latent_image)
+        with ExitStack() as stack:
+            stack.callback(self._forget)
+            return super().sample(noise, latent_image, *rest, **named)
+
+    def inner_sample(self, noise: Tensor, latent_image: Tensor, *rest: Any, **named: Any) -> Tensor:
+        """Keep the latent in model space for the session, then go on as the host does."""
+        self._clean = self.inner_model.process_latent_in(latent_image)
+        return super().inner_sample(noise, latent_image, *rest, **named)
+
+    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None) -> Tensor:
+        """``step``'s prediction of the clean latent at ``timestep`` (the host's name for sigma, ``[B]``)."""
+        options = model_options or {}
+        with torch.set_grad_enabled(self.gradients):
+            if self._step is None or self._session is None:
+                self._session = self.session(options, self._clean)
+                self._step = self.prepare(self._session)
+            self._session.denoiser.model_options = options
+            return self._step(x.detach(), float(timestep.reshape(-1)[0])).detach()
+
+    def _forget(self) -> None:
+        self._step = self._session = None
+        self.__dict__.pop("_clean", None)

@@ -1,0 +1,95 @@
+"""The second seam in ComfyUI: handing attention calls of the U-Net to a ``core.attention.site.AttentionControl``.
+
+The route is ``transformer_options["optimized_attention_override"]``, which every attention call of the network passes
+through. It is installed by a DIFFUSION_MODEL wrapper on a copy of the options, so that it lives for one forward of the
+U-Net and ControlNets keep their own attention. An override that was there already runs where the control does not.
+Layers that another pack replaced whole (IP-Adapter's ``attn2_replace``) never reach it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import comfy.model_patcher
+import comfy.patcher_extension
+from comfy.ldm.modules.attention import SpatialTransformer
+from torch import Tensor
+
+from ...core.attention.site import AttentionControl, Site
+from ...core.errors import EditingError
+
+BLOCKS: dict[str, Literal["down", "mid", "up"]] = {"input": "down", "middle": "mid", "output": "up"}
+#: (block name, block number, transformer block in it), the host's address of an attention layer.
+Address = tuple[str, int, int]
+WRAPPER_KEY = "semantic_editing"
+
+
+def site_table(network: Any) -> dict[Address, int]:
+    """Running number of every transformer block of a U-Net in network order; each has one self- and one cross-attention.
+
+    Raises:
+        EditingError: a network without cross-attention (DiT and flow models attend jointly).
+    """
+    table: dict[Address, int] = {}
+    if hasattr(network, "input_blocks"):
+        groups = (("input", network.input_blocks), ("middle", [network.middle_block]), ("output", network.output_blocks))
+        for name, blocks in groups:
+            for number, block in enumerate(blocks):
+                for layer in block if block is not None else ():
+                    if isinstance(layer, SpatialTransformer):
+                        for index in range(len(layer.transformer_blocks)):
+                            table[name, number, index] = len(table)
+    if not table:
+        raise EditingError(
+            "This model has no cross-attention layers to steer; use an SD 1.x, SD 2.x or SDXL checkpoint, "
+            "or a node that does not guide attention."
+        )
+    return table
+
+
+def with_control(model_options: dict[str, Any], network: Any, control: AttentionControl) -> dict[str, Any]:
+    """A copy of ``model_options`` under which one evaluation of ``network`` shows its attention to ``control``."""
+    table = site_table(network)
+
+    def wrapper(executor: Any, x: Tensor, timesteps: Any, context: Any, y: Any, residuals: Any, options: Any, **rest: Any) -> Any:
+        options = dict(options)
+        previous = options.get("optimized_attention_override")
+        options["optimized_attention_override"] = _Override(control, table, context.shape[1], previous)
+        return executor(x, timesteps, context, y, residuals, options, **rest)
+
+    changed = comfy.model_patcher.create_model_options_clone(model_options)
+    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+    comfy.patcher_extension.add_wrapper_with_key(kind, WRAPPER_KEY, wrapper, changed, is_model_options=True)
+    return changed
+
+
+class _Override:
+    """The override for one forward of the network; remembers which layers it has seen to tell self from cross."""
+
+    def __init__(self, control: AttentionControl, table: dict[Address, int], tokens: int, previous: Any | None):
+        self.control, self.table, self.tokens, self.previous = control, table, tokens, previous
+        self.seen: set[Address] = set()
+
+    def __call__(self, function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **options: Any) -> Any:
+        site = self._site(q, k, heads, options.get("transformer_options") or {})
+        if site is not None and mask is None and self.control.wants(site):
+            rows, queries, width = q.shape
+            split = [t.view(rows, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v)]
+            return self.control(*split, site).to(q.dtype).transpose(1, 2).reshape(rows, queries, width)
+        if self.previous is not None:
+            return self.previous(function, q, k, v, heads, mask=mask, **options)
+        return function(q, k, v, heads, mask=mask, **options)
+
+    def _site(self, q: Tensor, k: Tensor, heads: int, options: dict[str, Any]) -> Site | None:
+        block = options.get("block", ("", -1))
+        address = (block[0], block[1], options.get("block_index", 0))
+        if address not in self.table:
+            return None
+        # As many text tokens as pixels (a 7x11 grid): then the first call of a transformer block is its self-attention.
+        ambiguous = k.shape[1] == q.shape[1] == self.tokens
+        cross = address in self.seen if ambiguous else k.shape[1] == self.tokens
+        self.seen.add(address)
+        height, width = options["activations_shape"][-2:]
+        branches = tuple(options.get("cond_or_uncond", (0,)))
+        kind: Literal["self", "cross"] = "cross" if cross else "self"
+        return Site(BLOCKS[address[0]], self.table[address], (height, width), heads, kind, branches)

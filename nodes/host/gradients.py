@@ -1,0 +1,113 @@
+"""Gradients inside a host that runs every prompt under ``torch.inference_mode()``.
+
+Weights that a stock loader made inside a prompt are inference tensors: autograd refuses to save them, and neither
+``enable_grad`` nor replacing ``p.data`` helps. What helps is to leave inference mode around loading *and* work, and to
+replace the Parameter and buffer objects once, value for value (:func:`materialise`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.ldm.modules.attention as host_attention
+import comfy.model_management as model_management
+import torch
+
+from ...core.errors import EditingError
+
+#: The host's attention functions that autograd can differentiate; others (sage, flash, int8) are replaced while it records.
+DIFFERENTIABLE_ATTENTION = {"attention_basic", "attention_sub_quad", "attention_split", "attention_pytorch"}
+
+
+@contextmanager
+def gradient_scope(enabled: bool) -> Iterator[None]:
+    """Everything inside (loading included) may build autograd graphs; with ``enabled`` False nothing does."""
+    if not enabled:
+        with torch.no_grad():
+            yield
+        return
+    # Newer hosts run in-place inference kernels unless this flag says that autograd is recording.
+    flagged = hasattr(model_management, "in_training")
+    before = getattr(model_management, "in_training", False)
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            if flagged:
+                model_management.in_training = True
+            yield
+        finally:
+            if flagged:
+                model_management.in_training = before
+
+
+def materialise(module: torch.nn.Module) -> None:
+    """Replace the inference tensors among ``module``'s parameters and buffers by normal ones of the same values.
+
+    Call it outside inference mode and after loading (which makes parameters anew). It changes the shared module, but no
+    value in it.
+    """
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter.is_inference():
+                part._parameters[name] = torch.nn.Parameter(parameter.clone(), requires_grad=False)
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                part._buffers[name] = buffer.clone()
+
+
+@contextmanager
+def frozen(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """No parameter of ``modules`` requires a gradient inside; the previous state comes back afterwards.
+
+    0.3.64 leaves ``requires_grad`` on, and a backward pass would then compute and keep a gradient for every weight.
+    """
+    thawed = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in thawed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in thawed:
+            parameter.requires_grad_(True)
+
+
+def normal_tensors(value: Any) -> Any:
+    """A copy of nested lists, tuples and dicts in which every tensor is a normal, detached clone; other objects stay."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if type(value) is dict:
+        return {key: normal_tensors(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(normal_tensors(part) for part in value)
+    return value
+
+
+def static_patcher(model: Any) -> Any:
+    """``model`` itself, or where the host streams weights through a shared buffer (dynamic VRAM) a copy that stays put.
+
+    Raises:
+        EditingError: a loader without a copy of its weights made the model.
+    """
+    if not getattr(model, "is_dynamic", lambda: False)():
+        return model
+    try:
+        return model.get_non_dynamic_delegate()
+    except RuntimeError as error:
+        raise EditingError(
+            "This model's loader cannot hand out the static copy that gradients need; "
+            "use a stock loader or start ComfyUI with --disable-dynamic-vram."
+        ) from error
+
+
+def differentiable_attention(previous: Any | None = None) -> Any:
+    """An ``optimized_attention_override`` that swaps attention kernels without a backward for PyTorch's while autograd records."""
+
+    def override(function: Any, q: Any, k: Any, v: Any, heads: int, *rest: Any, **options: Any) -> Any:
+        if torch.is_grad_enabled() and getattr(function, "__name__", "") not in DIFFERENTIABLE_ATTENTION:
+            function = host_attention.attention_pytorch
+        if previous is not None:
+            return previous(function, q, k, v, heads, *rest, **options)
+        return function(q, k, v, heads, *rest, **options)
+
+    return override

@@ -1,0 +1,32 @@
+"""Running out of memory, said so that a person knows which widget to turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.model_management as model_management
+
+#: What allocators without an exception type of their own say (CPU, MPS, DirectML).
+PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is an allocator's, by the host's own judgement or by its words."""
+    if hasattr(model_management, "is_oom"):
+        known = model_management.is_oom(error)
+    else:
+        known = isinstance(error, model_management.OOM_EXCEPTION) and model_management.OOM_EXCEPTION is not Exception
+    return known or (isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in PHRASES))
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Raise an out-of-memory error anew with ``advice`` in front, still of the type by which the host frees its models."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise model_management.OOM_EXCEPTION(f"Out of memory; {advice}. ({reason})") from error
