@@ -2,13 +2,117 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import comfy.latent_formats
+import comfy.model_management as model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
 
-def load_demo_model() -> tuple[Any, Any, Any]:
+from ...core.errors import EditingError
+from ...core.files import load_tensors
+from .weights import convert_unet, convert_vae, unet_config, vae_config
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
+
+
+def load_demo_model(folder: Path = ASSETS) -> tuple[Any, Any, Any]:
     """``(MODEL, CLIP, VAE)`` from ``assets/demo``; every stock node works on them.
+
+    Everything computes in fp32: the networks are small, and their results then agree with diffusers to 1e-4.
+
+    Args:
+        folder: holds ``unet/``, ``clip/`` and ``vae/`` in diffusers' and transformers' layout, and ``vocab.json``.
 
     Raises:
         EditingError: the demo assets are missing or damaged.
     """
-    raise NotImplementedError
+    if not folder.is_dir():
+        raise EditingError(f"The demo model is missing ({folder.name} is not in the pack's assets); install the pack again.")
+    scale = float(_config(folder / "vae")["scaling_factor"])
+    return _model(folder / "unet", scale), _clip(folder), _vae(folder / "vae")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise EditingError(f"The demo model's {folder.name}/config.json cannot be read; install the pack again.") from error
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    (file,) = sorted(folder.glob("*.safetensors"))[:1] or [folder / "model.safetensors"]
+    tensors, _ = load_tensors(file)
+    return {key: value.float() for key, value in tensors.items()}
+
+
+def _model(folder: Path, scale: float) -> Any:
+    class Latent(comfy.latent_formats.LatentFormat):
+        scale_factor = scale
+
+    class Config(comfy.supported_models_base.BASE):
+        unet_extra_config: dict[str, Any] = {}
+        latent_format = Latent
+        memory_usage_factor = 1.0
+
+    arguments = unet_config(_config(folder))
+    config = Config(arguments)
+    config.set_inference_dtype(torch.float32, None)
+    base = config.get_model({}, "")
+    base.load_model_weights(convert_unet(_weights(folder), arguments), "")
+    return comfy.model_patcher.ModelPatcher(
+        base, load_device=model_management.get_torch_device(), offload_device=model_management.unet_offload_device()
+    )
+
+
+def _clip(folder: Path) -> Any:
+    from ...core.demo import expand_token_table  # on first use: it brings diffusers along
+
+    text = _config(folder / "clip")["text_config"]
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "hidden_act")
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    options = {"dtype": torch.float32, "clip_l_model_config": {key: text[key] for key in sizes}}
+    clip = comfy.sd.CLIP(target, model_options=options)
+    weights = {key: value for key, value in _weights(folder / "clip").items() if key.startswith("text_")}
+    table = "text_model.embeddings.token_embedding.weight"
+    weights[table] = expand_token_table(weights[table], json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
+    clip.load_sd(weights)
+    return clip
+
+
+def _vae(folder: Path) -> Any:
+    config = _config(folder)
+    vae = comfy.sd.VAE(sd=convert_vae(_weights(folder), config), config={"params": vae_config(config)}, dtype=torch.float32)
+    vae.first_stage_model = PixelShuffled(vae.first_stage_model)
+    vae.patcher = comfy.model_patcher.ModelPatcher(vae.first_stage_model, vae.patcher.load_device, vae.patcher.offload_device)
+    return vae
+
+
+class PixelShuffled(nn.Module):
+    """The demo's autoencoder seen as an ordinary VAE of images at eight times the latent's size.
+
+    It works at half resolution with 2x2 pixels folded into channels: ``[B, 3, 8h, 8w]`` is averaged to ``4h``, unshuffled
+    to ``[B, 12, 2h, 2w]`` and encoded to ``[B, 4, h, w]``; decoding goes back and ends with a bicubic doubling.
+    """
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """``pixels [B, 3, 8h, 8w]`` in -1..1 -> latent mean ``[B, 4, h, w]``."""
+        folded: Tensor = functional.pixel_unshuffle(functional.avg_pool2d(pixels, 2), 2)
+        return self.inner.encode(folded)
+
+    def decode(self, latent: Tensor, **options: Any) -> Tensor:
+        """``latent [B, 4, h, w]`` -> pixels ``[B, 3, 8h, 8w]``."""
+        half = functional.pixel_shuffle(self.inner.decode(latent, **options), 2)
+        return functional.interpolate(half, scale_factor=2, mode="bicubic")
