@@ -1,0 +1,99 @@
+"""The promises of the package itself: what it requires, what it imports and when, and who may know ComfyUI."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HOST_MODULES = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "latent_preview", "execution", "server", "nodes"}
+HEAVY_MODULES = {"diffusers", "transformers", "open_clip", "torchvision", "timm", "scipy", "matplotlib"}
+NETWORK_MODULES = {"requests", "urllib", "http", "socket", "huggingface_hub"}
+
+
+def sources(*folders: str) -> list[Path]:
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert found, f"no sources in {folders}"
+    return found
+
+
+def absolute_imports(tree: ast.AST) -> list[tuple[str, int]]:
+    """Top-level package names that a syntax tree imports absolutely, with line numbers."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [(alias.name.split(".")[0], node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.append(((node.module or "").split(".")[0], node.lineno))
+    return names
+
+
+def module_level(tree: ast.Module) -> ast.Module:
+    """The tree without function bodies and TYPE_CHECKING blocks: what runs at import."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, node):
+            return None
+
+        visit_AsyncFunctionDef = visit_FunctionDef
+
+        def visit_If(self, node):
+            return None if "TYPE_CHECKING" in ast.unparse(node.test) else node
+
+    return Strip().visit(tree)
+
+
+@pytest.mark.parametrize("path", sources("core"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_core_never_imports_the_host_or_the_package_by_name(path):
+    forbidden = HOST_MODULES | {"semantic_editing"}
+    assert [hit for hit in absolute_imports(ast.parse(path.read_text("utf-8"))) if hit[0] in forbidden] == []
+
+
+@pytest.mark.parametrize("path", [p for p in sources("nodes") if p.parent.name != "host"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_host_folder_knows_comfyui(path):
+    assert [hit for hit in absolute_imports(ast.parse(path.read_text("utf-8"))) if hit[0] in HOST_MODULES | {"semantic_editing"}] == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "__init__.py", *sources("core", "nodes")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_heavy_and_no_network_at_import(path):
+    names = absolute_imports(module_level(ast.parse(path.read_text("utf-8"))))
+    assert [hit for hit in names if hit[0] in HEAVY_MODULES | NETWORK_MODULES] == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "__init__.py", *sources("core", "nodes")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_code_from_strings_and_no_unsafe_pickles(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        assert name not in {"eval", "exec", "os.system", "pickle.load", "pickle.loads", "subprocess.run"}, f"line {call.lineno}: {name}"
+        if name == "torch.load":
+            assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords), f"line {call.lineno}"
+
+
+def requirement_names(text: str) -> set[str]:
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return {re.split(r"[<>=!~ \[]", line)[0].lower().replace("_", "-") for line in lines if line}
+
+
+def test_requirements_cover_the_dependencies_and_never_touch_torch():
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    listed = re.search(r"^dependencies = \[(.*?)\]", project, re.S | re.M)
+    assert listed is not None
+    dependencies = {re.split(r"[<>=]", name)[0].lower().replace("_", "-") for name in re.findall(r'"([^"]+)"', listed.group(1))}
+    requirements = requirement_names((ROOT / "requirements.txt").read_text("utf-8"))
+    assert dependencies and dependencies <= requirements
+    assert not requirements & {"torch", "torchvision", "torchaudio"} and not dependencies & {"torch", "torchvision", "torchaudio"}
+
+
+def test_the_door_opens_without_a_host_and_without_torch():
+    code = "import sys, semantic_editing; print(sorted({'torch', 'numpy', 'diffusers'} & set(sys.modules)), semantic_editing.WEB_DIRECTORY)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[] ./web"
+
+
+def test_version_has_a_changelog_entry():
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
+    assert version is not None and f"## {version.group(1)}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
