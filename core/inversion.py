@@ -15,6 +15,7 @@ from torch import Tensor
 from .denoiser import Callback, Denoiser, ModelIdentity, Progress, check_finite, euler_step, guided, unit_scale
 from .errors import EditingError
 from .files import load_tensors, metadata_json, save_tensors
+from .solvers import OPTIMIZERS, SOLVERS, ImplicitStep, Optimizer, Solver, ddim_guess, extrapolate, solve
 
 FILE_FORMAT = "semantic_editing.inversion"
 FILE_VERSION = "1"
@@ -168,3 +169,126 @@ def reconstruct(
             if callback is not None:
                 callback(Progress(step, inversion.steps, 0, 1, denoised))
     return x
+
+
+def check_latent(latent: Tensor, identity: ModelIdentity) -> Tensor:
+    """``latent [B, C, H, W]`` as a detached tensor of at least fp32, or an :class:`EditingError` that says what is wrong with it."""
+    if latent.ndim != 4 or latent.shape[1] != identity.latent_channels:
+        raise EditingError(
+            f"The latent has shape {list(latent.shape)}, this model wants [batch, {identity.latent_channels}, height, width]; "
+            "encode the image with this model's own VAE."
+        )
+    check_finite(latent, "The latent")
+    return latent.detach().to(torch.promote_types(latent.dtype, torch.float32))
+
+
+def inversion_grid(denoiser: Denoiser, steps: int, sigmas: Tensor | None = None) -> Tensor:
+    """The ascending levels of an inversion, ``[T+1]`` fp32 on the CPU.
+
+    Args:
+        steps: number of steps of the model's own grid, at least 1; not used when ``sigmas`` is given.
+        sigmas: another grid, ascending or descending (a sampler's SIGMAS); its lowest level may be 0.
+
+    Raises:
+        EditingError: fewer than two levels, NaN, negative or repeated levels, or levels out of order.
+    """
+    if sigmas is None:
+        if steps < 1:
+            raise EditingError(f"steps is {steps}; use 1 or more.")
+        return denoiser.sigma_grid(steps)
+    grid = sigmas.detach().flatten().float().cpu()
+    if len(grid) < 2:
+        raise EditingError(f"The sigmas have {len(grid)} level(s); an inversion needs at least 2.")
+    if not torch.isfinite(grid).all() or (grid < 0).any():
+        raise EditingError("The sigmas have a negative or non-finite level; wire them from a scheduler node of this model.")
+    if grid[0] > grid[-1]:
+        grid = grid.flip(0)
+    if (grid.diff() <= 0).any():
+        raise EditingError("The sigmas repeat a level or are out of order; use levels that only rise or only fall.")
+    return grid
+
+
+def invert(
+    denoiser: Denoiser,
+    latent: Tensor,
+    cond: Any,
+    steps: int = 50,
+    solver: Solver = "auto",
+    tolerance: float = 5e-6,
+    max_iterations: int = 25,
+    callback: Callback | None = None,
+    *,
+    sigmas: Tensor | None = None,
+    optimizer: Optimizer = "adamw",
+    learning_rate: float = 1e-3,
+    cond_tensors: Mapping[str, Tensor] | None = None,
+    check_residual: bool = False,
+) -> Inversion:
+    """Invert a clean latent to noise so that plain DDIM sampling comes back to it (SPDInv, arXiv 2403.11105).
+
+    Each step solves ``y = x + (sigma_next - sigma) * (y - x0_hat(y, sigma_next)) / sigma_next`` (SPDInv Eq. 3 in sigma
+    space), until the mean-square residual (Eq. 4) is at most ``tolerance``.
+
+    Args:
+        latent: ``[B, C, H, W]`` VAE latent, already scaled.
+        cond: conditioning of the image, used at cfg 1: ``[B or 1, L, D]``, or the backend's own object.
+        solver: ``"auto"`` (extrapolated start, accelerated fixed point, descent only as a last resort),
+            ``"fixed_point"`` (Picard, damped where the residual grows), ``"anderson"``, ``"gradient"`` (SPDInv
+            Algorithm 1) or ``"ddim"`` (plain DDIM inversion, one explicit evaluation a step: the baseline).
+        tolerance: residual to reach, mean square in unit-variance latent units (the paper's delta).
+        max_iterations: most residual measurements a step (the paper's K); the explicit guess of ``"gradient"`` is extra.
+        callback: told after every network evaluation; an exception it raises ends the run.
+        sigmas: levels to use instead of the model's grid of ``steps`` steps, see :func:`inversion_grid`.
+        optimizer: of ``"gradient"``: ``"adamw"`` as released, ``"gradient_descent"`` as printed.
+        learning_rate: of ``"gradient"`` (the paper's eta).
+        cond_tensors: what to store as :attr:`Inversion.cond`; ``{"embeds": cond}`` when ``cond`` is a tensor.
+        check_residual: ``"ddim"`` does not need its residuals and reports NaN; True spends one more evaluation a step
+            (counted) to measure them.
+
+    Raises:
+        EditingError: wrong latent shape, bad steps, grid, solver, tolerance or iterations, NaN from the model.
+    """
+    if solver not in SOLVERS:
+        raise EditingError(f"There is no solver {solver!r}; use one of {', '.join(SOLVERS)}.")
+    if optimizer not in OPTIMIZERS:
+        raise EditingError(f"There is no optimizer {optimizer!r}; use one of {', '.join(OPTIMIZERS)}.")
+    if max_iterations < 1 or not tolerance >= 0:
+        raise EditingError(f"max_iterations is {max_iterations} and tolerance {tolerance}; use 1 or more and 0 or more.")
+    x = check_latent(latent, denoiser.identity)
+    grid = inversion_grid(denoiser, steps, sigmas)
+    levels = [float(level) for level in grid]
+    total = len(levels) - 1
+    trajectory, taken = [x], []
+    slopes: list[tuple[float, Tensor]] = []
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
+
+        def report(iteration: int, denoised: Tensor, index: int = index) -> None:
+            if callback is not None:
+                callback(Progress(index, total, iteration, max_iterations, denoised))
+
+        step = ImplicitStep(denoiser, cond, x, sigma, sigma_next, report, f"step {index + 1}")
+        if solver == "ddim":
+            step.accept(ddim_guess(step), measure=check_residual)
+        else:
+            if solver == "gradient":
+                guess = ddim_guess(step)
+            elif slopes:
+                guess = step.image(extrapolate(slopes, sigma_next) if solver == "auto" else slopes[-1][1], step.rows)
+            else:
+                guess = x
+            solve(step, guess, solver, tolerance, max_iterations, optimizer, learning_rate)
+        x = step.best
+        slopes = [*slopes, (sigma_next, step.slope)][-3:]
+        trajectory.append(x)
+        taken.append(step)
+    stored = cond_tensors if cond_tensors is not None else {"embeds": cond} if isinstance(cond, Tensor) else None
+    return Inversion(
+        latents=torch.stack(trajectory),
+        sigmas=grid,
+        residuals=torch.stack([step.residual for step in taken]).cpu(),
+        forward_evaluations=torch.stack([step.forward for step in taken]),
+        backward_evaluations=torch.stack([step.backward for step in taken]),
+        identity=denoiser.identity,
+        method="ddim" if solver == "ddim" else f"spdinv/{solver}",
+        cond=stored,
+    )

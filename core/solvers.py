@@ -1,0 +1,300 @@
+"""Solvers for the implicit Euler step of an inversion.
+
+A DDIM sampling step takes ``y`` at ``sigma_next`` to ``start`` at ``sigma`` with the prediction made *at y*. Inverting it
+means finding the fixed point of ``f(y) = start + (sigma_next - sigma) * slope(y)`` with
+``slope(y) = (y - x0_hat(y, sigma_next)) / sigma_next`` (SPDInv, https://arxiv.org/abs/2403.11105, Eq. 3). All rows of a
+batch are independent problems: a row that has converged is no longer evaluated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser, check_finite, unit_scale
+
+Solver = Literal["auto", "fixed_point", "anderson", "gradient", "ddim"]
+Optimizer = Literal["adamw", "gradient_descent"]
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+
+#: Rounds without a fall of the residual after which ``auto`` hands a row on to its next rule.
+PATIENCE = 4
+ANDERSON_WINDOW = 3
+
+
+@dataclass
+class ImplicitStep:
+    """One implicit Euler step for a batch: its evaluations, their count, and the best latent visited per row.
+
+    Attributes:
+        start: ``[B, C, H, W]`` latent at ``sigma``, fp32.
+        report: called after every network evaluation with the iteration and the current x0 predictions ``[B, C, H, W]``.
+        name: how an error names this step.
+        best: ``[B, C, H, W]`` the visited latent with the smallest residual.
+        slope: ``[B, C, H, W]`` the network's ``dx/dsigma`` at ``best``.
+        residual: ``[B]`` mean square of ``f(best) - best`` in unit-variance latent units (SPDInv Eq. 4, as a mean).
+        forward: ``[B]`` network evaluations spent; ``backward`` likewise.
+    """
+
+    denoiser: Denoiser
+    cond: Any
+    start: Tensor
+    sigma: float
+    sigma_next: float
+    report: Callable[[int, Tensor], None]
+    name: str = "this step"
+    best: Tensor = field(init=False)
+    slope: Tensor = field(init=False)
+    residual: Tensor = field(init=False)
+    forward: Tensor = field(init=False)
+    backward: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        batch = self.start.shape[0]
+        self.best = self.start.clone()
+        self.slope = torch.zeros_like(self.start)
+        self.residual = torch.full((batch,), float("inf"), device=self.start.device)
+        self.forward = torch.zeros(batch, dtype=torch.long)
+        self.backward = torch.zeros(batch, dtype=torch.long)
+        self._denoised = self.start.clone()
+        self._calls = 0
+
+    @property
+    def scale(self) -> float:
+        """Factor from sigma space to unit-variance latents at ``sigma_next``."""
+        return float(unit_scale(self.denoiser.identity, self.sigma_next))
+
+    @property
+    def rows(self) -> Tensor:
+        """All batch rows."""
+        return torch.arange(self.start.shape[0], device=self.start.device)
+
+    def unconverged(self, tolerance: float) -> Tensor:
+        """Batch rows whose best residual is still above ``tolerance``."""
+        return (self.residual > tolerance).nonzero().flatten()
+
+    def network(self, y: Tensor, rows: Tensor) -> Tensor:
+        """``slope(y)`` for ``y [b, C, H, W]`` of batch rows ``rows``; one evaluation each, counted and reported."""
+        cond = self.cond if len(rows) == len(self.start) else self.denoiser.select(self.cond, rows)
+        denoised = self.denoiser(y, self.sigma_next, cond).to(y.dtype)
+        self.forward[rows.cpu()] += 1
+        check_finite(denoised, f"The prediction at {self.name}")
+        self._denoised[rows] = denoised.detach()
+        self.report(self._calls, self._denoised)
+        self._calls += 1
+        return (y - denoised) / self.sigma_next
+
+    def image(self, slope: Tensor, rows: Tensor) -> Tensor:
+        """``f``: where the step from ``start`` along ``slope [b, C, H, W]`` arrives."""
+        return self.start[rows] + (self.sigma_next - self.sigma) * slope
+
+    def squared_miss(self, y: Tensor, slope: Tensor, rows: Tensor) -> Tensor:
+        """Residual ``[b]`` of ``y``, given the slope there."""
+        return ((self.image(slope, rows) - y) * self.scale).square().flatten(1).mean(1)
+
+    def keep_best(self, y: Tensor, slope: Tensor, residual: Tensor, rows: Tensor) -> None:
+        """Remember ``y`` for the rows whose residual it lowers."""
+        better = residual < self.residual[rows]
+        kept = rows[better]
+        self.best[kept], self.slope[kept], self.residual[kept] = y[better], slope[better], residual[better]
+
+    def accept(self, y: Tensor, *, measure: bool) -> None:
+        """Take ``y`` as the result whatever its residual, which is measured (one evaluation) or left as NaN."""
+        self.best = y
+        if measure:
+            with torch.no_grad():
+                slope = self.network(y, self.rows)
+            self.residual = self.squared_miss(y, slope, self.rows)
+        else:
+            self.residual = torch.full_like(self.residual, float("nan"))
+
+
+class _Picard:
+    """``y <- y + damping * (f(y) - y)`` from the best latent; a row's damping halves when its residual did not fall.
+
+    An undamped iteration diverges where ``f`` has an eigenvalue below -1; damped by d it converges for every
+    eigenvalue in ``(1 - 2/d, 1)``.
+    """
+
+    def __init__(self, step: ImplicitStep) -> None:
+        self.step = step
+        self.ready = bool(torch.isfinite(step.residual).all())
+        self.damping = torch.ones_like(step.residual)
+
+    def evaluate(self, y: Tensor, rows: Tensor) -> None:
+        with torch.no_grad():
+            slope = self.step.network(y[rows], rows)
+        residual = self.step.squared_miss(y[rows], slope, rows)
+        self.damping[rows] *= torch.where(residual < self.step.residual[rows], 1.0, 0.5)
+        self.step.keep_best(y[rows], slope, residual, rows)
+
+    def propose(self, y: Tensor, rows: Tensor) -> None:
+        best = self.step.best[rows]
+        move = self.step.image(self.step.slope[rows], rows) - best
+        y[rows] = best + self.damping[rows].view(-1, 1, 1, 1) * move
+
+
+class _Anderson:
+    """Anderson acceleration: the affine combination of the last latents whose misses cancel best, moved by that miss.
+
+    With one latent known it is a Picard step, with two a secant step along their difference.
+    """
+
+    ready = False
+
+    def __init__(self, step: ImplicitStep) -> None:
+        self.step = step
+        self.visited: list[Tensor] = []
+        self.misses: list[Tensor] = []
+
+    def evaluate(self, y: Tensor, rows: Tensor) -> None:
+        with torch.no_grad():
+            slope = self.step.network(y[rows], rows)
+        self.step.keep_best(y[rows], slope, self.step.squared_miss(y[rows], slope, rows), rows)
+        miss = torch.zeros_like(y)
+        miss[rows] = self.step.image(slope, rows) - y[rows]
+        self.visited = [*self.visited, y.clone()][-ANDERSON_WINDOW - 1 :]
+        self.misses = [*self.misses, miss][-ANDERSON_WINDOW - 1 :]
+
+    def propose(self, y: Tensor, rows: Tensor) -> None:
+        latest, miss = self.visited[-1][rows], self.misses[-1][rows]
+        if len(self.visited) == 1:
+            y[rows] = latest + miss
+            return
+        moved = torch.stack([v[rows] - latest for v in self.visited[:-1]], 1)
+        changed = torch.stack([m[rows] - miss for m in self.misses[:-1]], 1)
+        flat = changed.flatten(2).double()
+        gram = flat @ flat.mT
+        ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-30)
+        gram = gram + ridge[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+        mix = torch.linalg.solve(gram, -flat @ miss.flatten(1).double().unsqueeze(2)).to(y.dtype)[:, :, :, None, None]
+        y[rows] = latest + miss + (mix * (moved + changed)).sum(1)
+
+
+class _Descent:
+    """Descent on the residual by backpropagation through the network (SPDInv Algorithm 1), weights frozen.
+
+    ``adamw`` is the released code: AdamW with PyTorch's defaults on the mean-square residual. ``gradient_descent`` is
+    Algorithm 1 as printed: plain descent on the L2 norm. Unlike the released code the best iterate is kept.
+    """
+
+    ready = False
+
+    def __init__(self, step: ImplicitStep, optimizer: Optimizer, learning_rate: float) -> None:
+        self.step = step
+        self.norm = optimizer == "gradient_descent"
+        self.latent = torch.zeros_like(step.start)  # unit-variance units, in which the paper's learning rate is meant
+        self.gradient = torch.zeros_like(step.start)
+        kind = torch.optim.SGD if self.norm else torch.optim.AdamW
+        self.optimizer = kind([self.latent], lr=learning_rate)
+        self.tolerance = 0.0
+
+    def evaluate(self, y: Tensor, rows: Tensor) -> None:
+        scale = self.step.scale
+        with torch.enable_grad():
+            latent = (y[rows] * scale).detach().requires_grad_()
+            slope = self.step.network(latent / scale, rows)
+            residual = self.step.squared_miss(latent / scale, slope, rows)
+            measured = residual.detach()
+            self.step.keep_best(y[rows], slope.detach(), measured, rows)
+            self.gradient = torch.zeros_like(self.step.start)
+            if (measured > self.tolerance).any():
+                count = latent[0].numel()
+                loss = (residual * count).sqrt() if self.norm else residual
+                (self.gradient[rows],) = torch.autograd.grad(loss.sum(), latent)
+                self.step.backward[rows.cpu()] += 1
+
+    def propose(self, y: Tensor, rows: Tensor) -> None:
+        scale = self.step.scale
+        self.latent.copy_(y * scale)
+        self.latent.grad = self.gradient
+        self.optimizer.step()
+        y[rows] = self.latent[rows] / scale
+
+
+def solve(
+    step: ImplicitStep,
+    guess: Tensor,
+    solver: Solver,
+    tolerance: float,
+    max_iterations: int,
+    optimizer: Optimizer = "adamw",
+    learning_rate: float = 1e-3,
+) -> None:
+    """Improve ``step.best`` from ``guess [B, C, H, W]`` until every row's residual is at most ``tolerance``.
+
+    At most ``max_iterations`` residuals are measured per row. On return ``step.best``, ``step.slope`` and
+    ``step.residual`` belong together: the residual is the smallest visited and was measured at that latent.
+    ``auto`` accelerates Picard by Anderson and hands a row on, to damped Picard and then to AdamW descent, only when its
+    residual refuses to fall.
+    """
+
+    def descent(step: ImplicitStep) -> _Descent:
+        rule = _Descent(step, optimizer, learning_rate)
+        rule.tolerance = tolerance
+        return rule
+
+    rules: dict[str, list[Any]] = {
+        "fixed_point": [_Picard],
+        "anderson": [_Anderson],
+        "gradient": [descent],
+        "auto": [_Anderson, _Picard, descent],
+    }
+    chain = rules[solver]
+    budget, current = max_iterations, guess
+    for make in chain:
+        patience = budget if make is chain[-1] else PATIENCE
+        budget -= _iterate(step, current.clone(), make(step), tolerance, budget, patience)
+        current = step.best
+
+
+def _iterate(step: ImplicitStep, y: Tensor, rule: Any, tolerance: float, budget: int, patience: int) -> int:
+    """Apply one rule, in place on ``y``; returns the rounds used. A row stops when converged or stalled for ``patience``.
+
+    A rule that is ``ready`` can propose from the step's best latent without evaluating it again.
+    """
+    stalled = torch.zeros_like(step.residual, dtype=torch.long)
+    for spent in range(budget):
+        rows = step.unconverged(tolerance)
+        rows = rows[stalled[rows] < patience]
+        if not len(rows):
+            return spent
+        if spent or rule.ready:
+            rule.propose(y, rows)
+        before = step.residual[rows]
+        rule.evaluate(y, rows)
+        stalled[rows] = torch.where(step.residual[rows] < 0.9 * before, 0, stalled[rows] + 1)
+    return budget
+
+
+def ddim_guess(step: ImplicitStep) -> Tensor:
+    """Plain DDIM inversion's explicit step (SPDInv Eq. 2): one evaluation, ``[B, C, H, W]`` at ``sigma_next``.
+
+    As in the released code the unit-variance latent of the *lower* level is shown to the network at the *higher* level's
+    timestep; in sigma space that is the start, rescaled.
+    """
+    lower = float(unit_scale(step.denoiser.identity, step.sigma))
+    with torch.no_grad():
+        slope = step.network(step.start * (lower / step.scale), step.rows)
+    step.slope = slope
+    return step.image(slope, step.rows)
+
+
+def extrapolate(slopes: Sequence[tuple[float, Tensor]], sigma: float) -> Tensor:
+    """Polynomial through the last slopes ``[(sigma, [B, C, H, W]), ...]``, continued to ``sigma``, in ``log sigma``."""
+    nodes = [math.log(level) for level, _ in slopes]
+    target = math.log(sigma)
+    result = torch.zeros_like(slopes[0][1])
+    for i, (_, slope) in enumerate(slopes):
+        weight = 1.0
+        for j, node in enumerate(nodes):
+            if j != i:
+                weight *= (target - node) / (nodes[i] - node)
+        result = result + weight * slope
+    return result
