@@ -3,7 +3,6 @@
 The route is ``transformer_options["optimized_attention_override"]``, which every attention call of the network passes
 through. It is installed by a DIFFUSION_MODEL wrapper on a copy of the options, so that it lives for one forward of the
 U-Net and ControlNets keep their own attention. An override that was there already runs where the control does not.
-Layers that another pack replaced whole (IP-Adapter's ``attn2_replace``) never reach it.
 """
 
 from __future__ import annotations
@@ -48,11 +47,18 @@ def site_table(network: Any) -> dict[Address, int]:
 
 
 def with_control(model_options: dict[str, Any], network: Any, control: AttentionControl) -> dict[str, Any]:
-    """A copy of ``model_options`` under which one evaluation of ``network`` shows its attention to ``control``."""
+    """A copy of ``model_options`` under which one evaluation of ``network`` shows its attention to ``control``.
+
+    Raises:
+        EditingError: no cross-attention, or (at the evaluation) another pack replaced it whole, so that no map ever forms.
+    """
     table = site_table(network)
 
     def wrapper(executor: Any, x: Tensor, timesteps: Any, context: Any, y: Any, residuals: Any, options: Any, **rest: Any) -> Any:
         options = dict(options)
+        replaced = options.get("patches_replace", {}).get("attn2", {})
+        if any(address in replaced or address[:2] in replaced for address in table):
+            raise EditingError("Another node replaced the model's cross-attention (IP-Adapter does); wire the model from before that node.")
         previous = options.get("optimized_attention_override")
         options["optimized_attention_override"] = _Override(control, table, context.shape[1], previous)
         return executor(x, timesteps, context, y, residuals, options, **rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.latent_formats
 import comfy.model_management as model_management
@@ -59,7 +59,7 @@ def _model(folder: Path, scale: float) -> Any:
         scale_factor = scale
 
     class Config(comfy.supported_models_base.BASE):
-        unet_extra_config: dict[str, Any] = {}
+        unet_extra_config: ClassVar[dict[str, Any]] = {}
         latent_format = Latent
         memory_usage_factor = 1.0
 

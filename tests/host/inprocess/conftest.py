@@ -27,7 +27,7 @@ import comfy.model_patcher  # noqa: E402
 import comfy.supported_models_base  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are tiny; more threads only wait for each other
 CPU = torch.device("cpu")
 
 
