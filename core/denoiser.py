@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import register_multi_grad_hook
 
 from .errors import EditingError
 
@@ -33,16 +34,21 @@ class Evaluations:
     forward: int = 0
     backward: int = 0
 
-    def track(self, denoised: Tensor) -> Tensor:
-        """Count ``denoised [B, ...]`` as B forwards and, when a gradient ever flows back through it, B backwards."""
+    def track(self, denoised: Tensor, *inputs: Tensor) -> Tensor:
+        """Count ``denoised [B, ...]`` as B forwards, and as B backwards each time a backward pass reaches this call.
+
+        A loss on attention maps never flows through ``denoised``, so a backend also names the call's own ``inputs``
+        (tensors no other call shares: an alias made by ``view_as``, or the scaled input of the network).
+        """
         rows = denoised.shape[0]
         self.forward += rows
-        if denoised.requires_grad:
+        watched = [tensor for tensor in (denoised, *inputs) if tensor.requires_grad]
+        if watched:
 
             def count(_: Tensor) -> None:
                 self.backward += rows
 
-            denoised.register_hook(count)
+            register_multi_grad_hook(watched, count, mode="any")
         return denoised
 
 
