@@ -1,0 +1,131 @@
+"""Sentence Edit Direction, Apply Edit Direction: what changes between two lists of sentences, as a shift of the prompt's embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.directions import EditDirection, sentence_direction
+from ..core.sentences import sentences_of
+from .host import EditDirectionType, apply_to_conditioning, encode_sentences, io, schema, text_encoder_name, widget
+from .reports import report_output, shown
+
+CATEGORY = "semantic editing/direction"
+MODES = ("auto", "words", "sentences")
+
+
+class SentenceEditDirection(io.ComfyNode):
+    """The edit direction of pix2pix-zero (https://arxiv.org/abs/2302.03027, section 3.2)."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_SentenceEditDirection",
+            display_name="Sentence Edit Direction",
+            category=CATEGORY,
+            description="Finds the direction from one meaning to another in the text encoder: two words, or two lists of sentences. "
+            "The mean difference of many sentences is a steadier edit than swapping one word in one prompt.",
+            search_aliases=["pix2pix-zero", "word to word", "text direction", "cat to dog", "semantic direction", "edit by words"],
+            inputs=[
+                widget(io.Clip, "clip", tooltip="Text encoder of the model you edit with."),
+                widget(
+                    io.String,
+                    "source",
+                    multiline=True,
+                    default="cat",
+                    tooltip="What the image shows: one word or short phrase, or sentences, one per line.",
+                ),
+                widget(
+                    io.String,
+                    "target",
+                    multiline=True,
+                    default="dog",
+                    tooltip="What it shall show instead: one word or short phrase, or sentences, one per line.",
+                ),
+                widget(
+                    io.Combo,
+                    "mode",
+                    options=list(MODES),
+                    default="auto",
+                    tooltip="auto: one line is a word, several lines are sentences. words: put the phrase into the built-in sentences. "
+                    "sentences: take every line as it is.",
+                ),
+                widget(
+                    io.Int,
+                    "count",
+                    default=256,
+                    min=1,
+                    max=2000,
+                    tooltip="How many built-in sentences a word is put into on each side. More is steadier and slower; 100 to 1000 is "
+                    "usual. "
+                    "Lines of your own are not affected.",
+                ),
+                widget(
+                    io.Int,
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    advanced=True,
+                    tooltip="Which built-in sentences are drawn; both sides get the same ones.",
+                ),
+            ],
+            outputs=[
+                EditDirectionType.Output(
+                    "edit_direction", display_name="edit direction", tooltip="The direction; wire it into Apply Edit Direction."
+                ),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, source: str, target: str, mode: str, count: int, seed: int) -> Any:
+        """Encode both sides in batches; EditingError for an empty side or an over-long sentence."""
+        raise NotImplementedError
+
+
+class ApplyEditDirection(io.ComfyNode):
+    """Shift a prompt's embedding along a direction."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts."""
+        return schema(
+            node_id="SemEdit_ApplyEditDirection",
+            display_name="Apply Edit Direction",
+            category=CATEGORY,
+            description="Adds an edit direction to a prompt. Chain several of these nodes to add several edits.",
+            search_aliases=["add direction", "pix2pix-zero", "semantic slider", "concept slider"],
+            inputs=[
+                widget(io.Conditioning, "conditioning", tooltip="The prompt that describes the image (the one it was inverted with)."),
+                widget(
+                    EditDirectionType, "edit_direction", tooltip="From Sentence Edit Direction or Load Edit Direction, same text encoder."
+                ),
+                widget(
+                    io.Float,
+                    "strength",
+                    default=1.0,
+                    min=-3.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="0 leaves the prompt exactly as it is, 1 is the whole direction, negative goes the other way. 0.5 to 2 is "
+                    "usual.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "edited_conditioning",
+                    display_name="conditioning",
+                    tooltip="The shifted prompt; wire it as target of Cross-Attn Guided Sampler or as positive of any sampler.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, conditioning: Any, edit_direction: EditDirection, strength: float) -> Any:
+        """Every entry of the conditioning is shifted; EditingError when the direction is another text encoder's."""
+        raise NotImplementedError
+
+
+NODES = [SentenceEditDirection, ApplyEditDirection]

@@ -1,0 +1,253 @@
+"""Cross-Attn Guided Sampler and Cross-Attn Guider: an edit that keeps the image's own cross-attention maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from ..core.denoiser import euler_step
+from ..core.errors import EditingError
+from ..core.guidance import RESOLUTIONS, GuidedStep, Preset, cross_attention_guided_edit
+from ..core.inversion import Inversion
+from .host import DenoiserGuider, InversionType, Session, conditioning_from_tensors, io, latent_from_model, run, schema, sigmas_out, widget
+from .reports import cost_report, report_output, shown
+
+CATEGORY = "semantic editing/sampling"
+ADVICE = "choose resolution '<=32' or '<=16', a smaller image or batch 1"
+
+
+def source_prompt(inversion: Inversion, source: Any) -> Any:
+    """The wired source CONDITIONING, or the one the INVERSION carries.
+
+    Raises:
+        EditingError: neither is there.
+    """
+    if source is not None:
+        return source
+    if inversion.cond is None:
+        raise EditingError("This inversion carries no prompt of its own; wire the prompt it was made with into source.")
+    return conditioning_from_tensors(dict(inversion.cond))
+
+
+def conditionings(inversion: Inversion, target: Any, source: Any, negative: Any) -> dict[str, Any]:
+    """CONDITIONING by the names that the host's rules for ControlNet and areas go by."""
+    conds = {"positive": target, "source": source_prompt(inversion, source)}
+    return conds if negative is None else conds | {"negative": negative}
+
+
+def guidance_widgets() -> list[Any]:
+    """Inputs that sampler and guider share; widgets are saved by position in workflows, so new ones go to the end."""
+    return [
+        widget(io.Model, "model", tooltip="The model the inversion was made with; SD 1.x, SD 2.x or SDXL (it needs cross-attention)."),
+        widget(
+            InversionType, "inversion", tooltip="From SPDInv Inversion, Autocorr DDIM Inversion, Reference From Noise or Load Inversion."
+        ),
+        widget(io.Conditioning, "target", tooltip="The prompt of the edited image, usually from Apply Edit Direction."),
+        widget(
+            io.Float,
+            "cfg",
+            default=5.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip="How strongly the target prompt pulls. 1 is no extra pull; 3 to 7.5 is usual; higher edits more and keeps less.",
+        ),
+        widget(
+            io.Float,
+            "guidance",
+            default=0.1,
+            min=0.0,
+            max=10.0,
+            step=0.01,
+            tooltip="How strongly the layout of the source is kept. 0 is plain sampling; 0.05 to 0.3 is usual; higher keeps more and "
+            "edits less.",
+        ),
+        widget(
+            io.Float,
+            "guided_fraction",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="Share of the steps, from the noisy end, on which the layout is held. 1 (the paper) is all, 0 none; less is faster.",
+        ),
+        widget(
+            io.Combo,
+            "resolution",
+            options=list(RESOLUTIONS),
+            default="all",
+            advanced=True,
+            tooltip="Which attention maps count, by their side in latent pixels. all is the paper's; <=32 and <=16 need less memory.",
+        ),
+        widget(
+            io.Combo,
+            "preset",
+            options=list(get_args(Preset)),
+            default="lockstep",
+            advanced=True,
+            tooltip="lockstep: the paper's algorithm. released: does as the published code did (both branches are moved), for comparison.",
+        ),
+        widget(
+            io.Conditioning, "source", optional=True, tooltip="The prompt the image was inverted with. Unwired: the one in the inversion."
+        ),
+        widget(
+            io.Conditioning,
+            "negative",
+            optional=True,
+            tooltip="What to move away from when cfg is not 1. Unwired: the source prompt, as in the paper for real images.",
+        ),
+        widget(io.Mask, "mask", optional=True, tooltip="Where to edit (white). Outside it the source stays exactly. Unwired: everywhere."),
+    ]
+
+
+def max_resolution(resolution: str) -> int | None:
+    """The widget's choice in latent pixels; old hosts do not check combos."""
+    if resolution not in RESOLUTIONS:
+        raise EditingError(f"There is no resolution {resolution!r}; use one of {', '.join(RESOLUTIONS)}.")
+    return RESOLUTIONS[resolution]
+
+
+def on_device(inversion: Inversion, session: Session) -> Inversion:
+    """The trajectory where the loaded model computes."""
+    return replace(inversion, latents=inversion.latents.to(session.latent.device))
+
+
+class CrossAttnGuidedSampler(io.ComfyNode):
+    """pix2pix-zero's editing (https://arxiv.org/abs/2302.03027, algorithm 1) in one node."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts."""
+        return schema(
+            node_id="SemEdit_CrossAttnGuidedSampler",
+            display_name="Cross-Attn Guided Sampler",
+            category=CATEGORY,
+            description="Makes the edited image from an inversion: samples with the target prompt while gradients hold the cross-attention "
+            "maps of the source, so that the layout stays. A batch in the inversion gives a batch of edits.",
+            search_aliases=["pix2pix-zero", "cross attention guidance", "image editing", "structure preserving edit", "prompt to prompt"],
+            inputs=guidance_widgets(),
+            outputs=[
+                io.Latent.Output("latent", display_name="latent", tooltip="The edited image; wire it into VAE Decode."),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        inversion: Inversion,
+        target: Any,
+        cfg: float,
+        guidance: float,
+        guided_fraction: float,
+        resolution: str,
+        preset: Any,
+        source: Any = None,
+        negative: Any = None,
+        mask: Any = None,
+    ) -> Any:
+        """Edit; EditingError for unusable input passes through as it is."""
+        limit = max_resolution(resolution)
+
+        def work(session: Session) -> tuple[Tensor, str]:
+            edited = cross_attention_guided_edit(
+                session.denoiser,
+                on_device(inversion, session),
+                session.conds["source"],
+                session.conds["positive"],
+                session.conds.get("negative"),
+                cfg=cfg,
+                guidance=guidance,
+                guided_fraction=guided_fraction,
+                max_resolution=limit,
+                preset=preset,
+                mask=mask,
+                callback=session.callback(),
+            )
+            return edited, cost_report(session.denoiser.evaluations, inversion)
+
+        empty = latent_from_model(model, inversion.latents[0])
+        conds = conditionings(inversion, target, source, negative)
+        edited, report = run(model, empty, conds, work, gradients=guidance > 0, sigmas=sigmas_out(inversion.sigmas), advice=ADVICE)
+        return io.NodeOutput(latent_from_model(model, edited), report, ui=shown(report))
+
+
+class CrossAttnGuider(io.ComfyNode):
+    """The same edit as a GUIDER, for SamplerCustomAdvanced."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts."""
+        return schema(
+            node_id="SemEdit_CrossAttnGuider",
+            display_name="Cross-Attn Guider",
+            category=CATEGORY,
+            description="Cross-Attn Guided Sampler as a guider for SamplerCustomAdvanced. Wire the inversion's own noise, noise latent and "
+            "sigmas, and the euler sampler.",
+            search_aliases=["pix2pix-zero", "cross attention guidance", "custom guider", "structure preserving edit"],
+            inputs=guidance_widgets(),
+            outputs=[io.Guider.Output("guider", display_name="guider", tooltip="Wire it into SamplerCustomAdvanced, with sampler euler.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        inversion: Inversion,
+        target: Any,
+        cfg: float,
+        guidance: float,
+        guided_fraction: float,
+        resolution: str,
+        preset: Any,
+        source: Any = None,
+        negative: Any = None,
+        mask: Any = None,
+    ) -> Any:
+        """A guider that keeps no state between sampling runs."""
+        limit = max_resolution(resolution)
+
+        def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
+            conds = session.conds
+            step = GuidedStep(
+                session.denoiser, on_device(inversion, session), conds["source"], conds["positive"], conds.get("negative"),
+                cfg, guidance, guided_fraction, limit, preset, mask,
+            )  # fmt: skip
+            return EulerOnly(step)
+
+        guider = DenoiserGuider(model, conditionings(inversion, target, source, negative), prepare, gradients=guidance > 0, advice=ADVICE)
+        return io.NodeOutput(guider)
+
+
+class EulerOnly:
+    """``step(x, sigma)`` for a host sampler, refusing one that does not follow the inversion's levels with Euler steps."""
+
+    def __init__(self, step: GuidedStep):
+        self.step = step
+        self.expected: Tensor | None = None
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """The denoised latent at ``sigma``.
+
+        Raises:
+            EditingError: a level off the grid, another start than the inversion's, a sampler that adds noise or is not first-order.
+        """
+        inversion = self.step.inversion
+        level = inversion.level_of(sigma)
+        expected = inversion.latents[level] if self.expected is None else self.expected
+        if level == 0 or not torch.allclose(x, expected.to(x), rtol=1e-3, atol=1e-3 * (1 + sigma)):
+            raise EditingError(
+                "The sampler left the path of this inversion; wire the inversion's noise latent, noise and sigmas, "
+                "no latent noise mask, and a deterministic first-order sampler such as euler."
+            )
+        denoised = self.step.denoised(x, level)
+        self.expected = euler_step(x, denoised, sigma, float(inversion.sigmas[level - 1]))
+        return denoised
+
+
+NODES = [CrossAttnGuidedSampler, CrossAttnGuider]

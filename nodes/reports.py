@@ -1,0 +1,108 @@
+"""What the nodes tell people: reports in words, and the outputs that every inversion node shares."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..core.denoiser import Evaluations
+from ..core.inversion import Inversion
+from ..core.plots import inversion_plot
+from .host import InversionType, io, latent_from_model, noise_object, resolve_file, sigmas_out, ui
+
+
+def inversion_outputs() -> list[Any]:
+    """Outputs shared by all nodes that make or load an INVERSION."""
+    return [
+        InversionType.Output(
+            "inversion", display_name="inversion", tooltip="The trajectory from image to noise; wire it into Cross-Attn Guided Sampler."
+        ),
+        io.Latent.Output(
+            "noise_latent",
+            display_name="noise latent",
+            tooltip="The inverted noise in the sampler's own scale (values up to about 70 are normal). "
+            "Wire it as latent_image of SamplerCustomAdvanced.",
+        ),
+        io.Sigmas.Output(
+            "grid",
+            display_name="sigmas",
+            tooltip="The noise levels visited, from high to low. Sampling on the same levels rebuilds the image.",
+        ),
+        io.Noise.Output(
+            "start_noise",
+            display_name="noise",
+            tooltip="Wire it as noise of SamplerCustomAdvanced: nothing to add for SD models (like DisableNoise), "
+            "the inverted noise itself for flow models.",
+        ),
+    ]
+
+
+def inversion_values(model: Any, inversion: Inversion) -> tuple[Any, ...]:
+    """Values of :func:`inversion_outputs`: INVERSION, LATENT, SIGMAS, NOISE.
+
+    An eps or v model starts from the LATENT and adds no noise; a flow model starts from the NOISE over an empty LATENT.
+    """
+    inversion = replace(inversion, latents=inversion.latents.cpu())
+    start, sigma = inversion.latents[-1], float(inversion.sigmas[-1])
+    nothing = torch.zeros_like(start)
+    flow = inversion.identity.prediction == "flow"
+    latent = latent_from_model(model, start)
+    if flow:
+        latent = {"samples": torch.zeros_like(latent["samples"])}
+    noise = noise_object(start, sigma, model) if flow else noise_object(nothing)
+    return inversion, latent, sigmas_out(inversion.sigmas), noise
+
+
+def inversion_report(inversion: Inversion) -> str:
+    """A few lines on what the inversion cost and how exact it is."""
+    worst = inversion.residuals.nan_to_num().max(1).values  # not measured: NaN
+    step = int(worst.argmax())
+    lines = [
+        f"{inversion.method}: {inversion.steps} steps, {inversion.latents.shape[1]} image(s)",
+        f"network evaluations per image: {inversion.evaluations:.0f} forward, {inversion.backward_passes:.0f} backward",
+        f"fixed-point residual: worst {float(worst[step]):.2e} (step {step + 1}), mean {float(inversion.residuals.mean()):.2e}",
+        f"noise: mean {float(inversion.noise.mean()):+.3f}, standard deviation {float(inversion.noise.std()):.3f} (1 is ideal)",
+    ]
+    lines += [f"{key.replace('_', ' ')}: {value:.4g}" for key, value in inversion.info.items() if isinstance(value, (int, float))]
+    return "\n".join(lines)
+
+
+def cost_report(evaluations: Evaluations, inversion: Inversion) -> str:
+    """What an edit along ``inversion`` cost."""
+    images, steps = inversion.latents.shape[1], inversion.steps
+    forward, backward = evaluations.forward / images, evaluations.backward / images
+    return (
+        f"{images} image(s), {steps} steps\nnetwork evaluations per image: {forward:.0f} forward, {backward:.0f} backward "
+        f"({forward / steps:.1f} + {backward / steps:.1f} per step)"
+    )
+
+
+def report_output() -> Any:
+    """The report as STRING."""
+    return io.String.Output("report", display_name="report", tooltip="What was done, what it cost and how exact it is; for Preview Any.")
+
+
+def plot_output() -> Any:
+    """The plot as IMAGE."""
+    return io.Image.Output("plot", display_name="plot", tooltip="Residual and cost of every step as a picture; for Preview Image.")
+
+
+def file_fingerprint(folder: str, name: str) -> str:
+    """Size and modification time of file ``name`` in the pack's ``folder``."""
+    status = resolve_file(folder, name).stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def plot_image(inversion: Inversion) -> Any:
+    """The plot of an inversion as IMAGE ``[1, H, W, 3]``."""
+    return inversion_plot(inversion)[None]
+
+
+def shown(report: str, image: Any = None, cls: Any = None) -> dict[str, Any]:
+    """A node's UI: ``report`` as text, and ``image [B, H, W, 3]`` as a preview when given."""
+    fields: dict[str, Any] = ui.PreviewText(report).as_dict()
+    if image is not None:
+        fields |= ui.PreviewImage(image, cls=cls).as_dict()
+    return fields

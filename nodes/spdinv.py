@@ -1,0 +1,138 @@
+"""SPDInv Inversion: the image's noise by solving every inversion step for its fixed point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.inversion import Inversion, invert
+from ..core.solvers import OPTIMIZERS, SOLVERS
+from .host import Session, conditioning_tensors, io, run, schema, widget
+from .reports import inversion_outputs, inversion_report, inversion_values, plot_image, plot_output, report_output, shown
+
+
+class SPDInvInversion(io.ComfyNode):
+    """SPDInv (https://arxiv.org/abs/2403.11105) with a choice of solvers."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_SPDInvInversion",
+            display_name="SPDInv Inversion",
+            category="semantic editing/inversion",
+            description="Turns a real image back into the noise from which this model makes exactly that image. Every step is solved to a "
+            "measured residual, so that sampling from the noise rebuilds the picture. For SD 1.x, SD 2.x, SDXL and flow models.",
+            search_aliases=["ddim inversion", "fixed point inversion", "unsampler", "image to noise", "null text", "AIDI", "SPDInv"],
+            inputs=[
+                widget(io.Model, "model", tooltip="The diffusion model to invert under; edit with the same one."),
+                widget(io.Conditioning, "positive", tooltip="A prompt that describes the image. Rebuild and edit from the same prompt."),
+                widget(io.Latent, "latent", tooltip="The image, encoded by VAE Encode. A batch is inverted image by image."),
+                widget(
+                    io.Int,
+                    "steps",
+                    default=50,
+                    min=1,
+                    max=999,
+                    tooltip="Steps of the trajectory. More is finer and slower; 20 to 50 is usual. Ignored when sigmas is wired.",
+                ),
+                widget(
+                    io.Combo,
+                    "solver",
+                    options=list(SOLVERS),
+                    default="auto",
+                    tooltip="auto: the quickest that reaches the tolerance. fixed_point, anderson: iterations without gradients. "
+                    "gradient: the paper's descent, slow. ddim: plain DDIM inversion, no solving at all, for comparison.",
+                ),
+                widget(
+                    io.Float,
+                    "tolerance",
+                    default=5e-6,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=1e-9,
+                    advanced=True,
+                    tooltip="Mean-square residual at which a step counts as solved. 0.000005 is the paper's; smaller is slower and "
+                    "more exact, "
+                    "0 always uses all iterations.",
+                ),
+                widget(
+                    io.Int,
+                    "max_iterations",
+                    default=25,
+                    min=1,
+                    max=500,
+                    advanced=True,
+                    tooltip="Most evaluations of the model in one step. 25 is the paper's; the best iterate is kept when it runs out.",
+                ),
+                widget(
+                    io.Combo,
+                    "optimizer",
+                    options=list(OPTIMIZERS),
+                    default="adamw",
+                    advanced=True,
+                    tooltip="For solver 'gradient': adamw as in the released code, gradient_descent as printed in the paper.",
+                ),
+                widget(
+                    io.Float,
+                    "learning_rate",
+                    default=1e-3,
+                    min=0.0,
+                    max=10.0,
+                    step=1e-4,
+                    round=1e-9,
+                    advanced=True,
+                    tooltip="Step size of solver 'gradient'. 0.001 is the paper's; other solvers ignore it.",
+                ),
+                widget(
+                    io.Sigmas,
+                    "sigmas",
+                    optional=True,
+                    tooltip="Noise levels to use instead of steps, e.g. from Basic Scheduler. Unwired: the model's own DDIM levels.",
+                ),
+            ],
+            outputs=[*inversion_outputs(), plot_output(), report_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        latent: Any,
+        steps: int,
+        solver: str,
+        tolerance: float,
+        max_iterations: int,
+        optimizer: str,
+        learning_rate: float,
+        sigmas: Any = None,
+    ) -> Any:
+        """Invert; EditingError for unusable input passes through as it is."""
+
+        def work(session: Session) -> Inversion:
+            return invert(
+                session.denoiser,
+                session.latent,
+                session.conds["positive"],
+                steps=steps,
+                sigmas=None if sigmas is None else sigmas.flip(0),
+                solver=solver,
+                tolerance=tolerance,
+                max_iterations=max_iterations,
+                optimizer=optimizer,
+                learning_rate=learning_rate,
+                cond_tensors=conditioning_tensors(positive),
+                check_residual=True,
+                callback=session.callback(),
+            )
+
+        needs_gradients = solver in ("auto", "gradient")
+        inversion = run(
+            model, latent, {"positive": positive}, work, gradients=needs_gradients, sigmas=sigmas, advice="lower the image size"
+        )
+        report, plot = inversion_report(inversion), plot_image(inversion)
+        return io.NodeOutput(*inversion_values(model, inversion), plot, report, ui=shown(report, plot, cls))
+
+
+NODES = [SPDInvInversion]

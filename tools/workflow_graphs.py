@@ -1,0 +1,163 @@
+"""The shipped workflows, described once: what is placed and wired, in columns from left to right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from make_workflows import Graph, Node, Output
+
+#: The demo model knows the words of cartoon portraits, so its sentences are written from those.
+HEADS = ("a portrait of a person", "a cartoon of a person", "a person", "a drawing of a person", "a face", "a cartoon face")
+REST = (
+    "short brown hair, blue background",
+    "long black hair, wearing glasses, gray background",
+    "curly red hair, in a green sweater",
+    "blonde hair in a bun, light skin",
+    "wearing a hat, with a beard, yellow background",
+    "black bob haircut, dark skin, wearing a red hoodie",
+    "in a winter hat, tan skin, pink background",
+    "bald, with a mustache, wearing a blue shirt",
+)
+PAIR = "mouth: sad to smile"
+
+
+def sentences(phrase: str) -> str:
+    """Sixteen sentences of the demo world that contain ``phrase``, one per line."""
+    return "\n".join(f"{HEADS[i % len(HEADS)]}, {phrase}, {REST[i % len(REST)]}" for i in range(16))
+
+
+def demo_source(graph: Graph, pictures: str, number: int) -> tuple[Node, Node, Output, Output]:
+    """Columns 0 and 1 of every demo workflow: model, picture, prompt, latent."""
+    model = graph.add("SemEdit_LoadDemoModel", 0)
+    picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=pictures, number=number)
+    prompt = graph.add("CLIPTextEncode", 1, title="Source prompt (caption)", clip=model.out("CLIP"), text=picture.out("caption"))
+    encoded = graph.add("VAEEncode", 1, pixels=picture.out("image"), vae=model.out("VAE"))
+    return model, picture, prompt.out("CONDITIONING"), encoded.out("LATENT")
+
+
+def rebuild(graph: Graph, column: int, model: Output, positive: Output, inversion: Node) -> Output:
+    """Sample from the inverted noise with stock nodes; returns the LATENT."""
+    guider = graph.add("BasicGuider", column, model=model, conditioning=positive)
+    sampler = graph.add("KSamplerSelect", column, sampler_name="euler")
+    sampled = graph.add(
+        "SamplerCustomAdvanced", column, noise=inversion.out("noise"), guider=guider.out("GUIDER"), sampler=sampler.out("SAMPLER"),
+        sigmas=inversion.out("sigmas"), latent_image=inversion.out("noise latent"),
+    )  # fmt: skip
+    return sampled.out("output")
+
+
+def show(graph: Graph, column: int, latent: Output, vae: Output, name: str, title: str) -> Node:
+    """Decode and save; returns the VAE Decode node."""
+    decoded = graph.add("VAEDecode", column, samples=latent, vae=vae)
+    graph.add("SaveImage", column, title=title, images=decoded.out("IMAGE"), filename_prefix=f"semantic_editing/{name}")
+    return decoded
+
+
+def invert_reconstruct(graph: Graph, inversion_type: str, name: str, **options: Any) -> None:
+    """Image -> noise -> the same image, with plots."""
+    model, picture, positive, latent = demo_source(graph, "portraits", 0)
+    inversion = graph.add(inversion_type, 2, model=model.out("MODEL"), positive=positive, latent=latent, width=330, **options)
+    graph.add("PreviewAny", 2, title="Report", source=inversion.out("report"), width=330, height=180)
+    again = rebuild(graph, 3, model.out("MODEL"), positive, inversion)
+    show(graph, 4, again, model.out("VAE"), name, "Rebuilt image")
+    graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
+    graph.add("PreviewImage", 5, title="Residual and cost per step", images=inversion.out("plot"))
+
+
+def demo_invert_reconstruct(graph: Graph) -> None:
+    """SPDInv Inversion and stock sampling back."""
+    invert_reconstruct(graph, "SemEdit_SPDInvInversion", "demo_invert_reconstruct")
+    graph.note(
+        "# Invert and rebuild\n\n**SPDInv Inversion** turns the picture into noise; the stock *SamplerCustomAdvanced* (euler, cfg 1, "
+        "the inversion's own sigmas, the same prompt) makes the same picture from it again.\n\nRun it, then set *solver* to `ddim` and "
+        "compare. Nothing needs to be downloaded.",
+        0, title="What this shows", height=250,
+    )  # fmt: skip
+
+
+def demo_noise_regularised(graph: Graph) -> None:
+    """Autocorr DDIM Inversion and stock sampling back."""
+    invert_reconstruct(graph, "SemEdit_AutocorrDDIMInversion", "demo_noise_regularised")
+    graph.note(
+        "# Noise that looks like noise\n\n**Autocorr DDIM Inversion** (pix2pix-zero) pushes the predicted noise of every step towards "
+        "white noise: uncorrelated neighbours, variance 1. Such noise edits better, at the price of a less exact rebuild. The report "
+        "shows autocorrelation and variance before and after.",
+        0, title="What this shows", height=250,
+    )  # fmt: skip
+
+
+def word_edit(
+    graph: Graph, column: int, model: Output, clip: Output, vae: Output, positive: Output, latent: Output, name: str, **texts: Any
+) -> tuple[Node, Node, Node]:
+    """Inversion, direction and guided sampler; returns the nodes whose pictures and report are to be shown."""
+    inversion = graph.add("SemEdit_SPDInvInversion", column, model=model, positive=positive, latent=latent, width=330)
+    direction = graph.add("SemEdit_SentenceEditDirection", column, clip=clip, width=330, **texts)
+    applied = graph.add("SemEdit_ApplyEditDirection", column + 1, conditioning=positive, edit_direction=direction.out("edit direction"))
+    edited = graph.add(
+        "SemEdit_CrossAttnGuidedSampler", column + 1, model=model, inversion=inversion.out("inversion"),
+        target=applied.out("conditioning"), width=330,
+    )  # fmt: skip
+    graph.add("PreviewAny", column + 1, title="Report", source=edited.out("report"), width=330, height=180)
+    decoded = show(graph, column + 2, edited.out("latent"), vae, name, "Edited image")
+    return inversion, edited, decoded
+
+
+def demo_word_edit(graph: Graph) -> None:
+    """A sad face smiles, beside the true answer."""
+    model, picture, positive, latent = demo_source(graph, PAIR, 0)
+    word_edit(
+        graph, 2, model.out("MODEL"), model.out("CLIP"), model.out("VAE"), positive, latent, "demo_word_edit",
+        source=sentences("sad"), target=sentences("smiling"), mode="sentences",
+    )  # fmt: skip
+    graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
+    graph.add("PreviewImage", 5, title="True edited image (for comparison)", images=picture.out("edited image"))
+    graph.note(
+        "# Edit by words\n\n1. **SPDInv Inversion** finds the picture's noise.\n2. **Sentence Edit Direction** finds the way from *sad* "
+        "to *smiling* in the text encoder.\n3. **Cross-Attn Guided Sampler** makes the edited picture and holds the layout.\n\nThe demo "
+        "world knows the true answer; it is shown beside the edit. Try another pair, or *strength* and *guidance*.",
+        0, title="What this shows", height=290,
+    )  # fmt: skip
+
+
+def checkpoint_edit(graph: Graph, checkpoint: str, name: str, text: str) -> None:
+    """The same edit on a real checkpoint and the person's own picture."""
+    loader = graph.add("CheckpointLoaderSimple", 0, ckpt_name=checkpoint)
+    picture = graph.add("LoadImage", 0, image="example.png")
+    graph.note(text, 0, title="Before you run", height=330)
+    prompt = graph.add("CLIPTextEncode", 1, title="Source prompt: describe your image", clip=loader.out("CLIP"), text="a photo of a cat")
+    encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
+    word_edit(
+        graph, 2, loader.out("MODEL"), loader.out("CLIP"), loader.out("VAE"), prompt.out("CONDITIONING"), encoded.out("LATENT"), name,
+        source="cat", target="dog", mode="words",
+    )  # fmt: skip
+    graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
+
+
+def sd15_word_edit(graph: Graph) -> None:
+    """Cat to dog on Stable Diffusion 1.5."""
+    checkpoint_edit(
+        graph, "v1-5-pruned-emaonly-fp16.safetensors", "sd15_word_edit",
+        "# Edit your own picture with SD 1.5\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x checkpoint) into "
+        "`models/checkpoints`.\n\n1. Load a square picture, best 512 x 512.\n2. Describe it in **Source prompt**.\n3. Write the word to "
+        "replace and its replacement into **Sentence Edit Direction**.\n\nThe edit is too weak: raise *strength* or *cfg*, lower "
+        "*guidance*. It changes too much: the opposite. Out of memory: *resolution* `<=32`.",
+    )  # fmt: skip
+
+
+def sdxl_word_edit(graph: Graph) -> None:
+    """Cat to dog on SDXL."""
+    checkpoint_edit(
+        graph, "sd_xl_base_1.0.safetensors", "sdxl_word_edit",
+        "# Edit your own picture with SDXL\n\nPut `sd_xl_base_1.0.safetensors` (or any SDXL checkpoint) into `models/checkpoints`.\n\n"
+        "1. Load a picture, best 1024 x 1024.\n2. Describe it in **Source prompt**.\n3. Write the word to replace and its replacement "
+        "into **Sentence Edit Direction**.\n\nGradients through SDXL need much memory: choose *resolution* `<=32` on cards below 24 GB, "
+        "or a smaller picture.",
+    )  # fmt: skip
+
+
+GRAPHS: dict[str, Callable[[Graph], None]] = {
+    describe.__name__: describe
+    for describe in (demo_invert_reconstruct, demo_word_edit, demo_noise_regularised, sd15_word_edit, sdxl_word_edit)
+}
