@@ -1,0 +1,79 @@
+"""A small multi-head attribute classifier: the demo world's judge of "did the edit work, did anything else change"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from .demo_data import damaged
+from .errors import EditingError
+from .files import load_tensors, metadata_json
+
+INPUT_SIZE = 64  # pixels; a file may say otherwise in its metadata ("size")
+POOLED = 4  # the feature grid before the fully connected layer
+
+
+class AttributeClassifier(nn.Module):
+    """Convolutional stages at falling resolution, then one linear head for each attribute.
+
+    Args:
+        widths: channels of the stages; each halves the resolution.
+        hidden: width of the fully connected layer.
+        classes: attribute -> names of its labels, in the order of the logits.
+        size: side of the square input in pixels.
+    """
+
+    def __init__(self, widths: list[int], hidden: int, classes: Mapping[str, list[str]], size: int = INPUT_SIZE):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in widths:
+            layers += [nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(POOLED)
+        self.fc = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(channels * POOLED**2, hidden), nn.ReLU())
+        self.heads = nn.ModuleDict({attribute: nn.Linear(hidden, len(names)) for attribute, names in classes.items()})
+        self.classes = {attribute: list(names) for attribute, names in classes.items()}
+        self.size = size
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """``images [B, 3, H, W]`` in 0..1 -> attribute -> logits ``[B, labels]``."""
+        resized = functional.interpolate(images * 2 - 1, size=(self.size, self.size), mode="bilinear", antialias=True)
+        hidden = self.fc(self.pool(self.features(resized)))
+        return {attribute: head(hidden) for attribute, head in self.heads.items()}
+
+    @torch.no_grad()
+    def labels(self, images: Tensor) -> list[dict[str, str]]:
+        """The likeliest label of every attribute for each image."""
+        best = {attribute: logits.argmax(1).tolist() for attribute, logits in self(images).items()}
+        return [{attribute: self.classes[attribute][rows[i]] for attribute, rows in best.items()} for i in range(len(images))]
+
+
+def load_classifier(path: str | Path) -> AttributeClassifier:
+    """Read a classifier; its shape follows from the tensors, its label names from the metadata.
+
+    Raises:
+        EditingError: missing, damaged or not such a file.
+    """
+    name = Path(path).name
+    tensors, metadata = load_tensors(path)
+    classes: Any = metadata_json(metadata, "classes", name)
+    convolutions = [value for key, value in tensors.items() if key.startswith("features.") and value.ndim == 4]
+    indices = sorted({int(key.split(".")[1]) for key, value in tensors.items() if key.startswith("features.") and value.ndim == 4})
+    try:
+        widths = [tensors[f"features.{index}.weight"].shape[0] for index in indices[::2]]
+        if len(convolutions) != 2 * len(widths):
+            raise EditingError(f"{name} is not an attribute classifier of this pack; install the pack again.")
+        size = int(metadata.get("size", INPUT_SIZE))
+        net = AttributeClassifier(widths, tensors["fc.2.weight"].shape[0], classes, size)
+        net.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in tensors.items()})
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise damaged(name) from error
+    return net.eval().requires_grad_(False)

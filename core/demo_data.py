@@ -1,0 +1,133 @@
+"""The pictures of the demo world: portraits with captions and labels, and exact counterfactual pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import EditingError
+
+FOLDER = Path(__file__).resolve().parents[1] / "assets" / "demo"
+
+
+@dataclass(frozen=True, eq=False)
+class DemoPair:
+    """A portrait and the same portrait after exactly one edit.
+
+    Attributes:
+        source, target: ``[3, H, W]`` in 0..1; ``target`` is the *true* edited picture.
+        edit: name of the edit, e.g. "mouth: sad to smile".
+        attribute, before, after: what changes and from which label to which, e.g. "mouth", "sad", "smile".
+        source_caption, target_caption: worded alike but for the edited attribute.
+        source_attributes, target_attributes: all ten labels.
+    """
+
+    source: Tensor
+    target: Tensor
+    edit: str
+    attribute: str
+    before: str
+    after: str
+    source_caption: str
+    target_caption: str
+    source_attributes: Mapping[str, str]
+    target_attributes: Mapping[str, str]
+
+
+class DemoData:
+    """Captions, labels and pictures under one folder; pictures are read when first asked for.
+
+    Args:
+        folder: holds ``demo.json``, ``images/`` and ``pairs.npz``; the pack's own ``assets/demo`` by default.
+
+    Raises:
+        EditingError: the folder or its ``demo.json`` is missing or damaged.
+    """
+
+    def __init__(self, folder: str | Path | None = None):
+        self.folder = FOLDER if folder is None else Path(folder)
+        try:
+            listing: Any = json.loads((self.folder / "demo.json").read_text(encoding="utf-8"))
+            self._images: list[dict[str, Any]] = list(listing["images"])
+            self._pairs: list[dict[str, Any]] = list(listing["pairs"])
+            #: One caption for each of :attr:`images`.
+            self.captions: list[str] = [entry["caption"] for entry in self._images]
+            #: The labels of each of :attr:`images`: attribute -> label.
+            self.attributes: list[dict[str, str]] = [dict(entry["attributes"]) for entry in self._images]
+            #: Names of the edits that :attr:`pairs` has, in order.
+            self.edits: list[str] = list(dict.fromkeys(entry["edit"] for entry in self._pairs))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise damaged("demo.json") from error
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The portraits, ``[N, 3, H, W]`` in 0..1.
+
+        Raises:
+            EditingError: a picture is missing or damaged.
+        """
+        pictures = []
+        for entry in self._images:
+            try:
+                with Image.open(self.folder / entry["file"]) as picture:
+                    pictures.append(np.asarray(picture.convert("RGB")))
+            except (OSError, KeyError) as error:
+                raise damaged(str(entry.get("file", "demo.json"))) from error
+        return to_unit(np.stack(pictures))
+
+    @cached_property
+    def pairs(self) -> list[DemoPair]:
+        """The counterfactual pairs, in the order of ``demo.json``.
+
+        Raises:
+            EditingError: ``pairs.npz`` is missing, damaged or of another length.
+        """
+        try:
+            with np.load(self.folder / "pairs.npz", allow_pickle=False) as stored:
+                pictures = stored["images"]
+            return [
+                DemoPair(
+                    source=to_unit(picture[0]),
+                    target=to_unit(picture[1]),
+                    edit=entry["edit"],
+                    attribute=entry["attribute"],
+                    before=entry["from"],
+                    after=entry["to"],
+                    source_caption=entry["source_caption"],
+                    target_caption=entry["target_caption"],
+                    source_attributes=dict(entry["source_attributes"]),
+                    target_attributes=dict(entry["target_attributes"]),
+                )
+                for entry, picture in zip(self._pairs, pictures, strict=True)
+            ]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise damaged("pairs.npz") from error
+
+    def pairs_of(self, edit: str) -> list[DemoPair]:
+        """The pairs of one edit.
+
+        Raises:
+            EditingError: no such edit.
+        """
+        if edit not in self.edits:
+            raise EditingError(f"The demo has no pairs for {edit!r}; use one of: {'; '.join(self.edits)}.")
+        return [pair for pair in self.pairs if pair.edit == edit]
+
+
+def damaged(name: str) -> EditingError:
+    """The error for a demo file that is missing or unreadable."""
+    return EditingError(f"The demo model's {name} is missing or damaged; install the pack again with its assets folder.")
+
+
+def to_unit(pictures: np.ndarray) -> Tensor:
+    """``[..., H, W, 3]`` bytes -> ``[..., 3, H, W]`` floats in 0..1."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pictures, -1, -3))).float() / 255
