@@ -12,6 +12,8 @@ from torch import Tensor
 from ...core.errors import EditingError
 
 POOLED = "pooled_output"
+#: The host's names of single CLIP encoders (SD1, SD2), whose blocks all have 77 tokens and no need of a pooled vector.
+BLOCK_ENCODERS = {"l", "h"}
 
 
 def conditioning_tensors(conditioning: list[Any]) -> dict[str, Tensor] | None:
@@ -58,7 +60,7 @@ def encode_sentences(clip: Any, sentences: Sequence[str], batch_size: int = 16) 
     returns the pooled vector of the first block only.
 
     Raises:
-        EditingError: no sentence, or one longer than a single block of tokens.
+        EditingError: no sentence, one longer than a single block of tokens, or an encoder without a fixed length.
     """
     if not sentences:
         raise EditingError("The sentence list is empty; write at least one sentence.")
@@ -66,13 +68,15 @@ def encode_sentences(clip: Any, sentences: Sequence[str], batch_size: int = 16) 
     for sentence, blocks in zip(sentences, tokens, strict=True):
         if any(len(rows) != 1 for rows in blocks.values()):
             raise EditingError(f"The sentence {sentence[:40]!r}... is longer than 75 tokens; shorten it.")
-    if len(tokens[0]) == 1:
+    if len(tokens[0]) == 1 and BLOCK_ENCODERS.issuperset(tokens[0]):
         return _encode_blocks(clip, tokens, batch_size), None
     encoded = []
     for blocks in tokens:
         model_management.throw_exception_if_processing_interrupted()
         encoded.append(clip.encode_from_tokens(blocks, return_pooled=True))
     embeds, pooled = zip(*encoded, strict=True)
+    if len({states.shape[1:] for states in embeds}) > 1:
+        raise EditingError("This text encoder makes sentences of different lengths; use the encoder of an SD 1.x, SD 2.x or SDXL model.")
     return torch.cat(embeds), None if pooled[0] is None else torch.cat(pooled)
 
 

@@ -99,8 +99,9 @@ def _vae(folder: Path) -> Any:
 class PixelShuffled(nn.Module):
     """The demo's autoencoder seen as an ordinary VAE of images at eight times the latent's size.
 
-    It works at half resolution with 2x2 pixels folded into channels: ``[B, 3, 8h, 8w]`` is averaged to ``4h``, unshuffled
-    to ``[B, 12, 2h, 2w]`` and encoded to ``[B, 4, h, w]``; decoding goes back and ends with a bicubic doubling.
+    Its encoder sees half the resolution with 2x2 pixels folded into channels: ``[B, 3, 8h, 8w]`` is averaged to ``4h``,
+    unshuffled to ``[B, 12, 2h, 2w]`` and encoded to ``[B, 4, h, w]``. A decoder of 12 channels goes the same way back and
+    ends with a bicubic doubling; one of 48 channels paints all pixels.
     """
 
     def __init__(self, inner: nn.Module):
@@ -114,5 +115,8 @@ class PixelShuffled(nn.Module):
 
     def decode(self, latent: Tensor, **options: Any) -> Tensor:
         """``latent [B, 4, h, w]`` -> pixels ``[B, 3, 8h, 8w]``."""
-        half = functional.pixel_shuffle(self.inner.decode(latent, **options), 2)
-        return functional.interpolate(half, scale_factor=2, mode="bicubic")
+        folded = self.inner.decode(latent, **options)
+        pixels = functional.pixel_shuffle(folded, round((folded.shape[1] // 3) ** 0.5))
+        if pixels.shape[-1] == 8 * latent.shape[-1]:
+            return pixels
+        return functional.interpolate(pixels, scale_factor=2, mode="bicubic")

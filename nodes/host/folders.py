@@ -50,7 +50,7 @@ def output_path(kind: str, name: str) -> Path:
         EditingError: empty name, ``..``, a path separator, a drive or a hidden file.
     """
     stem = name.strip()
-    if not stem or stem.startswith(".") or any(mark in stem for mark in ("/", "\\", ":", "\0")) or ".." in stem:
+    if not stem or stem.startswith(".") or any(mark in stem for mark in ("/", "\\", ":", "\0", "\n")) or ".." in stem:
         raise EditingError(f"The file name {name!r} is not usable; give a plain name without folders, '..' or ':'.")
     register_folders()
     if not stem.endswith(".safetensors"):

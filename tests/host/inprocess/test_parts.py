@@ -1,0 +1,119 @@
+"""Conditioning, text encoding, folders, schema: the parts of the seam that need no sampling."""
+
+import comfy.sd
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.supported_models_base
+import folder_paths
+import pytest
+import torch
+from conftest import noise
+
+import nodes
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3}
+SENTENCES = ["a photo of a cat", "a (very:1.2) fluffy dog on a mat", "", "two cats", "one dog sleeping in the sun"]
+
+
+def tiny_clip(kind):
+    classes = {
+        "sd1": (comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
+        "sdxl": (comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel),
+    }
+    options = {"dtype": torch.float32, "clip_l_model_config": SMALL, "clip_g_model_config": SMALL | {"hidden_size": 64}}
+    clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(*classes[kind]), model_options=options)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in clip.cond_stage_model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    return clip
+
+
+@pytest.mark.parametrize(("kind", "name"), [("sd1", "clip_l 32"), ("sdxl", "clip_l 32 + clip_g 64")])
+@torch.inference_mode()
+def test_sentences_encode_as_the_stock_node_does(pack, kind, name):
+    clip = tiny_clip(kind)
+    embeds, pooled = pack.encode_sentences(clip, SENTENCES, batch_size=2)
+    for row, sentence in enumerate(SENTENCES):
+        ((stock, options),) = nodes.CLIPTextEncode().encode(clip, sentence)[0]
+        torch.testing.assert_close(embeds[row : row + 1], stock, rtol=1e-4, atol=1e-5)
+        if kind == "sdxl":
+            torch.testing.assert_close(pooled[row : row + 1], options["pooled_output"], rtol=1e-4, atol=1e-5)
+    assert (pooled is None) == (kind == "sd1")
+    assert pack.text_encoder_name(clip) == name
+
+
+def test_sentences_that_cannot_be_encoded(pack):
+    clip = tiny_clip("sd1")
+    with pytest.raises(ValueError, match="sentence list is empty"):
+        pack.encode_sentences(clip, [])
+    with pytest.raises(ValueError, match="longer than 75 tokens"):
+        pack.encode_sentences(clip, ["fine", "word " * 80])
+
+
+def test_conditioning_round_trip(pack):
+    embeds, pooled = noise(1, 7, 32), noise(1, 8, seed=1)
+    tensors = pack.conditioning_tensors([[embeds, {"pooled_output": pooled}]])
+    ((again, options),) = pack.conditioning_from_tensors(tensors)
+    assert torch.equal(again, embeds) and torch.equal(options["pooled_output"], pooled)
+    assert set(pack.conditioning_tensors([[embeds, {"pooled_output": None}]])) == {"embeds"}
+    assert pack.conditioning_tensors([[embeds, {"area": (8, 8, 0, 0)}]]) is None
+    assert pack.conditioning_tensors([[embeds, {}], [embeds, {}]]) is None
+
+
+def test_apply_keeps_everything_else_and_the_input(pack):
+    embeds, pooled, mask = noise(1, 7, 32), noise(1, 8, seed=1), noise(1, 8, 8)
+    given = [[embeds, {"pooled_output": pooled, "mask": mask}], [embeds, {"strength": 0.5}]]
+    kept = embeds.clone()
+    first, second = pack.apply_to_conditioning(given, lambda e, p: (e + 1, None if p is None else p * 2))
+    torch.testing.assert_close(first[0], kept + 1)
+    torch.testing.assert_close(first[1]["pooled_output"], pooled * 2)
+    assert first[1]["mask"] is mask and second[1] == {"strength": 0.5}
+    assert torch.equal(embeds, kept) and given[0][1]["pooled_output"] is pooled
+
+
+@pytest.fixture
+def models_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    for kind in ("edit_directions", "inversions"):
+        folder_paths.folder_names_and_paths.pop(kind, None)
+    return tmp_path
+
+
+def test_folders_keep_extra_model_paths(pack, models_folder, tmp_path):
+    extra = tmp_path / "elsewhere"
+    folder_paths.add_model_folder_path("edit_directions", str(extra))
+    for folder, name in ((extra, "far.pt"), (models_folder / "edit_directions", "near.safetensors"), (extra, "notes.txt")):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    assert pack.list_files("edit_directions") == ["far.pt", "near.safetensors"]
+    assert pack.resolve_file("edit_directions", "far.pt") == extra / "far.pt"
+    assert pack.list_files("inversions") == []
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "absent.safetensors", "..\\secret.safetensors", ""])
+def test_names_outside_the_folder_are_refused(pack, models_folder, name):
+    (models_folder / "secret.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="is not in ComfyUI's inversions folder"):
+        pack.resolve_file("inversions", name)
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", "C:x", ".hidden", "", "  ", "x..y", "nul\0", "line\nbreak"])
+def test_output_names_that_leave_the_folder_are_refused(pack, models_folder, name):
+    with pytest.raises(ValueError, match="give a plain name"):
+        pack.output_path("inversions", name)
+
+
+def test_output_path_gets_its_ending(pack, models_folder):
+    expected = models_folder / "inversions" / "face 1.safetensors"
+    assert pack.output_path("inversions", "face 1") == pack.output_path("inversions", " face 1.safetensors ") == expected
+
+
+def test_schema_and_widget_pass_on_what_the_host_knows(pack):
+    made = pack.widget(pack.io.Int, "steps", advanced=True, default=3, min=1, max=9, tooltip="text", no_such_argument=1)
+    described = made.as_dict() | (made.extra_dict or {})
+    assert (made.id, made.default, described["advanced"]) == ("steps", 3, True)
+    schema = pack.schema(node_id="x", display_name="X", search_aliases=["y"], no_such_field=2, inputs=[made], outputs=[])
+    assert schema.node_id == "x" and schema.inputs == [made]
+    assert (pack.InversionType.io_type, pack.EditDirectionType.io_type) == ("INVERSION", "EDIT_DIRECTION")
