@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from ..core.directions import EditDirection, sentence_direction
-from ..core.sentences import sentences_of
+from ..core.errors import EditingError
+from ..core.sentences import expand_words
 from .host import EditDirectionType, apply_to_conditioning, encode_sentences, io, schema, text_encoder_name, widget
 from .reports import report_output, shown
 
 CATEGORY = "semantic editing/direction"
 MODES = ("auto", "words", "sentences")
+
+
+def sentence_lists(source: str, target: str, mode: str, count: int, seed: int) -> tuple[list[str], list[str]]:
+    """The sentences of both sides: the lines as they are, or two phrases put into the same built-in sentences.
+
+    Raises:
+        EditingError: an unknown mode, an empty side, or several lines where a word is asked for.
+    """
+    if mode not in MODES:
+        raise EditingError(f"There is no mode {mode!r}; use one of {', '.join(MODES)}.")
+    sides = [[line.strip() for line in text.splitlines() if line.strip()] for text in (source, target)]
+    for name, lines in zip(("source", "target"), sides, strict=True):
+        if not lines:
+            raise EditingError(f"The {name} text is empty; write a word, or sentences one per line.")
+    single = all(len(lines) == 1 for lines in sides)
+    if mode == "words" and not single:
+        raise EditingError("Mode 'words' takes one line on each side; use mode 'sentences' for several lines.")
+    if mode == "sentences" or not single:
+        return sides[0], sides[1]
+    return expand_words(sides[0][0], sides[1][0], count, seed)
 
 
 class SentenceEditDirection(io.ComfyNode):
@@ -82,7 +105,17 @@ class SentenceEditDirection(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, source: str, target: str, mode: str, count: int, seed: int) -> Any:
         """Encode both sides in batches; EditingError for an empty side or an over-long sentence."""
-        raise NotImplementedError
+        sources, targets = sentence_lists(source, target, mode, count, seed)
+        direction = sentence_direction(
+            lambda sentences: encode_sentences(clip, sentences),
+            sources,
+            targets,
+            encoder_name=text_encoder_name(clip),
+            source=source.strip().splitlines()[0],
+            target=target.strip().splitlines()[0],
+        )
+        report = f"{direction.describe()}\nsource, e.g.: {sources[0]}\ntarget, e.g.: {targets[0]}"
+        return io.NodeOutput(direction, report, ui=shown(report))
 
 
 class ApplyEditDirection(io.ComfyNode):
@@ -112,6 +145,13 @@ class ApplyEditDirection(io.ComfyNode):
                     tooltip="0 leaves the prompt exactly as it is, 1 is the whole direction, negative goes the other way. 0.5 to 2 is "
                     "usual.",
                 ),
+                widget(
+                    io.Clip,
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder of the prompt. Wired, a direction made with another encoder is refused by name; "
+                    "unwired, only the width is compared.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -123,9 +163,15 @@ class ApplyEditDirection(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, conditioning: Any, edit_direction: EditDirection, strength: float) -> Any:
+    def execute(cls, conditioning: Any, edit_direction: EditDirection, strength: float, clip: Any = None) -> Any:
         """Every entry of the conditioning is shifted; EditingError when the direction is another text encoder's."""
-        raise NotImplementedError
+        if clip is not None:
+            edit_direction.require_encoder(text_encoder_name(clip))
+
+        def shift(embeds: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            return edit_direction.apply(embeds, pooled, strength)
+
+        return io.NodeOutput(apply_to_conditioning(conditioning, shift))
 
 
 NODES = [SentenceEditDirection, ApplyEditDirection]

@@ -94,7 +94,9 @@ def word_edit(
     """Inversion, direction and guided sampler; returns the nodes whose pictures and report are to be shown."""
     inversion = graph.add("SemEdit_SPDInvInversion", column, model=model, positive=positive, latent=latent, width=330)
     direction = graph.add("SemEdit_SentenceEditDirection", column, clip=clip, width=330, **texts)
-    applied = graph.add("SemEdit_ApplyEditDirection", column + 1, conditioning=positive, edit_direction=direction.out("edit direction"))
+    applied = graph.add(
+        "SemEdit_ApplyEditDirection", column + 1, conditioning=positive, edit_direction=direction.out("edit direction"), clip=clip
+    )
     edited = graph.add(
         "SemEdit_CrossAttnGuidedSampler", column + 1, model=model, inversion=inversion.out("inversion"),
         target=applied.out("conditioning"), width=330,

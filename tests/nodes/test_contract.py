@@ -1,0 +1,99 @@
+"""The nodes' public contract: ids, order, types and defaults never change unnoticed, and everything is explained."""
+
+import json
+import logging
+from pathlib import Path
+
+from semantic_editing.tests.nodes import contract, fake_host
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SNAPSHOT = Path(__file__).with_name("snapshot.json")
+LANGUAGES = ("en", "zh", "ja")
+
+PACK = fake_host.load_pack()
+SCHEMAS = {schema.node_id: schema for schema in (node.define_schema() for node in PACK.load_nodes())}
+each_node = pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
+
+
+def test_every_technique_loads():
+    nodes = {node for technique in PACK.TECHNIQUES for node in PACK.load_nodes([technique])}
+    assert len(nodes) == len(SCHEMAS) == 14
+
+
+def test_a_broken_technique_is_named_and_takes_no_other_down(caplog):
+    with caplog.at_level(logging.ERROR):
+        nodes = PACK.load_nodes(["demo", "no_such_technique", "guidance"])
+    assert len(nodes) == 4
+    assert len(caplog.records) == 1 and "no_such_technique" in caplog.text and "\n" not in caplog.records[0].getMessage()
+
+
+def test_a_bad_schema_takes_no_other_technique_down(caplog, monkeypatch):
+    demo = fake_host.module("nodes.demo")
+    monkeypatch.setattr(demo.LoadDemoImage, "define_schema", classmethod(lambda cls: 1 / 0))
+    assert len(PACK.load_nodes(["demo", "guidance"])) == 2
+    assert "demo" in caplog.text
+
+
+def test_contract_equals_the_snapshot():
+    assert {name: contract.from_schema(schema) for name, schema in SCHEMAS.items()} == json.loads(SNAPSHOT.read_text("utf-8"))
+
+
+@each_node
+def test_ids(schema):
+    ids = [slot.id for slot in (*schema.inputs, *schema.outputs)]
+    assert len(set(ids)) == len(ids), "0.3.64 wants ids unique across inputs and outputs"
+    assert all(id.isascii() and "." not in id for id in ids), "dots break the keys of locales"
+    assert schema.node_id.startswith("SemEdit_") and schema.node_id.isascii()
+    assert schema.category.startswith("semantic editing/")
+
+
+@each_node
+def test_optional_inputs_come_last(schema):
+    optional = [bool(slot.options.get("optional")) for slot in schema.inputs]
+    assert optional == sorted(optional), "hosts list required inputs first; saved workflows go by position"
+
+
+@each_node
+def test_everything_is_explained(schema):
+    assert len(schema.description) > 40 and schema.search_aliases
+    for slot in (*schema.inputs, *schema.outputs):
+        assert slot.options.get("tooltip", "").endswith((".", '"')), f"{schema.node_id}.{slot.id}"
+    assert all(slot.options.get("display_name") for slot in schema.outputs), "0.3.64 shows the type otherwise"
+
+
+@each_node
+def test_defaults_work(schema):
+    for slot in schema.inputs:
+        if slot.type in ("INT", "FLOAT"):
+            assert slot.options["min"] <= slot.options["default"] <= slot.options["max"], slot.id
+        if slot.type == "COMBO" and slot.id not in contract.OPEN_COMBOS:
+            assert slot.options["default"] in slot.options["options"], slot.id
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@each_node
+def test_locales_cover_every_input_and_output(schema, language):
+    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))[schema.node_id]
+    assert words["display_name"] and words["description"]
+    assert list(words["inputs"]) == [slot.id for slot in schema.inputs]
+    assert list(words["outputs"]) == [str(index) for index in range(len(schema.outputs))]
+    texts = [*words["inputs"].values(), *words["outputs"].values()]
+    assert all(text["name"] and text["tooltip"] for text in texts)
+    if language != "en":
+        assert all(not text["tooltip"].isascii() for text in texts), "left untranslated"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_locales_name_no_node_that_does_not_exist(language):
+    assert set(json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))) == set(SCHEMAS)
+
+
+@each_node
+def test_help_page(schema):
+    text = (ROOT / "web" / "docs" / f"{schema.node_id}.md").read_text("utf-8")
+    assert text.startswith(f"# {schema.display_name}\n")
+    assert "## Pitfalls" in text or not schema.inputs
+    workflows = {path.stem for path in (ROOT / "workflows").glob("*.json")}
+    assert any(f"`{name}`" in text for name in workflows), "name a workflow that shows the node"
+    assert all(f"**{slot.id}**" in text for slot in schema.inputs)
