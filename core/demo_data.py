@@ -18,6 +18,18 @@ from .errors import EditingError
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "demo"
 
+#: How a caption says a label, for the labels that edits lead from or to; "" says nothing.
+PHRASES = {
+    "glasses": {"none": "", "glasses": "wearing glasses", "sunglasses": "wearing sunglasses"},
+    "mouth": {"sad": "sad", "smile": "smiling"},
+    "hair_color": {"black": "black hair", "red": "red hair", "blond": "blond hair"},
+    "facial_hair": {"none": "", "beard": "with a beard"},
+    "background": {"blue": "blue background", "green": "green background"},
+    "top": {"short": "short hair", "hat": "wearing a hat"},
+    "clothes": {"hoodie": "in a hoodie", "suit": "in a suit"},
+    "skin": {"pale": "pale skin", "dark": "dark skin"},
+}
+
 
 @dataclass(frozen=True, eq=False)
 class DemoPair:
@@ -41,6 +53,18 @@ class DemoPair:
     target_caption: str
     source_attributes: Mapping[str, str]
     target_attributes: Mapping[str, str]
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """What to call the source and the target of the edit, for :func:`~.sentences.expand_words`'s "portrait" bank.
+
+        Raises:
+            EditingError: a label without a phrase.
+        """
+        phrases = PHRASES.get(self.attribute, {})
+        if self.before not in phrases or self.after not in phrases:
+            raise EditingError(f"The demo has no words for the edit {self.edit!r}; write your own sentences.")
+        return phrases[self.before], phrases[self.after]
 
 
 class DemoData:

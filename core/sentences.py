@@ -46,13 +46,14 @@ def expand_words(words: Sequence[str], count: int = DEFAULT_COUNT, seed: int = 0
         count: 1..2000 sentences a word.
         seed: which of the sentences are drawn.
         bank: ``"general"``: everyday sentences for any noun phrase. ``"portrait"``: captions of the demo world, into
-            which the word goes as it is ("with a beard", "red hair"); details of the same kind are left out.
+            which the word goes as it is ("with a beard", "red hair"); details of the same kind are left out. There one
+            of several words may be empty: nothing is said ("with a beard" against none).
 
     Raises:
         EditingError: an empty word, a count out of range, or an unknown bank.
     """
     cleaned = [" ".join(word.split()).strip(" ,.") for word in words]
-    if not cleaned or not all(cleaned):
+    if not (any(cleaned) if bank == "portrait" else cleaned and all(cleaned)):
         raise EditingError("A word of the edit is empty; write what the image shows and what it shall show instead.")
     if not 1 <= count <= MAX_COUNT:
         raise EditingError(f"The number of sentences is {count}; use 1 to {MAX_COUNT}.")
@@ -123,7 +124,7 @@ def _article(phrase: str) -> str:
 
 
 def _sentence(frame: str, phrase: str) -> str:
-    text = frame.replace("{word}", phrase)
+    text = frame.replace("{word}", phrase) if phrase else frame.replace(", {word}", "")
     return text[:1].upper() + text[1:] if text.endswith((".", "!")) else text
 
 
