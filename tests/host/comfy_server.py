@@ -24,18 +24,21 @@ class ComfyServer:
     """``with ComfyServer(...) as server:`` starts the host and waits until it answers.
 
     Attributes:
+        support: a second custom node folder, with nodes for the tests.
         base: the server's base directory, with ``input``, ``output``, ``models/<kind>`` and ``custom_nodes``.
         pack_name: folder name of the pack there.
     """
 
     pack_name = "semantic-editing"
 
-    def __init__(self, host, python, environment, pack, base, extra_arguments=()):
+    def __init__(self, host, python, environment, pack, base, support=None, extra_arguments=()):
         self.host, self.python, self.environment, self.base = Path(host), python, environment, Path(base)
         self.extra_arguments = list(extra_arguments)
         for folder in ("custom_nodes", "input", "output", "temp", "user", "models/checkpoints"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         (self.base / "custom_nodes" / self.pack_name).symlink_to(pack, target_is_directory=True)
+        if support is not None:
+            (self.base / "custom_nodes" / "test-support").symlink_to(support, target_is_directory=True)
         self.log_file = self.base / "server.log"
         self.client = uuid.uuid4().hex
 
@@ -65,7 +68,7 @@ class ComfyServer:
             self.process.kill()
             self.process.wait()
 
-    def _wait_until_up(self, seconds=120):
+    def _wait_until_up(self, seconds=300):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:

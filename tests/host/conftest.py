@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for comfy_server.py, because t
 from comfy_server import ComfyServer
 
 PACK = Path(__file__).resolve().parents[2]
-collect_ignore = ["inprocess"]  # needs comfy; test_inprocess.py runs it with the host's interpreter
+SUPPORT = Path(__file__).parent / "support_nodes"
+collect_ignore = ["inprocess", "support_nodes"]  # need comfy; only the host's interpreter has it
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Host:
 
     @property
     def environment(self):
-        """The caller's environment without its Python paths; few threads, because the models are tiny; nothing from a hub."""
+        """The caller's environment without its Python paths; one thread, because the models are tiny and machines are shared; nothing from a hub."""
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "COMFYUI_PATH")}
-        return kept | {"COMFYUI_PATH": str(self.path), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        return kept | {"COMFYUI_PATH": str(self.path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def find_hosts():
@@ -55,5 +56,5 @@ def host(request):
 @pytest.fixture(scope="session")
 def server(host, tmp_path_factory):
     """A running server of ``host`` on the CPU with this pack as its only custom node; see :class:`ComfyServer`."""
-    with ComfyServer(host.path, host.python, host.environment, PACK, tmp_path_factory.mktemp("comfy")) as running:
+    with ComfyServer(host.path, host.python, host.environment, PACK, tmp_path_factory.mktemp("comfy"), SUPPORT) as running:
         yield running
