@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from ..core.directions import EditDirection, sentence_direction
-from ..core.errors import EditingError
-from ..core.sentences import expand_words
+from ..core.sentences import DEFAULT_COUNT, MAX_COUNT, Bank, Mode, sentences_of
 from .host import EditDirectionType, apply_to_conditioning, encode_sentences, io, schema, text_encoder_name, widget
 from .reports import report_output, shown
 
 CATEGORY = "semantic editing/direction"
-MODES = ("auto", "words", "sentences")
-
-
-def sentence_lists(source: str, target: str, mode: str, count: int, seed: int) -> tuple[list[str], list[str]]:
-    """The sentences of both sides: the lines as they are, or two phrases put into the same built-in sentences.
-
-    Raises:
-        EditingError: an unknown mode, an empty side, or several lines where a word is asked for.
-    """
-    if mode not in MODES:
-        raise EditingError(f"There is no mode {mode!r}; use one of {', '.join(MODES)}.")
-    sides = [[line.strip() for line in text.splitlines() if line.strip()] for text in (source, target)]
-    for name, lines in zip(("source", "target"), sides, strict=True):
-        if not lines:
-            raise EditingError(f"The {name} text is empty; write a word, or sentences one per line.")
-    single = all(len(lines) == 1 for lines in sides)
-    if mode == "words" and not single:
-        raise EditingError("Mode 'words' takes one line on each side; use mode 'sentences' for several lines.")
-    if mode == "sentences" or not single:
-        return sides[0], sides[1]
-    return expand_words(sides[0][0], sides[1][0], count, seed)
 
 
 class SentenceEditDirection(io.ComfyNode):
@@ -68,17 +46,27 @@ class SentenceEditDirection(io.ComfyNode):
                 widget(
                     io.Combo,
                     "mode",
-                    options=list(MODES),
+                    options=list(get_args(Mode)),
                     default="auto",
-                    tooltip="auto: one line is a word, several lines are sentences. words: put the phrase into the built-in sentences. "
+                    tooltip="auto: one line without a full stop is a word, all else are sentences. words: put the phrase into the "
+                    "built-in sentences. "
                     "sentences: take every line as it is.",
+                ),
+                widget(
+                    io.Combo,
+                    "bank",
+                    options=list(get_args(Bank)),
+                    default="general",
+                    tooltip="Built-in sentences for words. general: everyday photos, for a noun (cat, red car). portrait: captions of "
+                    "the demo "
+                    "world, for a look (smiling, with a beard).",
                 ),
                 widget(
                     io.Int,
                     "count",
-                    default=256,
+                    default=DEFAULT_COUNT,
                     min=1,
-                    max=2000,
+                    max=MAX_COUNT,
                     tooltip="How many built-in sentences a word is put into on each side. More is steadier and slower; 100 to 1000 is "
                     "usual. "
                     "Lines of your own are not affected.",
@@ -103,9 +91,9 @@ class SentenceEditDirection(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: Any, source: str, target: str, mode: str, count: int, seed: int) -> Any:
+    def execute(cls, clip: Any, source: str, target: str, mode: Any, bank: Any, count: int, seed: int) -> Any:
         """Encode both sides in batches; EditingError for an empty side or an over-long sentence."""
-        sources, targets = sentence_lists(source, target, mode, count, seed)
+        sources, targets = (sentences_of(text, mode, count, seed, bank) for text in (source, target))
         direction = sentence_direction(
             lambda sentences: encode_sentences(clip, sentences),
             sources,

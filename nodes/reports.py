@@ -9,7 +9,6 @@ import torch
 
 from ..core.denoiser import Evaluations
 from ..core.inversion import Inversion
-from ..core.plots import inversion_plot
 from .host import InversionType, io, latent_from_model, noise_object, resolve_file, sigmas_out, ui
 
 
@@ -97,6 +96,8 @@ def file_fingerprint(folder: str, name: str) -> str:
 
 def plot_image(inversion: Inversion) -> Any:
     """The plot of an inversion as IMAGE ``[1, H, W, 3]``."""
+    from ..core.plots import inversion_plot
+
     return inversion_plot(inversion)[None]
 
 

@@ -72,6 +72,13 @@ def type_name(kind: Any) -> str:
     return "COMBO" if isinstance(kind, list) else str(kind)
 
 
+def default_value(kind: Any, options: dict[str, Any]) -> Any:
+    """What the UI puts into a fresh widget."""
+    choices = kind if isinstance(kind, list) else options.get("options")
+    empty = choices[0] if choices else ""
+    return options.get("default", empty)
+
+
 @dataclass
 class Graph:
     """A workflow under construction. ``info`` is /object_info."""
@@ -96,11 +103,10 @@ class Graph:
         for name, (wanted, options) in known.items():
             if name in inputs:
                 values[name] = inputs[name]
-                if isinstance(values[name], Output) and values[name].type != type_name(wanted):
+                if isinstance(values[name], Output) and type_name(wanted) not in ("*", values[name].type):
                     raise ValueError(f"{self.name}: {kind}.{name} wants {wanted} and gets {values[name].type}")
             elif is_widget(wanted, options):
-                first = wanted[0] if isinstance(wanted, list) else (options.get("options") or [""])[0]
-                values[name] = options.get("default", first)
+                values[name] = default_value(wanted, options)
             elif name in definition["input"].get("required", {}):
                 raise ValueError(f"{self.name}: {kind}.{name} is not wired")
         natural = self._height(kind, definition)
@@ -200,8 +206,7 @@ class Graph:
             if is_widget(kind, options):
                 slot["widget"] = {"name": name}
                 widgets.append((slot, value))
-                first = kind[0] if isinstance(kind, list) else (options.get("options") or [""])[0]
-                values.append(options.get("default", first) if isinstance(value, Output) else value)
+                values.append(default_value(kind, options) if isinstance(value, Output) else value)
                 if options.get("control_after_generate"):
                     values.append("fixed")
                 if options.get("image_upload"):

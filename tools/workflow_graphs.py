@@ -8,24 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from make_workflows import Graph, Node, Output
 
-#: The demo model knows the words of cartoon portraits, so its sentences are written from those.
-HEADS = ("a portrait of a person", "a cartoon of a person", "a person", "a drawing of a person", "a face", "a cartoon face")
-REST = (
-    "short brown hair, blue background",
-    "long black hair, wearing glasses, gray background",
-    "curly red hair, in a green sweater",
-    "blonde hair in a bun, light skin",
-    "wearing a hat, with a beard, yellow background",
-    "black bob haircut, dark skin, wearing a red hoodie",
-    "in a winter hat, tan skin, pink background",
-    "bald, with a mustache, wearing a blue shirt",
-)
+#: The counterfactual pair of the demo's word edit.
 PAIR = "mouth: sad to smile"
-
-
-def sentences(phrase: str) -> str:
-    """Sixteen sentences of the demo world that contain ``phrase``, one per line."""
-    return "\n".join(f"{HEADS[i % len(HEADS)]}, {phrase}, {REST[i % len(REST)]}" for i in range(16))
 
 
 def demo_source(graph: Graph, pictures: str, number: int) -> tuple[Node, Node, Output, Output]:
@@ -111,7 +95,7 @@ def demo_word_edit(graph: Graph) -> None:
     model, picture, positive, latent = demo_source(graph, PAIR, 0)
     word_edit(
         graph, 2, model.out("MODEL"), model.out("CLIP"), model.out("VAE"), positive, latent, "demo_word_edit",
-        source=sentences("sad"), target=sentences("smiling"), mode="sentences",
+        source="sad", target="smiling", mode="words", bank="portrait",
     )  # fmt: skip
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title="True edited image (for comparison)", images=picture.out("edited image"))

@@ -4,8 +4,9 @@ import json
 import logging
 from pathlib import Path
 
-from semantic_editing.tests.nodes import contract, fake_host
 import pytest
+
+from semantic_editing.tests.nodes import contract, fake_host
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("snapshot.json")

@@ -1,6 +1,7 @@
 """What repeats the schemas (English locale, tables of the help pages) is what tools/make_node_docs.py would write."""
 
 import pytest
+
 from semantic_editing.tools import make_node_docs
 
 
