@@ -1,1 +1,130 @@
-"""Semantic Editing command line."""
+"""``semantic-editing demo | edit``: the techniques without ComfyUI."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .core.errors import EditingError
+
+SOLVER_NAMES = ("auto", "fixed_point", "anderson", "gradient", "ddim")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 after a sentence on stderr."""
+    parsed = parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except EditingError as error:
+        print(f"semantic-editing: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("semantic-editing: cancelled; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(prog="semantic-editing", description="Edit images by meaning with diffusion models.")
+    commands = top.add_subparsers(required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="run every technique on the bundled demo model")
+    demo.set_defaults(run=run_demo)
+    demo.add_argument("--out", type=Path, required=True, help="folder for contact_sheet.png, the single pictures and measures.json")
+    demo.add_argument("--steps", type=int, default=30, help="steps of every trajectory (default 30)")
+    demo.add_argument("--pair", type=int, default=0, help="which portrait of each edit, from 0")
+    demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+
+    edit = commands.add_parser("edit", help="edit a picture with a local SD 1.x, SD 2.x or SDXL model")
+    edit.set_defaults(run=run_edit)
+    edit.add_argument("--model", type=Path, required=True, help="diffusers folder, or single-file .safetensors checkpoint")
+    edit.add_argument("--image", type=Path, required=True, help="the picture to edit")
+    edit.add_argument("--source", required=True, help='what it shows, a word or phrase: "cat"')
+    edit.add_argument("--target", required=True, help='what it shall show instead: "dog"')
+    edit.add_argument("--out", type=Path, required=True, help="where to write the edited picture, e.g. y.png")
+    edit.add_argument("--caption", help='caption of the picture (default: "a photo of" the source)')
+    edit.add_argument("--size", type=int, help="shorter side in pixels, a multiple of 8 (default: the model's own)")
+    edit.add_argument("--steps", type=int, default=50)
+    edit.add_argument("--solver", choices=SOLVER_NAMES, default="auto", help="how each inversion step is solved")
+    edit.add_argument("--cfg", type=float, default=5.0, help="how strongly the edit is followed")
+    edit.add_argument("--guidance", type=float, default=0.1, help="how strongly the layout is kept; 0 is off")
+    edit.add_argument("--strength", type=float, default=1.0, help="of the direction, -3 to 3")
+    edit.add_argument("--sentences", type=int, default=256, help="sentences a side of the direction")
+    edit.add_argument("--seed", type=int, default=0, help="which sentences are drawn; all else is deterministic")
+    edit.add_argument(
+        "--direction", type=Path, nargs="+", metavar="FILE",
+        help="a saved direction instead of the words' own; or two published embeddings (.pt): source target",
+    )  # fmt: skip
+    edit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    edit.add_argument("--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto")
+    edit.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+    return top
+
+
+def quiet() -> None:
+    """Silence the loading bars of the model libraries, which would bury what this program says."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    """``semantic-editing demo``: write the contact sheet, the pictures and the measures."""
+    import torch
+
+    from .core.demo import load_demo_model
+    from .core.pictures import check_writable, save_picture
+    from .core.sheet import contact_sheet, to_picture
+    from .core.showcase import Settings, run_showcase
+
+    sheet_path = check_writable(options.out / "contact_sheet.png", overwrite=True)
+    if options.threads > 0:
+        torch.set_num_threads(options.threads)
+    start = time.perf_counter()
+    print("loading the demo model", flush=True)
+    quiet()
+    demo = load_demo_model()
+    result = run_showcase(demo, Settings(steps=options.steps, pair=options.pair), report=lambda line: print(line, flush=True))
+    result.measures["seconds"] = round(time.perf_counter() - start, 1)
+    for stem, image in result.pictures.items():
+        save_picture(options.out / f"{stem}.png", to_picture(image), overwrite=True)
+    save_picture(sheet_path, contact_sheet(result.rows, scale=1, width_of_text=170), overwrite=True)
+    (options.out / "measures.json").write_text(json.dumps(result.measures, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {sheet_path}, {len(result.pictures)} single pictures and {options.out / 'measures.json'}")
+
+
+def run_edit(options: argparse.Namespace) -> None:
+    """``semantic-editing edit``: invert the picture, steer it, write it."""
+    from .core.checkpoints import load_checkpoint
+    from .core.pictures import check_writable, read_picture, save_picture
+    from .core.sheet import to_picture
+    from .core.word_edit import WordEdit, choose_device, edit_by_words
+
+    check_writable(options.out, overwrite=options.overwrite)
+    read_picture(options.image)  # a bad picture is refused before the model loads
+    device, dtype = choose_device(options.device, options.dtype)
+    print(f"loading {options.model.name} on {device}", flush=True)
+    quiet()
+    model = load_checkpoint(options.model, device, dtype)
+    image, note = read_picture(options.image, options.size or model.native_size, model.patch)
+    print(f"{options.image.name}: {note}", flush=True)
+    request = WordEdit(
+        source=options.source, target=options.target, caption=options.caption, steps=options.steps, solver=options.solver, cfg=options.cfg,
+        guidance=options.guidance, strength=options.strength, sentences=options.sentences, seed=options.seed,
+        direction_files=tuple(options.direction or ()),
+    )  # fmt: skip
+    edited, summary = edit_by_words(model, image, request, report=lambda line: print(line, flush=True))
+    save_picture(options.out, to_picture(edited[0]), overwrite=options.overwrite)
+    print(f"{summary}\nwrote {options.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
