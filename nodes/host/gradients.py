@@ -100,6 +100,22 @@ def static_patcher(model: Any) -> Any:
         ) from error
 
 
+def make_differentiable(transformer_options: dict[str, Any]) -> None:
+    """Change one run's ``transformer_options`` so that the network's forward can be differentiated; no value changes.
+
+    Attention kernels without a backward give way to PyTorch's. And every skip connection of a U-Net gets a tensor of its
+    own: a ControlNet is added to it in place, after autograd has saved it for the block that follows.
+    """
+    previous = transformer_options.get("optimized_attention_override")
+    transformer_options["optimized_attention_override"] = differentiable_attention(previous)
+    patches = transformer_options.setdefault("patches", {})
+    patches["input_block_patch_after_skip"] = [*patches.get("input_block_patch_after_skip", []), _own_copy]
+
+
+def _own_copy(h: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    return h.clone() if h.requires_grad else h
+
+
 def differentiable_attention(previous: Any | None = None) -> Any:
     """An ``optimized_attention_override`` that swaps attention kernels without a backward for PyTorch's while autograd records."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import ComfyDenoiser, identity
-from .gradients import differentiable_attention, frozen, gradient_scope, materialise, normal_tensors, static_patcher
+from .gradients import frozen, gradient_scope, make_differentiable, materialise, normal_tensors, static_patcher
 from .latents import latent_to_model, require_image_latent
 from .memory import memory_advice
 from .session import Session
@@ -110,8 +110,7 @@ class SessionGuider(comfy.samplers.CFGGuider):
         modules = [patcher.model for patcher in (self.model_patcher, *self.loaded_models) if hasattr(patcher, "model")]
         for module in modules:
             materialise(module)
-        options = self.model_options["transformer_options"]
-        options["optimized_attention_override"] = differentiable_attention(options.get("optimized_attention_override"))
+        make_differentiable(self.model_options["transformer_options"])
         with frozen(modules):
             return super().inner_sample(*arguments, **named)
 

@@ -27,7 +27,7 @@ class Host:
 
     @property
     def environment(self):
-        """The caller's environment without its Python paths; one thread, because the models are tiny and machines are shared; nothing from a hub."""
+        """The caller's environment without its Python paths; one thread, because the models are tiny; nothing from a hub."""
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "COMFYUI_PATH")}
         return kept | {"COMFYUI_PATH": str(self.path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 

@@ -27,7 +27,7 @@ def attention_gradient(session, x):
     denoised = session.denoiser(x, 2.0, session.conds["positive"], control=control)
     loss = control.loss + denoised.double().square().sum()
     (gradient,) = torch.autograd.grad(loss, [x])
-    return float(loss), gradient
+    return float(loss.detach()), gradient
 
 
 @pytest.mark.parametrize(("family", "height", "width", "batch"), [("sd1", 8, 8, 1), ("sd2", 8, 12, 1), ("sdxl", 8, 12, 3)])
