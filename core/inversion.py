@@ -278,7 +278,7 @@ def invert(
                 guess = x
             solve(step, guess, solver, tolerance, max_iterations, optimizer, learning_rate)
         x = step.best
-        slopes = [*slopes, (sigma_next, step.slope)][-3:]
+        slopes = [*slopes, (sigma_next, step.slope)][-2:]
         trajectory.append(x)
         taken.append(step)
     stored = cond_tensors if cond_tensors is not None else {"embeds": cond} if isinstance(cond, Tensor) else None
