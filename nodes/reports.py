@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from ..core.denoiser import Evaluations
 from ..core.inversion import Inversion
+from ..core.plots import inversion_plot
 from .host import InversionType, io, latent_from_model, noise_object, resolve_file, sigmas_out, ui
 
 
@@ -56,15 +58,20 @@ def inversion_values(model: Any, inversion: Inversion) -> tuple[Any, ...]:
 
 def inversion_report(inversion: Inversion) -> str:
     """A few lines on what the inversion cost and how exact it is."""
-    worst = inversion.residuals.nan_to_num().max(1).values  # not measured: NaN
-    step = int(worst.argmax())
     lines = [
         f"{inversion.method}: {inversion.steps} steps, {inversion.latents.shape[1]} image(s)",
         f"network evaluations per image: {inversion.evaluations:.0f} forward, {inversion.backward_passes:.0f} backward",
-        f"fixed-point residual: worst {float(worst[step]):.2e} (step {step + 1}), mean {float(inversion.residuals.mean()):.2e}",
         f"noise: mean {float(inversion.noise.mean()):+.3f}, standard deviation {float(inversion.noise.std()):.3f} (1 is ideal)",
     ]
-    lines += [f"{key.replace('_', ' ')}: {value:.4g}" for key, value in inversion.info.items() if isinstance(value, (int, float))]
+    if inversion.residuals.isfinite().all():
+        worst = inversion.residuals.amax(1)
+        step = int(worst.argmax())
+        mean = float(inversion.residuals.mean())
+        lines.append(f"fixed-point residual: worst {float(worst[step]):.2e} (step {step + 1}), mean {mean:.2e}")
+    for figure in ("correlation", "variance"):
+        before, after = (inversion.info.get(f"{figure}_{when}") for when in ("before", "after"))
+        if before and after:
+            lines.append(f"{figure} of the predicted noise, mean over steps: {fmean(before):+.3f} before, {fmean(after):+.3f} after")
     return "\n".join(lines)
 
 
@@ -94,11 +101,9 @@ def file_fingerprint(folder: str, name: str) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def plot_image(inversion: Inversion) -> Any:
-    """The plot of an inversion as IMAGE ``[1, H, W, 3]``."""
-    from ..core.plots import inversion_plot
-
-    return inversion_plot(inversion)[None]
+def plot_image(inversion: Inversion, tolerance: float | None = None) -> Any:
+    """The plot of an inversion as IMAGE ``[1, H, W, 3]``, with ``tolerance`` as a line."""
+    return inversion_plot(inversion, tolerance)[None]
 
 
 def shown(report: str, image: Any = None, cls: Any = None) -> dict[str, Any]:

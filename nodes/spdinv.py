@@ -131,7 +131,7 @@ class SPDInvInversion(io.ComfyNode):
         inversion = run(
             model, latent, {"positive": positive}, work, gradients=needs_gradients, sigmas=sigmas, advice="lower the image size"
         )
-        report, plot = inversion_report(inversion), plot_image(inversion)
+        report, plot = inversion_report(inversion), plot_image(inversion, tolerance)
         return io.NodeOutput(*inversion_values(model, inversion), plot, report, ui=shown(report, plot, cls))
 
 

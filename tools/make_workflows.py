@@ -47,6 +47,7 @@ class Node:
     width: int
     height: int
     note: str | None = None
+    models: list[dict[str, str]] = field(default_factory=list)
 
     def out(self, name: str) -> Output:
         """The output called ``name`` (or of type ``name``)."""
@@ -88,8 +89,20 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     groups: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def add(self, kind: str, column: int, *, title: str = "", width: int = 300, height: int = 0, **inputs: Any) -> Node:
+    def add(
+        self,
+        kind: str,
+        column: int,
+        *,
+        title: str = "",
+        width: int = 300,
+        height: int = 0,
+        models: list[dict[str, str]] | None = None,
+        **inputs: Any,
+    ) -> Node:
         """Place a node in ``column``, under those already there; unnamed widgets take the host's defaults.
+
+        ``models`` are the files a loader needs ({name, url, directory}); the UI offers to download those that are missing.
 
         Raises:
             KeyError, ValueError: a node or input that the host does not have, or a link of the wrong type.
@@ -110,9 +123,8 @@ class Graph:
             elif name in definition["input"].get("required", {}):
                 raise ValueError(f"{self.name}: {kind}.{name} is not wired")
         natural = self._height(kind, definition)
-        node = Node(
-            len(self.nodes) + 1, kind, definition, values, column, title or definition["display_name"] or kind, width, max(height, natural)
-        )
+        node = Node(len(self.nodes) + 1, kind, definition, values, column, title or definition["display_name"], width, max(height, natural))
+        node.models = models or []
         self.nodes.append(node)
         return node
 
@@ -173,7 +185,7 @@ class Graph:
                 "mode": 0,
                 "inputs": inputs,
                 "outputs": [],
-                "properties": {} if node.note is not None else {"Node name for S&R": node.type},
+                "properties": self._properties(node),
                 "widgets_values": values if node.note is None else [node.note],
             }
             if node.title != node.definition.get("display_name"):
@@ -197,6 +209,12 @@ class Graph:
             "extra": {"ds": {"scale": 0.6, "offset": [60, 80]}},
             "version": 0.4,
         }
+
+    @staticmethod
+    def _properties(node: Node) -> dict[str, Any]:
+        if node.note is not None:
+            return {}
+        return {"Node name for S&R": node.type} | ({"models": node.models} if node.models else {})
 
     def _ui_inputs(self, node: Node, links: list[list[Any]], by_output: dict[tuple[int, int], list[int]]) -> tuple[list[Any], list[Any]]:
         sockets, widgets, values = [], [], []

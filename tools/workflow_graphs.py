@@ -107,9 +107,11 @@ def demo_word_edit(graph: Graph) -> None:
     )  # fmt: skip
 
 
-def checkpoint_edit(graph: Graph, checkpoint: str, name: str, text: str) -> None:
+def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, text: str) -> None:
     """The same edit on a real checkpoint and the person's own picture."""
-    loader = graph.add("CheckpointLoaderSimple", 0, ckpt_name=checkpoint)
+    url = f"https://huggingface.co/{repository}/resolve/main/{checkpoint}?download=true"
+    file = {"name": checkpoint, "url": url, "directory": "checkpoints"}
+    loader = graph.add("CheckpointLoaderSimple", 0, ckpt_name=checkpoint, models=[file])
     picture = graph.add("LoadImage", 0, image="example.png")
     graph.note(text, 0, title="Before you run", height=330)
     prompt = graph.add("CLIPTextEncode", 1, title="Source prompt: describe your image", clip=loader.out("CLIP"), text="a photo of a cat")
@@ -124,7 +126,7 @@ def checkpoint_edit(graph: Graph, checkpoint: str, name: str, text: str) -> None
 def sd15_word_edit(graph: Graph) -> None:
     """Cat to dog on Stable Diffusion 1.5."""
     checkpoint_edit(
-        graph, "v1-5-pruned-emaonly-fp16.safetensors", "sd15_word_edit",
+        graph, "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors", "sd15_word_edit",
         "# Edit your own picture with SD 1.5\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x checkpoint) into "
         "`models/checkpoints`.\n\n1. Load a square picture, best 512 x 512.\n2. Describe it in **Source prompt**.\n3. Write the word to "
         "replace and its replacement into **Sentence Edit Direction**.\n\nThe edit is too weak: raise *strength* or *cfg*, lower "
@@ -135,7 +137,7 @@ def sd15_word_edit(graph: Graph) -> None:
 def sdxl_word_edit(graph: Graph) -> None:
     """Cat to dog on SDXL."""
     checkpoint_edit(
-        graph, "sd_xl_base_1.0.safetensors", "sdxl_word_edit",
+        graph, "stabilityai/stable-diffusion-xl-base-1.0", "sd_xl_base_1.0.safetensors", "sdxl_word_edit",
         "# Edit your own picture with SDXL\n\nPut `sd_xl_base_1.0.safetensors` (or any SDXL checkpoint) into `models/checkpoints`.\n\n"
         "1. Load a picture, best 1024 x 1024.\n2. Describe it in **Source prompt**.\n3. Write the word to replace and its replacement "
         "into **Sentence Edit Direction**.\n\nGradients through SDXL need much memory: choose *resolution* `<=32` on cards below 24 GB, "
