@@ -1,5 +1,6 @@
 """Gradients where the host forbids them: weights and inputs made under inference mode, as in a prompt."""
 
+import comfy.model_management as mm
 import comfy.sample
 import pytest
 import torch
@@ -134,3 +135,14 @@ def test_attention_kernels_without_a_backward_are_replaced(pack):
     out = override(attention_sage, q, k, v, 2, _inside_attn_wrapper=True)
     torch.testing.assert_close(out, expected)
     assert out.requires_grad
+
+
+def test_room_is_asked_for_before_loading(pack, monkeypatch):
+    """The host estimates memory for inference; a gradient run asks for several times as much, so that it makes room first."""
+    model = comfy_model(pack, "sd1", diffusers_unet("sd1"))
+    asked = []
+    load = mm.load_models_gpu
+    monkeypatch.setattr(mm, "load_models_gpu", lambda *a, **k: (asked.append(k["memory_required"]), load(*a, **k))[1])
+    for gradients in (False, True):
+        pack.run(model, {"samples": noise(1, 4, 8, 8)}, {"positive": conditioning("sd1")}, lambda s: None, gradients=gradients)
+    assert asked[1] == pytest.approx(10 * asked[0])
