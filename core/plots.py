@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +25,16 @@ def inversion_plot(inversion: Inversion, tolerance: float | None = None) -> Tens
     Args:
         tolerance: drawn as a line across the residuals when given.
 
-    Steps whose residual was not measured (NaN) are left out; an exact step (residual 0) sits on the lower edge.
+    Steps whose residual was not measured (NaN) are left out; an exact step (residual 0) sits on the lower edge. Of a
+    noise-regularised inversion, variance and correlation of the predicted noise are drawn instead.
     """
     canvas = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(canvas)
     split = TOP + (HEIGHT - TOP - GAP - BOTTOM) * 3 // 5
-    _residuals(draw, inversion.residuals.double(), tolerance, (TOP, split))
+    if "correlation_before" in inversion.info and not inversion.residuals.isfinite().any():
+        _whiteness(draw, inversion.info, (TOP, split))
+    else:
+        _residuals(draw, inversion.residuals.double(), tolerance, (TOP, split))
     _costs(draw, inversion, (split + GAP, HEIGHT - BOTTOM))
     return torch.from_numpy(np.asarray(canvas, dtype=np.float32) / 255)
 
@@ -71,6 +77,24 @@ def _residuals(draw: ImageDraw.ImageDraw, residuals: Tensor, tolerance: float | 
         for x, y in points:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
     _frame(draw, "residual (mean square) of each step: mean blue, worst red", rows)
+
+
+def _whiteness(draw: ImageDraw.ImageDraw, info: Mapping[str, Any], rows: tuple[int, int]) -> None:
+    """Variance and neighbour correlation of each step's predicted noise, before and after regularisation."""
+    curves = [(info[f"{figure}_{when}"], c) for when, c in (("before", WORST), ("after", CURVE)) for figure in ("variance", "correlation")]
+    values = [0.0, 1.0, *(value for curve, _ in curves for value in curve)]
+    low, high = min(values) - 0.1, max(values) + 0.1
+
+    def height(value: float) -> float:
+        return rows[1] - (rows[1] - rows[0]) * (value - low) / (high - low)
+
+    for level in (0, 1):
+        draw.line((LEFT, height(level), WIDTH - RIGHT, height(level)), fill=FAINT)
+        draw.text((8, height(level) - 6), str(level), fill=INK)
+    for curve, colour in curves:
+        points = [(_column(step, len(curve)), height(value)) for step, value in enumerate(curve)]
+        draw.line(points, fill=colour, width=2)
+    _frame(draw, "variance (white: 1) and correlation (white: 0) of the noise: before red, after blue", rows)
 
 
 def _costs(draw: ImageDraw.ImageDraw, inversion: Inversion, rows: tuple[int, int]) -> None:

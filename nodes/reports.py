@@ -92,7 +92,7 @@ def report_output() -> Any:
 
 def plot_output() -> Any:
     """The plot as IMAGE."""
-    return io.Image.Output("plot", display_name="plot", tooltip="Residual and cost of every step as a picture; for Preview Image.")
+    return io.Image.Output("plot", display_name="plot", tooltip="Figures of every step as a picture; for Preview Image.")
 
 
 def file_fingerprint(folder: str, name: str) -> str:

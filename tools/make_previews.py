@@ -22,7 +22,7 @@ SIDE, MARGIN, HEAD = 256, 16, 34
 SHOWN = {
     "demo_invert_reconstruct": ("Original", "Rebuilt image", "Residual and cost per step"),
     "demo_word_edit": ("Original", "Edited image", "True edited image (for comparison)"),
-    "demo_noise_regularised": ("Original", "Rebuilt image", "Residual and cost per step"),
+    "demo_noise_regularised": ("Original", "Rebuilt image", "Noise before and after"),
 }
 
 
@@ -66,8 +66,11 @@ def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", default="http://127.0.0.1:8188")
-    server = parser.parse_args().server
-    for name, titles in SHOWN.items():
+    parser.add_argument("names", nargs="*", default=list(SHOWN), help="workflows to run; all demo ones when left out")
+    arguments = parser.parse_args()
+    server = arguments.server
+    for name in arguments.names:
+        titles = SHOWN[name]
         prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
         outputs = run(server, prompt)
         numbers = {node["_meta"]["title"]: number for number, node in prompt.items()}

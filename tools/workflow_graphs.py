@@ -39,20 +39,20 @@ def show(graph: Graph, column: int, latent: Output, vae: Output, name: str, titl
     return decoded
 
 
-def invert_reconstruct(graph: Graph, inversion_type: str, name: str, **options: Any) -> None:
+def invert_reconstruct(graph: Graph, inversion_type: str, name: str, plot_title: str) -> None:
     """Image -> noise -> the same image, with plots."""
     model, picture, positive, latent = demo_source(graph, "portraits", 0)
-    inversion = graph.add(inversion_type, 2, model=model.out("MODEL"), positive=positive, latent=latent, width=330, **options)
+    inversion = graph.add(inversion_type, 2, model=model.out("MODEL"), positive=positive, latent=latent, width=330)
     graph.add("PreviewAny", 2, title="Report", source=inversion.out("report"), width=330, height=180)
     again = rebuild(graph, 3, model.out("MODEL"), positive, inversion)
     show(graph, 4, again, model.out("VAE"), name, "Rebuilt image")
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
-    graph.add("PreviewImage", 5, title="Residual and cost per step", images=inversion.out("plot"))
+    graph.add("PreviewImage", 5, title=plot_title, images=inversion.out("plot"))
 
 
 def demo_invert_reconstruct(graph: Graph) -> None:
     """SPDInv Inversion and stock sampling back."""
-    invert_reconstruct(graph, "SemEdit_SPDInvInversion", "demo_invert_reconstruct")
+    invert_reconstruct(graph, "SemEdit_SPDInvInversion", "demo_invert_reconstruct", "Residual and cost per step")
     graph.note(
         "# Invert and rebuild\n\n**SPDInv Inversion** turns the picture into noise; the stock *SamplerCustomAdvanced* (euler, cfg 1, "
         "the inversion's own sigmas, the same prompt) makes the same picture from it again.\n\nRun it, then set *solver* to `ddim` and "
@@ -63,7 +63,7 @@ def demo_invert_reconstruct(graph: Graph) -> None:
 
 def demo_noise_regularised(graph: Graph) -> None:
     """Autocorr DDIM Inversion and stock sampling back."""
-    invert_reconstruct(graph, "SemEdit_AutocorrDDIMInversion", "demo_noise_regularised")
+    invert_reconstruct(graph, "SemEdit_AutocorrDDIMInversion", "demo_noise_regularised", "Noise before and after")
     graph.note(
         "# Noise that looks like noise\n\n**Autocorr DDIM Inversion** (pix2pix-zero) pushes the predicted noise of every step towards "
         "white noise: uncorrelated neighbours, variance 1. Such noise edits better, at the price of a less exact rebuild. The report "
