@@ -29,7 +29,7 @@ class Inversion:
         latents: ``[T+1, B, C, H, W]`` in sigma space, ascending noise; ``latents[0]`` is the clean latent as given.
         sigmas: ``[T+1]`` ascending, fp32.
         residuals: ``[T, B]`` mean-square fixed-point residual of each step in unit-variance latent units, i.e. how far
-            the backward Euler step misses the level it started from (SPDInv Eq. 4).
+            the backward Euler step misses the level it started from (SPDInv Eq. 4); NaN where it was not measured.
         forward_evaluations: ``[T, B]`` network evaluations (u) spent on each step of each image.
         backward_evaluations: ``[T, B]`` likewise, backward passes.
         identity: the model the trajectory belongs to.
@@ -258,7 +258,8 @@ def invert(
     grid = inversion_grid(denoiser, steps, sigmas)
     levels = [float(level) for level in grid]
     total = len(levels) - 1
-    trajectory, taken = [x], []
+    trajectory = [x]
+    figures: list[tuple[Tensor, Tensor, Tensor]] = []
     slopes: list[tuple[float, Tensor]] = []
     for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
 
@@ -269,25 +270,26 @@ def invert(
         step = ImplicitStep(denoiser, cond, x, sigma, sigma_next, report, f"step {index + 1}")
         if solver == "ddim":
             step.accept(ddim_guess(step), measure=check_residual)
-        else:
-            if solver == "gradient":
-                guess = ddim_guess(step)
-            elif slopes:
-                guess = step.image(extrapolate(slopes, sigma_next) if solver == "auto" else slopes[-1][1], step.rows)
-            else:
-                guess = x
+        elif solver == "gradient":
+            solve(step, ddim_guess(step), solver, tolerance, max_iterations, optimizer, learning_rate)
+        elif solver == "auto":
+            guess = step.image(extrapolate(slopes, sigma_next), step.rows) if slopes else x
             solve(step, guess, solver, tolerance, max_iterations, optimizer, learning_rate)
+        else:
+            guess = step.image(slopes[-1][1], step.rows) if slopes else x
+            solve(step, guess, solver, tolerance, max_iterations)
         x = step.best
         slopes = [*slopes, (sigma_next, step.slope)][-2:]
         trajectory.append(x)
-        taken.append(step)
+        figures.append((step.residual.float().cpu(), step.forward, step.backward))
+    residuals, forward, backward = (torch.stack(column) for column in zip(*figures, strict=True))
     stored = cond_tensors if cond_tensors is not None else {"embeds": cond} if isinstance(cond, Tensor) else None
     return Inversion(
         latents=torch.stack(trajectory),
         sigmas=grid,
-        residuals=torch.stack([step.residual for step in taken]).cpu(),
-        forward_evaluations=torch.stack([step.forward for step in taken]),
-        backward_evaluations=torch.stack([step.backward for step in taken]),
+        residuals=residuals,
+        forward_evaluations=forward,
+        backward_evaluations=backward,
         identity=denoiser.identity,
         method="ddim" if solver == "ddim" else f"spdinv/{solver}",
         cond=stored,

@@ -59,7 +59,7 @@ class ImplicitStep:
         batch = self.start.shape[0]
         self.best = self.start.clone()
         self.slope = torch.zeros_like(self.start)
-        self.residual = torch.full((batch,), float("inf"), device=self.start.device)
+        self.residual = torch.full((batch,), float("inf"), dtype=self.start.dtype, device=self.start.device)
         self.forward = torch.zeros(batch, dtype=torch.long)
         self.backward = torch.zeros(batch, dtype=torch.long)
         self._denoised = self.start.clone()
@@ -232,8 +232,11 @@ def solve(
     At most ``max_iterations`` residuals are measured per row. On return ``step.best``, ``step.slope`` and
     ``step.residual`` belong together: the residual is the smallest visited and was measured at that latent.
     ``auto`` accelerates Picard by Anderson and hands a row on, to damped Picard and then to AdamW descent, only when its
-    residual refuses to fall.
+    residual refuses to fall. A step of zero length is left as it is, exactly and at no cost.
     """
+    if step.sigma_next == step.sigma:
+        step.residual = torch.zeros_like(step.residual)
+        return
 
     def descent(step: ImplicitStep) -> _Descent:
         rule = _Descent(step, optimizer, learning_rate)
