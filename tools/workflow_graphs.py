@@ -77,7 +77,7 @@ def word_edit(
 ) -> tuple[Node, Node, Node]:
     """Inversion, direction and guided sampler; returns the nodes whose pictures and report are to be shown."""
     inversion = graph.add("SemEdit_SPDInvInversion", column, model=model, positive=positive, latent=latent, width=330)
-    direction = graph.add("SemEdit_SentenceEditDirection", column, clip=clip, width=330, **texts)
+    direction = graph.add("SemEdit_SentenceEditDirection", column - 1, clip=clip, **texts)
     applied = graph.add(
         "SemEdit_ApplyEditDirection", column + 1, conditioning=positive, edit_direction=direction.out("edit direction"), clip=clip
     )
