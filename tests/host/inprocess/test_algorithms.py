@@ -1,0 +1,105 @@
+"""The pack's algorithms on every family of ComfyUI models, under inference mode, against the stock sampler."""
+
+import comfy.samplers
+import pytest
+import torch
+from conftest import comfy_model, conditioning, diffusers_unet, flow_model, noise
+
+SHAPES = {"sd1": (1, 4, 8, 8), "sd2": (3, 4, 8, 12), "sdxl": (1, 4, 12, 8), "flow": (3, 16, 8, 12)}
+
+
+def build(pack, family, dtype=torch.float32):
+    """A model as tame as a trained one: the fixed point of a step exists and iterations reach it."""
+    if family == "flow":
+        return flow_model()
+    unet = diffusers_unet(family)
+    unet.conv_out.weight.mul_(0.05)
+    return comfy_model(pack, family, unet, dtype)
+
+
+def stock_euler(model, cond, noise_latent, latent, sigmas, cfg=1.0, negative=None):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(cond, negative or cond)
+    guider.set_cfg(cfg)
+    return guider.sample(noise_latent, latent, comfy.samplers.sampler_object("euler"), sigmas, seed=0)
+
+
+@pytest.mark.parametrize(("family", "solver"), [*((family, "auto") for family in SHAPES), ("sd1", "gradient")])
+@torch.inference_mode()
+def test_inversion_is_undone_by_the_stock_sampler(pack, family, solver):
+    """Residuals at the tolerance (auto), and SamplerCustomAdvanced's way of sampling comes back to the latent."""
+    core = pack("core.inversion")
+    model, cond = build(pack, family), conditioning(family)
+    latent = {"samples": noise(*SHAPES[family], seed=2)}
+
+    def work(session):
+        options = {"steps": 6, "solver": solver, "tolerance": 1e-7, "max_iterations": 25 if solver == "auto" else 2}
+        inversion = core.invert(session.denoiser, session.latent, session.conds["positive"], callback=session.callback(), **options)
+        return inversion, core.reconstruct(session.denoiser, inversion, session.conds["positive"]), session.latent.clone()
+
+    inversion, rebuilt, clean = pack.run(model, latent, {"positive": cond}, work, gradients=True)
+    assert not inversion.latents.requires_grad and not inversion.latents.is_inference()
+    start, sigmas = inversion.latents[-1], pack.sigmas_out(inversion.sigmas)
+    if family == "flow":
+        generated = pack.noise_object(start, float(inversion.sigmas[-1]), model).generate_noise(latent)
+        stock = stock_euler(model, cond, generated, latent["samples"], sigmas)
+    else:
+        stock = stock_euler(model, cond, torch.zeros_like(start), pack.latent_from_model(model, start)["samples"], sigmas)
+    torch.testing.assert_close(pack.latent_to_model(model, {"samples": stock}), rebuilt, rtol=1e-3, atol=1e-3)
+    if solver == "auto":
+        assert float(inversion.residuals.max()) <= 1e-7
+        assert (rebuilt - clean).norm() < 1e-2 * clean.norm()
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+@torch.inference_mode()
+def test_guided_edit_in_one_node_and_as_guider(pack, family):
+    """guidance 0 is the stock euler at that cfg; with guidance the GUIDER under the stock euler makes the node's latent."""
+    core, guidance = pack("core.inversion"), pack("core.guidance")
+    model = build(pack, family)
+    conds = {"positive": conditioning(family, 4), "source": conditioning(family), "negative": conditioning(family, 9)}
+    latent = {"samples": noise(*SHAPES[family], seed=2)}
+    inversion = pack.run(
+        model, latent, conds, lambda s: core.invert(s.denoiser, s.latent, s.conds["source"], steps=4, solver="fixed_point"), gradients=True
+    )
+
+    def edit(strength):
+        def work(session):
+            c = session.conds
+            return guidance.cross_attention_guided_edit(
+                session.denoiser, inversion, c["source"], c["positive"], c["negative"], cfg=3.0, guidance=strength
+            )
+
+        return pack.latent_from_model(model, pack.run(model, latent, conds, work, gradients=True))["samples"]
+
+    def prepare(session):
+        c = session.conds
+        step = guidance.GuidedStep(session.denoiser, inversion, c["source"], c["positive"], c["negative"], 3.0, 5.0)
+        return lambda x, sigma: step.denoised(x, inversion.level_of(sigma))
+
+    start = pack.latent_from_model(model, inversion.latents[-1])["samples"]
+    sigmas = pack.sigmas_out(inversion.sigmas)
+    stock = stock_euler(model, conds["positive"], torch.zeros_like(start), start, sigmas, 3.0, conds["negative"])
+    plain, guided = edit(0.0), edit(5.0)
+    torch.testing.assert_close(plain, stock, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(guided, plain, atol=1e-2)
+    guider = pack.DenoiserGuider(model, conds, prepare, gradients=True)
+    by_guider = guider.sample(torch.zeros_like(start), start, comfy.samplers.sampler_object("euler"), sigmas, seed=0)
+    torch.testing.assert_close(by_guider, guided, rtol=1e-3, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_bf16_model_inverts(pack, family="sd1"):
+    """bf16 weights: the trajectory stays fp32, and reconstruction is as good as 8 bits of mantissa allow."""
+    core = pack("core.inversion")
+    model = build(pack, family, torch.bfloat16)
+
+    def work(session):
+        inversion = core.invert(session.denoiser, session.latent, session.conds["positive"], steps=6)
+        return inversion, core.reconstruct(session.denoiser, inversion, session.conds["positive"]), session.latent.clone()
+
+    inversion, rebuilt, clean = pack.run(
+        model, {"samples": noise(*SHAPES[family], seed=2)}, {"positive": conditioning(family)}, work, gradients=True
+    )
+    assert inversion.latents.dtype == torch.float32
+    assert (rebuilt - clean).norm() < 0.2 * clean.norm()
