@@ -1,0 +1,141 @@
+"""The cartoon-portrait world: rendered pictures, their labels, captions composed from the labels, token ids."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPTokenizer
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
+ATTRIBUTES = ["glasses", "facial_hair", "mouth", "eyes", "hair_color", "skin", "background", "top", "clothes", "clothes_color"]
+END, LENGTH, CLIP_ROWS = 49407, 77, 49408
+
+GLASSES = {
+    "none": [""],
+    "glasses": ["wearing glasses", "with glasses", "with eyeglasses"],
+    "sunglasses": ["wearing sunglasses", "with sunglasses"],
+}
+FACIAL_HAIR = {
+    "none": ["", "clean shaven"],
+    "beard": ["with a beard", "with a {c} beard", "bearded"],
+    "mustache": ["with a mustache", "with a {c} mustache"],
+}
+MOUTH = {
+    "smile": ["smiling", "with a smile", "happy face"],
+    "sad": ["sad", "with a sad face", "frowning"],
+    "open": ["mouth open", "with an open mouth", "shocked"],
+    "neutral": ["", "serious", "neutral expression"],
+    "tongue": ["tongue out", "sticking out the tongue"],
+}
+EYES = {
+    "open": ["", "eyes open"],
+    "closed": ["eyes closed", "with closed eyes"],
+    "happy": ["laughing eyes", "happy eyes"],
+    "wink": ["winking", "with a wink"],
+    "hearts": ["heart eyes", "in love"],
+    "squint": ["squinting"],
+    "surprised": ["surprised eyes", "wide eyes"],
+}
+TOP = {
+    "short": ["short {c} hair"],
+    "long": ["long {c} hair"],
+    "curly": ["curly {c} hair"],
+    "bun": ["{c} hair in a bun"],
+    "bob": ["{c} bob haircut", "{c} hair in a bob"],
+    "hat": ["wearing a hat", "in a hat"],
+    "beanie": ["wearing a beanie", "in a winter hat"],
+    "bald": ["bald", "with no hair"],
+}
+HAIRED = ("short", "long", "curly", "bun", "bob")
+HEADS = [
+    "a portrait of a person",
+    "a cartoon of a person",
+    "a person",
+    "a drawing of a person",
+    "a face",
+    "a cartoon face",
+    "an avatar of a person",
+]
+
+
+def load(folder: Path, split: str) -> tuple[np.ndarray, list[dict[str, str]]]:
+    """Pictures ``uint8 [N, 128, 128, 3]`` (memory-mapped) and their labels, as rendered by ``render.mjs``."""
+    pictures = np.memmap(folder / f"{split}.rgb", dtype=np.uint8, mode="c").reshape(-1, 128, 128, 3)
+    return pictures, json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """``uint8 [B, H, W, 3]`` -> ``[B, 3, H, W]`` in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def halve(pictures: Tensor) -> Tensor:
+    """128-pixel pictures at the 64 pixels at which the networks look."""
+    return functional.avg_pool2d(pictures, 2)
+
+
+def hair_visible(labels: dict[str, str]) -> bool:
+    """Whether the picture shows the hair colour at all: a beard has it too, a hat hides it."""
+    return labels["top"] in HAIRED or labels["facial_hair"] != "none"
+
+
+def caption(labels: dict[str, str], rng: random.Random) -> str:
+    """A caption that names most of the labels, in random order and wording."""
+    color = labels["hair_color"]
+    parts = []
+
+    def keep(probability: float) -> bool:
+        return rng.random() < probability
+
+    top = rng.choice(TOP[labels["top"]]).format(c=color)
+    if labels["top"] in HAIRED:
+        if keep(0.85):
+            if keep(0.25):
+                top = f"{color} hair"
+            parts.append(("with " if keep(0.5) else "") + top)
+    elif keep(0.85):
+        parts.append(top)
+    if keep(0.85):
+        parts.append(rng.choice(GLASSES[labels["glasses"]]))
+    if keep(0.85):
+        parts.append(rng.choice(FACIAL_HAIR[labels["facial_hair"]]).format(c=color))
+    if keep(0.8):
+        parts.append(rng.choice(MOUTH[labels["mouth"]]))
+    if keep(0.6):
+        parts.append(rng.choice(EYES[labels["eyes"]]))
+    if keep(0.7):
+        parts.append(rng.choice([f"{labels['skin']} skin", f"with {labels['skin']} skin"]))
+    if keep(0.7):
+        clothes = "overalls" if labels["clothes"] == "overall" else labels["clothes"]
+        parts.append(rng.choice(["wearing a ", "in a "]) + f"{labels['clothes_color']} {clothes}")
+    if keep(0.75):
+        ground = labels["background"]
+        parts.append(rng.choice([f"{ground} background", f"on a {ground} background", f"in front of a {ground} wall"]))
+    parts = [part for part in parts if part]
+    rng.shuffle(parts)
+    return ", ".join([rng.choice(HEADS), *parts])
+
+
+class Words:
+    """CLIP's tokenizer and the rows of the demo's small token table.
+
+    Args:
+        folder: holds ``tokenizer/`` and ``vocab.json``.
+    """
+
+    def __init__(self, folder: Path = ASSETS):
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        vocab = torch.tensor(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
+        self.rows = torch.full((CLIP_ROWS,), -1)
+        self.rows[vocab] = torch.arange(len(vocab))
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Rows of the token table ``[B, 77]`` and the place of the first end-of-text token ``[B]``."""
+        ids = torch.tensor(self.tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH).input_ids)
+        return self.rows[ids], (ids == END).int().argmax(1)
