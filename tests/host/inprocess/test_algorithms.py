@@ -48,7 +48,10 @@ def test_inversion_is_undone_by_the_stock_sampler(pack, family, solver):
     torch.testing.assert_close(pack.latent_to_model(model, {"samples": stock}), rebuilt, rtol=1e-3, atol=1e-3)
     if solver == "auto":
         assert float(inversion.residuals.max()) <= 1e-7
-        assert (rebuilt - clean).norm() < 1e-2 * clean.norm()
+        # A residual of r (mean square, unit-variance units) misses the level before by sqrt(r) * sqrt(1 + sigma^2) rms; they add up.
+        levels = inversion.sigmas[:-1]
+        reach = (1e-7 * (torch.ones_like(levels) if family == "flow" else 1 + levels**2)).sqrt().sum()
+        assert float((rebuilt - clean).square().mean().sqrt()) < 2 * float(reach)
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
