@@ -20,7 +20,7 @@ from .denoiser import Callback, Denoiser, Progress, check_finite, euler_step, gu
 from .errors import EditingError
 from .inversion import Inversion, check_latent, inversion_grid
 
-Preset = Literal["lockstep", "released"]
+Preset = Literal["lockstep", "carried", "released"]
 #: Choices of the layers to guide by the side of their query grid: all, or up to so many latent pixels.
 RESOLUTIONS: dict[str, int | None] = {"all": None, "<=32": 32, "<=16": 16}
 
@@ -38,9 +38,12 @@ class GuidedStep:
         guidance: step size on the map loss in unit-variance latent units (lambda_xa); 0 is plain sampling.
         guided_fraction: share of the steps, from the noisy end, that are guided.
         max_resolution: guide only layers whose query grid is at most so high and wide (latent pixels); None is all.
-        preset: ``"lockstep"`` is the paper's Algorithm 1. ``"released"`` does what the published code does: both branches
-            of classifier-free guidance get their own moved copy of the latent (half the gradient each), and the
-            *negative* branch's moved copy, not the unmoved latent, is carried on.
+        preset: ``"lockstep"`` is the paper's Algorithm 1: eps at the moved latent, UPDATE from the latent that was not moved.
+            A move the network does not react to then comes back with the opposite sign (``x - sigma * eps`` is the
+            prediction *plus* the move), so a strong guidance can raise the loss of later steps. ``"carried"`` goes on from
+            the moved latent, which is plain descent on the loss. ``"released"`` does what the published code does: both
+            branches of classifier-free guidance get their own moved copy of the latent (half the gradient each), and the
+            *negative* branch's moved copy is carried on.
         mask: ``[B or 1, H, W]`` of any size, 1 where to edit; outside it the source's trajectory is kept exactly.
         losses: map loss ``[B]`` before each guided step's move, by level.
 
@@ -84,9 +87,9 @@ class GuidedStep:
     def denoised(self, x: Tensor, level: int) -> Tensor:
         """The denoised latent by which an Euler step takes ``x [B, C, H, W]`` from ``level`` to ``level - 1``.
 
-        It is ``x - sigma * eps`` with the noise prediction eps taken at the moved latent (the paper applies UPDATE to the
-        latent that was not moved). Outside the mask, and with the released preset, it is what makes the Euler step land where
-        the edit wants it. Plain classifier-free guidance, bit for bit, where the step is not guided.
+        It is ``x - sigma * eps`` with the noise prediction eps taken at the moved latent, and what makes the Euler step land
+        where the edit wants it outside the mask and where a moved latent is carried on. Plain classifier-free guidance,
+        bit for bit, where the step is not guided.
 
         Raises:
             EditingError: a prediction that is not a number, texts of different lengths, a network without cross-attention.
@@ -112,16 +115,19 @@ class GuidedStep:
         with torch.no_grad():
             if not self.is_guided(level):
                 denoised = guided(self.denoiser, x, self._levels(level)[0], self.target_cond, self.uncond, self.cfg)
-            elif self.preset == "released":
-                denoised = self._released(x, level)
             else:
-                moved, self.losses[level] = self._moved(x, level, self.source_cond, self.target_cond, 1.0)
-                denoised = guided(self.denoiser, moved, self._levels(level)[0], self.target_cond, self.uncond, self.cfg) + (x - moved)
+                denoised = self._released(x, level) if self.preset == "released" else self._algorithm_1(x, level)
         check_finite(denoised, f"The prediction at step {self.inversion.steps - level + 1}")
         return denoised
 
+    def _algorithm_1(self, x: Tensor, level: int) -> Tensor:
+        sigma = self._levels(level)[0]
+        moved, self.losses[level] = self._moved(x, level, self.source_cond, self.target_cond, 1.0)
+        slope = (moved - guided(self.denoiser, moved, sigma, self.target_cond, self.uncond, self.cfg)) / sigma
+        return self._landing(x, moved if self.preset == "carried" else x, slope, level)
+
     def _released(self, x: Tensor, level: int) -> Tensor:
-        sigma, sigma_next = self._levels(level)
+        sigma = self._levels(level)[0]
         share = 1.0 if self.cfg == 1.0 else 0.5  # the code's mean over heads runs over both branches
         kept, losses = self._moved(x, level, self.source_cond, self.target_cond, share)
         slope = (kept - self.denoiser(kept, sigma, self.target_cond)) / sigma
@@ -130,6 +136,11 @@ class GuidedStep:
             negative = (kept - self.denoiser(kept, sigma, self.uncond)) / sigma
             slope, losses = negative + self.cfg * (slope - negative), losses + negative_losses
         self.losses[level] = losses
+        return self._landing(x, kept, slope, level)
+
+    def _landing(self, x: Tensor, kept: Tensor, slope: Tensor, level: int) -> Tensor:
+        """The denoised latent whose Euler step from ``x`` lands where a step along ``slope`` (eps) from ``kept`` does."""
+        sigma, sigma_next = self._levels(level)
         return x - sigma * (slope + (kept - x) / (sigma_next - sigma))
 
     def _moved(self, x: Tensor, level: int, reference_cond: Any, cond: Any, share: float) -> tuple[Tensor, Tensor]:

@@ -59,8 +59,10 @@ class TwoPass:
     def loss(maps: list[Tensor], reference: list[Tensor]) -> Tensor:
         return sum((m - r).square().sum((-1, -2)).mean(1) for m, r in zip(maps, reference, strict=True))
 
-    def algorithm_1(self, sources: Tensor, source, target, uncond, cfg: float, weight: float) -> tuple[Tensor, list[Tensor]]:
-        """``sources [T+1, B, C, H, W]`` descending noise -> edited latent, and the loss of every step."""
+    def algorithm_1(self, sources: Tensor, source, target, uncond, cfg: float, weight: float, carried: bool = False):
+        """``sources [T+1, B, C, H, W]`` descending noise -> edited latent, and the loss of every step.
+
+        ``carried`` updates the moved latent, which the paper does not."""
         with torch.no_grad():
             stored = [self.epsilon(x, t, source)[1] for x, t in zip(sources, self.timesteps[:-1], strict=False)]
         x, losses = sources[0], []
@@ -73,7 +75,7 @@ class TwoPass:
                 moved = x - weight * gradient
                 negative = self.epsilon(moved, t, uncond)[0]
                 eps = negative + cfg * (self.epsilon(moved, t, target)[0] - negative)
-                x = self.update(x, eps, t, t_next)
+                x = self.update(moved if carried else x, eps, t, t_next)
         return x, losses
 
     def released(self, sources: Tensor, source, target, uncond, cfg: float, weight: float) -> Tensor:

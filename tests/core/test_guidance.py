@@ -56,18 +56,18 @@ def two_pass(denoiser, family, inversion):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_lockstep_equals_algorithm_1_in_two_passes(family, shape):
+@pytest.mark.parametrize(("shape", "preset"), [(SHAPES[0], "lockstep"), (SHAPES[1], "lockstep"), (SHAPES[1], "carried")])
+def test_lockstep_equals_algorithm_1_in_two_passes(family, shape, preset):
     denoiser = tiny_denoiser(family, dtype=torch.float64)
     source, target, uncond = conds(family)
     inversion = source_of(denoiser, family, shape)
     inversion = replace(inversion, latents=inversion.latents.double())
-    step = GuidedStep(denoiser, inversion, source, target, uncond, cfg=3.0, guidance=0.3)
+    step = GuidedStep(denoiser, inversion, source, target, uncond, cfg=3.0, guidance=0.3, preset=preset)
     x = inversion.latents[-1]
     for level in range(STEPS, 0, -1):
         x, _ = step.advance(x, level)
     oracle, sources, scale = two_pass(denoiser, family, inversion)
-    expected, losses = oracle.algorithm_1(sources, source, target, uncond, 3.0, 0.3)
+    expected, losses = oracle.algorithm_1(sources, source, target, uncond, 3.0, 0.3, preset == "carried")
     torch.testing.assert_close(x * scale, expected, atol=2e-4, rtol=2e-4)
     for level, loss in zip(range(STEPS, 0, -1), losses, strict=True):
         torch.testing.assert_close(step.losses[level], loss, rtol=1e-4, atol=1e-4)
@@ -126,6 +126,7 @@ def test_without_guidance_it_is_plain_cfg_sampling_bit_for_bit(family, cfg, off)
         ({"cfg": 5.0}, 4 * 5, 5),
         ({"cfg": 5.0, "guided_fraction": 0.6}, 4 * 3 + 2 * 2, 3),
         ({"cfg": 1.0, "guided_fraction": 0.6}, 3 * 3 + 1 * 2, 3),
+        ({"cfg": 5.0, "preset": "carried"}, 4 * 5, 5),
         ({"cfg": 5.0, "preset": "released"}, 6 * 5, 2 * 5),
     ],
 )
@@ -241,7 +242,7 @@ class TestMask:
         assert torch.equal(self.edit(torch.ones(1, 64, 64)), self.edit(None))
         assert torch.equal(self.edit(torch.zeros(2, 8, 8)), self.inversion.latents[0])
 
-    @pytest.mark.parametrize("preset", ["lockstep", "released"])
+    @pytest.mark.parametrize("preset", ["lockstep", "carried", "released"])
     def test_outside_a_half_the_source_is_exact_and_inside_it_is_edited(self, preset):
         mask = torch.zeros(1, 64, 64)
         mask[:, :, :24] = 1
@@ -319,7 +320,7 @@ REFUSALS = {
     "guidance nan": ({"guidance": float("nan")}, "guidance is nan"),
     "fraction": ({"guided_fraction": 1.5}, "guided_fraction is 1.5"),
     "resolution": ({"max_resolution": 0}, "max_resolution is 0"),
-    "preset": ({"preset": "published"}, "lockstep, released"),
+    "preset": ({"preset": "published"}, "lockstep, carried, released"),
     "mask rank": ({"mask": torch.ones(8, 8)}, r"mask has shape \[8, 8\]"),
     "mask batch": ({"mask": torch.ones(3, 8, 8)}, "3 masks for 2 images"),
     "mask nan": ({"mask": torch.full((1, 8, 8), float("nan"))}, "mask is not a number"),
