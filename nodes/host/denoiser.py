@@ -95,6 +95,8 @@ class ComfyDenoiser:
         options = self.model_options
         if control is not None:
             options = with_control(options, self.base.diffusion_model, control)
+        # An alias of this call alone: a loss on attention maps flows back through it, though never through the output.
+        watched = [x := x.view_as(x)] if len(conds) == 1 and x.requires_grad else []
         level = sigma if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float32)
         level = level.to(x.device, torch.float32).expand(x.shape[0])
         if "sampler_calc_cond_batch_function" in options and len(conds) == 2:
@@ -102,7 +104,7 @@ class ComfyDenoiser:
             outputs = options["sampler_calc_cond_batch_function"](inputs)
         else:
             outputs = comfy.samplers.calc_cond_batch(self.base, list(conds), x, level, options)
-        return [self.evaluations.track(denoised) for denoised in outputs]
+        return [self.evaluations.track(denoised, *watched) for denoised in outputs]
 
     def select(self, cond: Any, rows: Tensor) -> Any:
         """The processed conditioning restricted to batch rows ``rows`` (long, [b]).

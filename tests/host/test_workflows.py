@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOOR = "0.3.64"
 DEMOS = ("demo_invert_reconstruct", "demo_word_edit", "demo_noise_regularised")
 CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit")
-SHORT = 12  # steps in the tests that do not look at the picture
+SHORT = {"steps": 8, "count": 16}  # for the tests that do not look at the picture
 
 
 def api(name):
@@ -33,8 +33,7 @@ def ui(name):
 def short(prompt):
     """The prompt with few steps, and no picture saved under the name of the real run."""
     for node in prompt.values():
-        if "steps" in node["inputs"]:
-            node["inputs"]["steps"] = SHORT
+        node["inputs"] |= {key: value for key, value in SHORT.items() if key in node["inputs"]}
     return prompt
 
 
@@ -170,6 +169,7 @@ def test_word_edit(server):
     original = picture(server, entry, prompt, "Original")
     edited = picture(server, entry, prompt, "Edited image")
     truth = picture(server, entry, prompt, "True edited image (for comparison)")
+    assert "200 forward, 50 backward" in entry["outputs"][node_of(prompt, "PreviewAny")]["text"][0]
     demo = load_demo_model()
     with torch.no_grad():
         unedited = demo.decode(demo.encode_image(original[None]))[0]

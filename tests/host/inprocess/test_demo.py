@@ -3,9 +3,11 @@
 from itertools import pairwise
 
 import comfy.samplers
+import numpy as np
 import pytest
 import torch
 from conftest import PACK, noise
+from latent_preview import Latent2RGBPreviewer
 
 import nodes
 
@@ -82,6 +84,19 @@ def test_stock_ksampler_paints_what_diffusers_paints(ours, theirs):
         guided, plain = denoiser(x, sigma, cond), denoiser(x, sigma, uncond)
         x = x + (x - (plain + 3.0 * (guided - plain))) / sigma * (following - sigma)
     assert close(result * model.model.latent_format.scale_factor, x, 1e-3)
+
+
+@torch.inference_mode()
+def test_preview_shows_the_picture(ours, theirs):
+    """The quick latent-to-RGB preview of a demo picture against the picture itself, averaged to the latent's size."""
+    pictures = theirs.images[:8].float()
+    latent = theirs.encode_image(pictures)
+    latent_format = ours[0].model.latent_format
+    previewer = Latent2RGBPreviewer(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
+    shown = torch.stack([torch.from_numpy(np.array(previewer.decode_latent_to_preview(one[None]))).float() / 255 for one in latent])
+    expected = torch.nn.functional.avg_pool2d(pictures, 8).movedim(1, -1)
+    assert shown.shape == expected.shape
+    assert (shown - expected).square().mean() < 0.3 * expected.var()
 
 
 def test_missing_assets_are_said_in_a_sentence(pack, tmp_path):
