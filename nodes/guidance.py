@@ -89,7 +89,8 @@ def guidance_widgets() -> list[Any]:
             options=list(get_args(Preset)),
             default="lockstep",
             advanced=True,
-            tooltip="lockstep: the paper's algorithm. released: does as the published code did (both branches are moved), for comparison.",
+            tooltip="lockstep: the paper's algorithm. carried: goes on from the moved latent, steadier at strong guidance. "
+            "released: does as the published code did (both branches are moved), for comparison.",
         ),
         widget(
             io.Conditioning, "source", optional=True, tooltip="The prompt the image was inverted with. Unwired: the one in the inversion."
