@@ -111,12 +111,12 @@ class PixelShuffled(nn.Module):
 
     def __init__(self, inner: nn.Module):
         super().__init__()
-        self.inner = inner
+        self.inner: Any = inner
 
     def encode(self, pixels: Tensor) -> Tensor:
         """``pixels [B, 3, 8h, 8w]`` in -1..1 -> latent mean ``[B, 4, h, w]``."""
-        folded: Tensor = functional.pixel_unshuffle(functional.avg_pool2d(pixels, 2), 2)
-        return self.inner.encode(folded)
+        latent: Tensor = self.inner.encode(functional.pixel_unshuffle(functional.avg_pool2d(pixels, 2), 2))
+        return latent
 
     def decode(self, latent: Tensor, **options: Any) -> Tensor:
         """``latent [B, 4, h, w]`` -> pixels ``[B, 3, 8h, 8w]``."""

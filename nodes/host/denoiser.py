@@ -139,7 +139,7 @@ def _select_entry(entry: dict[str, Any], index: Tensor) -> dict[str, Any]:
     entry = dict(entry)
     conds = {}
     for key, value in entry["model_conds"].items():
-        tensor = getattr(value, "cond", None)
+        tensor: Any = getattr(value, "cond", None)
         rowwise = isinstance(tensor, Tensor) and tensor.ndim > 0 and tensor.shape[0] > 1
         conds[key] = value._copy_with(tensor[(index % len(tensor)).to(tensor.device)]) if rowwise else value
     entry["model_conds"] = conds

@@ -94,6 +94,8 @@ class SessionGuider(comfy.samplers.CFGGuider):
 
     def __init__(self, model: Any, conds: dict[str, list[Any]], *, gradients: bool = False, advice: str = ADVICE):
         super().__init__(model)
+        self.model_patcher: Any
+        self.original_conds: dict[str, Any]
         self.model_identity = identity(model)
         self.gradients = gradients
         self.advice = advice

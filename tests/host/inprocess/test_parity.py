@@ -140,3 +140,17 @@ def test_select_is_a_row_of_the_batch(pack, models):
     whole, part = pack.run(model, {"samples": x}, conds, work)
     torch.testing.assert_close(part, whole[rows], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(part[0], whole[0], atol=1e-2)
+
+
+def test_select_refuses_a_controlnet_with_one_hint_per_image(pack):
+    """Its hints stay in the ControlNet, in the order of the whole batch; rows of it would get another image's hint."""
+    from types import SimpleNamespace
+
+    denoiser = pack("nodes.host.denoiser")
+    inner = SimpleNamespace(cond_hint_original=torch.zeros(2, 3, 8, 8), previous_controlnet=None)
+    outer = SimpleNamespace(cond_hint_original=torch.zeros(1, 3, 8, 8), previous_controlnet=inner)
+    cond = [{"model_conds": {}, "control": outer}]
+    with pytest.raises(ValueError, match="one at a time"):
+        denoiser.ComfyDenoiser.select(None, cond, torch.tensor([1]))
+    inner.cond_hint_original = inner.cond_hint_original[:1]
+    assert denoiser.ComfyDenoiser.select(None, cond, torch.tensor([1]))[0]["control"] is outer
