@@ -1,0 +1,119 @@
+"""An attribute classifier at 64 pixels. Usage: train_classifier.py SECONDS --out FILE [--init FILE] [--decoded] [--seed N] ...
+
+With ``--decoded`` half of the batches are pictures decoded from noisy latents, so that it also judges decoded edits.
+Hair colour counts only where the picture shows hair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from muon import Muon
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+from train_decoder import decode
+from train_vae import FOLD
+from world import ASSETS, ATTRIBUTES, hair_visible, halve, load, to_tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from core.demo_classifier import AttributeClassifier
+
+SIDE = 64
+DECODED = 1800  # pictures to decode
+HARD = {"mouth": 2.0, "eyes": 2.0, "glasses": 2.0, "facial_hair": 2.0}
+
+
+@torch.no_grad()
+def decoded_pictures(folder: Path, pictures: np.ndarray) -> Tensor:
+    """``pictures`` encoded, disturbed a little and decoded, ``[B, 3, 64, 64]`` in -1..1."""
+    vae = AutoencoderKL.from_pretrained(folder).float().eval()
+    parts = []
+    for k in range(0, len(pictures), 50):
+        latent = vae.encode(functional.pixel_unshuffle(halve(to_tensor(pictures[k : k + 50])), FOLD)).latent_dist.mode()
+        noise = torch.randn_like(latent) * torch.rand(len(latent), 1, 1, 1) * 0.08 / vae.config.scaling_factor
+        parts.append(halve(decode(vae, latent + noise).clamp(-1, 1)))
+    return torch.cat(parts)
+
+
+def disturb(pictures: Tensor, rng: np.random.Generator) -> Tensor:
+    """Sometimes blurred, sometimes noisy, a little brighter or darker."""
+    if rng.random() < 0.3:
+        side = int(SIDE * rng.uniform(0.5, 1))
+        pictures = functional.interpolate(pictures, size=(side, side), mode="area")
+        pictures = functional.interpolate(pictures, size=(SIDE, SIDE), mode="bilinear")
+    if rng.random() < 0.5:
+        pictures = pictures + torch.randn_like(pictures) * rng.random() * 0.15
+    return pictures * rng.uniform(0.88, 1.08) + rng.uniform(-0.06, 0.06)
+
+
+def main() -> None:
+    """Train for a given time and save the weights with their label names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("--data", type=Path, default=Path())
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="folder of the VAE")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="go on from this file")
+    parser.add_argument("--decoded", action="store_true")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 96, 128])
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    rng = np.random.default_rng(options.seed)
+    pictures, labels = load(options.data, "train")
+    classes = {attribute: sorted({row[attribute] for row in labels}) for attribute in ATTRIBUTES}
+    targets = {a: torch.tensor([classes[a].index(row[a]) for row in labels]) for a in ATTRIBUTES}
+    hair = torch.tensor([hair_visible(row) for row in labels])
+    decoded = decoded_pictures(options.assets / "vae", pictures[:DECODED]) if options.decoded else None
+    net = AttributeClassifier(options.widths, options.hidden, classes, SIDE)
+    if options.init:
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(options.init).items()})
+    net = net.to(memory_format=torch.channels_last)
+    kernels = [value for value in net.parameters() if value.ndim == 4]
+    rest = [value for value in net.parameters() if value.ndim != 4]
+    updates = [Muon(kernels, options.lr), torch.optim.AdamW(rest, options.lr, weight_decay=1e-2)]
+    start, step = time.time(), 0
+    while (done := (time.time() - start) / options.seconds) < 1:
+        rate = options.lr * min(1, (step + 1) / 50) * (0.5 * (1 + math.cos(math.pi * done)) + 0.005)
+        if decoded is not None and rng.random() < 0.5:
+            chosen = rng.integers(0, len(decoded), options.batch)
+            batch = decoded[chosen]
+        else:
+            chosen = rng.integers(0, len(pictures), options.batch)
+            batch = halve(to_tensor(pictures[chosen]))
+        logits = net((disturb(batch, rng) + 1) / 2)
+        losses = []
+        for attribute in ATTRIBUTES:
+            seen = hair[chosen] if attribute == "hair_color" else slice(None)
+            loss = functional.cross_entropy(logits[attribute][seen], targets[attribute][chosen][seen])
+            losses.append(HARD.get(attribute, 1.0) * loss)
+        total = torch.stack(losses).sum()
+        net.zero_grad()
+        total.backward()
+        for update in updates:
+            for group in update.param_groups:
+                group["lr"] = rate
+            update.step()
+        step += 1
+        if step % 50 == 0:
+            print(step, f"{time.time() - start:.0f} s, loss {total.item():.3f}", flush=True)
+    state = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in net.state_dict().items()}
+    about = f"RGB in [-1,1], resized to {SIDE}x{SIDE} (bilinear, antialias)"
+    metadata = {"classes": json.dumps(classes), "widths": json.dumps(options.widths), "size": str(SIDE), "input": about}
+    save_file(state, options.out, metadata={**metadata, "seed": str(options.seed)})
+
+
+if __name__ == "__main__":
+    main()
