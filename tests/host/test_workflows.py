@@ -160,7 +160,7 @@ def test_rebuilt_picture(name, server):
     assert psnr(rebuilt, through_vae) > (45 if exact else 20)
     report = "\n".join(entry["outputs"][node_of(prompt, "PreviewAny")]["text"])
     assert "50 steps" in report
-    assert len(entry["outputs"]) == 6  # report, rebuilt, original, plot, and the inversion's own text and plot
+    assert len(entry["outputs"]) == 5  # report, rebuilt, original, plot, and the inversion with its own text and plot
 
 
 def test_word_edit(server):
