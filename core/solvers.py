@@ -169,11 +169,12 @@ class _Anderson:
             return
         moved = torch.stack([v[rows] - latest for v in self.visited[:-1]], 1)
         changed = torch.stack([m[rows] - miss for m in self.misses[:-1]], 1)
-        flat = changed.flatten(2).double()
-        gram = flat @ flat.mT
-        ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-30)
-        gram = gram + ridge[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        mix = torch.linalg.solve(gram, -flat @ miss.flatten(1).double().unsqueeze(2)).to(y.dtype)[:, :, :, None, None]
+        flat = changed.flatten(2)
+        # The small systems are solved on the CPU in fp64, which some accelerators lack; the ridge is above the rounding of `gram`.
+        gram, right = (flat @ flat.mT).cpu().double(), -(flat @ miss.flatten(1).unsqueeze(2)).cpu().double()
+        ridge = max(1e-10, torch.finfo(y.dtype).eps) * gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-30)
+        gram = gram + ridge[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype)
+        mix = torch.linalg.solve(gram, right).to(y)[:, :, :, None, None]
         y[rows] = latest + miss + (mix * (moved + changed)).sum(1)
 
 

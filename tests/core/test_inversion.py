@@ -94,7 +94,7 @@ def test_contract_on_a_nonlinear_denoiser(solver, batch):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_batch_equals_singles(solver):
     cond = torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64).view(3, 1, 1)
-    x = latent(3).sign()
+    x = latent(3).sign() + 0.05 * latent(3, seed=1)
     options = {"steps": 6, "solver": solver, "max_iterations": 8}
     together = invert(CurvedDenoiser(), x, cond, **options)
     for row in range(3):
