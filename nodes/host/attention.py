@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import comfy.model_patcher
 import comfy.patcher_extension
+import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from torch import Tensor
 
 from ...core.attention.site import AttentionControl, Site
 from ...core.errors import EditingError
+from .gradients import scale_gradient
 
 BLOCKS: dict[str, Literal["down", "mid", "up"]] = {"input": "down", "middle": "mid", "output": "up"}
 #: (block name, block number, transformer block in it), the host's address of an attention layer.
@@ -46,8 +48,10 @@ def site_table(network: Any) -> dict[Address, int]:
     return table
 
 
-def with_control(model_options: dict[str, Any], network: Any, control: AttentionControl) -> dict[str, Any]:
+def with_control(model_options: dict[str, Any], network: Any, control: AttentionControl, factor: float = 1.0) -> dict[str, Any]:
     """A copy of ``model_options`` under which one evaluation of ``network`` shows its attention to ``control``.
+
+    ``factor`` is how much larger than true ones the gradients inside the network are; the control sees true ones.
 
     Raises:
         EditingError: no cross-attention, or (at the evaluation) another pack replaced it whole, so that no map ever forms.
@@ -60,7 +64,7 @@ def with_control(model_options: dict[str, Any], network: Any, control: Attention
         if any(address in replaced or address[:2] in replaced for address in table):
             raise EditingError("Another node replaced the model's cross-attention (IP-Adapter does); wire the model from before that node.")
         previous = options.get("optimized_attention_override")
-        options["optimized_attention_override"] = _Override(control, table, context.shape[1], previous)
+        options["optimized_attention_override"] = _Override(control, table, context.shape[1], previous, factor)
         return executor(x, timesteps, context, y, residuals, options, **rest)
 
     changed = comfy.model_patcher.create_model_options_clone(model_options)
@@ -72,16 +76,18 @@ def with_control(model_options: dict[str, Any], network: Any, control: Attention
 class _Override:
     """The override for one forward of the network; remembers which layers it has seen to tell self from cross."""
 
-    def __init__(self, control: AttentionControl, table: dict[Address, int], tokens: int, previous: Any | None):
-        self.control, self.table, self.tokens, self.previous = control, table, tokens, previous
+    def __init__(self, control: AttentionControl, table: dict[Address, int], tokens: int, previous: Any | None, factor: float):
+        self.control, self.table, self.tokens, self.previous, self.factor = control, table, tokens, previous, factor
         self.seen: set[Address] = set()
 
     def __call__(self, function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **options: Any) -> Any:
         site = self._site(q, k, heads, options.get("transformer_options") or {})
         if site is not None and mask is None and self.control.wants(site):
             rows, queries, width = q.shape
-            split = [t.view(rows, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v)]
-            return self.control(*split, site).to(q.dtype).transpose(1, 2).reshape(rows, queries, width)
+            exact = torch.float32 if self.factor != 1.0 else q.dtype  # true gradients would underflow in fp16
+            split = [scale_gradient(t, self.factor).to(exact).view(rows, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v)]
+            out = scale_gradient(self.control(*split, site).to(exact), 1 / self.factor)
+            return out.to(q.dtype).transpose(1, 2).reshape(rows, queries, width)
         if self.previous is not None:
             return self.previous(function, q, k, v, heads, mask=mask, **options)
         return function(q, k, v, heads, mask=mask, **options)

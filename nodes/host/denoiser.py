@@ -15,6 +15,7 @@ from ...core.attention.site import AttentionControl
 from ...core.denoiser import Evaluations, ModelIdentity, Prediction, ddim_grid, weight_signature
 from ...core.errors import EditingError
 from .attention import with_control
+from .gradients import gradient_factor, scale_gradient
 
 
 def prediction_of(model_sampling: Any) -> Prediction:
@@ -93,8 +94,11 @@ class ComfyDenoiser:
         """All conditionings in one host call, in the host's order, so that CFG of [cond, uncond] is bit-equal to stock."""
         model_management.throw_exception_if_processing_interrupted()
         options = self.model_options
+        factor = gradient_factor(self.base)
         if control is not None:
-            options = with_control(options, self.base.diffusion_model, control)
+            options = with_control(options, self.base.diffusion_model, control, factor)
+        if factor != 1.0:
+            x, conds = scale_gradient(x, 1 / factor), [_scaled(cond, 1 / factor) for cond in conds]
         # An alias of this call alone: a loss on attention maps flows back through it, though never through the output.
         watched = [x := x.view_as(x)] if len(conds) == 1 and x.requires_grad else []
         level = sigma if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float32)
@@ -104,7 +108,7 @@ class ComfyDenoiser:
             outputs = options["sampler_calc_cond_batch_function"](inputs)
         else:
             outputs = comfy.samplers.calc_cond_batch(self.base, list(conds), x, level, options)
-        return [self.evaluations.track(denoised, *watched) for denoised in outputs]
+        return [self.evaluations.track(scale_gradient(denoised, factor), *watched) for denoised in outputs]
 
     def select(self, cond: Any, rows: Tensor) -> Any:
         """The processed conditioning restricted to batch rows ``rows`` (long, [b]).
@@ -127,6 +131,18 @@ class ComfyDenoiser:
         if steps < 1:
             raise EditingError(f"steps is {steps}; use 1 or more.")
         return comfy.samplers.calculate_sigmas(sampling, "simple", steps).flip(0).float().cpu()
+
+
+def _scaled(cond: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:
+    """``cond`` with the gradients of its tensors multiplied by ``factor``."""
+    changed = []
+    for entry in cond:
+        parts = {}
+        for key, value in entry["model_conds"].items():
+            tensor = getattr(value, "cond", None)
+            parts[key] = value._copy_with(scale_gradient(tensor, factor)) if isinstance(tensor, Tensor) and tensor.requires_grad else value
+        changed.append({**entry, "model_conds": parts})
+    return changed
 
 
 def _select_entry(entry: dict[str, Any], index: Tensor) -> dict[str, Any]:

@@ -125,11 +125,11 @@ class SessionGuider(comfy.samplers.CFGGuider):
         """The host's ``inner_sample``, after loading: the weights become usable for autograd and stay frozen."""
         if not self.gradients:
             return super().inner_sample(*arguments, **named)
-        modules = [patcher.model for patcher in (self.model_patcher, *self.loaded_models) if hasattr(patcher, "model")]
-        for module in modules:
-            materialise(module)
+        patchers = [patcher for patcher in (self.model_patcher, *self.loaded_models) if hasattr(patcher, "model")]
+        for patcher in patchers:
+            materialise(patcher.model, patcher.load_device)
         make_differentiable(self.model_options["transformer_options"])
-        with frozen(modules):
+        with frozen([patcher.model for patcher in patchers]):
             return super().inner_sample(*arguments, **named)
 
     @contextmanager
