@@ -38,7 +38,7 @@ PAIR_STEPS = 5
 #: Largest relative change of a noise map in one pair step. The loss is quartic in the noise, so its plain gradient step
 #: overshoots on strongly correlated maps of small latents.
 PAIR_TRUST = 0.1
-#: Divides the KL weight: the paper's lambda 20 then halves the gradient of the per-element KL towards its Newton step.
+#: Divides the KL weight: lambda 20 then makes a Newton step of the per-element KL at unit variance, see `regularise`.
 KL_UNIT = 80.0
 #: Largest growth of the noise in one KL step, where the variance is near 0 and the KL gradient unbounded.
 KL_GROWTH = 2.0

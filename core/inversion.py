@@ -15,7 +15,8 @@ from torch import Tensor
 from .denoiser import Callback, Denoiser, ModelIdentity, Progress, check_finite, euler_step, guided, unit_scale
 from .errors import EditingError
 from .files import load_tensors, metadata_json, save_tensors
-from .solvers import OPTIMIZERS, SOLVERS, ImplicitStep, Optimizer, Solver, ddim_guess, extrapolate, solve
+from .implicit_step import ImplicitStep, ddim_guess, extrapolate
+from .solvers import OPTIMIZERS, SOLVERS, Optimizer, Solver, solve
 
 FILE_FORMAT = "semantic_editing.inversion"
 FILE_VERSION = "1"

@@ -5,7 +5,8 @@ import torch
 
 from semantic_editing.core.denoiser import unit_scale
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.solvers import ImplicitStep, ddim_guess, extrapolate, solve
+from semantic_editing.core.implicit_step import ImplicitStep, ddim_guess, extrapolate
+from semantic_editing.core.solvers import solve
 from semantic_editing.tests.core.oracles import AffineMapDenoiser, GaussianDenoiser
 
 SIGMA, SIGMA_NEXT = 0.5, 0.8
