@@ -97,3 +97,14 @@ def test_the_door_opens_without_a_host_and_without_torch():
 def test_version_has_a_changelog_entry():
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
     assert version is not None and f"## {version.group(1)}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_every_package_is_listed():
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    listed = set(re.findall(r'"(semantic_editing[\w.]*)",', project))
+    found = {"semantic_editing"} | {
+        ".".join(["semantic_editing", *path.parent.relative_to(ROOT).parts])
+        for folder in ("core", "nodes")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert listed == found
