@@ -169,14 +169,14 @@ def test_word_edit(server):
     original = picture(server, entry, prompt, "Original")
     edited = picture(server, entry, prompt, "Edited image")
     truth = picture(server, entry, prompt, "True edited image (for comparison)")
-    assert "200 forward, 50 backward" in entry["outputs"][node_of(prompt, "PreviewAny")]["text"][0]
+    assert "150 forward, 50 backward" in entry["outputs"][node_of(prompt, "PreviewAny")]["text"][0]
     demo = load_demo_model()
     with torch.no_grad():
         unedited = demo.decode(demo.encode_image(original[None]))[0]
-        labels = demo.classify(torch.stack([original, edited, truth]))["mouth"].argmax(1).tolist()
-    classes = demo.classifier.classes["mouth"]
-    assert classes[labels[0]] == "sad" and classes[labels[2]] == "smile"
-    assert classes[labels[1]] == "smile"
+        labels = demo.classify(torch.stack([original, edited, truth]))["hair_color"].argmax(1).tolist()
+    classes = demo.classifier.classes["hair_color"]
+    assert classes[labels[0]] == "black" and classes[labels[2]] == "red"
+    assert classes[labels[1]] == "red"
     changed = (edited - unedited).abs().mean(0)
     height = changed.shape[0]
     assert psnr(edited, truth) > 18 and float(changed[: height // 8].mean()) < float(changed.max()) / 4  # the background above stays
