@@ -1,8 +1,9 @@
 """Ours against diffusers' pix2pix-zero pipeline, on the same weights, in one run: u, wall and peak-memory ratios.
 
 Each contender runs in a process of its own (so that peaks do not mix), several rounds in turn; the table gives
-medians and ratios to diffusers. The task is the whole edit of one latent: inversion with the regularised DDIM of the
-paper (ours also with SPDInv), then the cross-attention-guided edit at cfg 5, guidance 0.1.
+medians and ratios to diffusers. Peak memory is read from /proc, so this benchmark runs on Linux. The task is the whole
+edit of one latent: inversion with the regularised DDIM of the paper (ours also with SPDInv), then the
+cross-attention-guided edit at cfg 5, guidance 0.1.
 
     python benchmarks/peers.py --size demo --steps 50
     python benchmarks/peers.py --size sd15 --steps 2     # real SD1.5 U-Net size, random weights
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -50,12 +51,12 @@ def count_rows(unet, tally: dict[str, int]) -> None:
     """Count u for any contender alike, at the U-Net's door."""
     import torch
 
-    def forward_hook(_module, _args, _kwargs, output):
-        sample = output[0] if isinstance(output, tuple) else output.sample
-        rows = sample.shape[0]
+    def forward_hook(_module, arguments, named, _output):
+        latent = arguments[0] if arguments else named["sample"]
+        rows = latent.shape[0]
         tally["forward"] += rows
-        if sample.requires_grad:
-            sample.register_hook(lambda _: tally.__setitem__("backward", tally["backward"] + rows))
+        if latent.requires_grad:  # map losses leave the network before its output, so the count is made at its input
+            latent.register_hook(lambda _: tally.__setitem__("backward", tally["backward"] + rows))
 
     assert isinstance(unet, torch.nn.Module)
     unet.register_forward_hook(forward_hook, with_kwargs=True)
@@ -98,10 +99,15 @@ def run_ours(unet, scheduler, latent, source, target, steps: int, spdinv: bool):
     return cross_attention_guided_edit(denoiser, inversion, source, target, cfg=CFG, guidance=GUIDANCE)
 
 
-def peak_megabytes() -> float:
-    """Peak resident memory of this process in MB (Linux counts kilobytes, macOS bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+def resident_megabytes(field: str) -> float:
+    """``VmRSS`` (now) or ``VmHWM`` (peak since the last reset) of this process in MB, from Linux's /proc."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status).group(1)) / 1024  # type: ignore[union-attr]
+
+
+def reset_peak() -> None:
+    """Let the peak start from what is resident now, so that loading does not hide the run."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def child(contender: str, size: str, steps: int, seed: int) -> dict[str, float]:
@@ -114,14 +120,15 @@ def child(contender: str, size: str, steps: int, seed: int) -> dict[str, float]:
         unet(latent, 1, encoder_hidden_states=source)
     tally = {"forward": 0, "backward": 0}
     count_rows(unet, tally)
-    before, start = peak_megabytes(), time.perf_counter()
+    reset_peak()
+    before, start = resident_megabytes("VmRSS"), time.perf_counter()
     if contender == CONTENDERS[0]:
         result = run_diffusers(unet, vae, scheduler, latent, source, target, steps)
     else:
         result = run_ours(unet, scheduler, latent, source, target, steps, spdinv=contender == CONTENDERS[2])
     wall = time.perf_counter() - start
     assert torch.isfinite(torch.as_tensor(result)).all(), f"{contender} produced NaN"
-    return {"wall": wall, "loaded_mb": before, "peak_mb": peak_megabytes(), **tally}
+    return {"wall": wall, "loaded_mb": before, "peak_mb": resident_megabytes("VmHWM"), **tally}
 
 
 def main() -> None:
