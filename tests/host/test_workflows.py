@@ -96,10 +96,11 @@ def wired(prompt):
 
 
 @pytest.mark.parametrize("name", DEMOS + CHECKPOINTS)
-def test_both_formats_agree(name, info):
+def test_both_formats_agree(name, info, floor):
     found = from_ui(ui(name), info)
     assert wired(found) == wired(api(name))
-    assert {k: v["_meta"] for k, v in found.items()} == {k: v["_meta"] for k, v in api(name).items()}
+    if floor:  # newer hosts call stock nodes otherwise, and a title is stored only where it is not the host's own
+        assert {k: v["_meta"] for k, v in found.items()} == {k: v["_meta"] for k, v in api(name).items()}
 
 
 @pytest.mark.parametrize("name", DEMOS + CHECKPOINTS)
@@ -202,7 +203,7 @@ def test_cancel_in_mid_run_then_the_same_picture(server):
         assert "execution_interrupted" in kinds and "execution_error" not in kinds
         assert seconds < 20  # 400 steps take minutes; one evaluation takes a fraction of a second
     again = json.loads(json.dumps(prompt))
-    again[sampler]["inputs"]["cfg"] = 5.0001  # run anew
+    again[sampler]["inputs"]["guidance"] += 1e-4  # run anew
     assert psnr(picture(server, server.queue(again), again, "Edited image"), reference) > 40
 
 
