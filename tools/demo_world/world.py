@@ -52,6 +52,7 @@ TOP = {
     "beanie": ["wearing a beanie", "in a winter hat"],
     "bald": ["bald", "with no hair"],
 }
+ABSENT = {"glasses": ["without glasses", "no glasses"], "facial_hair": ["without a beard", "no beard"]}
 HAIRED = ("short", "long", "curly", "bun", "bob")
 HEADS = [
     "a portrait of a person",
@@ -87,39 +88,57 @@ def hair_visible(labels: dict[str, str]) -> bool:
 
 def caption(labels: dict[str, str], rng: random.Random) -> str:
     """A caption that names most of the labels, in random order and wording."""
+    return describe(labels, rng)[0]
+
+
+def describe(labels: dict[str, str], rng: random.Random, thorough: float = 0.0, absent: bool = False) -> tuple[str, dict[str, str]]:
+    """A caption and the labels that its words name.
+
+    Args:
+        thorough: 0 names most labels, 1 names all that have words.
+        absent: also say "without glasses" and the like.
+    """
     color = labels["hair_color"]
-    parts = []
+    parts: list[str] = []
+    named: dict[str, str] = {}
 
     def keep(probability: float) -> bool:
-        return rng.random() < probability
+        return rng.random() < probability + (1 - probability) * thorough
 
-    top = rng.choice(TOP[labels["top"]]).format(c=color)
+    def say(attribute: str, template: str, lead: str = "") -> None:
+        if template:
+            parts.append(lead + template.format(c=color))
+            named[attribute] = labels[attribute]
+            if "{c}" in template:
+                named["hair_color"] = color
+
+    top = rng.choice(TOP[labels["top"]])
     if labels["top"] in HAIRED:
         if keep(0.85):
-            if keep(0.25):
-                top = f"{color} hair"
-            parts.append(("with " if keep(0.5) else "") + top)
+            if keep(0.25 * (1 - thorough)):
+                parts.append(("with " if keep(0.5) else "") + f"{color} hair")
+                named["hair_color"] = color
+            else:
+                say("top", top, "with " if rng.random() < 0.5 else "")
     elif keep(0.85):
-        parts.append(top)
-    if keep(0.85):
-        parts.append(rng.choice(GLASSES[labels["glasses"]]))
-    if keep(0.85):
-        parts.append(rng.choice(FACIAL_HAIR[labels["facial_hair"]]).format(c=color))
-    if keep(0.8):
-        parts.append(rng.choice(MOUTH[labels["mouth"]]))
-    if keep(0.6):
-        parts.append(rng.choice(EYES[labels["eyes"]]))
+        say("top", top)
+    for attribute, table, probability in (("glasses", GLASSES, 0.85), ("facial_hair", FACIAL_HAIR, 0.85), ("mouth", MOUTH, 0.8), ("eyes", EYES, 0.6)):
+        if keep(probability):
+            options = table[labels[attribute]]
+            if absent and labels[attribute] == "none":
+                options = options + ABSENT[attribute]
+            say(attribute, rng.choice(options))
     if keep(0.7):
-        parts.append(rng.choice([f"{labels['skin']} skin", f"with {labels['skin']} skin"]))
+        say("skin", rng.choice([f"{labels['skin']} skin", f"with {labels['skin']} skin"]))
     if keep(0.7):
         clothes = "overalls" if labels["clothes"] == "overall" else labels["clothes"]
-        parts.append(rng.choice(["wearing a ", "in a "]) + f"{labels['clothes_color']} {clothes}")
+        say("clothes", rng.choice(["wearing a ", "in a "]) + f"{labels['clothes_color']} {clothes}")
+        named["clothes_color"] = labels["clothes_color"]
     if keep(0.75):
         ground = labels["background"]
-        parts.append(rng.choice([f"{ground} background", f"on a {ground} background", f"in front of a {ground} wall"]))
-    parts = [part for part in parts if part]
+        say("background", rng.choice([f"{ground} background", f"on a {ground} background", f"in front of a {ground} wall"]))
     rng.shuffle(parts)
-    return ", ".join([rng.choice(HEADS), *parts])
+    return ", ".join([rng.choice(HEADS), *parts]), named
 
 
 class Words:
@@ -131,11 +150,15 @@ class Words:
 
     def __init__(self, folder: Path = ASSETS):
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        vocab = torch.tensor(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
+        self.vocab = torch.tensor(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
         self.rows = torch.full((CLIP_ROWS,), -1)
-        self.rows[vocab] = torch.arange(len(vocab))
+        self.rows[self.vocab] = torch.arange(len(self.vocab))
+
+    def ids(self, texts: list[str]) -> Tensor:
+        """CLIP token ids ``[B, 77]``, padded with the end of text."""
+        return torch.tensor(self.tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH).input_ids)
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Rows of the token table ``[B, 77]`` and the place of the first end-of-text token ``[B]``."""
-        ids = torch.tensor(self.tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH).input_ids)
+        ids = self.ids(texts)
         return self.rows[ids], (ids == END).int().argmax(1)
