@@ -1,0 +1,189 @@
+"""The one shape in which every classifier of the pack is used: a trunk that makes features, a linear layer for each attribute."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from ..errors import EditingError
+
+Triple = tuple[float, float, float]
+FINGERPRINT_DIGITS = 16
+#: Normalisations by name: ``(mean, std)`` of images in 0..1.
+NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
+    "-1..1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "0..1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+class ImageClassifier(nn.Module):
+    """A frozen classifier of one or several attributes, differentiable with respect to the images.
+
+    Args:
+        trunk: normalised images ``[B, 3, h, w]`` -> features ``[B, F]``.
+        last: the last layer of each attribute, in the order of ``heads``; a linear layer of one logit counts as two classes.
+        heads: attribute -> class names in the order of the logits.
+        size: ``(h, w)`` in pixels that the trunk expects.
+        mean, std: normalisation of images in 0..1, one figure a colour.
+        name: for people, e.g. the file's name.
+        architecture: JSON-able description from which the trunk can be built again; empty if the file cannot be saved anew.
+        interpolation: how images are resized, "bilinear" or "bicubic" (always antialiased).
+
+    Raises:
+        EditingError: an attribute with fewer than two classes, names that do not match the logits, or a useless normalisation.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        last: Sequence[nn.Module],
+        heads: Mapping[str, Sequence[str]],
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        name: str,
+        architecture: Mapping[str, Any] | None = None,
+        interpolation: str = "bilinear",
+    ):
+        super().__init__()
+        layers = [two_classes(layer) if isinstance(layer, nn.Linear) and layer.out_features == 1 else layer for layer in last]
+        self.heads = {attribute: [str(label) for label in names] for attribute, names in heads.items()}
+        _check(self.heads, layers, size, mean, std, name)
+        self.trunk = trunk
+        self.last = nn.ModuleList(layers)
+        self.size = (int(size[0]), int(size[1]))
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        self.name = name
+        self.architecture = dict(architecture or {})
+        self.interpolation = interpolation
+        self._fingerprint = ""
+        self.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the sha256 over weights, classes and preparation of the images: equal for equal classifiers."""
+        if not self._fingerprint:
+            digest = hashlib.sha256(json.dumps([self.heads, self.size, self.mean, self.std, self.interpolation]).encode())
+            for key, value in sorted(self.state_dict().items()):
+                digest.update(f"{key} {list(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            self._fingerprint = digest.hexdigest()[:FINGERPRINT_DIGITS]
+        return self._fingerprint
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """``images [B, 3, H, W]`` in 0..1 -> resized (the whole picture, aspect not kept) and normalised ``[B, 3, h, w]``.
+
+        Raises:
+            EditingError: not that shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise EditingError(f"The images have shape {list(images.shape)}; a classifier needs [batch, 3, height, width] in 0..1.")
+        images = images.to(self.device, torch.float32)
+        if tuple(images.shape[-2:]) != self.size:
+            images = functional.interpolate(images, size=self.size, mode=self.interpolation, antialias=True)
+        return (images - images.new_tensor(self.mean).view(3, 1, 1)) / images.new_tensor(self.std).view(3, 1, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """:meth:`logits`."""
+        return self.logits(images)
+
+    def logits(self, images: Tensor) -> dict[str, Tensor]:
+        """``images [B, 3, H, W]`` in 0..1 of any size -> attribute -> logits ``[B, n_classes]``; softmax gives probabilities.
+
+        Raises:
+            EditingError: not that shape.
+        """
+        features = self.trunk(self.prepare(images))
+        return {attribute: layer(features) for attribute, layer in zip(self.heads, self.last, strict=True)}
+
+    def features(self, images: Tensor) -> Tensor:
+        """``images [B, 3, H, W]`` in 0..1 -> what the last layer reads, ``[B, F]`` (the paper's F_-1(x), section 3.3).
+
+        Raises:
+            EditingError: not that shape, or a classifier whose last layer is not linear.
+        """
+        if not all(isinstance(layer, nn.Linear) for layer in self.last):
+            raise EditingError(f"{self.name} does not end in a linear layer; its features cannot be told apart.")
+        features: Tensor = self.trunk(self.prepare(images))
+        return features
+
+    def class_weights(self, attribute: str) -> Tensor:
+        """Weights of the last layer, ``[n_classes, F]`` (the paper's w_a); the features' class means align with them (Theorem 1).
+
+        Raises:
+            EditingError: no such attribute, or its last layer is not linear.
+        """
+        layer = self.last[self.index(attribute)]
+        if not isinstance(layer, nn.Linear):
+            raise EditingError(f"{self.name} does not end in a linear layer; its class weights cannot be read.")
+        return layer.weight
+
+    def index(self, attribute: str) -> int:
+        """Position of ``attribute`` among the heads.
+
+        Raises:
+            EditingError: no such attribute.
+        """
+        names = list(self.heads)
+        if attribute not in names:
+            raise EditingError(f"{self.name} knows no attribute {attribute!r}; use one of: {', '.join(names)}.")
+        return names.index(attribute)
+
+    def class_index(self, attribute: str, label: str) -> int:
+        """Column of the logits of ``attribute`` that stands for ``label``.
+
+        Raises:
+            EditingError: no such attribute or label.
+        """
+        names = self.heads[list(self.heads)[self.index(attribute)]]
+        if label not in names:
+            raise EditingError(f"{self.name} has no class {label!r} of {attribute}; use one of: {', '.join(names)}.")
+        return names.index(label)
+
+    def describe(self) -> str:
+        """One line for people: classes, input, fingerprint."""
+        classes = "; ".join(f"{attribute}: {_shortened(names)}" for attribute, names in self.heads.items())
+        return f"{classes} | sees {self.size[1]} x {self.size[0]} pixels | fingerprint {self.fingerprint}"
+
+
+def two_classes(layer: nn.Linear) -> nn.Linear:
+    """A layer of one logit z (sigmoid) as two logits ``(-z/2, z/2)`` whose softmax is ``(1 - sigmoid(z), sigmoid(z))``."""
+    signs = torch.tensor([[-0.5], [0.5]], device=layer.weight.device, dtype=layer.weight.dtype)
+    made = nn.Linear(layer.in_features, 2, bias=layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype)
+    made.weight = nn.Parameter(signs * layer.weight.detach(), requires_grad=False)
+    if layer.bias is not None:
+        made.bias = nn.Parameter((signs * layer.bias.detach()).squeeze(1), requires_grad=False)
+    return made
+
+
+def _shortened(names: list[str], most: int = 12) -> str:
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} ... ({len(names)} classes)"
+
+
+def _check(
+    heads: dict[str, list[str]], last: Sequence[nn.Module], size: tuple[int, int], mean: Sequence[float], std: Sequence[float], name: str
+) -> None:
+    if not heads or len(heads) != len(last):
+        raise EditingError(f"{name} has {len(last)} outputs but names for {len(heads)} attributes; give one list of classes for each.")
+    for (attribute, names), layer in zip(heads.items(), last, strict=True):
+        if len(names) < 2:
+            raise EditingError(f"{name} has only one class of {attribute}; a classifier needs at least two.")
+        if len(set(names)) != len(names):
+            raise EditingError(f"{name} has two classes of {attribute} with the same name; name every class differently.")
+        if isinstance(layer, nn.Linear) and layer.out_features != len(names):
+            raise EditingError(f"{name} has {layer.out_features} classes of {attribute} but {len(names)} names; give one name for each.")
+    if min(size) < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise EditingError(f"{name} declares an input of {size} pixels with mean {mean} and std {std}; it cannot be used.")
