@@ -103,6 +103,14 @@ class DemoModel(DemoData):
     def decode(self, latent: Tensor) -> Tensor:
         """Scaled latent ``[B, 4, h, w]`` -> images ``[B, 3, 8h, 8w]`` in 0..1.
 
+        Raises:
+            EditingError: not that shape.
+        """
+        return self.decode_unclipped(latent).clamp(0, 1)
+
+    def decode_unclipped(self, latent: Tensor) -> Tensor:
+        """:meth:`decode` without the final clipping, which would cut gradients; a little outside 0..1 where colours are pure.
+
         A decoder of 12 channels paints half the resolution (doubled bicubically), one of 48 channels the whole.
 
         Raises:
@@ -115,7 +123,7 @@ class DemoModel(DemoData):
         images = functional.pixel_shuffle(folded, round((folded.shape[1] // 3) ** 0.5))
         if images.shape[-1] != PATCH * latent.shape[-1]:
             images = functional.interpolate(images, scale_factor=2, mode="bicubic")
-        return (images / 2 + 0.5).clamp(0, 1)
+        return images / 2 + 0.5
 
     def text_features(self, texts: Iterable[str]) -> Tensor:
         """Unit CLIP features of texts, ``[B, P]``, from the state at the first end-of-text token."""
