@@ -1,0 +1,172 @@
+"""CASO's seams on diffusers and transformers: token vectors into a CLIP text encoder, decoding with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..caso.seams import TokenVectors, check_vectors, encoder_title
+from .diffusers import TextCond
+
+if TYPE_CHECKING:
+    from ..checkpoints import Checkpoint
+    from ..demo import DemoModel
+
+#: Which states condition the U-Net: after the final LayerNorm (SD1, SD2), or those before the last block (SDXL).
+Layer = Literal["last", "penultimate"]
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """One CLIP text encoder of a model.
+
+    Attributes:
+        name: "clip_l", "clip_g" or "clip_h".
+        network: transformers' ``CLIPTextModel`` or ``CLIPTextModelWithProjection``.
+        start, end, pad: token ids; ``pad`` follows the first ``end`` up to ``length`` tokens.
+    """
+
+    name: str
+    network: Any
+    start: int
+    end: int
+    pad: int
+    length: int = 77
+
+    @property
+    def table(self) -> nn.Embedding:
+        """The token table."""
+        found = [module for name, module in self.network.named_modules() if name.endswith("token_embedding")]
+        return found[0]
+
+    def encode(self, vectors: Tensor, layer: Layer) -> Any:
+        """Run the encoder on [start, ``vectors [B, n, D]``, end, padding]; transformers' output object."""
+        rows, tokens = vectors.shape[:2]
+        table = self.table
+        filler = [0] * tokens  # any id will do: its row is replaced before anything reads it
+        ids = torch.tensor([[self.start, *filler, self.end, *[self.pad] * (self.length - tokens - 2)]], device=table.weight.device)
+
+        def insert(module: nn.Module, inputs: Any, looked_up: Tensor) -> Tensor:
+            given = vectors.to(looked_up.device, looked_up.dtype)
+            return torch.cat([looked_up[:, :1], given, looked_up[:, 1 + tokens :]], 1)
+
+        handle = table.register_forward_hook(insert)
+        try:
+            return self.network(input_ids=ids.expand(rows, -1), output_hidden_states=layer == "penultimate")
+        finally:
+            handle.remove()
+
+
+class TransformersInjector:
+    """:class:`~..caso.seams.TokenInjector` over one text tower (SD1, SD2, the demo model) or two (SDXL).
+
+    Args:
+        towers: in the order in which their states are joined.
+        layer: see :data:`Layer`.
+        pooled: whether the last tower's projected end-token state is part of the conditioning (SDXL).
+    """
+
+    def __init__(self, towers: Sequence[TextTower], layer: Layer = "last", pooled: bool = False):
+        self.towers, self.layer, self.pooled = list(towers), layer, pooled
+        tables = {tower.name: tower.table.weight.detach() for tower in self.towers}
+        self.widths: Mapping[str, int] = {name: table.shape[1] for name, table in tables.items()}
+        self.encoder_name = encoder_title(self.widths)
+        self.end_vectors: TokenVectors = {tower.name: tables[tower.name][tower.end].float().cpu() for tower in self.towers}
+        self.token_scale: Mapping[str, float] = {name: float(table.float().square().mean().sqrt()) for name, table in tables.items()}
+
+    def __call__(self, vectors: TokenVectors) -> TextCond:
+        """See :class:`~..caso.seams.TokenInjector`; states and pooled vector in fp32."""
+        check_vectors(vectors, self.widths)
+        outputs = [tower.encode(vectors[tower.name], self.layer) for tower in self.towers]
+        states = [output.last_hidden_state if self.layer == "last" else output.hidden_states[-2] for output in outputs]
+        pooled = outputs[-1].text_embeds.float() if self.pooled else None
+        return TextCond(torch.cat(states, -1).float(), pooled)
+
+
+def checkpoint_injector(model: Checkpoint) -> TransformersInjector:
+    """The injector of an SD1, SD2 or SDXL checkpoint."""
+    pipeline = model.pipeline
+    parts = [(pipeline.text_encoder, pipeline.tokenizer)]
+    if model.is_xl:
+        parts.append((pipeline.text_encoder_2, pipeline.tokenizer_2))
+    names = [part.rsplit(" ", 1)[0] for part in model.encoder_name.split(" + ")]
+    towers = [
+        TextTower(name, network, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length)
+        for name, (network, tokenizer) in zip(names, parts, strict=True)
+    ]
+    return TransformersInjector(towers, "penultimate" if model.is_xl else "last", model.is_xl)
+
+
+def demo_injector(demo: DemoModel) -> TransformersInjector:
+    """The injector of the demo model, whose one text tower is read as Stable Diffusion 1 reads its own."""
+    start, *_, end = demo.tokenize([""])[0].tolist()
+    return TransformersInjector([TextTower("clip_l", demo.clip.text_model, start, end, end)])
+
+
+def checkpoint_decoder(model: Checkpoint, recompute: bool = False) -> DiffusersDecoder:
+    """The decoder of a checkpoint; ``recompute`` as in :class:`DiffusersDecoder`."""
+    return DiffusersDecoder(model.pipeline.vae, recompute)
+
+
+class DiffusersDecoder:
+    """:class:`~..caso.seams.ImageDecoder` over an ``AutoencoderKL`` (or ``AutoencoderTiny``, a cheap one).
+
+    Args:
+        vae: in any dtype; SDXL's needs fp32.
+        recompute: keep no activations of the decoder but compute them again in the backward pass: much less memory, about a
+            third more time in the decoder.
+    """
+
+    def __init__(self, vae: Any, recompute: bool = False):
+        self.vae, self.recompute = vae.eval(), recompute
+
+    def __call__(self, latent: Tensor) -> Tensor:
+        """See :class:`~..caso.seams.ImageDecoder`; fp32."""
+        parameter = next(self.vae.parameters())
+        scaled = (latent / self.vae.config.scaling_factor).to(parameter)
+        return recomputed(self._decode, scaled, self.recompute).float() / 2 + 0.5
+
+    def _decode(self, scaled: Tensor) -> Tensor:
+        images: Tensor = self.vae.decode(scaled).sample
+        return images
+
+
+class DemoDecoder:
+    """:class:`~..caso.seams.ImageDecoder` of the demo model; ``recompute`` as in :class:`DiffusersDecoder`."""
+
+    def __init__(self, demo: DemoModel, recompute: bool = False):
+        self.demo, self.recompute = demo, recompute
+
+    def __call__(self, latent: Tensor) -> Tensor:
+        """See :class:`~..caso.seams.ImageDecoder`."""
+        return recomputed(self.demo.decode_unclipped, latent, self.recompute)
+
+
+def recomputed(function: Any, argument: Tensor, active: bool) -> Tensor:
+    """``function(argument)``, its activations dropped and computed again in the backward pass when ``active``."""
+    if active and torch.is_grad_enabled() and argument.requires_grad:
+        result: Tensor = checkpoint(function, argument, use_reentrant=False)
+    else:
+        result = function(argument)
+    return result
+
+
+@contextmanager
+def unet_recomputation(unet: Any) -> Iterator[None]:
+    """Within the ``with`` block the U-Net's blocks keep no activations but compute them again in the backward pass.
+
+    It costs one more forward's time for each backward pass; the evaluations counted (u) stay what the algorithm asks for.
+    """
+    before = unet.is_gradient_checkpointing
+    unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if not before:
+            unet.disable_gradient_checkpointing()

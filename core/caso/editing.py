@@ -1,0 +1,221 @@
+"""Editing with semantic embeddings (CASO, sections 3.3 and 4.2): guidance inside a window of the source's own trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Callback, Denoiser, Progress, check_finite, euler_step, unit_scale
+from ..errors import EditingError
+from ..guidance import latent_mask
+from ..inversion import Inversion, check_latent, inversion_grid
+from .embedding import GuidanceTerm, scaled_terms
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which steps are guided, as fractions of the trajectory: 1 is pure noise, 0 the clean image.
+
+    Attributes:
+        start: guidance begins here; until then the source's trajectory is followed exactly, at no cost.
+        end: guidance ends here; the steps below are unconditional.
+        single_step: guide the first step of the window only (section 4.2, "Single-Step Edit").
+
+    Raises:
+        EditingError: not ``0 <= end < start <= 1``.
+    """
+
+    start: float = 0.3
+    end: float = 0.0
+    single_step: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.end < self.start <= 1:
+            raise EditingError(f"The window goes from {self.start:g} to {self.end:g}; use fractions with 1 >= start > end >= 0.")
+
+    def levels(self, steps: int) -> tuple[int, int]:
+        """``(first, last)`` level, of 0..steps, that is guided on the way down; at least one always is."""
+        last = min(round(self.end * steps), steps - 1) + 1
+        first = max(round(self.start * steps), last)
+        return first, first if self.single_step else last
+
+
+#: Where guidance begins (the paper gives 0.1T to 0.3T for fine attributes, 0.8T to 0.9T for species; 4.1); it then goes on to
+#: the end. "middle" is for what lies between, such as hair or a background.
+PRESETS = {"fine": Window(0.3), "middle": Window(0.6), "species": Window(0.9)}
+
+
+def steered(denoiser: Denoiser, x: Tensor, sigma: float, uncond: Any, terms: Sequence[GuidanceTerm]) -> Tensor:
+    """``D_u + sum_i strength_i * (D_i - D_u)`` at ``x [B, C, H, W]``, in one network call of ``(1 + terms) * B`` rows (Eq. 2)."""
+    if not terms:
+        return denoiser(x, sigma, uncond)
+    base, *conditional = denoiser.batch(x, sigma, [uncond, *(term.cond for term in terms)])
+    shift = sum(((prediction - base) * term.strength for prediction, term in zip(conditional, terms, strict=True)), torch.zeros_like(base))
+    return base + shift
+
+
+@dataclass
+class SemanticStep:
+    """One step of the edit at a time, for this module's loop or any first-order sampler of a host.
+
+    Attributes:
+        inversion: of the source under ``uncond`` (the empty prompt); it gives grid, starting latent and what lies outside the mask.
+        uncond: conditioning of the empty prompt.
+        terms: what to add and how strongly; none gives the reconstruction.
+        window: which steps are guided.
+        mask: ``[B or 1, H, W]`` of any size, 1 where to edit; outside it the source's trajectory is kept exactly.
+
+    Raises:
+        EditingError: an inversion of another model, a mask of another rank or batch.
+    """
+
+    denoiser: Denoiser
+    inversion: Inversion
+    uncond: Any
+    terms: Sequence[GuidanceTerm]
+    window: Window = PRESETS["fine"]
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.inversion.require_model(self.denoiser.identity)
+        self.terms = scaled_terms(self.terms, 1.0)
+        #: The level at which the edit leaves the source's trajectory.
+        self.first_level, self.last_level = self.window.levels(self.inversion.steps)
+        if self.mask is not None:
+            self.mask = latent_mask(self.mask, self.inversion.latents[0])
+
+    def is_guided(self, level: int) -> bool:
+        """Whether the step from ``level`` to ``level - 1`` is guided."""
+        return self.last_level <= level <= self.first_level
+
+    def denoised(self, x: Tensor, level: int) -> Tensor:
+        """The denoised latent by which an Euler step takes ``x [B, C, H, W]`` from ``level`` to ``level - 1``.
+
+        Before the window, and outside the mask, it is the one that makes the step land on the source's trajectory.
+
+        Raises:
+            EditingError: a prediction that is not a number.
+        """
+        if level > self.first_level:
+            return self._landing_on_source(x, level)
+        edited = self._edited(x, level)
+        if self.mask is None:
+            return edited
+        mask = self.mask.to(x.device, x.dtype)
+        return mask * edited + (1 - mask) * self._landing_on_source(x, level)
+
+    def advance(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Take the step from ``level`` to ``level - 1``: ``(x, denoised)``; on the source's trajectory exactly the source's latent."""
+        if level > self.first_level:
+            return self._source(x, level - 1), self._landing_on_source(x, level)
+        edited = self._edited(x, level)
+        x = euler_step(x, edited, *self._levels(level))
+        if self.mask is not None:
+            mask = self.mask.to(x.device, x.dtype)
+            x = mask * x + (1 - mask) * self._source(x, level - 1)
+        return x, edited
+
+    def _edited(self, x: Tensor, level: int) -> Tensor:
+        with torch.no_grad():
+            terms = self.terms if self.is_guided(level) else ()
+            denoised = steered(self.denoiser, x, self._levels(level)[0], self.uncond, terms)
+        check_finite(denoised, f"The prediction at step {self.inversion.steps - level + 1}")
+        return denoised
+
+    def _landing_on_source(self, x: Tensor, level: int) -> Tensor:
+        sigma, sigma_next = self._levels(level)
+        return x - (self._source(x, level - 1) - x) / (sigma_next - sigma) * sigma
+
+    def _levels(self, level: int) -> tuple[float, float]:
+        return float(self.inversion.sigmas[level]), float(self.inversion.sigmas[level - 1])
+
+    def _source(self, x: Tensor, level: int) -> Tensor:
+        return self.inversion.latents[level].to(x.device, x.dtype)
+
+
+def semantic_edit(
+    denoiser: Denoiser, inversion: Inversion, uncond: Any, terms: Sequence[GuidanceTerm], window: Window = PRESETS["fine"], *,
+    mask: Tensor | None = None, callback: Callback | None = None,
+) -> Tensor:  # fmt: skip
+    """Edit inverted images: the clean latent ``[B, C, H, W]``.
+
+    Costs, an image: nothing before the window, 1 + terms forwards a guided step, 1 forward a step below the window. A
+    strength of 0 (no terms) is the reconstruction.
+
+    Args:
+        callback: told after each step of the edit; an exception it raises ends the run.
+        others: see :class:`SemanticStep`.
+
+    Raises:
+        EditingError: see :class:`SemanticStep`.
+    """
+    step = SemanticStep(denoiser, inversion, uncond, terms, window, mask)
+    x = inversion.latents[step.first_level]
+    for number, level in enumerate(range(step.first_level, 0, -1)):
+        x, denoised = step.advance(x, level)
+        if callback is not None:
+            callback(Progress(number, step.first_level, 0, 1, denoised))
+    return x
+
+
+def interpolate(
+    denoiser: Denoiser, inversion: Inversion, uncond: Any, terms: Sequence[GuidanceTerm], factors: Sequence[float],
+    window: Window = PRESETS["fine"], *, mask: Tensor | None = None, callback: Callback | None = None,
+) -> Tensor:  # fmt: skip
+    """A strip of edits, all strengths times each of ``factors`` (Fig. 4): clean latents ``[factors, B, C, H, W]``.
+
+    Args:
+        factors: e.g. -2, -1, 0, 1, 2; 0 is the reconstruction.
+        others: see :func:`semantic_edit`; the callback counts the steps of all edits together.
+
+    Raises:
+        EditingError: no factors, or see :class:`SemanticStep`.
+    """
+    if not factors:
+        raise EditingError("There are no strengths to interpolate over; give at least one.")
+    strip: list[Tensor] = []
+
+    def report(progress: Progress) -> None:
+        if callback is not None:
+            total = progress.steps * len(factors)
+            callback(Progress(len(strip) * progress.steps + progress.step, total, 0, 1, progress.denoised))
+
+    for factor in factors:
+        strip.append(semantic_edit(denoiser, inversion, uncond, scaled_terms(terms, factor), window, mask=mask, callback=report))
+    return torch.stack(strip)
+
+
+def generate(
+    denoiser: Denoiser, noise: Tensor, uncond: Any, terms: Sequence[GuidanceTerm], steps: int = 50, window: Window = Window(1.0), *,
+    sigmas: Tensor | None = None, callback: Callback | None = None,
+) -> Tensor:  # fmt: skip
+    """Sample new images guided by embeddings (section 4.3): the clean latent ``[B, C, H, W]``.
+
+    Args:
+        noise: ``[B, C, H, W]``, unit variance.
+        uncond: what to be guided away from: the empty prompt, or any prompt of which the embeddings then are variations.
+        steps: of the model's own grid; not used when ``sigmas`` is given.
+        window: guided steps; the others are unconditional.
+        callback: told after each step; an exception it raises ends the run.
+
+    Raises:
+        EditingError: wrong shape, bad grid, a prediction that is not a number.
+    """
+    grid = inversion_grid(denoiser, steps, sigmas)
+    total = len(grid) - 1
+    x = check_latent(noise, denoiser.identity) / unit_scale(denoiser.identity, float(grid[-1]))
+    first, last = window.levels(total)
+    active = scaled_terms(terms, 1.0)
+    for number, (sigma, sigma_next) in enumerate(pairwise(grid.flip(0).tolist())):
+        with torch.no_grad():
+            denoised = steered(denoiser, x, sigma, uncond, active if last <= total - number <= first else ())
+        check_finite(denoised, f"The prediction at step {number + 1}")
+        x = euler_step(x, denoised, sigma, sigma_next)
+        if callback is not None:
+            callback(Progress(number, total, 0, 1, denoised))
+    return x

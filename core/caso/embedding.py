@@ -1,0 +1,241 @@
+"""Semantic embeddings: one attribute class as a few token vectors, saved as a textual-inversion file every ComfyUI node reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..classifiers.pickles import read_network_pickle
+from ..denoiser import check_finite
+from ..directions import ENCODER_OF_WIDTH
+from ..errors import EditingError
+from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
+from .seams import MAX_TOKENS, TokenInjector, TokenVectors, encoder_title
+
+FILE_FORMAT = "semantic_editing.embedding"
+FILE_VERSION = "1"
+SINGLE_KEY = "emb_params"  # of textual-inversion files with one text encoder; ComfyUI also accepts the encoder's name
+ENCODERS = ("clip_l", "clip_g", "clip_h")  # keys of textual-inversion files, in the order of a model's encoders
+LEGACY_SUFFIXES = (".pt", ".pth", ".bin")
+RELEASED_WEIGHT, RELEASED_BIAS = "0.weight", "0.bias"
+MAX_STRENGTH = 100.0
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticEmbedding:
+    """Token vectors that mean one class of one attribute (the paper's e_a).
+
+    Attributes:
+        vectors: encoder -> ``[n, D]`` fp32 on the CPU.
+        encoder_name: text encoder they belong to, e.g. "clip_l 768 + clip_g 1280".
+        attribute, target: what was learned, e.g. "mouth", "smile"; "" in files of other programs.
+        method: how it was learned, "caso" or "" if unknown.
+        info: facts of the training for people and programs, JSON-able: classes, level (L), steps, classifier (its
+            fingerprint), base_model (family) and settings.
+    """
+
+    vectors: TokenVectors
+    encoder_name: str = ""
+    attribute: str = ""
+    target: str = ""
+    method: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        matrices = all(tensor.ndim == 2 for tensor in self.vectors.values())
+        counts = {len(tensor) for tensor in self.vectors.values()} if matrices else set()
+        if len(counts) != 1 or not 1 <= min(counts) <= MAX_TOKENS:
+            shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.vectors.items())
+            raise EditingError(
+                f"A semantic embedding has 1 to {MAX_TOKENS} token vectors, [tokens, width] for each text encoder, not {shapes or 'none'}; "
+                "choose a textual-inversion file."
+            )
+        for name, tensor in self.vectors.items():
+            check_finite(tensor, f"The embedding's {name} part")
+        if not self.encoder_name:
+            object.__setattr__(self, "encoder_name", encoder_title(self.widths))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Encoder -> width D."""
+        return {name: tensor.shape[1] for name, tensor in self.vectors.items()}
+
+    @property
+    def tokens(self) -> int:
+        """Number of token vectors n."""
+        return len(next(iter(self.vectors.values())))
+
+    def describe(self) -> str:
+        """One line for people."""
+        what = f"{self.attribute}: {self.target}" if self.target else "embedding of unknown meaning"
+        norms = ", ".join(f"{name} {float(tensor.norm(dim=1).mean()):.3g}" for name, tensor in self.vectors.items())
+        return f"{what} ({self.encoder_name}, {self.tokens} token{'s' * (self.tokens > 1)}, mean norm {norms})"
+
+    def require_encoder(self, injector: TokenInjector) -> None:
+        """Raise :class:`EditingError` unless the embedding belongs to the text encoder of ``injector``."""
+        if self.widths != dict(injector.widths):
+            raise EditingError(
+                f"This embedding belongs to the text encoder {self.encoder_name}, but the model uses {injector.encoder_name}; "
+                "use an embedding trained on this kind of model."
+            )
+
+    def condition(self, injector: TokenInjector) -> Any:
+        """The Denoiser's conditioning of the prompt that holds just these vectors, one row, without gradient.
+
+        Raises:
+            EditingError: of another text encoder.
+        """
+        self.require_encoder(injector)
+        with torch.no_grad():
+            return injector({name: tensor[None] for name, tensor in self.vectors.items()})
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a textual-inversion safetensors file (``embedding:name`` in ComfyUI) with the facts as metadata, atomically.
+
+        Raises:
+            EditingError: not a .safetensors name, the file exists and ``overwrite`` is False, or it cannot be written.
+        """
+        if Path(path).suffix.lower() != ".safetensors":
+            raise EditingError(f"{Path(path).name} does not end in .safetensors; embeddings are saved as safetensors files.")
+        single = len(self.vectors) == 1
+        # No tensor besides: ComfyUI falls back to the first one of the file whatever it is.
+        tensors = {SINGLE_KEY if single else name: tensor.float() for name, tensor in self.vectors.items()}
+        metadata = {
+            FORMAT_KEY: FILE_FORMAT,
+            "version": FILE_VERSION,
+            "method": self.method,
+            "base_model": self.encoder_name,
+            "attribute": self.attribute,
+            "target": self.target,
+            "info": json.dumps(dict(self.info)),
+        }
+        return save_tensors(path, tensors, metadata, overwrite=overwrite)
+
+    @staticmethod
+    def load(path: str | Path) -> SemanticEmbedding:
+        """Read a textual-inversion file (ours or another program's), or a linear layer of the released CASO code (.pt).
+
+        Raises:
+            EditingError: missing, damaged, hostile, or nothing of the kind.
+        """
+        source = Path(path)
+        if source.suffix.lower() in LEGACY_SUFFIXES:
+            return _released(source)
+        tensors, metadata = load_tensors(source)
+        if metadata.get(FORMAT_KEY, FILE_FORMAT).startswith("semantic_editing.") and metadata.get(FORMAT_KEY, FILE_FORMAT) != FILE_FORMAT:
+            raise EditingError(f"{source.name} is a {metadata[FORMAT_KEY]} file; choose a textual-inversion embedding.")
+        vectors = _named(tensors, metadata.get("base_model", ""), source.name)
+        if metadata.get(FORMAT_KEY) != FILE_FORMAT:
+            return SemanticEmbedding(vectors, target=source.stem)
+        info = metadata_json(metadata, "info", source.name)
+        return SemanticEmbedding(
+            vectors, metadata.get("base_model", ""), metadata.get("attribute", ""), metadata.get("target", ""),
+            metadata.get("method", ""), info if isinstance(info, dict) else {},
+        )  # fmt: skip
+
+
+def _named(tensors: Mapping[str, Tensor], base_model: str, file_name: str) -> dict[str, Tensor]:
+    """Token vectors by encoder from the tensors of a textual-inversion file."""
+    if SINGLE_KEY in tensors:
+        tensor = _rows(tensors[SINGLE_KEY])
+        name = base_model.split(" ")[0] if base_model else ENCODER_OF_WIDTH.get(tensor.shape[-1], "clip_l").split(" ")[0]
+        return {name: tensor}
+    found = {name: _rows(tensors[name]) for name in ENCODERS if name in tensors}
+    if not found:
+        keys = ", ".join(list(tensors)[:3])
+        raise EditingError(f"{file_name} is no textual-inversion file (it holds: {keys}); choose one with emb_params or clip_l.")
+    return found
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.float()[None] if tensor.ndim == 1 else tensor.float()
+
+
+def _released(source: Path) -> SemanticEmbedding:
+    """The released code learns ``Linear(1, D)`` on a constant 1: the vector is W[:, 0] + b (section 3.2 of its trainer)."""
+    state = read_network_pickle(source).tensors
+    weight, bias = state.get(RELEASED_WEIGHT), state.get(RELEASED_BIAS)
+    if weight is None or bias is None or weight.ndim != 2 or weight.shape[1] != 1 or bias.shape != weight.shape[:1]:
+        raise EditingError(
+            f"{source.name} is not a CASO linear layer ({RELEASED_WEIGHT} [width, 1] and {RELEASED_BIAS} [width]); "
+            "choose such a file or a textual-inversion .safetensors."
+        )
+    vector = (weight[:, 0].float() + bias.float())[None]
+    name = ENCODER_OF_WIDTH.get(vector.shape[1], f"clip_l {vector.shape[1]}")
+    return SemanticEmbedding({name.split(" ")[0]: vector}, target=source.stem, method="caso", info={"file": source.name})
+
+
+@dataclass(frozen=True, eq=False)
+class GuidanceTerm:
+    """One conditional evaluation of an edit: a conditioning of one row (or one for each image) and its strength (lambda).
+
+    The guided prediction is ``D_u + sum_i strength_i * (D_i - D_u)`` (Eq. 2 for one term): 0 is off, 1 the plain
+    conditional prediction, a negative value leads the other way.
+    """
+
+    cond: Any
+    strength: float
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not abs(self.strength) <= MAX_STRENGTH:
+            limit = f"{MAX_STRENGTH:g}"
+            raise EditingError(f"The strength is {self.strength:g}; use a value from -{limit} to {limit}, usually -10 to 10.")
+
+
+def concatenate(embeddings: Sequence[SemanticEmbedding]) -> SemanticEmbedding:
+    """Several embeddings as one prompt, their tokens one after another (the paper's multi-attribute edit).
+
+    Raises:
+        EditingError: none, different text encoders, or more tokens than a prompt holds.
+    """
+    if not embeddings:
+        raise EditingError("There is no embedding to combine; wire at least one.")
+    first = embeddings[0]
+    for other in embeddings[1:]:
+        if other.widths != first.widths:
+            raise EditingError(
+                f"One embedding belongs to the text encoder {first.encoder_name}, another to {other.encoder_name}; "
+                "combine embeddings of one kind of model."
+            )
+    if len(embeddings) == 1:
+        return first
+    vectors = {name: torch.cat([part.vectors[name] for part in embeddings]) for name in first.vectors}
+    titles = [f"{part.attribute}: {part.target}" if part.attribute else part.target for part in embeddings]
+    return SemanticEmbedding(vectors, first.encoder_name, "", " + ".join(titles), first.method)
+
+
+def guidance_terms(
+    injector: TokenInjector, chosen: Sequence[tuple[SemanticEmbedding, float]], *, joined: bool = True
+) -> list[GuidanceTerm]:  # fmt: skip
+    """Embeddings with strengths as guidance terms; a strength of 0 costs nothing.
+
+    Args:
+        joined: embeddings of equal strength share one prompt, in the order given (the paper's concatenation, one evaluation);
+            others, and all when False, get an evaluation of their own, because a prompt has only one strength.
+
+    Raises:
+        EditingError: another text encoder, a strength out of range, too many tokens.
+    """
+    groups: dict[Any, list[SemanticEmbedding]] = {}
+    for number, (embedding, strength) in enumerate(chosen):
+        embedding.require_encoder(injector)
+        if strength != 0:
+            groups.setdefault(strength if joined else (strength, number), []).append(embedding)
+    terms = []
+    for key, members in groups.items():
+        together = concatenate(members)
+        strength = key if joined else key[0]
+        terms.append(GuidanceTerm(together.condition(injector), strength, together.target))
+    return terms
+
+
+def scaled_terms(terms: Sequence[GuidanceTerm], factor: float) -> list[GuidanceTerm]:
+    """All strengths times ``factor``; terms that end at 0 are left out."""
+    return [replace(term, strength=term.strength * factor) for term in terms if term.strength * factor != 0]
