@@ -62,6 +62,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     edit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     edit.add_argument("--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto")
+    edit.add_argument(
+        "--prediction", choices=["epsilon", "v_prediction"],
+        help="what the network of a single-file checkpoint predicts, should the picture come out broken (default: found out)",
+    )  # fmt: skip
     edit.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
     return top
 
@@ -113,7 +117,7 @@ def run_edit(options: argparse.Namespace) -> None:
     device, dtype = choose_device(options.device, options.dtype)
     print(f"loading {options.model.name} on {device}", flush=True)
     quiet()
-    model = load_checkpoint(options.model, device, dtype)
+    model = load_checkpoint(options.model, device, dtype, options.prediction)
     image, note = read_picture(options.image, options.size or model.native_size, model.patch)
     print(f"{options.image.name}: {note}", flush=True)
     request = WordEdit(

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from .backends.diffusers import DiffusersDenoiser, TextCond
+from .checkpoint_shapes import Prediction
 from .errors import EditingError
+from .single_file import load_single_file
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 
@@ -76,11 +78,16 @@ class Checkpoint:
         return (images / 2 + 0.5).clamp(0, 1)
 
 
-def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, prediction: Prediction | None = None
+) -> Checkpoint:  # fmt: skip
     """Load a diffusers folder or a single-file checkpoint. Nothing is downloaded.
 
+    Args:
+        prediction: what the network of a single file predicts, where :func:`~.single_file.describe` is mistaken.
+
     Raises:
-        EditingError: missing or damaged, another family of models, or a single file whose configuration is not on this machine.
+        EditingError: missing or damaged, or another family of models.
     """
     source = Path(path)
     if not source.exists():
@@ -93,7 +100,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", dtype:
         return Checkpoint(_from_folder(source, diffusers), device, dtype)
     if source.suffix.lower() not in SINGLE_FILES:
         raise EditingError(f"{source.name} is no checkpoint; give a diffusers folder or a .safetensors file.")
-    return Checkpoint(_from_single_file(source, diffusers), device, dtype)
+    return Checkpoint(load_single_file(source, prediction), device, dtype)
 
 
 def _from_folder(folder: Path, diffusers: Any) -> Any:
@@ -110,23 +117,3 @@ def _from_folder(folder: Path, diffusers: Any) -> Any:
         return getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, **extra)
     except Exception as error:  # diffusers raises many types for a missing or damaged part
         raise EditingError(f"{folder.name} is incomplete or damaged; download the model again.") from error
-
-
-def _from_single_file(file: Path, diffusers: Any) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    if file.suffix.lower() != ".safetensors":
-        raise EditingError(f"{file.name} is a pickle, which can run code; use the .safetensors version of the model.")
-    try:
-        with safe_open(file, framework="pt") as stream:
-            is_xl = any(key.startswith("conditioner.embedders.1.") for key in stream.keys())  # noqa: SIM118 (a handle, not a dict)
-    except (SafetensorError, OSError) as error:
-        raise EditingError(f"{file.name} is damaged or not a safetensors file; download the model again.") from error
-    kind = diffusers.StableDiffusionXLPipeline if is_xl else diffusers.StableDiffusionPipeline
-    try:
-        return kind.from_single_file(str(file), local_files_only=True)
-    except Exception as error:  # diffusers raises many types, mostly because a configuration is not in the hub's cache
-        raise EditingError(
-            f"{file.name} could not be read: diffusers needs this model family's configuration files, which are not on this machine; "
-            "use the model as a diffusers folder, or run any diffusers program with this model once while online."
-        ) from error
