@@ -1,0 +1,267 @@
+"""Training a classifier on labelled pictures: a small network from nothing, or another classifier's trunk trained on.
+
+CASO's classifiers are VGG16 networks fine-tuned for some epochs ("Instructing Text-to-Image Diffusion Models via
+Classifier-Guided Semantic Optimization", section 4, and the released training script); here the loss is cross-entropy
+balanced over the classes, the learning rate falls along a cosine, and the epoch that does best on the pictures set aside
+is the one that is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from ..demo_classifier import AttributeClassifier
+from ..errors import EditingError
+from .architectures import CONVOLUTIONAL, convolutional_trunk
+from .augment import augmented
+from .base import NORMALISATIONS, ImageClassifier
+from .pictures import LabelledPictures
+from .training import TrainedClassifier, TrainingCallback, TrainingProgress, TrainingSettings
+
+WIDTHS, HIDDEN, SIZE = [24, 48, 80, 112], 128, 64  # of the network that is trained from nothing
+RATE_SCRATCH, RATE_TUNED, RATE_HEAD = 2e-3, 1e-4, 1e-2  # AdamW's learning rates: small network, trunk trained on, last layer alone
+WEIGHT_DECAY = 1e-2
+WARM_UP = 0.05  # part of all steps
+SETTLE = 512  # pictures from which batch norm's figures are taken
+
+
+def training_size(trunk_of: ImageClassifier | None, size: int = SIZE) -> tuple[int, int]:
+    """``(h, w)`` at which pictures for a training are wanted: the given classifier's, or ``size`` for the small network.
+
+    Raises:
+        EditingError: a size below 16 pixels.
+    """
+    if trunk_of is not None:
+        return trunk_of.size
+    if size < 16:
+        raise EditingError(f"The input size is {size} pixels; use 16 or more.")
+    return size, size
+
+
+def train_classifier(
+    pictures: LabelledPictures,
+    settings: TrainingSettings,
+    trunk_of: ImageClassifier | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    callback: TrainingCallback | None = None,
+) -> TrainedClassifier:
+    """Train a classifier of one attribute.
+
+    Args:
+        pictures: at :func:`training_size`.
+        trunk_of: a classifier whose trunk (backbone) is copied and trained on; None trains a small network from nothing.
+        device: where to compute. Everything random comes from ``settings.seed``; the global generators stay as they are.
+
+    Raises:
+        EditingError: settings out of range, pictures of another size, a trunk that cannot be trained on, or a loss that
+            is not a number any more.
+    """
+    settings.check()
+    target = torch.device(device)
+    with _seeded(settings.seed, target):
+        parts = _prepare(trunk_of, pictures, settings.seed)
+        return _Training(pictures, settings, parts, trunk_of is None, target).run(callback)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout draws from the global generators, which come back as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+@dataclass
+class _Parts:
+    """The networks in training and what an :class:`ImageClassifier` of them needs."""
+
+    trunk: nn.Module
+    last: nn.Linear
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    architecture: dict[str, Any]
+    interpolation: str = "bilinear"
+
+    def normalised(self, images: Tensor) -> Tensor:
+        return (images - images.new_tensor(self.mean).view(3, 1, 1)) / images.new_tensor(self.std).view(3, 1, 1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        made: Tensor = self.last(self.trunk(self.normalised(images)))
+        return made
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        trunk, last = ({k: v.detach().cpu().clone() for k, v in part.state_dict().items()} for part in (self.trunk, self.last))
+        return trunk, last
+
+
+def _prepare(trunk_of: ImageClassifier | None, pictures: LabelledPictures, seed: int) -> _Parts:
+    size = (int(pictures.pixels.shape[-2]), int(pictures.pixels.shape[-1]))
+    classes = len(pictures.classes)
+    if trunk_of is None:
+        net = AttributeClassifier(WIDTHS, HIDDEN, {}, size[0])
+        mean, std = NORMALISATIONS["-1..1"]
+        architecture = {"kind": CONVOLUTIONAL, "widths": WIDTHS, "hidden": HIDDEN}
+        return _Parts(convolutional_trunk(net), nn.Linear(HIDDEN, classes), size, mean, std, architecture)
+    if not trunk_of.architecture:
+        raise EditingError(f"{trunk_of.name} cannot be trained on, because it does not end in a linear layer; use another backbone.")
+    if trunk_of.size != size:
+        raise EditingError(
+            f"The pictures are {size[1]} x {size[0]} pixels but {trunk_of.name} sees {trunk_of.size[1]} x {trunk_of.size[0]}."
+        )
+    features = int(trunk_of.class_weights(next(iter(trunk_of.heads))).shape[1])
+    trunk = copy.deepcopy(trunk_of.trunk).cpu()
+    return _Parts(
+        trunk, nn.Linear(features, classes), size, trunk_of.mean, trunk_of.std, trunk_of.architecture, trunk_of.interpolation
+    )  # fmt: skip
+
+
+class _Training:
+    """One training run's state."""
+
+    def __init__(self, pictures: LabelledPictures, settings: TrainingSettings, parts: _Parts, scratch: bool, device: torch.device):
+        self.pictures, self.settings, self.parts, self.device = pictures, settings, parts, device
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.train, self.test = split(pictures.labels, settings.validation, self.generator)
+        self.train = self.train[torch.randperm(len(self.train), generator=self.generator)]  # no class in one piece
+        self.whole = scratch or settings.train_trunk
+        parts.trunk.to(device).requires_grad_(self.whole)
+        parts.last.to(device).requires_grad_(True)
+        rate = settings.learning_rate or (RATE_SCRATCH if scratch else RATE_TUNED if self.whole else RATE_HEAD)
+        weights = [p for part in (parts.trunk, parts.last) for p in part.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=WEIGHT_DECAY)
+        batches = math.ceil(len(self.train) / settings.batch_size)
+        self.steps = settings.epochs * batches
+        self.batches = batches
+        warm = max(1, round(WARM_UP * self.steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        )
+        counts = torch.bincount(pictures.labels[self.train], minlength=len(pictures.classes)).float()
+        self.balance = (counts.sum() / counts / len(counts)).to(device)
+        self.history: dict[str, list[float]] = {"train loss": [], "validation loss": [], "validation accuracy": []}
+        self.best: tuple[float, float] = (-1.0, -math.inf)
+        self.best_epoch = 0
+        self.confusion = torch.zeros(0)
+        self.kept = parts.state()
+
+    def run(self, callback: TrainingCallback | None) -> TrainedClassifier:
+        stopped, step = False, 0
+        for epoch in range(1, self.settings.epochs + 1):
+            losses = []
+            order = self.train[torch.randperm(len(self.train), generator=self.generator)]
+            for rows in order.tensor_split(self.batches):  # even batches: batch norm cannot learn from a single picture
+                losses.append(self._step(rows, epoch))
+                step += 1
+                progress = TrainingProgress(step, self.steps, epoch, losses[-1], max(self.best[0], 0.0))
+                if callback is not None and callback(progress):
+                    stopped = True
+                    break
+            if not stopped or self.best_epoch == 0:  # a run that is ended inside its first epoch keeps what it has
+                self._judge(epoch, sum(losses) / len(losses))
+            if stopped or (self.settings.patience and epoch - self.best_epoch >= self.settings.patience):
+                break
+        return self._result(stopped)
+
+    def _step(self, rows: Tensor, epoch: int) -> float:
+        parts = self.parts
+        parts.trunk.train(self.whole)
+        images = self.pictures.pixels[rows].to(self.device).float() / 255
+        images = augmented(images, self.settings.augmentation, self.settings.flip, self.generator)
+        loss = functional.cross_entropy(parts.logits(images), self.pictures.labels[rows].to(self.device), self.balance)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise EditingError(f"The training broke down in epoch {epoch} (its loss is not a number); lower the learning rate.")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return value
+
+    def _judge(self, epoch: int, train_loss: float) -> None:
+        """Test on the pictures set aside; keep the weights when more of them are right, or as many with a lower loss."""
+        if self.whole:
+            self._settle()
+        logits = self._test_logits()
+        labels = self.pictures.labels[self.test]
+        loss = float(functional.cross_entropy(logits, labels, self.balance.cpu()))
+        if not math.isfinite(loss):
+            raise EditingError(f"The training broke down in epoch {epoch} (its answers are not numbers); lower the learning rate.")
+        accuracy = float((logits.argmax(1) == labels).double().mean())
+        for name, value in zip(self.history, (train_loss, loss, accuracy), strict=True):
+            self.history[name].append(value)
+        if (accuracy, -loss) > self.best:
+            self.best, self.best_epoch = (accuracy, -loss), epoch
+            self.confusion = confusion(labels, logits.argmax(1), len(self.pictures.classes))
+            self.kept = self.parts.state()
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Batch norm's running figures anew, as plain means over the training pictures.
+
+        With some hundred pictures there are too few steps for the moving averages to arrive (Wu and Johnson, "Rethinking
+        'Batch' in BatchNorm", 2021, section 3).
+        """
+        norms = [layer for layer in self.parts.trunk.modules() if isinstance(layer, nn.BatchNorm2d)]
+        if not norms:
+            return
+        momenta = [layer.momentum for layer in norms]
+        self.parts.trunk.eval()
+        for layer in norms:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean
+            layer.train()
+        for rows in self.train[:SETTLE].tensor_split(math.ceil(min(len(self.train), SETTLE) / self.settings.batch_size)):
+            self.parts.logits(self.pictures.pixels[rows].to(self.device).float() / 255)
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum
+
+    @torch.no_grad()
+    def _test_logits(self) -> Tensor:
+        self.parts.trunk.eval()
+        parts = []
+        for rows in self.test.split(self.settings.batch_size):
+            parts.append(self.parts.logits(self.pictures.pixels[rows].to(self.device).float() / 255).cpu())
+        return torch.cat(parts)
+
+    def _result(self, stopped: bool) -> TrainedClassifier:
+        parts, settings = self.parts, self.settings
+        for part, state in zip((parts.trunk, parts.last), self.kept, strict=True):
+            part.load_state_dict(state)
+        classifier = ImageClassifier(
+            parts.trunk, [parts.last], {settings.attribute.strip(): self.pictures.classes}, parts.size, parts.mean, parts.std,
+            settings.attribute.strip(), parts.architecture, parts.interpolation,
+        )  # fmt: skip
+        return TrainedClassifier(
+            classifier.cpu(), self.best[0], self.confusion, self.best_epoch, self.history, stopped, settings, self.pictures.describe()
+        )
+
+
+def split(labels: Tensor, part: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``(train, test)`` row numbers: of every class ``part``, at least one and not all, is set aside at random."""
+    train, test = [], []
+    for label in range(int(labels.max()) + 1):
+        rows = (labels == label).nonzero().flatten()
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        aside = min(max(1, round(part * len(rows))), len(rows) - 1)
+        test.append(rows[:aside])
+        train.append(rows[aside:])
+    return torch.cat(train), torch.cat(test)
+
+
+def confusion(labels: Tensor, answers: Tensor, classes: int) -> Tensor:
+    """``[K, K]`` counts, row true class, column answer."""
+    return torch.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes)
