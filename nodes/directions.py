@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.directions import EditDirection, sentence_direction
 from ..core.sentences import DEFAULT_COUNT, MAX_COUNT, Bank, Mode, sentences_of
-from .host import EditDirectionType, apply_to_conditioning, encode_sentences, io, schema, text_encoder_name, widget
+from .host import EditDirectionType, apply_to_conditioning, counting_bar, encode_sentences, io, schema, text_encoder_name, widget
 from .reports import report_output, shown
 
 CATEGORY = "semantic editing/direction"
@@ -101,6 +101,7 @@ class SentenceEditDirection(io.ComfyNode):
             encoder_name=text_encoder_name(clip),
             source=source.strip().splitlines()[0],
             target=target.strip().splitlines()[0],
+            callback=counting_bar(),
         )
         report = f"{direction.describe()}\nsource, e.g.: {sources[0]}\ntarget, e.g.: {targets[0]}"
         return io.NodeOutput(direction, report, ui=shown(report))

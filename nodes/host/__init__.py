@@ -16,6 +16,7 @@ from .conditioning import (
     apply_to_conditioning,
     conditioning_from_tensors,
     conditioning_tensors,
+    counting_bar,
     encode_sentences,
     text_encoder_name,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "apply_to_conditioning",
     "conditioning_from_tensors",
     "conditioning_tensors",
+    "counting_bar",
     "encode_sentences",
     "identity",
     "io",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management as model_management
+import comfy.utils
 import torch
 from torch import Tensor
 
 from ...core.errors import EditingError
 
 POOLED = "pooled_output"
-#: The host's names of single CLIP encoders (SD1, SD2), whose blocks all have 77 tokens and no need of a pooled vector.
-BLOCK_ENCODERS = {"l", "h"}
+#: The host's names of the encoders (SD1, SD2, SDXL) whose blocks all have 77 tokens, and the one whose pooled vector a model reads.
+BLOCK_ENCODERS = ({"l"}, {"h"}, {"l", "g"})
+POOLED_ENCODER = "g"
 
 
 def conditioning_tensors(conditioning: list[Any]) -> dict[str, Tensor] | None:
@@ -55,9 +58,9 @@ def apply_to_conditioning(conditioning: list[Any], change: Callable[[Tensor, Ten
 def encode_sentences(clip: Any, sentences: Sequence[str], batch_size: int = 16) -> tuple[Tensor, Tensor | None]:
     """Encode N sentences with the host's CLIP: ``(embeds [N, L, D], pooled [N, P] or None where the model has no use for it)``.
 
-    A single CLIP encodes ``batch_size`` sentences in one pass: the host runs the 77-token blocks of a long prompt as rows
-    of a batch, and one sentence is one block. Models with pooled conditionings (SDXL) go one by one, because the host
-    returns the pooled vector of the first block only.
+    The encoders of SD1, SD2 and SDXL take ``batch_size`` sentences in one pass: the host runs the 77-token blocks of a long
+    prompt as rows of a batch, and one sentence is one block. It returns the pooled vector of the first block only; those of
+    all are caught on their way. Other encoders go one by one.
 
     Raises:
         EditingError: no sentence, one longer than a single block of tokens, or an encoder without a fixed length.
@@ -68,8 +71,8 @@ def encode_sentences(clip: Any, sentences: Sequence[str], batch_size: int = 16) 
     for sentence, blocks in zip(sentences, tokens, strict=True):
         if any(len(rows) != 1 for rows in blocks.values()):
             raise EditingError(f"The sentence {sentence[:40]!r}... is longer than 75 tokens; shorten it.")
-    if len(tokens[0]) == 1 and BLOCK_ENCODERS.issuperset(tokens[0]):
-        return _encode_blocks(clip, tokens, batch_size), None
+    if set(tokens[0]) in BLOCK_ENCODERS:
+        return _encode_blocks(clip, tokens, batch_size)
     encoded = []
     for blocks in tokens:
         model_management.throw_exception_if_processing_interrupted()
@@ -80,15 +83,43 @@ def encode_sentences(clip: Any, sentences: Sequence[str], batch_size: int = 16) 
     return torch.cat(embeds), None if pooled[0] is None else torch.cat(pooled)
 
 
-def _encode_blocks(clip: Any, tokens: list[dict[str, list[Any]]], batch_size: int) -> Tensor:
-    (name,) = tokens[0]
-    embeds = []
+def _encode_blocks(clip: Any, tokens: list[dict[str, list[Any]]], batch_size: int) -> tuple[Tensor, Tensor | None]:
+    embeds, pooled = [], []
     for start in range(0, len(tokens), batch_size):
         model_management.throw_exception_if_processing_interrupted()
-        rows = [blocks[name][0] for blocks in tokens[start : start + batch_size]]
-        joined = clip.encode_from_tokens({name: rows})
-        embeds.append(joined.reshape(len(rows), -1, joined.shape[-1]))
-    return torch.cat(embeds)
+        batch = tokens[start : start + batch_size]
+        with _caught_pooled(clip) as caught:
+            joined = clip.encode_from_tokens({name: [blocks[name][0] for blocks in batch] for name in batch[0]})
+        embeds.append(joined.reshape(len(batch), -1, joined.shape[-1]))
+        pooled += [rows[: len(batch)].to(joined.device) for rows in caught]  # a row for weighting may follow
+    return torch.cat(embeds), torch.cat(pooled) if pooled else None
+
+
+@contextmanager
+def _caught_pooled(clip: Any) -> Iterator[list[Tensor]]:
+    """A list that gets the pooled vectors ``[N, P]`` of what SDXL's second encoder encodes in the ``with`` block."""
+    caught: list[Tensor] = []
+    encoder = getattr(clip.cond_stage_model, f"clip_{POOLED_ENCODER}", None)
+    if encoder is None:
+        yield caught
+        return
+    hook = encoder.register_forward_hook(lambda module, inputs, outputs: caught.append(outputs[1]))
+    try:
+        yield caught
+    finally:
+        hook.remove()
+
+
+def counting_bar() -> Callable[[int, int], None]:
+    """A callback told ``(done, total)`` that moves the node's progress bar."""
+    bars: list[Any] = []
+
+    def report(done: int, total: int) -> None:
+        if not bars:
+            bars.append(comfy.utils.ProgressBar(total))
+        bars[0].update_absolute(done, total)
+
+    return report
 
 
 def text_encoder_name(clip: Any) -> str:

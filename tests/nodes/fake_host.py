@@ -71,8 +71,9 @@ def make_host() -> ModuleType:
     host.list_files = lambda kind: []
     host.register_folders = lambda: None
     for name in (
-        "DenoiserGuider", "apply_to_conditioning", "conditioning_from_tensors", "conditioning_tensors", "encode_sentences", "identity",
-        "latent_from_model", "load_demo_model", "noise_object", "output_path", "resolve_file", "run", "sigmas_out", "text_encoder_name",
+        "DenoiserGuider", "apply_to_conditioning", "conditioning_from_tensors", "conditioning_tensors", "counting_bar",
+        "encode_sentences", "identity", "latent_from_model", "load_demo_model", "noise_object", "output_path", "resolve_file",
+        "run", "sigmas_out", "text_encoder_name",
     ):  # fmt: skip
         setattr(host, name, _not_replaced(name))
     return host

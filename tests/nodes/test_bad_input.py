@@ -62,6 +62,7 @@ def test_demo_pictures_are_images():
 def text_encoder(monkeypatch):
     directions = fake_host.module("nodes.directions")
     monkeypatch.setattr(directions, "text_encoder_name", lambda clip: clip)
+    monkeypatch.setattr(directions, "counting_bar", lambda: None)
     monkeypatch.setattr(directions, "encode_sentences", lambda clip, texts: (torch.ones(len(texts), 3, 8), None))
 
 

@@ -4,6 +4,7 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.sdxl_clip
 import comfy.supported_models_base
+import comfy.utils
 import folder_paths
 import pytest
 import torch
@@ -40,6 +41,32 @@ def test_sentences_encode_as_the_stock_node_does(pack, kind, name):
             torch.testing.assert_close(pooled[row : row + 1], options["pooled_output"], rtol=1e-4, atol=1e-5)
     assert (pooled is None) == (kind == "sd1")
     assert pack.text_encoder_name(clip) == name
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@torch.inference_mode()
+def test_sentences_encode_in_batches(pack, kind):
+    clip = tiny_clip(kind)
+    rows = []
+    for tower in (module for name, module in clip.cond_stage_model.named_children() if name.startswith("clip_")):
+        tower.register_forward_hook(lambda module, inputs, outputs: rows.append(len(outputs[0])))
+    plain = ["one cat", "two cats", "three", "four", "five"]
+    pack.encode_sentences(clip, plain, batch_size=3)
+    assert rows == ([3, 2] if kind == "sd1" else [3, 3, 2, 2])
+    hooks = sum(len(module._forward_hooks) for module in clip.cond_stage_model.modules())
+    assert hooks == len(list(clip.cond_stage_model.children())), "only the test's own hooks are left"
+
+
+def test_the_bar_counts_sentences(pack, monkeypatch):
+    told = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *more, **named: told.append((value, total)))
+    node = pack("nodes.directions").SentenceEditDirection
+    lists = ("\n".join(f"cat {i}." for i in range(40)), "\n".join(f"dog {i}." for i in range(5)))
+    with torch.inference_mode():
+        node.execute(tiny_clip("sdxl"), *lists, mode="sentences", bank="general", count=1, seed=0)
+    assert [total for _, total in told] == [45] * len(told)
+    done = [value for value, _ in told]
+    assert done == sorted(set(done)) and len(done) >= 3 and done[-1] == 45
 
 
 def test_sentences_that_cannot_be_encoded(pack):
