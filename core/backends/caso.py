@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..caso.seams import TokenVectors, check_vectors, encoder_title
-from .diffusers import TextCond
+from .diffusers import TextCond, frozen
 
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint
@@ -81,12 +81,12 @@ class TransformersInjector:
         self.token_scale: Mapping[str, float] = {name: float(table.float().square().mean().sqrt()) for name, table in tables.items()}
 
     def __call__(self, vectors: TokenVectors) -> TextCond:
-        """See :class:`~..caso.seams.TokenInjector`; states and pooled vector in fp32."""
+        """See :class:`~..caso.seams.TokenInjector`; states and pooled vector in at least fp32."""
         check_vectors(vectors, self.widths)
         outputs = [tower.encode(vectors[tower.name], self.layer) for tower in self.towers]
         states = [output.last_hidden_state if self.layer == "last" else output.hidden_states[-2] for output in outputs]
-        pooled = outputs[-1].text_embeds.float() if self.pooled else None
-        return TextCond(torch.cat(states, -1).float(), pooled)
+        pooled = at_least_fp32(outputs[-1].text_embeds) if self.pooled else None
+        return TextCond(at_least_fp32(torch.cat(states, -1)), pooled)
 
 
 def checkpoint_injector(model: Checkpoint) -> TransformersInjector:
@@ -127,10 +127,10 @@ class DiffusersDecoder:
         self.vae, self.recompute = vae.eval(), recompute
 
     def __call__(self, latent: Tensor) -> Tensor:
-        """See :class:`~..caso.seams.ImageDecoder`; fp32."""
+        """See :class:`~..caso.seams.ImageDecoder`; at least fp32."""
         parameter = next(self.vae.parameters())
         scaled = (latent / self.vae.config.scaling_factor).to(parameter)
-        return recomputed(self._decode, scaled, self.recompute).float() / 2 + 0.5
+        return at_least_fp32(recomputed(self._decode, scaled, self.recompute)) / 2 + 0.5
 
     def _decode(self, scaled: Tensor) -> Tensor:
         images: Tensor = self.vae.decode(scaled).sample
@@ -148,6 +148,11 @@ class DemoDecoder:
         return recomputed(self.demo.decode_unclipped, latent, self.recompute)
 
 
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """``tensor`` in fp32, or in fp64 if it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def recomputed(function: Any, argument: Tensor, active: bool) -> Tensor:
     """``function(argument)``, its activations dropped and computed again in the backward pass when ``active``."""
     if active and torch.is_grad_enabled() and argument.requires_grad:
@@ -161,12 +166,14 @@ def recomputed(function: Any, argument: Tensor, active: bool) -> Tensor:
 def unet_recomputation(unet: Any) -> Iterator[None]:
     """Within the ``with`` block the U-Net's blocks keep no activations but compute them again in the backward pass.
 
-    It costs one more forward's time for each backward pass; the evaluations counted (u) stay what the algorithm asks for.
+    Its weights are frozen for the whole block, so that a block computed again is the same computation. It costs one more
+    forward's time for each backward pass; the evaluations counted (u) stay what the algorithm asks for.
     """
     before = unet.is_gradient_checkpointing
     unet.enable_gradient_checkpointing()
     try:
-        yield
+        with frozen(unet):
+            yield
     finally:
         if not before:
             unet.disable_gradient_checkpointing()

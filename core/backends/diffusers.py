@@ -122,7 +122,7 @@ class DiffusersDenoiser:
         sample = state * unit
         embeds = torch.cat([cond.embeds.expand(rows, -1, -1) for cond in conds])
         added = self._added(conds, x)
-        with _frozen(self.unet), controlled(self.unet, control, (x.shape[-2], x.shape[-1]), branches):
+        with frozen(self.unet), controlled(self.unet, control, (x.shape[-2], x.shape[-1]), branches):
             network_input = sample.to(device, dtype).repeat(count, 1, 1, 1)
             output = self.unet(network_input, timestep, embeds.to(device, dtype), added_cond_kwargs=added, return_dict=False)[0]
         output = output.to(x.device, state.dtype)
@@ -175,7 +175,7 @@ def _family(config: Any) -> str:
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
     """Build graphs inside the ``with`` block that neither keep activations for weight gradients nor compute any."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad] if torch.is_grad_enabled() else []
     try:

@@ -30,7 +30,9 @@ SMOOTHING = 0.95  # of the training loss that decides what is best where no pict
 
 
 @dataclass
-class _Best:
+class BestFound:
+    """The vectors ``[K, n, D]`` of the lowest loss so far (``score``), of the step ``step``; none before the first look."""
+
     score: float = float("inf")
     step: int = -1
     vectors: dict[str, Tensor] = field(default_factory=dict)
@@ -65,7 +67,7 @@ class EmbeddingTrainer:
         self.step = 0
         self.history: list[TrainingProgress] = []
         self.smoothed = 0.0
-        self.best_found = _Best()
+        self.best_found = BestFound()
         shape = (len(settings.targets), settings.tokens)
         with torch.inference_mode(False):
             self.latents = check_latent(latents, denoiser.identity).clone()
@@ -202,4 +204,4 @@ class EmbeddingTrainer:
 
     def _keep_if_best(self, score: float) -> None:
         if score < self.best_found.score:
-            self.best_found = _Best(score, self.step, {name: tensor.detach().clone() for name, tensor in self.vectors.items()})
+            self.best_found = BestFound(score, self.step, {name: tensor.detach().clone() for name, tensor in self.vectors.items()})

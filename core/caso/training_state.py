@@ -1,0 +1,105 @@
+"""Stopping a training and going on later: the state as a safetensors file, and the checks that it is the same training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import EditingError
+from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
+from .settings import TrainingProgress
+from .training import BestFound, EmbeddingTrainer
+
+FILE_FORMAT = "semantic_editing.embedding_training"
+FILE_VERSION = "1"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+FIGURES = ("loss", "classification", "reconstruction", "accuracy")
+#: What may differ in a resumed run: training for longer, or looking at the held pictures more often.
+FREE = {"steps", "check_every"}
+
+
+def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write everything that :func:`resume_training` needs: vectors, AdamW's moments, the best so far, the history.
+
+    Raises:
+        EditingError: the file exists and ``overwrite`` is False, or it cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, move in trainer.moves.items():
+        tensors[f"move.{name}"] = move
+        tensors |= {f"{moment}.{name}": trainer.optimizer.state[move][moment] for moment in MOMENTS if trainer.step}
+    tensors |= {f"best.{name}": vectors for name, vectors in trainer.best_found.vectors.items()}
+    figures = [[getattr(entry, name) for name in FIGURES] for entry in trainer.history]
+    tensors["history"] = torch.tensor(figures, dtype=torch.float64).reshape(-1, len(FIGURES))
+    progress = {
+        "step": trainer.step, "smoothed": trainer.smoothed,
+        "best_step": trainer.best_found.step, "best_score": trainer.best_found.score if trainer.best_found.vectors else None,
+    }  # fmt: skip
+    metadata = {
+        FORMAT_KEY: FILE_FORMAT,
+        "version": FILE_VERSION,
+        "progress": json.dumps(progress),
+        "run": json.dumps(_run(trainer)),
+    }
+    return save_tensors(path, tensors, metadata, overwrite=overwrite)
+
+
+def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
+    """Put a fresh ``trainer`` where the saved one was; it then goes on exactly as the saved one would have.
+
+    Raises:
+        EditingError: missing, damaged or foreign file, or one of a training with other pictures, settings, model or classifier.
+    """
+    tensors, metadata = load_tensors(path, FILE_FORMAT)
+    name = Path(path).name
+    saved: Any = metadata_json(metadata, "run", name)
+    progress: Any = metadata_json(metadata, "progress", name)
+    current = json.loads(json.dumps(_run(trainer)))
+    different = [key for key in current if not isinstance(saved, dict) or saved.get(key) != current[key]]
+    if different:
+        raise EditingError(f"{name} belongs to a training with another {different[0].replace('_', ' ')}; use the same ones or start anew.")
+    try:
+        best = {encoder: tensors[f"best.{encoder}"] for encoder in trainer.moves} if progress["best_score"] is not None else {}
+        step, smoothed, best_step = int(progress["step"]), float(progress["smoothed"]), int(progress["best_step"])
+        history = tensors["history"].tolist()
+        moves = {encoder: tensors[f"move.{encoder}"] for encoder in trainer.moves}
+        moments = {encoder: {key: tensors[f"{key}.{encoder}"] for key in MOMENTS} for encoder in trainer.moves} if step else {}
+    except (KeyError, TypeError, ValueError) as error:
+        raise EditingError(f"{name} is incomplete; start the training anew.") from error
+    parts = [*moves.values(), *best.values(), *(tensor for both in moments.values() for tensor in both.values())]
+    shapes = [tuple(tensor.shape) for tensor in trainer.moves.values()]
+    if [tuple(part.shape) for part in moves.values()] != shapes or len(history) != step or not all(bool(t.isfinite().all()) for t in parts):
+        raise EditingError(f"{name} has parts that do not fit together; start the training anew.")
+    with torch.inference_mode(False), torch.no_grad():
+        for encoder, move in trainer.moves.items():
+            move.copy_(moves[encoder])
+            if step:
+                trainer.optimizer.state[move] = {"step": torch.tensor(float(step)), **moments[encoder]}
+    trainer.step, trainer.smoothed = step, smoothed
+    trainer.history = [TrainingProgress(number, trainer.settings.steps, *row, None) for number, row in enumerate(history)]
+    trainer.best_found = BestFound(float(progress["best_score"]), best_step, best) if best else BestFound()
+
+
+def _run(trainer: EmbeddingTrainer) -> dict[str, Any]:
+    """What must be the same for a training to go on."""
+    settings = {key: value for key, value in asdict(trainer.settings).items() if key not in FREE}
+    if trainer.draft_decoder is not None:
+        settings["steps"] = trainer.settings.steps  # the switch of decoders depends on it
+    return {
+        **settings,
+        "classifier": trainer.classifier.fingerprint,
+        "model": asdict(trainer.denoiser.identity),
+        "text_encoder": trainer.injector.encoder_name,
+        "pictures": [_digest(trainer.latents), None if trainer.held is None else _digest(trainer.held)],
+    }
+
+
+def _digest(latents: Tensor) -> list[float]:
+    """A few figures by which latents are known again, whatever device made them up to rounding."""
+    values = latents.float().cpu()
+    return [float(size) for size in values.shape] + [round(float(values.mean()), 4), round(float(values.std()), 4)]

@@ -1,0 +1,147 @@
+"""CASO's seams: vectors in place of words, and images back out, with gradients."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from semantic_editing.core.backends.caso import (
+    DiffusersDecoder,
+    TextTower,
+    TransformersInjector,
+    checkpoint_decoder,
+    checkpoint_injector,
+    unet_recomputation,
+)
+from semantic_editing.core.caso.seams import clamp_through, empty_condition
+from semantic_editing.core.checkpoints import Checkpoint
+from semantic_editing.core.errors import EditingError
+from semantic_editing.tests.core.test_single_file import tiny_pipeline
+from semantic_editing.tests.core.tiny_caso import END, PAD, START, TOKENS, TinyDecoder, text_network, tiny_classifier, tiny_injector
+from semantic_editing.tests.core.tiny_models import tiny_denoiser, tiny_latent
+
+WORDS = ["red", "red hair", ""]
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+def checkpoint(request):
+    return Checkpoint(tiny_pipeline(request.param))
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_a_words_table_row_gives_the_words_own_conditioning(checkpoint, text):
+    injector = checkpoint_injector(checkpoint)
+    assert injector.encoder_name == checkpoint.encoder_name
+    pipeline = checkpoint.pipeline
+    ids = pipeline.tokenizer(text, add_special_tokens=False).input_ids
+    rows = {tower.name: tower.table.weight[ids][None] for tower in injector.towers}
+    got = injector(rows)
+    embeds, pooled = checkpoint.encode_text([text])
+    torch.testing.assert_close(got.embeds, embeds, rtol=0, atol=1e-5)
+    if checkpoint.is_xl:
+        torch.testing.assert_close(got.pooled, pooled, rtol=0, atol=1e-5)
+    else:
+        assert got.pooled is None and pooled is None
+
+
+def test_end_vectors_at_the_start_of_learning_are_the_empty_prompt_where_padding_is_the_end_token():
+    injector = tiny_injector()
+    vector = injector.end_vectors["clip_l"][None, None].expand(1, 2, -1)
+    torch.testing.assert_close(injector({"clip_l": vector}).embeds, empty_condition(injector).embeds, rtol=0, atol=1e-6)
+
+
+def test_a_row_of_the_batch_is_its_own_prompt_and_the_hook_is_gone_afterwards():
+    injector = tiny_injector()
+    vectors = torch.randn(3, 2, injector.widths["clip_l"], generator=torch.Generator().manual_seed(0))
+    together = injector({"clip_l": vectors}).embeds
+    for number in range(3):
+        torch.testing.assert_close(
+            together[number : number + 1], injector({"clip_l": vectors[number : number + 1]}).embeds, rtol=1e-5, atol=1e-5
+        )
+    tower = injector.towers[0]
+    ids = torch.tensor([[START, 1, END] + [PAD] * (TOKENS - 3)])
+    before = text_network()(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(tower.network(input_ids=ids).last_hidden_state, before, rtol=0, atol=0)
+    assert not tower.table._forward_hooks
+
+
+def test_the_hook_is_gone_even_when_the_encoder_fails():
+    tower = TextTower("clip_l", text_network(), START, END, PAD, TOKENS)
+    with pytest.raises(RuntimeError):
+        tower.encode(torch.zeros(1, 1, 5), "last")
+    assert not tower.table._forward_hooks
+
+
+def test_gradient_through_the_whole_chain_is_the_finite_difference_and_reaches_only_the_vectors():
+    denoiser, decoder, classifier = tiny_denoiser(dtype=torch.float64), TinyDecoder().double(), tiny_classifier()
+    injector = TransformersInjector([TextTower("clip_l", text_network().double(), START, END, PAD, TOKENS)])
+    x = tiny_latent(2).double()
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(1, 2, injector.widths["clip_l"], generator=generator, dtype=torch.float64) * 0.3
+    direction = torch.randn(vectors.shape, generator=generator, dtype=torch.float64)
+    weights = torch.randn(2, 3, 16, 16, generator=generator, dtype=torch.float64)
+
+    def loss(value):
+        return (decoder(denoiser(x, 2.0, injector({"clip_l": value}))) * weights).sum()
+
+    leaf = vectors.clone().requires_grad_()
+    value = loss(leaf)
+    value.backward()
+    step = 1e-5
+    difference = (loss(vectors + step * direction) - loss(vectors - step * direction)) / (2 * step)
+    torch.testing.assert_close((leaf.grad * direction).sum(), difference, rtol=1e-5, atol=1e-8)
+    assert float(difference.abs()) > 1e-3
+    networks = [denoiser.unet, decoder, classifier, injector.towers[0].network]
+    assert all(parameter.grad is None for network in networks for parameter in network.parameters())
+
+
+def test_vectors_of_another_model_are_refused_by_both_names():
+    with pytest.raises(EditingError, match=r"for clip_l 768, but .* is clip_l 12"):
+        tiny_injector()({"clip_l": torch.zeros(1, 1, 768)})
+
+
+def test_decoder_agrees_with_the_checkpoints_own_and_recomputation_changes_no_gradient(checkpoint):
+    latent = tiny_latent()
+    torch.testing.assert_close(checkpoint_decoder(checkpoint)(latent).clamp(0, 1), checkpoint.decode(latent), rtol=0, atol=1e-6)
+    gradients = []
+    for recompute in (False, True):
+        leaf = latent.clone().requires_grad_()
+        checkpoint_decoder(checkpoint, recompute)(leaf).square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_tiny_autoencoder_is_a_decoder_too():
+    from diffusers import AutoencoderTiny
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)
+        )
+    leaf = tiny_latent().requires_grad_()
+    images = DiffusersDecoder(vae)(leaf)
+    images.sum().backward()
+    torch.testing.assert_close(images, vae.decode(leaf).sample / 2 + 0.5)
+    assert images.shape[1] == 3 and float(leaf.grad.abs().sum()) > 0
+
+
+def test_unet_recomputation_changes_no_gradient_and_counts_the_same():
+    gradients, counts = [], []
+    for recompute in (False, True):
+        denoiser = tiny_denoiser()
+        leaf = torch.zeros(1, 7, 12, requires_grad=True)
+        with unet_recomputation(denoiser.unet) if recompute else nullcontext():
+            denoiser(tiny_latent(2), 1.0, leaf).square().sum().backward()
+        gradients.append(leaf.grad)
+        counts.append((denoiser.evaluations.forward, denoiser.evaluations.backward))
+        assert not denoiser.unet.is_gradient_checkpointing
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
+    assert counts[0] == counts[1] == (2, 2)
+
+
+def test_clipping_keeps_values_in_range_and_lets_the_gradient_through():
+    leaf = torch.tensor([-0.5, 0.25, 1.5], requires_grad=True)
+    clipped = clamp_through(leaf)
+    clipped.sum().backward()
+    assert clipped.tolist() == [0.0, 0.25, 1.0] and leaf.grad.tolist() == [1.0, 1.0, 1.0]
