@@ -10,7 +10,18 @@ from typing import Any
 from .host import ComfyExtension, register_folders
 
 #: Modules of this package that define ``NODES``, in menu order.
-TECHNIQUES = ("demo", "spdinv", "autocorr", "reference", "inversion_files", "directions", "direction_files", "guidance")
+TECHNIQUES = (
+    "demo",
+    "spdinv",
+    "autocorr",
+    "reference",
+    "inversion_files",
+    "directions",
+    "direction_files",
+    "guidance",
+    "classifiers",
+    "classifier_trainer",
+)
 
 
 def load_nodes(techniques: Sequence[str] = TECHNIQUES) -> list[type[Any]]:

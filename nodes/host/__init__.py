@@ -7,11 +7,13 @@
 ``gradients``             the one context manager that makes gradients possible under ``inference_mode``
 ``latents``               LATENT and NOISE in and out of model space
 ``conditioning``          CONDITIONING as plain tensors; batched text encoding
-``folders``               the pack's model folders
+``classifiers``           classifiers as models of the host; room and a stoppable bar for trainings
+``folders``               the pack's model folders, folders under input
 ``demo``                  the bundled demo model as MODEL, CLIP, VAE
 ========================  =====================================================================================
 """
 
+from .classifiers import HeldClassifier, StoppableBar, classifier_scope, hold_classifier, training_scope
 from .conditioning import (
     apply_to_conditioning,
     conditioning_from_tensors,
@@ -22,25 +24,31 @@ from .conditioning import (
 )
 from .demo import load_demo_model
 from .denoiser import ComfyDenoiser, identity
-from .folders import list_files, output_path, register_folders, resolve_file
+from .folders import input_folder, list_files, output_path, register_folders, resolve_file
 from .latents import latent_from_model, latent_to_model, noise_object, sigmas_out
 from .sampling import DenoiserGuider, run
-from .schema import ComfyExtension, EditDirectionType, InversionType, io, schema, ui, widget
+from .schema import AttributeClassifierType, ComfyExtension, EditDirectionType, InversionType, io, schema, ui, widget
 from .session import Session
 
 __all__ = [
+    "AttributeClassifierType",
     "ComfyDenoiser",
     "ComfyExtension",
     "DenoiserGuider",
     "EditDirectionType",
+    "HeldClassifier",
     "InversionType",
     "Session",
+    "StoppableBar",
     "apply_to_conditioning",
+    "classifier_scope",
     "conditioning_from_tensors",
     "conditioning_tensors",
     "counting_bar",
     "encode_sentences",
+    "hold_classifier",
     "identity",
+    "input_folder",
     "io",
     "latent_from_model",
     "latent_to_model",
@@ -54,6 +62,7 @@ __all__ = [
     "schema",
     "sigmas_out",
     "text_encoder_name",
+    "training_scope",
     "ui",
     "widget",
 ]

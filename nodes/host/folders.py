@@ -1,4 +1,4 @@
-"""The pack's model folders, ``models/edit_directions`` and ``models/inversions``, through ComfyUI's ``folder_paths``."""
+"""The pack's model folders (``models/edit_directions`` and so on) and pictures under ``input``, through ``folder_paths``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from ...core.errors import EditingError
 
 EDIT_DIRECTIONS = "edit_directions"
 INVERSIONS = "inversions"
+ATTRIBUTE_CLASSIFIERS = "attribute_classifiers"
 #: What each folder may hold. ``.pt`` only where published files exist; they go through the restricted loader.
-EXTENSIONS = {EDIT_DIRECTIONS: {".safetensors", ".pt"}, INVERSIONS: {".safetensors"}}
+EXTENSIONS = {
+    EDIT_DIRECTIONS: {".safetensors", ".pt"},
+    INVERSIONS: {".safetensors"},
+    ATTRIBUTE_CLASSIFIERS: {".safetensors", ".pt", ".pth"},
+}
 
 
 def register_folders() -> None:
@@ -56,3 +61,16 @@ def output_path(kind: str, name: str) -> Path:
     if not stem.endswith(".safetensors"):
         stem += ".safetensors"
     return Path(folder_paths.get_folder_paths(kind)[0]) / stem
+
+
+def input_folder(name: str) -> Path:
+    """The folder ``name`` inside ComfyUI's input folder; ``/`` separates levels.
+
+    Raises:
+        EditingError: there is none, or ``name`` leads out of the input folder.
+    """
+    home, wanted = Path(folder_paths.get_input_directory()), name.strip().replace("\\", "/")
+    leads_out = wanted.startswith("/") or ".." in wanted.split("/") or any(mark in wanted for mark in (":", "\0", "\n"))
+    if not wanted or leads_out or not (home / wanted).is_dir():
+        raise EditingError(f"{name!r} is no folder inside ComfyUI's input folder; put the pictures into a folder in {home}.")
+    return home / wanted

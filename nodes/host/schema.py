@@ -12,12 +12,14 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io, ui
 
-__all__ = ["ComfyExtension", "EditDirectionType", "InversionType", "io", "schema", "ui", "widget"]
+__all__ = ["AttributeClassifierType", "ComfyExtension", "EditDirectionType", "InversionType", "io", "schema", "ui", "widget"]
 
 #: Socket carrying a ``core.inversion.Inversion``.
 InversionType = io.Custom("INVERSION")
 #: Socket carrying a ``core.directions.EditDirection``.
 EditDirectionType = io.Custom("EDIT_DIRECTION")
+#: Socket carrying a :class:`~.classifiers.HeldClassifier`.
+AttributeClassifierType = io.Custom("ATTRIBUTE_CLASSIFIER")
 
 
 def _known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

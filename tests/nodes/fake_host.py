@@ -60,6 +60,7 @@ def make_host() -> ModuleType:
     host = ModuleType(f"{PACK}.nodes.host")
     host.io = SimpleNamespace(**types, ComfyNode=object, NodeOutput=NodeOutput)
     host.InversionType, host.EditDirectionType = Kind("INVERSION"), Kind("EDIT_DIRECTION")
+    host.AttributeClassifierType = Kind("ATTRIBUTE_CLASSIFIER")
     host.ComfyExtension = object
     host.Session = SimpleNamespace
     host.schema = lambda **fields: SimpleNamespace(**fields)
@@ -71,7 +72,8 @@ def make_host() -> ModuleType:
     host.list_files = lambda kind: []
     host.register_folders = lambda: None
     for name in (
-        "DenoiserGuider", "apply_to_conditioning", "conditioning_from_tensors", "conditioning_tensors", "counting_bar",
+        "DenoiserGuider", "StoppableBar", "apply_to_conditioning", "classifier_scope", "hold_classifier", "input_folder", "training_scope",
+        "conditioning_from_tensors", "conditioning_tensors", "counting_bar",
         "encode_sentences", "identity", "latent_from_model", "load_demo_model", "noise_object", "output_path", "resolve_file",
         "run", "sigmas_out", "text_encoder_name",
     ):  # fmt: skip

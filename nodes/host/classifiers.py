@@ -1,0 +1,100 @@
+"""Classifiers among the host's models: it may evict them, and they can be differentiated inside a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management as model_management
+import comfy.model_patcher
+import comfy.utils
+import torch
+from torch import nn
+
+from ...core.classifiers.base import ImageClassifier
+from .gradients import frozen, gradient_scope, materialise
+from .memory import memory_advice
+
+#: Memory that a training takes over the weights' own: gradients, two moments, the best epoch and activations.
+TRAINING_ROOM = 6
+
+
+class _Model(nn.Module):
+    """The host sets attributes of its own (``device`` among them) on the network of a patcher."""
+
+    def __init__(self, classifier: ImageClassifier):
+        super().__init__()
+        self.classifier = classifier
+
+
+@dataclass(frozen=True, eq=False)
+class HeldClassifier:
+    """What an ATTRIBUTE_CLASSIFIER socket carries.
+
+    Attributes:
+        classifier: for its names, size and fingerprint; compute with it only inside :func:`classifier_scope`.
+        patcher: the host's handle.
+    """
+
+    classifier: ImageClassifier
+    patcher: Any
+
+
+def hold_classifier(make: Callable[[], ImageClassifier]) -> HeldClassifier:
+    """Call ``make`` outside inference mode, so that the weights can take part in autograd, and hand the result to the host."""
+    with gradient_scope(True):
+        classifier = make()
+    patcher = comfy.model_patcher.ModelPatcher(
+        _Model(classifier), load_device=model_management.get_torch_device(), offload_device=model_management.unet_offload_device()
+    )
+    return HeldClassifier(classifier, patcher)
+
+
+@contextmanager
+def classifier_scope(held: HeldClassifier) -> Iterator[ImageClassifier]:
+    """The classifier on the host's device, frozen, with gradients with respect to images possible inside."""
+    with gradient_scope(True):
+        model_management.load_models_gpu([held.patcher], force_full_load=True)
+        materialise(held.patcher.model, held.patcher.load_device)
+        with frozen([held.patcher.model]):
+            yield held.classifier
+
+
+@contextmanager
+def training_scope(weights: int) -> Iterator[torch.device]:
+    """The device to train on, with room made for a network of ``weights`` bytes; autograd works inside.
+
+    Raises:
+        OOM_EXCEPTION: out of memory, with advice in the message.
+    """
+    device = model_management.get_torch_device()
+    with memory_advice("lower batch_size or switch train_trunk off"), gradient_scope(True):
+        if not model_management.is_device_cpu(device):
+            model_management.free_memory(TRAINING_ROOM * weights + model_management.minimum_inference_memory(), device)
+        yield device
+
+
+class StoppableBar:
+    """A progress bar that remembers a press of Cancel instead of raising at once, so that work done can be kept first."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.cancelled: BaseException | None = None
+
+    def __call__(self, done: int, total: int) -> bool:
+        """Move the bar; True when the person wants to stop."""
+        if self.bar is None:
+            self.bar = comfy.utils.ProgressBar(total)
+        try:
+            model_management.throw_exception_if_processing_interrupted()
+            self.bar.update_absolute(done, total)
+        except model_management.InterruptProcessingException as pressed:
+            self.cancelled = pressed
+        return self.cancelled is not None
+
+    def finish(self) -> None:
+        """Raise what was remembered."""
+        if self.cancelled is not None:
+            raise self.cancelled

@@ -1,0 +1,195 @@
+"""Classifiers inside the host: gradients under inference mode, eviction, Cancel, and torchvision's networks."""
+
+import comfy.model_management as mm
+import folder_paths
+import pytest
+import torch
+
+NAMES = {"tone": ["dark", "light"]}
+
+
+def tiny(pack, seed=0):
+    base = pack("core.classifiers.base")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Tanh(), torch.nn.Flatten())
+        return base.ImageClassifier(trunk, [torch.nn.Linear(4 * 36, 2)], NAMES, (8, 8), (0.5,) * 3, (0.5,) * 3, "tiny")
+
+
+def gradient(classifier, images):
+    pixels = images.detach().clone().requires_grad_()
+    logits = classifier.logits(pixels)["tone"]
+    return torch.autograd.grad(logits[:, 1].sum(), [pixels])[0]
+
+
+def images():
+    return torch.rand(2, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+
+
+def test_gradients_inside_a_prompt_equal_those_outside(pack):
+    expected = gradient(tiny(pack), images())
+    with torch.inference_mode():
+        held = pack.hold_classifier(lambda: tiny(pack))
+        given = images()
+        with pack.classifier_scope(held) as classifier:
+            found = gradient(classifier, given)
+        assert torch.is_inference_mode_enabled()
+    torch.testing.assert_close(found, expected)
+    assert not found.is_inference() and all(not p.requires_grad and p.grad is None for p in classifier.parameters())
+
+
+def test_weights_made_inference_tensors_by_a_host_are_mended(pack):
+    """What moving a network to a device inside a prompt does to its weights."""
+    with torch.inference_mode():
+        held = pack.hold_classifier(lambda: tiny(pack))
+        for module in held.patcher.model.modules():
+            for table in (module._parameters, module._buffers):
+                for name, value in table.items():
+                    moved = value.clone()
+                    table[name] = torch.nn.Parameter(moved, requires_grad=False) if table is module._parameters else moved
+        assert next(held.classifier.parameters()).is_inference()
+        with pack.classifier_scope(held) as classifier:
+            found = gradient(classifier, images())
+    torch.testing.assert_close(found, gradient(tiny(pack), images()))
+
+
+def test_the_host_knows_and_can_evict_it(pack):
+    held = pack.hold_classifier(lambda: tiny(pack))
+    fingerprint = held.classifier.fingerprint
+    with pack.classifier_scope(held):
+        assert any(loaded.model is held.patcher for loaded in mm.current_loaded_models)
+    mm.unload_all_models()
+    assert not any(loaded.model is held.patcher for loaded in mm.current_loaded_models)
+    with pack.classifier_scope(held) as classifier:
+        assert classifier.fingerprint == fingerprint
+    mm.unload_all_models()
+
+
+@torch.inference_mode()
+def test_training_inside_a_prompt(pack):
+    """On a batch that a node made (inference tensors), with a loaded classifier as backbone."""
+    pictures, trainer, training = (pack(f"core.classifiers.{name}") for name in ("pictures", "trainer", "training"))
+    batch = torch.cat([torch.rand(6, 3, 16, 16) * 0.3, 0.6 + torch.rand(6, 3, 16, 16) * 0.3])
+    made = pictures.pictures_from_batch(batch, ["dark"] * 6 + ["light"] * 6, (16, 16))
+    settings = training.TrainingSettings("tone", epochs=2, batch_size=4)
+    with pack.training_scope(0) as device:
+        first = trainer.train_classifier(made, settings, device=device)
+    held = pack.hold_classifier(lambda: first.classifier)
+    with pack.training_scope(10**6) as device:
+        second = trainer.train_classifier(made, settings, held.classifier, device=device)
+    assert not next(second.classifier.parameters()).is_inference() and second.classifier.heads == NAMES
+
+
+def test_cancel_is_remembered_and_raised_at_the_end(pack):
+    bar = pack.StoppableBar()
+    assert bar(1, 4) is False
+    mm.interrupt_current_processing(True)
+    assert bar(2, 4) is True and bar(3, 4) is True
+    with pytest.raises(mm.InterruptProcessingException):
+        bar.finish()
+    quiet = pack.StoppableBar()
+    assert quiet(4, 4) is False
+    quiet.finish()
+
+
+@pytest.mark.parametrize("name", ["../up", "/etc", "a/../../b", "", "absent", "C:x", "nul\0", ".."])
+def test_folders_outside_input_are_refused(pack, tmp_path, monkeypatch, name):
+    (tmp_path / "input" / "faces" / "smile").mkdir(parents=True)
+    (tmp_path / "up").mkdir()
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
+    assert pack.input_folder(" faces/smile ") == pack.input_folder("faces\\smile") == tmp_path / "input" / "faces" / "smile"
+    with pytest.raises(ValueError, match="is no folder inside ComfyUI's input folder"):
+        pack.input_folder(name)
+
+
+# torchvision comes with every ComfyUI --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    """torchvision's VGG16 with a head of one output and cheap weights that are not constant."""
+    return cheap(pytest.importorskip("torchvision").models.vgg16, lambda net: net.classifier, "6", 4096)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return cheap(pytest.importorskip("torchvision").models.resnet50, lambda net: net, "fc", 2048)
+
+
+def cheap(build, parent, name, features):
+    with torch.device("meta"):
+        net = build(weights=None)
+        setattr(parent(net), name, torch.nn.Linear(features, 1))
+    net.to_empty(device="cpu")
+    for index, value in enumerate(net.state_dict().values()):
+        if value.is_floating_point():
+            length = value.numel()
+            wave = torch.arange(min(length, 9973)).float().mul_(0.37 + 0.01 * index).sin_()
+            flat = value.view(-1)
+            for start in range(0, length, len(wave)):
+                part = flat[start : start + len(wave)]
+                part.copy_(wave[: len(part)])
+            if value.ndim == 1:
+                value.abs_().add_(0.5)
+            else:
+                value.mul_((2 / value[0].numel()) ** 0.5)
+        else:
+            value.zero_()
+    return net.eval()
+
+
+class BinaryClassifier(torch.nn.Module):
+    """As CASO publishes them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.sigmoid = torch.nn.Sigmoid()
+
+    def forward(self, x):
+        return self.sigmoid(self.model(x))
+
+
+@torch.no_grad()
+def test_a_published_pickle_says_what_its_network_says(pack, resnet, tmp_path):
+    """A ResNet50 whole, pickled as the released script does; VGG16 has the same way in and is five times as large."""
+    published = BinaryClassifier(resnet).eval()
+    torch.save(published, tmp_path / "Mustache.pt")
+    loaded = pack("core.classifiers.loaders").load_image_classifier(tmp_path / "Mustache.pt", size=64)
+    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    expected = published(pictures * 2 - 1)[:, 0]
+    assert loaded.heads == {"Mustache": ["no", "yes"]} and loaded.mean == (0.5, 0.5, 0.5)
+    torch.testing.assert_close(loaded.logits(pictures)["Mustache"].softmax(1)[:, 1], expected, rtol=1e-3, atol=1e-4)
+    assert float(expected.min()) > 0.001 and float(expected.max()) < 0.999, "a sigmoid at its end would hide differences"
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@torch.no_grad()
+def test_vgg16_from_tensors(pack, vgg, prefix):
+    loaders = pack("core.classifiers.loaders")
+    state = {f"{prefix}{key}": value for key, value in vgg.state_dict().items()}
+    loaded = loaders.torchvision_classifier(state, "beard.safetensors")
+    assert loaded.size == (512, 512)
+    loaded.size = (32, 32)
+    pictures = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    logit = vgg(pictures * 2 - 1)[:, 0]
+    logits = loaded.logits(pictures)["beard"]
+    torch.testing.assert_close(logits[:, 1] - logits[:, 0], logit, rtol=1e-3, atol=1e-4)
+    assert loaded.features(pictures).shape == (1, 4096) and loaded.class_weights("beard").shape == (2, 4096)
+
+
+def test_resnet50_files_and_what_is_refused(pack, resnet, tmp_path):
+    loaders = pack("core.classifiers.loaders")
+    state = {key: value for key, value in resnet.state_dict().items() if not key.startswith("fc.")}
+    state["fc.weight"], state["fc.bias"] = torch.ones(3, 2048), torch.zeros(3)
+    path = pack("core.files").save_tensors(tmp_path / "r.safetensors", state, {"classes": '["a", "b", "c"]'})
+    loaded = loaders.load_image_classifier(path)
+    assert loaded.heads == {"r": ["a", "b", "c"]} and loaded.size == (224, 224) and loaded.std == (0.229, 0.224, 0.225)
+    again = loaders.load_image_classifier(loaders.save_image_classifier(loaded, tmp_path / "own.safetensors", {}))
+    assert again.fingerprint == loaded.fingerprint
+    thousand = state | {"fc.weight": torch.ones(1000, 2048), "fc.bias": torch.zeros(1000)}
+    assert "goldfish" in loaders.torchvision_classifier(thousand, "r").heads["r"]
+    with pytest.raises(ValueError, match="3 classes of r but 2 names"):
+        loaders.torchvision_classifier(state, "r", ["a", "b"])
+    with pytest.raises(ValueError, match="holds other tensors"):
+        loaders.torchvision_classifier({key: value for key, value in state.items() if key != "layer1.0.conv1.weight"}, "r")
