@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -117,6 +117,15 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
+class Combining(Protocol):
+    """A denoiser whose model brings its own way to combine predictions, as a host's guidance patches do (rescaled CFG)."""
+
+    def combine(self, x: Tensor, sigma: float | Tensor, predictions: list[Tensor], conds: Sequence[Any], cfg: float) -> Tensor:
+        """The guided prediction from those under ``conds``, [positive, negative], at scale ``cfg``."""
+        ...
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a callback is told: the step (0-based), how many there are, the inner iteration and the current x0."""
@@ -159,10 +168,14 @@ def ddim_grid(sigmas: Tensor, steps: int) -> Tensor:
 
 
 def guided(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, cond: Any, uncond: Any | None, cfg: float) -> Tensor:
-    """Classifier-free guidance, ``D_u + cfg * (D_c - D_u)``; one evaluation when ``cfg`` is 1 or ``uncond`` is None."""
+    """Classifier-free guidance, ``D_u + cfg * (D_c - D_u)``, or what a :class:`Combining` denoiser has instead; one
+    evaluation and the plain prediction when ``cfg`` is 1 or ``uncond`` is None."""
     if uncond is None or cfg == 1.0:
         return denoiser(x, sigma, cond)
-    conditional, unconditional = denoiser.batch(x, sigma, [cond, uncond])
+    predictions = denoiser.batch(x, sigma, [cond, uncond])
+    if isinstance(denoiser, Combining):
+        return denoiser.combine(x, sigma, predictions, [cond, uncond], cfg)
+    conditional, unconditional = predictions
     return unconditional + (conditional - unconditional) * cfg
 
 

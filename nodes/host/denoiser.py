@@ -101,14 +101,26 @@ class ComfyDenoiser:
             x, conds = scale_gradient(x, 1 / factor), [_scaled(cond, 1 / factor) for cond in conds]
         # An alias of this call alone: a loss on attention maps flows back through it, though never through the output.
         watched = [x := x.view_as(x)] if len(conds) == 1 and x.requires_grad else []
-        level = sigma if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float32)
-        level = level.to(x.device, torch.float32).expand(x.shape[0])
+        level = _level(x, sigma)
         if "sampler_calc_cond_batch_function" in options and len(conds) == 2:
             inputs = {"conds": list(conds), "input": x, "sigma": level, "model": self.base, "model_options": options}
             outputs = options["sampler_calc_cond_batch_function"](inputs)
         else:
             outputs = comfy.samplers.calc_cond_batch(self.base, list(conds), x, level, options)
         return [self.evaluations.track(scale_gradient(denoised, factor), *watched) for denoised in outputs]
+
+    def combine(self, x: Tensor, sigma: float | Tensor, predictions: list[Tensor], conds: Sequence[Any], cfg: float) -> Tensor:
+        """Classifier-free guidance as the host does it, with the guidance patches of the MODEL (RescaleCFG, PAG and the like);
+        without any it is the plain formula, bit for bit. Evaluations that a patch makes by itself are not counted."""
+        options, level, outputs = self.model_options, _level(x, sigma), list(predictions)
+        for patch in options.get("sampler_pre_cfg_function", []):
+            given = {"conds": list(conds), "conds_out": outputs, "cond_scale": cfg, "timestep": level}
+            outputs = patch({**given, "input": x, "sigma": level, "model": self.base, "model_options": options})
+        cond, uncond = conds
+        combined: Tensor = comfy.samplers.cfg_function(
+            self.base, outputs[0], outputs[1], cfg, x, level, model_options=options, cond=cond, uncond=uncond
+        )
+        return combined
 
     def select(self, cond: Any, rows: Tensor) -> Any:
         """The processed conditioning restricted to batch rows ``rows`` (long, [b]).
@@ -131,6 +143,12 @@ class ComfyDenoiser:
         if steps < 1:
             raise EditingError(f"steps is {steps}; use 1 or more.")
         return comfy.samplers.calculate_sigmas(sampling, "simple", steps).flip(0).float().cpu()
+
+
+def _level(x: Tensor, sigma: float | Tensor) -> Tensor:
+    """``sigma`` as the host passes it, fp32 ``[B]`` beside ``x``."""
+    level = sigma if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float32)
+    return level.to(x.device, torch.float32).expand(x.shape[0])
 
 
 def _scaled(cond: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:

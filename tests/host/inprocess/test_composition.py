@@ -1,12 +1,15 @@
 """LoRA, ControlNet, regional prompts, other packs' model functions: through the seam they act exactly as in the stock sampler,
 and gradients pass through them, though all of it was made and loaded under inference mode."""
 
+from itertools import pairwise
+
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.ops
 import comfy.samplers
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import RescaleCFG
 from conftest import CPU, comfy_model, conditioning, diffusers_unet, noise
 
 X = noise(2, 4, 16, 16) * 3
@@ -50,7 +53,30 @@ def with_model_function(model, conds):
     return patched, conds
 
 
-@pytest.mark.parametrize("feature", [with_lora, with_controlnet, with_regions, with_model_function])
+def with_rescaled_cfg(model, conds):
+    return RescaleCFG().patch(model, 0.7)[0], conds
+
+
+def with_cfg_patches(model, conds):
+    """Patches before and after the combination that read all they are given, one evaluating the model again (as PAG does)."""
+
+    def before(given):
+        positive, negative = given["conds_out"]
+        return [positive, negative * 0.9 + given["input"] / (1 + given["sigma"].view(-1, 1, 1, 1))]
+
+    def after(given):
+        (again,) = comfy.samplers.calc_cond_batch(
+            given["model"], [given["cond"]], given["input"] * 1.1, given["sigma"], given["model_options"]
+        )
+        return given["denoised"] + 0.1 * given["cond_scale"] * (given["cond_denoised"] - again) + 0.01 * given["uncond_denoised"]
+
+    patched = model.clone()
+    patched.set_model_sampler_pre_cfg_function(before)
+    patched.set_model_sampler_post_cfg_function(after)
+    return patched, conds
+
+
+@pytest.mark.parametrize("feature", [with_lora, with_controlnet, with_regions, with_model_function, with_rescaled_cfg, with_cfg_patches])
 @torch.inference_mode()
 def test_composes_like_the_stock_sampler_and_differentiates(pack, feature):
     guided = pack("core.denoiser").guided
@@ -90,6 +116,41 @@ def test_composes_like_the_stock_sampler_and_differentiates(pack, feature):
     assert abs(analytic - numeric) < 1e-2 * abs(numeric)
     assert torch.equal(stock(model, conds), expected)
     assert torch.equal(stock(base, plain_conds), without)
+
+
+@torch.inference_mode()
+def test_guidance_patches_reach_sampling_back_and_the_edit(pack):
+    """With RescaleCFG the rebuilt and the edited latent are those of its formula, written out here."""
+    inversion_of, guidance_of = pack("core.inversion"), pack("core.guidance")
+    plain = comfy_model(pack, "sd1", diffusers_unet("sd1"))
+    model = RescaleCFG().patch(plain, 0.7)[0]
+    conds = {"positive": conditioning("sd1"), "negative": conditioning("sd1", 9)}
+    x = noise(1, 4, 8, 8, seed=3)
+
+    def results(session):
+        positive, negative = session.conds["positive"], session.conds["negative"]
+        inversion = inversion_of.invert(session.denoiser, x, positive, steps=3, solver="ddim")
+        again = inversion_of.reconstruct(session.denoiser, inversion, positive, 4.0, negative)
+        edited = guidance_of.cross_attention_guided_edit(session.denoiser, inversion, positive, positive, negative, cfg=4.0, guidance=0.0)
+        return inversion, again, edited
+
+    def by_hand(session, inversion):
+        state, levels = inversion.latents[-1], inversion.sigmas.flip(0).tolist()
+        for sigma, lower in pairwise(levels):
+            scaled = (1 + sigma**2) ** 0.5
+            outputs = session.denoiser.batch(state, sigma, [session.conds["positive"], session.conds["negative"]])
+            positive, negative = ((state / scaled**2 - denoised) * scaled / sigma for denoised in outputs)  # v-prediction
+            guided = negative + 4.0 * (positive - negative)
+            guided = 0.7 * guided * positive.std() / guided.std() + 0.3 * guided
+            state = state + (state - (state / scaled**2 - guided * sigma / scaled)) / sigma * (lower - sigma)
+        return state
+
+    latent = {"samples": x}
+    inversion, again, edited = pack.run(model, latent, conds, results)
+    expected = pack.run(plain, latent, conds, lambda session: by_hand(session, inversion))
+    torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(edited, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(pack.run(plain, latent, conds, results)[1], again, atol=1e-2), "the patch does nothing here"
 
 
 def test_dynamic_vram_models_are_replaced_by_their_static_copy(pack):
