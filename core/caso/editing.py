@@ -45,9 +45,10 @@ class Window:
         return first, first if self.single_step else last
 
 
+FINE, WHOLE = Window(0.3), Window(1.0)
 #: Where guidance begins (the paper gives 0.1T to 0.3T for fine attributes, 0.8T to 0.9T for species; 4.1); it then goes on to
 #: the end. "middle" is for what lies between, such as hair or a background.
-PRESETS = {"fine": Window(0.3), "middle": Window(0.6), "species": Window(0.9)}
+PRESETS = {"fine": FINE, "middle": Window(0.6), "species": Window(0.9)}
 
 
 def steered(denoiser: Denoiser, x: Tensor, sigma: float, uncond: Any, terms: Sequence[GuidanceTerm]) -> Tensor:
@@ -78,7 +79,7 @@ class SemanticStep:
     inversion: Inversion
     uncond: Any
     terms: Sequence[GuidanceTerm]
-    window: Window = PRESETS["fine"]
+    window: Window = FINE
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -139,7 +140,7 @@ class SemanticStep:
 
 
 def semantic_edit(
-    denoiser: Denoiser, inversion: Inversion, uncond: Any, terms: Sequence[GuidanceTerm], window: Window = PRESETS["fine"], *,
+    denoiser: Denoiser, inversion: Inversion, uncond: Any, terms: Sequence[GuidanceTerm], window: Window = FINE, *,
     mask: Tensor | None = None, callback: Callback | None = None,
 ) -> Tensor:  # fmt: skip
     """Edit inverted images: the clean latent ``[B, C, H, W]``.
@@ -165,7 +166,7 @@ def semantic_edit(
 
 def interpolate(
     denoiser: Denoiser, inversion: Inversion, uncond: Any, terms: Sequence[GuidanceTerm], factors: Sequence[float],
-    window: Window = PRESETS["fine"], *, mask: Tensor | None = None, callback: Callback | None = None,
+    window: Window = FINE, *, mask: Tensor | None = None, callback: Callback | None = None,
 ) -> Tensor:  # fmt: skip
     """A strip of edits, all strengths times each of ``factors`` (Fig. 4): clean latents ``[factors, B, C, H, W]``.
 
@@ -191,7 +192,7 @@ def interpolate(
 
 
 def generate(
-    denoiser: Denoiser, noise: Tensor, uncond: Any, terms: Sequence[GuidanceTerm], steps: int = 50, window: Window = Window(1.0), *,
+    denoiser: Denoiser, noise: Tensor, uncond: Any, terms: Sequence[GuidanceTerm], steps: int = 50, window: Window = WHOLE, *,
     sigmas: Tensor | None = None, callback: Callback | None = None,
 ) -> Tensor:  # fmt: skip
     """Sample new images guided by embeddings (section 4.3): the clean latent ``[B, C, H, W]``.

@@ -66,7 +66,7 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     try:
         best = {encoder: tensors[f"best.{encoder}"] for encoder in trainer.moves} if progress["best_score"] is not None else {}
         step, smoothed, best_step = int(progress["step"]), float(progress["smoothed"]), int(progress["best_step"])
-        history = tensors["history"].tolist()
+        history = [dict(zip(FIGURES, row, strict=True)) for row in tensors["history"].tolist()]
         moves = {encoder: tensors[f"move.{encoder}"] for encoder in trainer.moves}
         moments = {encoder: {key: tensors[f"{key}.{encoder}"] for key in MOMENTS} for encoder in trainer.moves} if step else {}
     except (KeyError, TypeError, ValueError) as error:
@@ -81,7 +81,7 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
             if step:
                 trainer.optimizer.state[move] = {"step": torch.tensor(float(step)), **moments[encoder]}
     trainer.step, trainer.smoothed = step, smoothed
-    trainer.history = [TrainingProgress(number, trainer.settings.steps, *row, None) for number, row in enumerate(history)]
+    trainer.history = [TrainingProgress(number, trainer.settings.steps, **row, held=None) for number, row in enumerate(history)]
     trainer.best_found = BestFound(float(progress["best_score"]), best_step, best) if best else BestFound()
 
 
