@@ -1,9 +1,11 @@
-"""``semantic-editing demo | edit``: the techniques without ComfyUI."""
+"""``semantic-editing demo | edit | bench``: the techniques without ComfyUI."""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -11,21 +13,21 @@ from pathlib import Path
 
 from .core.errors import EditingError
 
+BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 SOLVER_NAMES = ("auto", "fixed_point", "anderson", "gradient", "ddim")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 after a sentence on stderr."""
+    """Run the command line; returns the exit code: 0, 2 after a sentence on stderr, or a benchmark's own."""
     parsed = parser().parse_args(arguments)
     try:
-        parsed.run(parsed)
+        return parsed.run(parsed) or 0
     except EditingError as error:
         print(f"semantic-editing: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("semantic-editing: cancelled; nothing was written.", file=sys.stderr)
         return 130
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,7 +69,26 @@ def parser() -> argparse.ArgumentParser:
         help="what the network of a single-file checkpoint predicts, should the picture come out broken (default: found out)",
     )  # fmt: skip
     edit.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+
+    listed = "\n".join(f"  {name:<18}{purpose}" for name, purpose in benchmarks().items())
+    bench = commands.add_parser(
+        "bench", help="run a benchmark; `bench NAME --help` tells its options", description="Run one of the benchmarks.",
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"benchmarks:\n{listed or '  none in this installation'}",
+    )  # fmt: skip
+    bench.set_defaults(run=run_bench)
+    bench.add_argument("name", help="which one")
+    bench.add_argument("options", nargs=argparse.REMAINDER, help="passed on to it")
     return top
+
+
+def benchmarks() -> dict[str, str]:
+    """Names of the benchmarks and what each is for, the first line of its docstring; none where they are not installed."""
+    purposes = {}
+    for path in sorted(BENCHMARKS.glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if '"__main__"' in text:  # the others are parts of them
+            purposes[path.stem] = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    return purposes
 
 
 def quiet() -> None:
@@ -128,6 +149,16 @@ def run_edit(options: argparse.Namespace) -> None:
     edited, summary = edit_by_words(model, image, request, report=lambda line: print(line, flush=True))
     save_picture(options.out, to_picture(edited[0]), overwrite=options.overwrite)
     print(f"{summary}\nwrote {options.out}")
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """``semantic-editing bench``: run the script in a process of its own, as its docstring says; returns its exit code."""
+    names = benchmarks()
+    if not names:
+        raise EditingError("The benchmarks are not part of this installation; run the command from the project's repository.")
+    if options.name not in names:
+        raise EditingError(f"There is no benchmark {options.name!r}; choose one of {', '.join(names)}.")
+    return subprocess.run([sys.executable, str(BENCHMARKS / f"{options.name}.py"), *options.options]).returncode
 
 
 if __name__ == "__main__":

@@ -228,3 +228,26 @@ def test_help_and_a_missing_command(capsys):
         with pytest.raises(SystemExit) as stopped:
             cli.main(arguments)
         assert stopped.value.code == code
+
+
+def test_bench_lists_its_benchmarks_with_a_line_each(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "--help"])
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert {"peers", "edit_quality", "inversion_reach", "import_time"} <= set(cli.benchmarks())
+    assert all(f"{name} " in said and purpose in said for name, purpose in cli.benchmarks().items())
+
+
+def test_bench_passes_options_and_the_exit_code_through(tmp_path, monkeypatch, capfd):
+    script = '"""Says what it was told."""\nimport sys\nif __name__ == "__main__":\n    print(sys.argv[1:])\n    sys.exit(7)\n'
+    (tmp_path / "echo.py").write_text(script)
+    (tmp_path / "part.py").write_text('"""No script."""\n')
+    monkeypatch.setattr(cli, "BENCHMARKS", tmp_path)
+    assert cli.main(["bench", "echo", "--steps", "3", "--help"]) == 7
+    assert capfd.readouterr().out.strip() == "['--steps', '3', '--help']"
+    assert cli.main(["bench", "nothing"]) == 2
+    assert "choose one of echo." in capfd.readouterr().err
+    monkeypatch.setattr(cli, "BENCHMARKS", tmp_path / "absent")
+    assert cli.main(["bench", "echo"]) == 2
+    assert "not part of this installation" in capfd.readouterr().err
