@@ -16,16 +16,17 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from quality_tables import at_equal_success, edit_table, table
 from torch import Tensor
 
 from semantic_editing.core.demo import DemoModel, DemoPair, load_demo_model
 from semantic_editing.core.directions import EditDirection, sentence_direction
-from semantic_editing.core.guidance import cross_attention_guided_edit
+from semantic_editing.core.guidance import Preset, cross_attention_guided_edit
 from semantic_editing.core.inversion import Inversion, invert
-from semantic_editing.core.measures import attributes_kept, psnr, ssim, success
+from semantic_editing.core.measures import attributes_kept, perceptual_distance, psnr, ssim, success
 from semantic_editing.core.sentences import expand_words
 
 EDITS = (
@@ -51,28 +52,24 @@ class Method:
     strength: float = 1.0
     guided_fraction: float = 1.0
     max_resolution: int | None = None
+    preset: Preset = "carried"
 
 
-def methods(cfg: float, guidance: float, strength: float, guided_fraction: float, negative: str) -> list[Method]:
-    """The rows of the table."""
-    word = Method("plain DDIM + word swap", "ddim", "word", negative, cfg, 0.0)
-    return [
-        word,
-        replace(word, name="SPDInv + word swap", solver="auto"),
-        Method("SPDInv + direction + guidance", "auto", "direction", negative, cfg, guidance, strength, guided_fraction),
-    ]
+def methods(ours: Method) -> list[Method]:
+    """The rows of the table, the last one ``ours``."""
+    word = replace(ours, name="plain DDIM + word swap", solver="ddim", target="word", guidance=0.0)
+    return [word, replace(word, name="SPDInv + word swap", solver="auto"), ours]
 
 
 def sweep(base: Method) -> list[Method]:
     """Variations of one knob at a time around ``base``, and word swap at the same cfg values."""
     rows = [base]
-    rows += [replace(base, cfg=cfg) for cfg in (1.0, 2.0, 3.0, 7.5)]
     rows += [replace(base, guidance=value) for value in (0.0, 0.03, 0.3, 1.0)]
-    rows += [replace(base, strength=value) for value in (0.7, 1.5, 2.0)]
+    rows += [replace(base, preset=value) for value in get_args(Preset)]
+    rows += [replace(base, strength=value) for value in (0.7, 1.5)]
     rows += [replace(base, guided_fraction=value) for value in (0.3, 0.6)]
     rows += [replace(base, max_resolution=8)]
-    rows += [replace(base, target="word")]
-    rows += [replace(base, target="word", guidance=0.0, cfg=cfg) for cfg in (1.0, 2.0, 3.0, 5.0)]
+    rows += [replace(base, target="word"), replace(base, target="word", guidance=0.0)]
     return [replace(row, name=knobs(row)) for row in dict.fromkeys(rows)]
 
 
@@ -82,6 +79,7 @@ def knobs(method: Method) -> str:
     parts += [f"strength {method.strength:g}"] if method.target == "direction" else []
     parts += [f"guided {method.guided_fraction:g}"] if method.guided_fraction != 1 else []
     parts += [f"<={method.max_resolution}"] if method.max_resolution else []
+    parts += [method.preset] if method.guidance else []
     return ", ".join(parts)
 
 
@@ -106,6 +104,7 @@ class Bench:
         true_images = self.decode([demo.encode_image(chunk) for chunk in self.targets.split(batch)])
         self.judges = {"classifier": demo.classifier, "judge": demo.judge}
         self.expected = {name: judge.labels(self.targets) for name, judge in self.judges.items()}
+        self.true_features = demo.judge.stages(self.targets)
         self.roundtrip = self.measure(Method("true picture through the VAE"), true_images, torch.zeros(3))
 
     def chunks(self) -> Iterable[slice]:
@@ -152,6 +151,7 @@ class Bench:
                     guidance=method.guidance,
                     guided_fraction=method.guided_fraction,
                     max_resolution=method.max_resolution,
+                    preset=method.preset,
                 )
             )
             count = len(inversion.noise)
@@ -164,6 +164,7 @@ class Bench:
         per_image: dict[str, Tensor] = {
             "psnr_true": psnr(images, self.targets).float(),
             "ssim_true": ssim(images, self.targets).float(),
+            "lpips_true": perceptual_distance(self.demo.judge.stages(images), self.true_features).float(),
             "psnr_source": psnr(images, self.sources).float(),
         }
         for name, judge in self.judges.items():
@@ -181,41 +182,20 @@ class Bench:
         return {"method": asdict(method), "all": overall, **u, "edits": figures}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: one row a method, means over all pairs."""
-    lines = [
-        "| method | success | success (2nd judge) | others kept | others kept (2nd judge) | PSNR to true, dB | SSIM to true | u per edit |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        mean = row["all"]
-        shares = [mean[key] for key in ("success_classifier", "success_judge", "kept_classifier", "kept_judge")]
-        cells = " | ".join(f"{100 * share:.1f} %" for share in shares)
-        u = f"{row['u_inversion'] + row['u_forward']:.0f}" + (f" + {row['u_backward']:.0f} backward" if row["u_backward"] else "")
-        lines.append(f"| {row['method']['name']} | {cells} | {mean['psnr_true']:.2f} | {mean['ssim_true']:.3f} | {u} |")
-    return "\n".join(lines)
-
-
-def edit_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: success / others kept / PSNR to the true picture, one row an edit, one column a method."""
-    lines = ["| edit | " + " | ".join(row["method"]["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
-    for edit in rows[0]["edits"]:
-        cells = [row["edits"][edit] for row in rows]
-        texts = [f"{100 * c['success_classifier']:.0f} % / {100 * c['kept_classifier']:.1f} % / {c['psnr_true']:.1f} dB" for c in cells]
-        lines.append(f"| {edit} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Parse arguments, run the methods, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=24, help="pairs of each edit")
     parser.add_argument("--edits", nargs="+", default=list(EDITS), help="names of edits, as in the table")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--cfg", type=float, default=5.0)
+    parser.add_argument("--cfg", type=float, default=2.0)
+    parser.add_argument("--cfgs", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0, 5.0], help="for the table at equal success")
+    parser.add_argument("--curve-pairs", type=int, default=8, help="pairs of each edit for the table at equal success; 0: no such table")
+    parser.add_argument("--curve-steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=0.1)
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--guided-fraction", type=float, default=1.0)
+    parser.add_argument("--preset", choices=get_args(Preset), default="carried")
     parser.add_argument("--negative", choices=["source", "empty"], default="source")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--sentences", type=int, default=256, help="sentences a side of each direction")
@@ -226,21 +206,47 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     demo = load_demo_model(arguments.assets)
-    pairs = [pair for edit in arguments.edits for pair in demo.pairs_of(edit)[: arguments.pairs]]
-    bench = Bench(demo, pairs, arguments.steps, arguments.batch, arguments.sentences)
-    knob_values = (arguments.cfg, arguments.guidance, arguments.strength, arguments.guided_fraction, arguments.negative)
-    chosen = methods(*knob_values)
-    if arguments.sweep:
-        chosen = sweep(chosen[-1])
-    rows = [bench.roundtrip]
-    for method in chosen:
+    ours = Method(
+        "SPDInv + direction + guidance", negative=arguments.negative, cfg=arguments.cfg, guidance=arguments.guidance,
+        strength=arguments.strength, guided_fraction=arguments.guided_fraction, preset=arguments.preset,
+    )  # fmt: skip
+
+    def bench(pairs: int, steps: int) -> Bench:
+        chosen = [pair for edit in arguments.edits for pair in demo.pairs_of(edit)[:pairs]]
+        return Bench(demo, chosen, steps, arguments.batch, arguments.sentences)
+
+    def run(work: Bench, method: Method) -> dict[str, Any]:
         start = time.perf_counter()
-        rows.append(bench.run(method))
-        print(f"{method.name}: {time.perf_counter() - start:.0f} s", flush=True)
-    print(f"\n{len(pairs)} pairs, {arguments.steps} steps, negative: {arguments.negative} caption\n\n{table(rows)}\n\n{edit_table(rows)}")
+        row = work.run(method)
+        print(f"{method.name}, cfg {method.cfg:g}: {time.perf_counter() - start:.0f} s", flush=True)
+        return row
+
+    rows, curves = [], {}
+    if arguments.pairs:
+        work = bench(arguments.pairs, arguments.steps)
+        rows = [work.roundtrip] + [run(work, method) for method in (sweep(ours) if arguments.sweep else methods(ours))]
+        print(
+            f"\n{len(work.pairs)} pairs, {arguments.steps} steps, cfg {arguments.cfg:g}\n\n{table(rows)}\n\n{edit_table(rows)}\n",
+            flush=True,
+        )
+    if arguments.curve_pairs and not arguments.sweep:
+        work = bench(arguments.curve_pairs, arguments.curve_steps)
+        swap = methods(ours)[:-1]
+        for method in [
+            *swap,
+            replace(ours, name=f"{ours.name} ({ours.preset})"),
+            replace(ours, name=f"{ours.name} (lockstep)", preset="lockstep"),
+        ]:
+            curves[method.name] = [run(work, replace(method, cfg=cfg)) for cfg in sorted(arguments.cfgs)]
+        everything = [row for curve in curves.values() for row in curve]
+        named = [
+            {**row, "method": {**row["method"], "name": f"{row['method']['name']}, cfg {row['method']['cfg']:g}"}} for row in everything
+        ]
+        print(f"\n{len(work.pairs)} pairs, {arguments.curve_steps} steps: others kept / by the 2nd judge / PSNR to true\n")
+        print(f"{at_equal_success(curves)}\n\n{table([work.roundtrip, *named])}", flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    arguments.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1))
+    arguments.out.write_text(json.dumps({"settings": settings, "rows": rows, "curves": curves}, indent=1))
     print(f"\nwrote {arguments.out}")
 
 

@@ -15,6 +15,7 @@ from .errors import EditingError
 from .files import load_tensors, metadata_json
 
 INPUT_SIZE = 64  # pixels; a file may say otherwise in its metadata ("size")
+STAGE_LAYERS = 6  # two convolutions, each with its normalisation and activation
 POOLED = 4  # the feature grid before the fully connected layer
 
 
@@ -43,10 +44,21 @@ class AttributeClassifier(nn.Module):
         self.classes = {attribute: list(names) for attribute, names in classes.items()}
         self.size = size
 
+    def _resized(self, images: Tensor) -> Tensor:
+        return functional.interpolate(images * 2 - 1, size=(self.size, self.size), mode="bilinear", antialias=True)
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """``images [B, 3, H, W]`` in 0..1 -> the features after each stage, ``[B, widths[i], size / 2^(i+1), same]``."""
+        found, hidden = [], self._resized(images)
+        for index, layer in enumerate(self.features):
+            hidden = layer(hidden)
+            if index % STAGE_LAYERS == STAGE_LAYERS - 1:
+                found.append(hidden)
+        return found
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """``images [B, 3, H, W]`` in 0..1 -> attribute -> logits ``[B, labels]``."""
-        resized = functional.interpolate(images * 2 - 1, size=(self.size, self.size), mode="bilinear", antialias=True)
-        hidden = self.fc(self.pool(self.features(resized)))
+        hidden = self.fc(self.pool(self.features(self._resized(images))))
         return {attribute: head(hidden) for attribute, head in self.heads.items()}
 
     @torch.no_grad()

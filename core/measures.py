@@ -54,6 +54,21 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     return (luminance * structure).mean((1, 2, 3))
 
 
+def perceptual_distance(features: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
+    """LPIPS without its learned weights (Zhang et al. 2018, Eq. 1 with w = 1), ``[B]``; 0 for equal features.
+
+    Args:
+        features, reference: a network's activations of the images and of the references, one ``[B, C_l, H_l, W_l]`` a layer.
+
+    Raises:
+        EditingError: other layers or shapes.
+    """
+    if [layer.shape for layer in features] != [layer.shape for layer in reference]:
+        raise EditingError("The features come from different layers or batches; compute both with one network on images of one size.")
+    unit = [[functional.normalize(layer.double(), dim=1, eps=1e-10) for layer in layers] for layers in (features, reference)]
+    return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in zip(*unit, strict=True)]).sum(0)
+
+
 def success(labels: Sequence[Mapping[str, str]], attribute: str, target: str) -> Tensor:
     """Whether a classifier sees the edit, ``[B]`` of 0 or 1: ``labels[i][attribute] == target``."""
     return torch.tensor([float(seen[attribute] == target) for seen in labels])

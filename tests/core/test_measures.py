@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.measures import attributes_kept, psnr, ssim, success
+from semantic_editing.core.measures import attributes_kept, perceptual_distance, psnr, ssim, success
 
 
 def images(*shape, seed=0):
@@ -58,6 +58,25 @@ def test_ssim_is_one_for_equal_images_and_symmetric():
     torch.testing.assert_close(ssim(x, x), torch.ones(2, dtype=torch.float64))
     torch.testing.assert_close(ssim(x, y), ssim(y, x))
     assert (ssim(x, y) < 0.5).all()
+
+
+def test_perceptual_distance_equals_brute_force():
+    layers = [images(2, 3, 4, 5, seed=1), images(2, 6, 2, 2, seed=2)]
+    others = [images(2, 3, 4, 5, seed=3), images(2, 6, 2, 2, seed=4)]
+    expected = []
+    for row in range(2):
+        total = 0.0
+        for layer, other in zip(layers, others, strict=True):
+            height, width = layer.shape[-2:]
+            for y in range(height):
+                for x in range(width):
+                    a, b = layer[row, :, y, x].double(), other[row, :, y, x].double()
+                    total += float((a / a.norm() - b / b.norm()).square().sum()) / (height * width)
+        expected.append(total)
+    assert perceptual_distance(layers, others).tolist() == pytest.approx(expected, rel=1e-6)
+    assert perceptual_distance(layers, layers).tolist() == [0.0, 0.0]
+    with pytest.raises(EditingError, match="one network"):
+        perceptual_distance(layers, others[:1])
 
 
 def test_success_reads_the_edited_attribute():

@@ -1,6 +1,6 @@
-"""Encoder and 128-pixel decoder together, so that the latents keep eyes and mouths. Usage: refine_vae.py VAE SECONDS [--data DIR] [--out DIR].
+"""Encoder and 128-pixel decoder together, so that latents keep eyes and mouths. Usage: refine_vae.py VAE SECONDS [--data DIR].
 
-A plain pixel loss spends the latents on hair and clothes: eyes and mouth are a hundredth of the picture. So the face counts more,
+A plain pixel loss spends the latents on hair and clothes: eyes and mouth are a hundredth of it. So the face counts more,
 eyes and mouth most, and the features of the attribute classifier count too (a perceptual loss, as Johnson et al. 2016 do with VGG).
 A weak tie holds the latents near the old encoder's: a U-Net trained on those can be trained on, not anew.
 """

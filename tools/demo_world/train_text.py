@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import CLIPModel
 from world import ASSETS, ATTRIBUTES, END, HEADS, Words, describe, load
 

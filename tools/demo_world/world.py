@@ -122,7 +122,8 @@ def describe(labels: dict[str, str], rng: random.Random, thorough: float = 0.0, 
                 say("top", top, "with " if rng.random() < 0.5 else "")
     elif keep(0.85):
         say("top", top)
-    for attribute, table, probability in (("glasses", GLASSES, 0.85), ("facial_hair", FACIAL_HAIR, 0.85), ("mouth", MOUTH, 0.8), ("eyes", EYES, 0.6)):
+    face = (("glasses", GLASSES, 0.85), ("facial_hair", FACIAL_HAIR, 0.85), ("mouth", MOUTH, 0.8), ("eyes", EYES, 0.6))
+    for attribute, table, probability in face:
         if keep(probability):
             options = table[labels[attribute]]
             if absent and labels[attribute] == "none":
