@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from make_workflows import Graph, Node, Output
+    from graph_builder import Graph, Node, Output
 
 #: The counterfactual pair of the demo's word edit.
 PAIR = "hair color: black to red"
