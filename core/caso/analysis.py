@@ -11,7 +11,7 @@ from ..classifiers.base import ImageClassifier
 from ..denoiser import Denoiser
 from ..errors import EditingError
 from ..inversion import Inversion, invert, reconstruct
-from .editing import Window, semantic_edit
+from .editing import WHOLE, Window, semantic_edit
 from .embedding import GuidanceTerm, SemanticEmbedding, concatenate
 from .seams import TokenInjector, empty_condition
 
@@ -49,17 +49,16 @@ def class_mean_cosines(
     """
     if set(real) != set(edited):
         raise EditingError(f"Real pictures are of {sorted(real)} and edited ones of {sorted(edited)}; give the same classes.")
-    means = [
-        centred_class_means(
-            {label: torch.cat([classifier.features(part).cpu() for part in group.split(batch)]) for label, group in images.items()}
-        )
-        for images in (real, edited)
-    ]
+
+    def features(images: Tensor) -> Tensor:
+        return torch.cat([classifier.features(part).cpu() for part in images.split(batch)])
+
+    means = [centred_class_means({label: features(images) for label, images in groups.items()}) for groups in (real, edited)]
     return {label: float(torch.nn.functional.cosine_similarity(means[0][label], means[1][label], dim=0)) for label in real}
 
 
 def reconstruction_errors(
-    denoiser: Denoiser, latents: Tensor, uncond: object, terms: Sequence[GuidanceTerm], steps: int, window: Window = Window(1.0)
+    denoiser: Denoiser, latents: Tensor, uncond: object, terms: Sequence[GuidanceTerm], steps: int, window: Window = WHOLE
 ) -> tuple[Tensor, Tensor]:
     """Mean square error ``([B], [B])`` of plain DDIM inversion and reconstruction, without and with guidance (section 4.4).
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..denoiser import Callback, Denoiser, Progress, check_finite, euler_step, unit_scale
 from ..errors import EditingError
 from ..guidance import latent_mask
-from ..inversion import Inversion, check_latent, inversion_grid
+from ..inversion import Inversion, check_latent, inversion_grid, invert
 from .embedding import GuidanceTerm, scaled_terms
 
 
@@ -49,6 +49,25 @@ FINE, WHOLE = Window(0.3), Window(1.0)
 #: Where guidance begins (the paper gives 0.1T to 0.3T for fine attributes, 0.8T to 0.9T for species; 4.1); it then goes on to
 #: the end. "middle" is for what lies between, such as hair or a background.
 PRESETS = {"fine": FINE, "middle": Window(0.6), "species": Window(0.9)}
+
+
+def invert_to_window(
+    denoiser: Denoiser, latent: Tensor, uncond: Any, steps: int, window: Window, callback: Callback | None = None
+) -> tuple[Inversion, Window]:  # fmt: skip
+    """Invert only as far as an edit in ``window`` needs, and the same window on that shorter trajectory.
+
+    :func:`semantic_edit` gives the same as with the whole inversion, at ``window.start`` of its cost.
+
+    Args:
+        latent: ``[B, C, h, w]`` clean.
+        steps: of the whole trajectory, as in :func:`~..inversion.invert`.
+
+    Raises:
+        EditingError: see :func:`~..inversion.invert`.
+    """
+    first, last = window.levels(steps)
+    inversion = invert(denoiser, latent, uncond, sigmas=inversion_grid(denoiser, steps)[: first + 1], callback=callback)
+    return inversion, Window(1.0, (last - 1) / first, window.single_step)
 
 
 def steered(denoiser: Denoiser, x: Tensor, sigma: float, uncond: Any, terms: Sequence[GuidanceTerm]) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from semantic_editing.core.caso.editing import SemanticStep, Window, generate, interpolate, semantic_edit, steered
+from semantic_editing.core.caso.editing import SemanticStep, Window, generate, interpolate, invert_to_window, semantic_edit, steered
 from semantic_editing.core.caso.embedding import GuidanceTerm
 from semantic_editing.core.denoiser import euler_step
 from semantic_editing.core.errors import EditingError
@@ -77,6 +77,17 @@ def test_single_step_guides_one_step_only(case):
 def test_windows_name_the_steps_between_their_fractions_and_never_none(case, window, levels):
     first, last = window.levels(STEPS)
     assert list(range(last, first + 1)) == levels
+
+
+@pytest.mark.parametrize("window", [Window(0.3), Window(0.7, 0.4), Window(0.5, 0.1, single_step=True), Window(0.02)])
+def test_inverting_only_to_the_window_gives_the_same_edit(case, window):
+    denoiser, _, uncond, cond = case
+    latent, terms = tiny_latent(1), [GuidanceTerm(cond, 3.0)]
+    short, same = invert_to_window(denoiser, latent, uncond, STEPS, window)
+    assert short.steps == window.levels(STEPS)[0]
+    whole = invert(denoiser, latent, uncond, STEPS)
+    expected = semantic_edit(denoiser, whole, uncond, terms, window)
+    torch.testing.assert_close(semantic_edit(denoiser, short, uncond, terms, same), expected, rtol=0, atol=1e-6)
 
 
 def test_cost_is_nothing_before_the_window_terms_plus_one_inside_and_one_below(case):
