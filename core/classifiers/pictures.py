@@ -169,3 +169,15 @@ def checked(pictures: LabelledPictures) -> LabelledPictures:
         if count < 2:
             raise EditingError(f"The class {name!r} has {count} readable picture(s); give at least 2, better 50 or more.")
     return pictures
+
+
+def split(labels: Tensor, part: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``(train, test)`` row numbers: of every class ``part``, at least one and not all, is set aside at random."""
+    train, test = [], []
+    for label in range(int(labels.max()) + 1):
+        rows = (labels == label).nonzero().flatten()
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        aside = min(max(1, round(part * len(rows))), len(rows) - 1)
+        test.append(rows[:aside])
+        train.append(rows[aside:])
+    return torch.cat(train), torch.cat(test)

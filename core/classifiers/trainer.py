@@ -24,8 +24,8 @@ from ..errors import EditingError
 from .architectures import CONVOLUTIONAL, convolutional_trunk
 from .augment import augmented
 from .base import NORMALISATIONS, ImageClassifier
-from .pictures import LabelledPictures
-from .training import TrainedClassifier, TrainingCallback, TrainingProgress, TrainingSettings
+from .pictures import LabelledPictures, split
+from .training import TrainedClassifier, TrainingCallback, TrainingProgress, TrainingSettings, confusion
 
 WIDTHS, HIDDEN, SIZE = [24, 48, 80, 112], 128, 64  # of the network that is trained from nothing
 RATE_SCRATCH, RATE_TUNED, RATE_HEAD = 2e-3, 1e-4, 1e-2  # AdamW's learning rates: small network, trunk trained on, last layer alone
@@ -143,9 +143,8 @@ class _Training:
         rate = settings.learning_rate or (RATE_SCRATCH if scratch else RATE_TUNED if self.whole else RATE_HEAD)
         weights = [p for part in (parts.trunk, parts.last) for p in part.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=WEIGHT_DECAY)
-        batches = math.ceil(len(self.train) / settings.batch_size)
-        self.steps = settings.epochs * batches
-        self.batches = batches
+        self.batches = self._batches(len(self.train))
+        self.steps = settings.epochs * self.batches
         warm = max(1, round(WARM_UP * self.steps))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
@@ -163,7 +162,7 @@ class _Training:
         for epoch in range(1, self.settings.epochs + 1):
             losses = []
             order = self.train[torch.randperm(len(self.train), generator=self.generator)]
-            for rows in order.tensor_split(self.batches):  # even batches: batch norm cannot learn from a single picture
+            for rows in order.tensor_split(self.batches):
                 losses.append(self._step(rows, epoch))
                 step += 1
                 progress = TrainingProgress(step, self.steps, epoch, losses[-1], max(self.best[0], 0.0))
@@ -175,6 +174,10 @@ class _Training:
             if stopped or (self.settings.patience and epoch - self.best_epoch >= self.settings.patience):
                 break
         return self._result(stopped)
+
+    def _batches(self, count: int) -> int:
+        """Into how many even batches ``count`` pictures go; each has two at least, for batch norm learns nothing from one."""
+        return max(1, min(math.ceil(count / self.settings.batch_size), count // 2))
 
     def _step(self, rows: Tensor, epoch: int) -> float:
         parts = self.parts
@@ -224,7 +227,8 @@ class _Training:
             layer.reset_running_stats()
             layer.momentum = None  # the plain mean
             layer.train()
-        for rows in self.train[:SETTLE].tensor_split(math.ceil(min(len(self.train), SETTLE) / self.settings.batch_size)):
+        some = self.train[:SETTLE]
+        for rows in some.tensor_split(self._batches(len(some))):
             self.parts.logits(self.pictures.pixels[rows].to(self.device).float() / 255)
         for layer, momentum in zip(norms, momenta, strict=True):
             layer.momentum = momentum
@@ -248,20 +252,3 @@ class _Training:
         return TrainedClassifier(
             classifier.cpu(), self.best[0], self.confusion, self.best_epoch, self.history, stopped, settings, self.pictures.describe()
         )
-
-
-def split(labels: Tensor, part: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``(train, test)`` row numbers: of every class ``part``, at least one and not all, is set aside at random."""
-    train, test = [], []
-    for label in range(int(labels.max()) + 1):
-        rows = (labels == label).nonzero().flatten()
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        aside = min(max(1, round(part * len(rows))), len(rows) - 1)
-        test.append(rows[:aside])
-        train.append(rows[aside:])
-    return torch.cat(train), torch.cat(test)
-
-
-def confusion(labels: Tensor, answers: Tensor, classes: int) -> Tensor:
-    """``[K, K]`` counts, row true class, column answer."""
-    return torch.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..curves_plot import curves_plot
@@ -22,7 +23,7 @@ class TrainingSettings:
         attribute: what the classes are values of, e.g. "glasses".
         epochs: passes over the pictures, at most.
         patience: epochs without a better one after which the training ends, 0 for never.
-        batch_size: pictures in a step.
+        batch_size: pictures in a step, two at least.
         learning_rate: AdamW's; 0 chooses one (2e-3 from nothing, 1e-4 for a given trunk, 1e-2 for its last layer alone).
         validation: part of every class that is set aside for testing, between 0 and 1 (at least one picture).
         augmentation: strength of the random changes, 0 for none, 1 usual (see :func:`~.augment.augmented`).
@@ -132,3 +133,8 @@ class TrainedClassifier:
             "settings": asdict(self.settings),
             "pictures": self.pictures,
         }
+
+
+def confusion(labels: Tensor, answers: Tensor, classes: int) -> Tensor:
+    """``[K, K]`` counts, row true class, column answer."""
+    return torch.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes)

@@ -10,9 +10,9 @@ from PIL import Image
 
 from semantic_editing.core.classifiers.augment import augmented
 from semantic_editing.core.classifiers.loaders import load_image_classifier, save_image_classifier
-from semantic_editing.core.classifiers.pictures import pictures_from_batch, pictures_from_folders, skipped_report
-from semantic_editing.core.classifiers.trainer import confusion, split, train_classifier, training_size
-from semantic_editing.core.classifiers.training import TrainingSettings
+from semantic_editing.core.classifiers.pictures import pictures_from_batch, pictures_from_folders, skipped_report, split
+from semantic_editing.core.classifiers.trainer import train_classifier, training_size
+from semantic_editing.core.classifiers.training import TrainingSettings, confusion
 from semantic_editing.core.curves_plot import curves_plot
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import load_tensors
@@ -133,6 +133,14 @@ def test_patience_ends_a_training_that_gets_no_better(batch):
     settings = TrainingSettings("shape", epochs=30, patience=1, batch_size=32, learning_rate=1e-12, augmentation=0, flip=False)
     trained = train_classifier(batch, settings)
     assert len(trained.history["train loss"]) < 30 and not trained.stopped
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(2, 1), (3, 2), (2, 100)])
+def test_very_few_pictures_and_very_small_batches(count, batch_size):
+    images = torch.cat([pictures_of("square", count), pictures_of("stripes", count)])
+    few = pictures_from_batch(images, ["square"] * count + ["stripes"] * count, (SIDE, SIDE))
+    trained = train_classifier(few, TrainingSettings("shape", epochs=1, batch_size=batch_size))
+    assert int(trained.confusion.sum()) == 2 and math.isfinite(trained.history["train loss"][0])
 
 
 def test_a_training_that_breaks_down_says_so(batch):
