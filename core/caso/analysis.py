@@ -10,7 +10,7 @@ from torch import Tensor
 from ..classifiers.base import ImageClassifier
 from ..denoiser import Denoiser
 from ..errors import EditingError
-from ..inversion import Inversion, invert, reconstruct
+from ..inversion import Inversion, invert
 from .editing import WHOLE, Window, semantic_edit
 from .embedding import GuidanceTerm, SemanticEmbedding, concatenate
 from .seams import TokenInjector, empty_condition
@@ -67,10 +67,10 @@ def reconstruction_errors(
     Args:
         latents: ``[B, C, h, w]`` clean.
         terms: embeddings of the images' own class.
+        window: the steps of the reconstruction that are guided; it starts where the window does.
     """
     inversion = invert(denoiser, latents, uncond, steps, "ddim")
-    plain = reconstruct(denoiser, inversion, uncond)
-    guided = semantic_edit(denoiser, inversion, uncond, terms, window)
+    plain, guided = (semantic_edit(denoiser, inversion, uncond, chosen, window) for chosen in ((), terms))
     return (plain - latents).square().flatten(1).mean(1), (guided - latents).square().flatten(1).mean(1)
 
 

@@ -97,12 +97,21 @@ class EmbeddingTrainer:
             EditingError: a loss that is not a number.
         """
         while self.step < self.settings.steps:
-            progress = self._train_step()
-            self.step += 1
-            self.history.append(progress)
+            progress = self.advance()
             if callback is not None:
                 callback(progress)
         return self.best()
+
+    def advance(self) -> TrainingProgress:
+        """Take one step.
+
+        Raises:
+            EditingError: a loss that is not a number.
+        """
+        progress = self._train_step()
+        self.step += 1
+        self.history.append(progress)
+        return progress
 
     def best(self) -> list[SemanticEmbedding]:
         """The best embeddings so far, one for each target class; the untrained start before the first step."""
