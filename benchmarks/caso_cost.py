@@ -106,9 +106,8 @@ def main() -> None:
             spent = (denoiser.evaluations.forward - forward, denoiser.evaluations.backward - backward)
             u[name] = (spent[0] / arguments.batch, spent[1] / arguments.batch)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    print(
-        f"| a step of {arguments.batch} samples | u forward a sample | u backward | s a step (median of {rounds}) | times faster |\n|---|---|---|---|---|"
-    )
+    print(f"| a step of {arguments.batch} samples | u forward a sample | u backward | s a step (median of {rounds}) | times faster |")
+    print("|---|---|---|---|---|")
     for name in contenders:
         forward, backward = u[name]
         print(f"| {name} | {forward:g} | {backward:g} | {median[name]:.2f} | {median['released procedure'] / median[name]:.1f} |")
