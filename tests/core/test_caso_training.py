@@ -7,6 +7,7 @@ from torch.nn import functional
 from semantic_editing.core.caso.schedule import NoiseLevels, Schedule, noisy
 from semantic_editing.core.caso.seams import empty_condition
 from semantic_editing.core.caso.settings import TrainingSettings
+from semantic_editing.core.caso.training_report import sample_sheet, training_plot
 from semantic_editing.core.caso.training_state import resume_training, save_training
 from semantic_editing.core.errors import EditingError
 from semantic_editing.tests.core.oracles import sd_sigmas
@@ -240,3 +241,13 @@ def test_a_state_of_another_training_or_a_damaged_one_is_refused(network, tmp_pa
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(EditingError, match="damaged"):
         resume_training(tiny_trainer(LATENTS, network=network), path)
+
+
+def test_plot_and_sheet_show_the_run(network):
+    trainer = tiny_trainer(LATENTS, HELD, network=network, targets=("yes", "no"), steps=4, check_every=2)
+    with pytest.raises(EditingError, match="no look"):
+        sample_sheet(trainer)
+    trainer.run()
+    plot, sheet = training_plot(trainer), sample_sheet(trainer, scale=2)
+    assert plot.ndim == 3 and plot.shape[-1] == 3 and float(plot.std()) > 0.01
+    assert sheet.width >= 2 * 2 * 16 and sheet.height >= 2 * 2 * 16
