@@ -1,9 +1,9 @@
 """Ours against diffusers' pix2pix-zero pipeline, on the same weights, in one run: u, wall and peak-memory ratios.
 
 Each contender runs in a process of its own (so that peaks do not mix), several rounds in turn; the table gives
-medians and ratios to diffusers. Peak memory is read from /proc, so this benchmark runs on Linux. The task is the whole
-edit of one latent: inversion with the regularised DDIM of the paper (ours also with SPDInv), then the
-cross-attention-guided edit at cfg 5, guidance 0.1.
+medians and ratios to diffusers, of wall time and of processor time (which other work on the machine hardly changes).
+Peak memory is read from /proc, so this benchmark runs on Linux. The task is the whole edit of one latent: inversion with
+the regularised DDIM of the paper (ours also with SPDInv), then the cross-attention-guided edit at cfg 5, guidance 0.1.
 
     python benchmarks/peers.py --size demo --steps 50
     python benchmarks/peers.py --size sd15 --steps 2     # real SD1.5 U-Net size, random weights
@@ -25,8 +25,9 @@ CONTENDERS = ("diffusers pix2pix-zero", "ours autocorr + guided", "ours SPDInv a
 CFG, GUIDANCE = 5.0, 0.1
 
 
-def build(size: str, seed: int):
-    """The U-Net, VAE, scheduler, a clean latent [1,4,H,W] and source / target embeddings [1,77,D] of a size."""
+def build(size: str, seed: int, side: int):
+    """The U-Net, VAE, scheduler, a clean latent [1,4,H,W] and source / target embeddings [1,77,D] of a size;
+    ``side`` is that of sd15's latent."""
     import torch
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
@@ -42,7 +43,7 @@ def build(size: str, seed: int):
     torch.manual_seed(seed)  # random weights of a fresh process; nothing else draws from it
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval().requires_grad_(False)
     scheduler = DDIMScheduler.from_config(demo.scheduler.config)
-    latent = torch.randn(1, 4, 64, 64, generator=generator)
+    latent = torch.randn(1, 4, side, side, generator=generator)
     source, target = torch.randn(2, 77, 768, generator=generator).split(1)
     return unet, demo.vae, scheduler, latent, source, target
 
@@ -110,25 +111,25 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def child(contender: str, size: str, steps: int, seed: int) -> dict[str, float]:
+def child(contender: str, size: str, steps: int, seed: int, side: int) -> dict[str, float]:
     """Run one contender once and return its figures."""
     import torch
 
     warnings.filterwarnings("ignore")
-    unet, vae, scheduler, latent, source, target = build(size, seed)
+    unet, vae, scheduler, latent, source, target = build(size, seed, side)
     with torch.no_grad():  # one evaluation first: library start-up belongs to no contender
         unet(latent, 1, encoder_hidden_states=source)
     tally = {"forward": 0, "backward": 0}
     count_rows(unet, tally)
     reset_peak()
-    before, start = resident_megabytes("VmRSS"), time.perf_counter()
+    before, start, cpu = resident_megabytes("VmRSS"), time.perf_counter(), time.process_time()
     if contender == CONTENDERS[0]:
         result = run_diffusers(unet, vae, scheduler, latent, source, target, steps)
     else:
         result = run_ours(unet, scheduler, latent, source, target, steps, spdinv=contender == CONTENDERS[2])
-    wall = time.perf_counter() - start
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     assert torch.isfinite(torch.as_tensor(result)).all(), f"{contender} produced NaN"
-    return {"wall": wall, "loaded_mb": before, "peak_mb": resident_megabytes("VmHWM"), **tally}
+    return {"wall": wall, "cpu": cpu, "loaded_mb": before, "peak_mb": resident_megabytes("VmHWM"), **tally}
 
 
 def main() -> None:
@@ -138,29 +139,35 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side", type=int, default=64, help="side of sd15's latent, an eighth of the image's")
     parser.add_argument("--out", type=Path, default=Path("bench_out/peers.json"))
     parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(child(arguments.child, arguments.size, arguments.steps, arguments.seed)))
+        print(json.dumps(child(arguments.child, arguments.size, arguments.steps, arguments.seed, arguments.side)))
         return
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
     for _ in range(arguments.rounds):
         for name in CONTENDERS:
             command = [sys.executable, __file__, "--child", name, "--size", arguments.size, "--steps", str(arguments.steps)]
-            output = subprocess.run([*command, "--seed", str(arguments.seed)], check=True, capture_output=True, text=True).stdout
+            command += ["--seed", str(arguments.seed), "--side", str(arguments.side)]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             figures[name].append(json.loads(output.splitlines()[-1]))
+            print(f"{name}: {figures[name][-1]}", file=sys.stderr, flush=True)
     base = figures[CONTENDERS[0]]
     print(f"{arguments.size}, {arguments.steps} steps, {arguments.rounds} rounds (medians; ratios to diffusers, round by round)\n")
-    print("| contender | u forward | u backward | wall ratio | peak memory ratio | memory above the loaded model, MB |")
-    print("|---|---|---|---|---|---|")
+    print("| contender | u forward | u backward | wall ratio | CPU time ratio | peak memory ratio | memory above the loaded model, MB |")
+    print("|---|---|---|---|---|---|---|")
     for name, rounds in figures.items():
-        wall = statistics.median(r["wall"] / b["wall"] for r, b in zip(rounds, base, strict=True))
-        peak = statistics.median(r["peak_mb"] / b["peak_mb"] for r, b in zip(rounds, base, strict=True))
+        wall, cpu, peak = (
+            statistics.median(r[figure] / b[figure] for r, b in zip(rounds, base, strict=True)) for figure in ("wall", "cpu", "peak_mb")
+        )
         above = statistics.median(r["peak_mb"] - r["loaded_mb"] for r in rounds)
-        print(f"| {name} | {rounds[0]['forward']} | {rounds[0]['backward']} | {wall:.2f} | {peak:.2f} | {above:.0f} |")
+        print(f"| {name} | {rounds[0]['forward']} | {rounds[0]['backward']} | {wall:.2f} | {cpu:.2f} | {peak:.2f} | {above:.0f} |")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"size": arguments.size, "steps": arguments.steps, "rounds": figures}, indent=1))
+    arguments.out.write_text(
+        json.dumps({"size": arguments.size, "side": arguments.side, "steps": arguments.steps, "rounds": figures}, indent=1)
+    )
     print(f"\nwrote {arguments.out}")
 
 
