@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -225,10 +225,20 @@ class CrossAttnGuider(io.ComfyNode):
         return io.NodeOutput(guider)
 
 
+class SourceStep(Protocol):
+    """One step of an edit along an inversion, by level: :class:`GuidedStep` and its like."""
+
+    inversion: Inversion
+
+    def denoised(self, x: Tensor, level: int) -> Tensor:
+        """The prediction by which an Euler step takes ``x [B, C, H, W]`` from ``level`` to ``level - 1``."""
+        ...
+
+
 class EulerOnly:
     """``step(x, sigma)`` for a host sampler, refusing one that does not follow the inversion's levels with Euler steps."""
 
-    def __init__(self, step: GuidedStep):
+    def __init__(self, step: SourceStep):
         self.step = step
         self.expected: Tensor | None = None
 

@@ -8,6 +8,8 @@
 ``latents``               LATENT and NOISE in and out of model space
 ``conditioning``          CONDITIONING as plain tensors; batched text encoding
 ``classifiers``           classifiers as models of the host; room and a stoppable bar for trainings
+``tokens``                token vectors into the host's text encoders, as CONDITIONING and differentiable
+``vae``                   pictures into latents, and latents into pictures with gradients
 ``folders``               the pack's model folders, folders under input
 ``demo``                  the bundled demo model as MODEL, CLIP, VAE
 ========================  =====================================================================================
@@ -27,8 +29,10 @@ from .denoiser import ComfyDenoiser, identity
 from .folders import input_folder, list_files, output_path, register_folders, resolve_file
 from .latents import latent_from_model, latent_to_model, noise_object, sigmas_out
 from .sampling import DenoiserGuider, run
-from .schema import AttributeClassifierType, ComfyExtension, EditDirectionType, InversionType, io, schema, ui, widget
+from .schema import AttributeClassifierType, ComfyExtension, EditDirectionType, InversionType, SemanticEmbeddingType, io, schema, ui, widget
 from .session import Session
+from .tokens import SessionInjector, TokenEncoder
+from .vae import SessionDecoder, encode_images
 
 __all__ = [
     "AttributeClassifierType",
@@ -38,13 +42,18 @@ __all__ = [
     "EditDirectionType",
     "HeldClassifier",
     "InversionType",
+    "SemanticEmbeddingType",
     "Session",
+    "SessionDecoder",
+    "SessionInjector",
     "StoppableBar",
+    "TokenEncoder",
     "apply_to_conditioning",
     "classifier_scope",
     "conditioning_from_tensors",
     "conditioning_tensors",
     "counting_bar",
+    "encode_images",
     "encode_sentences",
     "hold_classifier",
     "identity",

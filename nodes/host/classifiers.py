@@ -19,6 +19,8 @@ from .memory import memory_advice
 
 #: Memory that a training takes over the weights' own: gradients, two moments, the best epoch and activations.
 TRAINING_ROOM = 6
+#: Longer side in pixels of a picture shown while a node runs.
+PICTURE_SIDE = 768
 
 
 class _Model(nn.Module):
@@ -83,16 +85,26 @@ class StoppableBar:
         self.bar: Any = None
         self.cancelled: BaseException | None = None
 
-    def __call__(self, done: int, total: int) -> bool:
-        """Move the bar; True when the person wants to stop."""
+    def __call__(self, done: int, total: int, picture: Any = None) -> bool:
+        """Move the bar, and show a PIL ``picture`` when given; True when the person wants to stop."""
+        with self.catching():
+            self.show(done, total, picture)
+        return self.cancelled is not None
+
+    def show(self, done: int, total: int, picture: Any = None) -> None:
+        """Move the bar; a press of Cancel raises at once."""
         if self.bar is None:
             self.bar = comfy.utils.ProgressBar(total)
+        model_management.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(done, total, None if picture is None else ("JPEG", picture, PICTURE_SIDE))
+
+    @contextmanager
+    def catching(self) -> Iterator[None]:
+        """A press of Cancel, wherever it raises in the ``with`` block, ends the block and is remembered."""
         try:
-            model_management.throw_exception_if_processing_interrupted()
-            self.bar.update_absolute(done, total)
+            yield
         except model_management.InterruptProcessingException as pressed:
             self.cancelled = pressed
-        return self.cancelled is not None
 
     def finish(self) -> None:
         """Raise what was remembered."""

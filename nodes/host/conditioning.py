@@ -88,7 +88,7 @@ def _encode_blocks(clip: Any, tokens: list[dict[str, list[Any]]], batch_size: in
     for start in range(0, len(tokens), batch_size):
         model_management.throw_exception_if_processing_interrupted()
         batch = tokens[start : start + batch_size]
-        with _caught_pooled(clip) as caught:
+        with caught_pooled(clip.cond_stage_model) as caught:
             joined = clip.encode_from_tokens({name: [blocks[name][0] for blocks in batch] for name in batch[0]})
         embeds.append(joined.reshape(len(batch), -1, joined.shape[-1]))
         pooled += [rows[: len(batch)].to(joined.device) for rows in caught]  # a row for weighting may follow
@@ -96,10 +96,10 @@ def _encode_blocks(clip: Any, tokens: list[dict[str, list[Any]]], batch_size: in
 
 
 @contextmanager
-def _caught_pooled(clip: Any) -> Iterator[list[Tensor]]:
-    """A list that gets the pooled vectors ``[N, P]`` of what SDXL's second encoder encodes in the ``with`` block."""
+def caught_pooled(network: Any) -> Iterator[list[Tensor]]:
+    """A list that gets the pooled vectors ``[N, P]`` of what SDXL's second encoder in ``network`` encodes in the ``with`` block."""
     caught: list[Tensor] = []
-    encoder = getattr(clip.cond_stage_model, f"clip_{POOLED_ENCODER}", None)
+    encoder = getattr(network, f"clip_{POOLED_ENCODER}", None)
     if encoder is None:
         yield caught
         return

@@ -13,6 +13,7 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
+import folder_paths
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -85,7 +86,8 @@ def _clip(folder: Path) -> Any:
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "hidden_act")
     target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
     options = {"dtype": torch.float32, "clip_l_model_config": {key: text[key] for key in sizes}}
-    clip = comfy.sd.CLIP(target, model_options=options)
+    folders = folder_paths.get_folder_paths("embeddings")
+    clip = comfy.sd.CLIP(target, embedding_directory=folders, model_options=options)
     weights = {key: value for key, value in _weights(folder / "clip").items() if key.startswith("text_")}
     table = "text_model.embeddings.token_embedding.weight"
     weights[table] = expand_token_table(weights[table], json.loads((folder / "vocab.json").read_text(encoding="utf-8")))

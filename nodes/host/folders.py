@@ -12,11 +12,13 @@ from ...core.errors import EditingError
 EDIT_DIRECTIONS = "edit_directions"
 INVERSIONS = "inversions"
 ATTRIBUTE_CLASSIFIERS = "attribute_classifiers"
+EMBEDDING_TRAININGS = "embedding_trainings"
 #: What each folder may hold. ``.pt`` only where published files exist; they go through the restricted loader.
 EXTENSIONS = {
     EDIT_DIRECTIONS: {".safetensors", ".pt"},
     INVERSIONS: {".safetensors"},
     ATTRIBUTE_CLASSIFIERS: {".safetensors", ".pt", ".pth"},
+    EMBEDDING_TRAININGS: {".safetensors"},
 }
 
 

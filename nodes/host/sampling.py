@@ -6,7 +6,7 @@ handed a function of a :class:`Session`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -43,6 +43,7 @@ def run(
     seed: int = 0,
     sigmas: Tensor | None = None,
     advice: str = ADVICE,
+    companions: Sequence[Any] = (),
 ) -> T:
     """Load ``model``, prepare ``conds`` for ``latent`` and return ``work(session)``; everything is undone afterwards.
 
@@ -54,6 +55,8 @@ def run(
         gradients: make gradients with respect to inputs possible (weights stay frozen). Without it, runs under no_grad.
         sigmas: the descending levels about to be visited, for model patches that look at them; the model's range when None.
         advice: which widget to lower when memory runs out, e.g. "lower batch_size".
+        companions: other models that ``work`` needs (patchers: a text encoder, a VAE, a classifier). They are loaded with
+            ``model`` at once, so that none pushes out another, and with ``gradients`` are usable for autograd and frozen.
 
     Raises:
         EditingError: unusable latent, or whatever ``work`` refuses.
@@ -65,6 +68,9 @@ def run(
         sampling = model.get_model_object("model_sampling")
         sigmas = torch.tensor([float(sampling.sigma_max), 0.0])
     sampler = _Work(work, clean)
+    if companions:
+        model = static_patcher(model).clone() if gradients else model.clone()
+        model.set_additional_models(WRAPPER_KEY, list(companions))
     guider = SessionGuider(model, conds, gradients=gradients, advice=advice)
     samples = latent["samples"]
     guider.sample(torch.zeros_like(samples), samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed)

@@ -12,7 +12,17 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io, ui
 
-__all__ = ["AttributeClassifierType", "ComfyExtension", "EditDirectionType", "InversionType", "io", "schema", "ui", "widget"]
+__all__ = [
+    "AttributeClassifierType",
+    "ComfyExtension",
+    "EditDirectionType",
+    "InversionType",
+    "SemanticEmbeddingType",
+    "io",
+    "schema",
+    "ui",
+    "widget",
+]
 
 #: Socket carrying a ``core.inversion.Inversion``.
 InversionType = io.Custom("INVERSION")
@@ -20,6 +30,8 @@ InversionType = io.Custom("INVERSION")
 EditDirectionType = io.Custom("EDIT_DIRECTION")
 #: Socket carrying a :class:`~.classifiers.HeldClassifier`.
 AttributeClassifierType = io.Custom("ATTRIBUTE_CLASSIFIER")
+#: Socket carrying semantic embeddings with their relative strengths, a tuple of (``core.caso.embedding.SemanticEmbedding``, float).
+SemanticEmbeddingType = io.Custom("SEMANTIC_EMBEDDING")
 
 
 def _known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def make_host() -> ModuleType:
     host.io = SimpleNamespace(**types, ComfyNode=object, NodeOutput=NodeOutput)
     host.InversionType, host.EditDirectionType = Kind("INVERSION"), Kind("EDIT_DIRECTION")
     host.AttributeClassifierType = Kind("ATTRIBUTE_CLASSIFIER")
+    host.SemanticEmbeddingType = Kind("SEMANTIC_EMBEDDING")
+    host.HeldClassifier = SimpleNamespace
     host.ComfyExtension = object
     host.Session = SimpleNamespace
     host.schema = lambda **fields: SimpleNamespace(**fields)
@@ -72,7 +74,8 @@ def make_host() -> ModuleType:
     host.list_files = lambda kind: []
     host.register_folders = lambda: None
     for name in (
-        "DenoiserGuider", "StoppableBar", "apply_to_conditioning", "classifier_scope", "hold_classifier", "input_folder", "training_scope",
+        "DenoiserGuider", "SessionDecoder", "SessionInjector", "StoppableBar", "TokenEncoder", "encode_images", "latent_to_model",
+        "apply_to_conditioning", "classifier_scope", "hold_classifier", "input_folder", "training_scope",
         "conditioning_from_tensors", "conditioning_tensors", "counting_bar",
         "encode_sentences", "identity", "latent_from_model", "load_demo_model", "noise_object", "output_path", "resolve_file",
         "run", "sigmas_out", "text_encoder_name",

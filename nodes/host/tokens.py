@@ -1,0 +1,134 @@
+"""The host's CLIP as CASO's first seam, ``core.caso.seams.TokenInjector``: token vectors in place of words, with gradients.
+
+The tokens of the empty prompt are handed to the host with vectors among them, as its own ``embedding:name`` does it; what
+comes back is therefore what stock CLIP Text Encode would give for an embedding file of those vectors.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.clip_model
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...core.caso.seams import TokenVectors, check_vectors, encoder_title
+from ...core.errors import EditingError
+from .conditioning import BLOCK_ENCODERS, POOLED, caught_pooled
+from .gradients import static_patcher
+from .session import Session
+
+PREFIX = "clip_"  # of an encoder's name in embedding files and in the host's module tree, before the tokenizer's own name
+
+
+class TokenEncoder:
+    """The text encoder of an SD1, SD2 or SDXL model, reading vectors at positions 1..n of the empty prompt.
+
+    Called with vectors it gives CONDITIONING of a single row, without gradients, the very one of stock CLIP Text Encode.
+
+    Args:
+        clip: a CLIP; its *CLIP Set Last Layer* and LoRA are respected.
+
+    Raises:
+        EditingError: a text encoder of another kind.
+    """
+
+    def __init__(self, clip: Any):
+        self.clip, self.blocks = clip, clip.tokenize("")
+        if set(self.blocks) not in BLOCK_ENCODERS:
+            raise EditingError("Token vectors cannot be put into this text encoder; use the CLIP of an SD 1.x, SD 2.x or SDXL model.")
+        #: Names as in embedding files, in the order in which their states are joined.
+        self.names = sorted((PREFIX + key for key in self.blocks), reverse=True)
+        tables = {name: self._encoder(clip.cond_stage_model, name) for name in self.names}
+        self.widths: Mapping[str, int] = {name: table.shape[1] for name, (table, _) in tables.items()}
+        self.encoder_name = encoder_title(self.widths)
+        self.end_vectors: TokenVectors = {name: table[end].detach().float().cpu().clone() for name, (table, end) in tables.items()}
+
+    @property
+    def token_scale(self) -> Mapping[str, float]:
+        """See :class:`~...core.caso.seams.TokenInjector`."""
+        tables = {name: self._encoder(self.clip.cond_stage_model, name)[0] for name in self.names}
+        return {name: float(table.detach().float().square().mean().sqrt()) for name, table in tables.items()}
+
+    @staticmethod
+    def _encoder(network: Any, name: str) -> tuple[Tensor, int]:
+        """``(token table [V, D], id of the end token)`` of an encoder."""
+        module = getattr(network, name)
+        return module.transformer.get_input_embeddings().weight, module.special_tokens["end"]
+
+    def tokens(self, vectors: TokenVectors) -> dict[str, list[list[tuple[Any, float]]]]:
+        """The host's tokens of ``vectors``, each ``[B, n, D]``: B blocks of 77 for each encoder.
+
+        Raises:
+            EditingError: vectors of another text encoder, or too many.
+        """
+        rows, count = check_vectors(vectors, self.widths)
+        made = {}
+        for key, (empty,) in self.blocks.items():
+            given = vectors[PREFIX + key]
+            start, rest = empty[:1], empty[1 : len(empty) - count]
+            made[key] = [[*start, *((vector, 1.0) for vector in given[row]), *rest] for row in range(rows)]
+        return made
+
+    def __call__(self, vectors: TokenVectors) -> Any:
+        """CONDITIONING of ``vectors``, each ``[1, n, D]``."""
+        return self.clip.encode_from_tokens_scheduled(self.tokens(vectors))
+
+
+class SessionInjector(TokenEncoder):
+    """``core.caso.seams.TokenInjector`` while a MODEL is loaded: conditionings of the session's Denoiser, differentiable.
+
+    Make one before the run, load :attr:`patcher` with the MODEL, and :meth:`bind` it inside.
+    """
+
+    def __init__(self, clip: Any):
+        super().__init__(clip)
+        self.patcher = static_patcher(clip.patcher)
+        self.session: Session | None = None
+
+    def bind(self, session: Session) -> SessionInjector:
+        """From now on make conditionings for ``session``; returns itself."""
+        self.session = session
+        return self
+
+    def encode(self, vectors: TokenVectors) -> tuple[Tensor, Tensor | None]:
+        """``(states [B, 77, D], pooled [B, P] or None where the model has no use for it)`` of ``vectors``, each ``[B, n, D]``."""
+        tokens = self.tokens(vectors)
+        network = self.patcher.model
+        network.reset_clip_options()
+        if self.clip.layer_idx is not None:
+            network.set_clip_options({"layer": self.clip.layer_idx})
+        network.set_clip_options({"execution_device": self.patcher.load_device})
+        rows = len(next(iter(tokens.values())))
+        with out_of_place(network), caught_pooled(network) as caught:
+            joined, _ = network.encode_token_weights(tokens)[:2]
+        return joined.reshape(rows, -1, joined.shape[-1]), caught[0][:rows] if caught else None
+
+    def __call__(self, vectors: TokenVectors) -> Any:
+        """See :class:`~...core.caso.seams.TokenInjector`; an entry like those of :attr:`Session.conds`."""
+        assert self.session is not None, "bind a session first"
+        states, pooled = self.encode(vectors)
+        base, latent = self.session.denoiser.base, self.session.latent
+        entry = {"cross_attn": states, "model_conds": {}, "uuid": uuid.uuid4()} | ({} if pooled is None else {POOLED: pooled})
+        made: Any = comfy.samplers.encode_model_conds(base.extra_conds, [entry], latent, latent.device, "positive")
+        return made
+
+
+@contextmanager
+def out_of_place(network: torch.nn.Module) -> Iterator[None]:
+    """Within the ``with`` block autograd can go through the CLIP layers of ``network``; no value changes.
+
+    A layer adds to its input in place after a LayerNorm has saved it for the backward pass; the LayerNorms get copies.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, comfy.clip_model.CLIPLayer)]
+    norms = [norm for layer in layers for norm in (layer.layer_norm1, layer.layer_norm2)] if torch.is_grad_enabled() else []
+    hooks = [norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].clone(), *inputs[1:])) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,57 @@
+"""The host's VAE as CASO's second seam, ``core.caso.seams.ImageDecoder``, and pictures into latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management as model_management
+import torch
+from torch import Tensor
+
+from ...core.errors import EditingError
+from .gradients import static_patcher
+from .session import Session
+
+
+class SessionDecoder:
+    """``core.caso.seams.ImageDecoder`` while a MODEL is loaded: its latents to images, differentiable and not clipped.
+
+    Make one before the run, load :attr:`patcher` with the MODEL, and :meth:`bind` it inside.
+
+    Args:
+        vae: a VAE of still images, of any dtype; a tiny one (TAESD) is one too.
+    """
+
+    def __init__(self, vae: Any):
+        self.vae = vae
+        self.patcher = static_patcher(vae.patcher)
+        self.session: Session | None = None
+
+    def bind(self, session: Session) -> SessionDecoder:
+        """From now on decode latents of ``session``'s model; returns itself."""
+        self.session = session
+        return self
+
+    def __call__(self, latent: Tensor) -> Tensor:
+        """See :class:`~...core.caso.seams.ImageDecoder`; fp32."""
+        assert self.session is not None, "bind a session first"
+        scaled = self.session.denoiser.base.process_latent_out(latent)
+        decoded: Tensor = self.patcher.model.decode(scaled.to(self.patcher.load_device, self.vae.vae_dtype))
+        return decoded.float() / 2 + 0.5  # the host's own step from -1..1, without the clipping
+
+
+def encode_images(vae: Any, images: Tensor, batch_size: int = 4) -> dict[str, Any]:
+    """The LATENT of ``images [N, H, W, C]`` in 0..1, as stock VAE Encode makes it, ``batch_size`` images at a time.
+
+    Raises:
+        EditingError: no images, or values that are not numbers.
+    """
+    if not len(images):
+        raise EditingError("There are no pictures; wire at least one.")
+    if not bool(torch.isfinite(images).all()):
+        raise EditingError("The pictures hold values that are not numbers (NaN or infinity); check the node that makes them.")
+    parts = []
+    for part in images[..., :3].split(batch_size):
+        model_management.throw_exception_if_processing_interrupted()
+        parts.append(vae.encode(part))
+    return {"samples": torch.cat(parts)}

@@ -1,0 +1,207 @@
+"""CASO's seams on real hosts: token vectors in place of words, and gradients from an image back to them, inside a prompt."""
+
+import comfy.sd
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.supported_models_base
+import comfy.text_encoders.sd2_clip as sd2_clip
+import folder_paths
+import pytest
+import torch
+from conftest import PACK, noise
+from test_parts import SMALL
+
+import nodes
+
+KINDS = {
+    "sd1": (comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
+    "sd2": (sd2_clip.SD2Tokenizer, sd2_clip.SD2ClipModel),
+    "sdxl": (comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel),
+}
+WORD = "cat"
+
+
+def tiny_clip(kind, folder=None):
+    options = {"dtype": torch.float32, "clip_l_model_config": SMALL}
+    options |= {"clip_g_model_config": SMALL | {"hidden_size": 64}, "clip_h_model_config": SMALL | {"hidden_size": 48}}
+    clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(*KINDS[kind]), embedding_directory=folder, model_options=options)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in clip.cond_stage_model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    return clip
+
+
+def table(clip, name):
+    return getattr(clip.cond_stage_model, name).transformer.get_input_embeddings().weight
+
+
+def rows_of(clip, text):
+    """Encoder -> the table rows of the words of ``text``, ``[1, n, D]``."""
+    found = {}
+    for key, (block,) in clip.tokenize(text).items():
+        ids = [token for token, _ in block]
+        end = ids.index(49407)
+        found[f"clip_{key}"] = table(clip, f"clip_{key}")[ids[1:end]][None].clone()
+    return found
+
+
+def stock(clip, text):
+    return nodes.CLIPTextEncode().encode(clip, text)[0]
+
+
+def assert_same(found, expected):
+    ((states, options),), ((wanted, others),) = found, expected
+    torch.testing.assert_close(states, wanted, rtol=0, atol=1e-5)
+    assert options.keys() == others.keys()
+    if others["pooled_output"] is not None:
+        torch.testing.assert_close(options["pooled_output"], others["pooled_output"], rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def clip(request):
+    with torch.inference_mode():  # as a loader node would
+        return tiny_clip(request.param)
+
+
+@pytest.mark.parametrize("text", [WORD, "two cats", ""])
+@torch.inference_mode()
+def test_a_words_table_rows_give_its_stock_conditioning(pack, clip, text):
+    encoder = pack.TokenEncoder(clip)
+    assert_same(encoder(rows_of(clip, text)), stock(clip, text))
+    assert encoder.encoder_name == pack.text_encoder_name(clip)
+    for name, vector in encoder.end_vectors.items():
+        torch.testing.assert_close(vector, table(clip, name)[49407])
+
+
+@torch.inference_mode()
+def test_the_chosen_layer_is_respected(pack):
+    clip = tiny_clip("sd1")
+    clip.clip_layer(-2)
+    assert_same(pack.TokenEncoder(clip)(rows_of(clip, WORD)), stock(clip, WORD))
+
+
+def test_gradient_of_the_encoder_is_the_finite_difference_and_rows_are_prompts_of_their_own(pack, clip):
+    with torch.inference_mode():
+        injector = pack.SessionInjector(clip)
+        before = stock(clip, "a photo of a cat")
+        with pack("nodes.host.gradients").gradient_scope(True):
+            clip.load_model()
+            pack("nodes.host.gradients").materialise(injector.patcher.model, torch.device("cpu"))
+            leaves = {name: (noise(2, 2, width, seed=4) * 0.1).requires_grad_() for name, width in injector.widths.items()}
+            mixed = {name: noise(*leaf.shape, seed=5) for name, leaf in leaves.items()}
+            weights = noise(2, 77, sum(injector.widths.values()), seed=6)
+
+            def loss(vectors):
+                states, pooled = injector.encode(vectors)
+                value = (states.double() * weights).sum()
+                return value if pooled is None else value + pooled.double().square().sum()
+
+            gradients = torch.autograd.grad(loss(leaves), list(leaves.values()))
+            step = 3e-3
+            ends = [loss({name: leaf.detach() + sign * step * mixed[name] for name, leaf in leaves.items()}) for sign in (1, -1)]
+            joined, _ = injector.encode(leaves)
+            single, _ = injector.encode({name: leaf[1:] for name, leaf in leaves.items()})
+        expected = float(ends[0] - ends[1]) / (2 * step)
+        found = sum(float((gradient * mixed[name]).sum()) for name, gradient in zip(leaves, gradients, strict=True))
+        assert abs(expected) > 1e-3 and found == pytest.approx(expected, rel=2e-2)
+        torch.testing.assert_close(joined[1:], single, rtol=0, atol=1e-5)
+        assert not any(module._forward_pre_hooks for module in injector.patcher.model.modules())
+        assert_same(stock(clip, "a photo of a cat"), before)
+
+
+def test_vectors_of_another_model_are_refused(pack):
+    encoder = pack.TokenEncoder(tiny_clip("sd1"))
+    with pytest.raises(ValueError, match="for clip_l 768, but"):
+        encoder({"clip_l": torch.zeros(1, 1, 768)})
+
+
+def test_a_text_encoder_of_another_kind_is_refused(pack):
+    clip = tiny_clip("sd1")
+    clip.tokenize = lambda text: {"t5xxl": [[]]}
+    with pytest.raises(ValueError, match=r"use the CLIP of an SD 1\.x"):
+        pack.TokenEncoder(clip)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@torch.inference_mode()
+def test_a_saved_embedding_is_the_same_in_the_stock_node(pack, tmp_path, kind):
+    clip = tiny_clip(kind, [str(tmp_path)])
+    encoder = pack.TokenEncoder(clip)
+    vectors = {name: noise(2, width, seed=8) * 0.1 for name, width in encoder.widths.items()}
+    made = pack("core.caso.embedding").SemanticEmbedding(vectors, encoder.encoder_name, "mouth", "smile")
+    made.save(tmp_path / "my_attribute.safetensors")
+    assert_same(made.condition(encoder), stock(clip, "embedding:my_attribute"))
+
+
+demo_only = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
+
+
+@demo_only
+def test_the_demo_clip_finds_embeddings(pack, tmp_path, monkeypatch):
+    paths = dict(folder_paths.folder_names_and_paths)
+    paths["embeddings"] = ([str(tmp_path)], paths["embeddings"][1])
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", paths)
+    with torch.inference_mode():
+        clip = pack.load_demo_model()[1]
+        encoder = pack.TokenEncoder(clip)
+        assert_same(encoder(rows_of(clip, "smiling")), stock(clip, "smiling"))
+        made = pack("core.caso.embedding").SemanticEmbedding({"clip_l": noise(1, encoder.widths["clip_l"])}, encoder.encoder_name)
+        made.save(tmp_path / "mine.safetensors")
+        assert_same(made.condition(encoder), stock(clip, "embedding:mine"))
+
+
+@demo_only
+def test_gradient_through_the_whole_demo_model_is_the_finite_difference(pack):
+    """Vectors -> text encoder -> U-Net -> VAE -> classifier, all loaded inside a prompt as stock loaders do."""
+    with torch.inference_mode():
+        model, clip, vae = pack.load_demo_model()
+        held = pack.hold_classifier(lambda: pack("core.classifiers.loaders").load_image_classifier(
+            PACK / "assets" / "demo" / "classifier.safetensors"))  # fmt: skip
+        injector, decoder = pack.SessionInjector(clip), pack.SessionDecoder(vae)
+
+        def work(session):
+            injector.bind(session), decoder.bind(session)
+            x = noise(2, 4, 8, 8, seed=2) * 2
+            start = injector.end_vectors["clip_l"].expand(1, 1, -1)
+            direction = noise(*start.shape, seed=3) * injector.token_scale["clip_l"]
+
+            def loss(vectors):
+                images = decoder(session.denoiser(x, torch.tensor([1.0, 2.0]), injector({"clip_l": vectors})))
+                assert images.shape == (2, 3, 64, 64)
+                return held.classifier.logits(images)["mouth"].double().square().mean()
+
+            leaf = start.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(leaf), [leaf])
+            with torch.no_grad():
+                ends = [loss(start + sign * 1e-2 * direction) for sign in (1, -1)]
+            parameters = [p for patcher in (injector.patcher, decoder.patcher, held.patcher) for p in patcher.model.parameters()]
+            assert not any(p.requires_grad or p.grad is not None for p in parameters)
+            return float((gradient * direction).sum()), float(ends[0] - ends[1]) / 2e-2, gradient
+
+        empty = {"samples": torch.zeros(2, 4, 8, 8)}
+        companions = [injector.patcher, decoder.patcher, held.patcher]
+        conds = {"positive": stock(clip, "")}
+        found, expected, gradient = pack.run(model, empty, conds, work, gradients=True, companions=companions)
+    assert float(gradient.norm()) > 0
+    assert found == pytest.approx(expected, rel=0.03)
+
+
+@demo_only
+def test_decoder_is_the_stock_one_before_clipping(pack):
+    with torch.inference_mode():
+        model, clip, vae = pack.load_demo_model()
+        images = noise(3, 40, 48, 3).sigmoid()
+        latent = pack.encode_images(vae, images, batch_size=2)
+        torch.testing.assert_close(latent["samples"], nodes.VAEEncode().encode(vae, images)[0]["samples"], rtol=1e-4, atol=1e-4)
+        decoder = pack.SessionDecoder(vae)
+        clean = pack.latent_to_model(model, latent)
+        conds = {"positive": stock(clip, "")}
+        found = pack.run(model, latent, conds, lambda session: decoder.bind(session)(clean), companions=[decoder.patcher])
+        expected = nodes.VAEDecode().decode(vae, latent)[0].movedim(-1, 1)
+    torch.testing.assert_close(found.clamp(0, 1), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(0, 8, 8, 3), torch.full((1, 8, 8, 3), float("nan"))])
+def test_pictures_that_cannot_be_encoded(pack, images):
+    with pytest.raises(ValueError, match="pictures"):
+        pack.encode_images(None, images)
