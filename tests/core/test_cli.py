@@ -206,6 +206,8 @@ def test_demo_writes_a_sheet_pictures_and_measures(tmp_path, monkeypatch, capsys
     if not (FOLDER / "classifier.safetensors").is_file():
         pytest.skip("no classifier file yet")
     monkeypatch.setattr(showcase, "EDITS", ("mouth: sad to smile", "background: blue to green"))
+    expand = showcase.expand_words
+    monkeypatch.setattr(showcase, "expand_words", lambda words, count, **options: expand(words, 8, **options))  # 256 take most of the time
     assert cli.main(["demo", "--out", str(tmp_path / "out"), "--steps", "2"]) == 0
     measures = json.loads((tmp_path / "out" / "measures.json").read_text())
     assert measures["settings"]["steps"] == 2
