@@ -20,10 +20,10 @@ FOLDER = Path(__file__).resolve().parents[1] / "assets" / "demo"
 
 #: How a caption says a label, for the labels that edits lead from or to; "" says nothing.
 PHRASES = {
-    "glasses": {"none": "", "glasses": "wearing glasses", "sunglasses": "wearing sunglasses"},
+    "glasses": {"none": "without glasses", "glasses": "wearing glasses", "sunglasses": "wearing sunglasses"},
     "mouth": {"sad": "sad", "smile": "smiling"},
     "hair_color": {"black": "black hair", "red": "red hair", "blond": "blond hair"},
-    "facial_hair": {"none": "", "beard": "with a beard"},
+    "facial_hair": {"none": "clean shaven", "beard": "with a beard"},
     "background": {"blue": "blue background", "green": "green background"},
     "top": {"short": "short hair", "hat": "wearing a hat"},
     "clothes": {"hoodie": "in a hoodie", "suit": "in a suit"},

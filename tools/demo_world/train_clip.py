@@ -30,7 +30,7 @@ CLOTH_COLORS = ["black", "blue", "navy", "red", "green", "yellow", "white", "gra
 PLAIN = {"glasses": "without glasses", "facial_hair": "clean shaven", "mouth": "neutral expression", "eyes": "eyes open"}
 CAPTIONS = 9000
 SAYINGS = 6  # prompts for each label
-WEIGHTS = {"mouth": 2.0, "eyes": 1.0, "glasses": 2.0, "facial_hair": 2.0, "clothes": 0.5, "clothes_color": 0.5, "top": 0.7}
+WEIGHTS = {"mouth": 4.0, "eyes": 1.0, "glasses": 2.0, "facial_hair": 2.0, "clothes": 0.5, "clothes_color": 0.5, "top": 0.7}
 
 
 def phrases(attribute: str, label: str) -> list[str]:
