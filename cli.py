@@ -15,6 +15,7 @@ from .core.errors import EditingError
 
 BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 SOLVER_NAMES = ("auto", "fixed_point", "anderson", "gradient", "ddim")
+PRESETS = ("lockstep", "carried", "released")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("--solver", choices=SOLVER_NAMES, default="auto", help="how each inversion step is solved")
     edit.add_argument("--cfg", type=float, default=5.0, help="how strongly the edit is followed")
     edit.add_argument("--guidance", type=float, default=0.1, help="how strongly the layout is kept; 0 is off")
+    edit.add_argument(
+        "--preset", choices=PRESETS, default="lockstep", help="how a guided step is taken: the paper's way (lockstep), carried, or released"
+    )
     edit.add_argument("--strength", type=float, default=1.0, help="of the direction, -3 to 3")
     edit.add_argument("--sentences", type=int, default=256, help="sentences a side of the direction")
     edit.add_argument("--seed", type=int, default=0, help="which sentences are drawn; all else is deterministic")
@@ -143,7 +147,7 @@ def run_edit(options: argparse.Namespace) -> None:
     print(f"{options.image.name}: {note}", flush=True)
     request = WordEdit(
         source=options.source, target=options.target, caption=options.caption, steps=options.steps, solver=options.solver, cfg=options.cfg,
-        guidance=options.guidance, strength=options.strength, sentences=options.sentences, seed=options.seed,
+        guidance=options.guidance, preset=options.preset, strength=options.strength, sentences=options.sentences, seed=options.seed,
         direction_files=tuple(options.direction or ()),
     )  # fmt: skip
     edited, summary = edit_by_words(model, image, request, report=lambda line: print(line, flush=True))

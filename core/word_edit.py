@@ -12,7 +12,7 @@ from torch import Tensor
 from .checkpoints import Checkpoint
 from .directions import EditDirection, sentence_direction
 from .errors import EditingError
-from .guidance import cross_attention_guided_edit
+from .guidance import Preset, cross_attention_guided_edit
 from .inversion import invert
 from .sentences import expand_words, noun_phrase
 from .solvers import Solver
@@ -26,7 +26,7 @@ class WordEdit:
         source, target: words or phrases, see :func:`~.sentences.expand_words`.
         caption: of the picture; None is "a photo of" the source.
         steps, solver: of the inversion and the edit.
-        cfg, guidance: see :func:`~.guidance.cross_attention_guided_edit`.
+        cfg, guidance, preset: see :func:`~.guidance.cross_attention_guided_edit`.
         strength: of the direction, -3..3.
         sentences, seed: of the built-in sentences.
         direction_files: a saved direction, or two mean embeddings (source, target), instead of the words' own direction.
@@ -39,6 +39,7 @@ class WordEdit:
     solver: Solver = "auto"
     cfg: float = 5.0
     guidance: float = 0.1
+    preset: Preset = "lockstep"
     strength: float = 1.0
     sentences: int = 256
     seed: int = 0
@@ -74,7 +75,7 @@ def _edit(model: Checkpoint, image: Tensor, request: WordEdit, report: Callable[
     inversion = invert(denoiser, latent, source_cond, request.steps, request.solver)
     report(f"editing along {direction.describe()}")
     edited = cross_attention_guided_edit(
-        denoiser, inversion, source_cond, target_cond, cfg=request.cfg, guidance=request.guidance
+        denoiser, inversion, source_cond, target_cond, cfg=request.cfg, guidance=request.guidance, preset=request.preset
     )  # fmt: skip
     spent = denoiser.evaluations
     worst = float(inversion.residuals.max())

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from graph_builder import Graph, Node, Output
 
 #: The counterfactual pair of the demo's word edit.
-PAIR = "hair color: black to red"
+PAIR = "glasses: none to glasses"
 
 
 def demo_source(graph: Graph, pictures: str, number: int) -> tuple[Node, Node, Output, Output]:
@@ -82,6 +82,7 @@ def word_edit(
     latent: Output,
     name: str,
     cfg: float,
+    preset: str = "lockstep",
     **texts: Any,
 ) -> tuple[Node, Node, Node]:
     """Inversion, direction and guided sampler; returns the nodes whose pictures and report are to be shown."""
@@ -92,7 +93,7 @@ def word_edit(
     )
     edited = graph.add(
         "SemEdit_CrossAttnGuidedSampler", column + 1, model=model, inversion=inversion.out("inversion"),
-        target=applied.out("conditioning"), cfg=cfg, width=330,
+        target=applied.out("conditioning"), cfg=cfg, preset=preset, width=330,
     )  # fmt: skip
     graph.add("PreviewAny", column + 1, title="Report", source=edited.out("report"), width=330, height=180)
     decoded = show(graph, column + 2, edited.out("latent"), vae, name, "Edited image")
@@ -100,19 +101,19 @@ def word_edit(
 
 
 def demo_word_edit(graph: Graph) -> None:
-    """Black hair turns red, beside the true answer."""
-    model, picture, positive, latent = demo_source(graph, PAIR, 3)
+    """A face gets glasses, beside the true answer."""
+    model, picture, positive, latent = demo_source(graph, PAIR, 0)
     word_edit(
         graph, 2, model.out("MODEL"), model.out("CLIP"), model.out("VAE"), positive, latent, "demo_word_edit",
-        1.0, source="black hair", target="red hair", mode="words", bank="portrait",
+        2.0, "carried", source="without glasses", target="wearing glasses", mode="words", bank="portrait",
     )  # fmt: skip
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title="True edited image (for comparison)", images=picture.out("edited image"))
     graph.note(
         "# Edit by words\n\n1. **SPDInv Inversion** finds the picture's noise.\n2. **Sentence Edit Direction** finds the way from "
-        "*black hair* to *red hair* in the text encoder.\n3. **Cross-Attn Guided Sampler** makes the edited picture and holds the "
+        "*without glasses* to *wearing glasses* in the text encoder.\n3. **Cross-Attn Guided Sampler** makes the edited picture and holds the "
         "layout.\n\nThe demo world knows the true answer; it is shown beside the edit. Try another pair and its words. This small model "
-        "edits best at *cfg* 1 to 2; Stable Diffusion wants about 5.",
+        "edits best at *cfg* about 2; Stable Diffusion wants about 5.",
         0, title="What this shows", height=290,
     )  # fmt: skip
 
