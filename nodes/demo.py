@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.demo_data import DemoData
@@ -12,29 +13,35 @@ from .host import io, load_demo_model, schema, widget
 
 CATEGORY = "semantic editing/demo"
 PORTRAITS = "portraits"
+EVERYONE = "everyone"  # the pictures of all pairs, to learn from
 
 
-def demo_pictures(pictures: str, number: int) -> tuple[Any, str, Any, str]:
-    """``(image [1, H, W, 3], caption, edited image, edited caption)``; of ``PORTRAITS`` both are the same.
+def demo_pictures(pictures: str, number: int, count: int = 1) -> tuple[Any, str, Any, str]:
+    """``(images [count, H, W, 3], captions, edited images, edited captions)``; of ``PORTRAITS`` both are the same.
+
+    Captions of several pictures are lines.
 
     Raises:
-        EditingError: no such set, or ``number`` past its end.
+        EditingError: no such set, or pictures past its end.
     """
     data = DemoData()
-    pairs = [] if pictures == PORTRAITS else data.pairs_of(pictures)
+    pairs = [] if pictures == PORTRAITS else data.pairs if pictures == EVERYONE else data.pairs_of(pictures)
     size = len(pairs) or len(data.captions)
-    if not 0 <= number < size:
-        raise EditingError(f"There is no picture {number} of {pictures!r}; use a number from 0 to {size - 1}.")
+    if count < 1 or not 0 <= number <= size - count:
+        raise EditingError(f"There are no {count} picture(s) from {number} on of {pictures!r}; it has pictures from 0 to {size - 1}.")
+    rows = slice(number, number + count)
     if pairs:
-        pair = pairs[number]
-        return as_image(pair.source), pair.source_caption, as_image(pair.target), pair.target_caption
-    image, caption = as_image(data.images[number]), data.captions[number]
-    return image, caption, image, caption
+        chosen = pairs[rows]
+        sources, targets = (as_images([getattr(pair, side) for pair in chosen]) for side in ("source", "target"))
+        before, after = ("\n".join(getattr(pair, f"{side}_caption") for pair in chosen) for side in ("source", "target"))
+        return sources, before, targets, after
+    images, captions = as_images(list(data.images[rows])), "\n".join(data.captions[rows])
+    return images, captions, images, captions
 
 
-def as_image(picture: Tensor) -> Tensor:
-    """``[3, H, W]`` -> IMAGE ``[1, H, W, 3]``."""
-    return picture.movedim(0, -1)[None].contiguous()
+def as_images(pictures: list[Tensor]) -> Tensor:
+    """Pictures ``[3, H, W]`` -> IMAGE ``[N, H, W, 3]``."""
+    return torch.stack(pictures).movedim(1, -1).contiguous()
 
 
 class LoadDemoModel(io.ComfyNode):
@@ -74,17 +81,17 @@ class LoadDemoImage(io.ComfyNode):
             node_id="SemEdit_LoadDemoImage",
             display_name="Load Demo Image",
             category=CATEGORY,
-            description="A picture of the demo world with its caption. Choose an edit instead of 'portraits' to get a pair: the picture "
-            "and the same face truly edited, to compare an edit with.",
+            description="A picture of the demo world with its caption, or several. Choose an edit instead of 'portraits' to get pairs: the "
+            "picture and the same face truly edited, to compare an edit with.",
             search_aliases=["demo picture", "test image", "counterfactual pair", "example image"],
             inputs=[
                 widget(
                     io.Combo,
                     "pictures",
-                    options=[PORTRAITS, *DemoData().edits],
+                    options=[PORTRAITS, *DemoData().edits, EVERYONE],
                     default=PORTRAITS,
                     tooltip="'portraits': plain demo pictures. An edit, e.g. 'mouth: sad to smile': pairs before and after exactly "
-                    "that edit.",
+                    "that edit. 'everyone': the pairs of all edits, to train with.",
                 ),
                 widget(
                     io.Int,
@@ -93,6 +100,16 @@ class LoadDemoImage(io.ComfyNode):
                     min=0,
                     max=9999,
                     tooltip="Which picture of the chosen set, from 0. A number past the end is refused with the size of the set.",
+                ),
+                widget(
+                    io.Int,
+                    "count",
+                    default=1,
+                    min=1,
+                    max=9999,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How many pictures from that number on, as a batch; captions then come one a line.",
                 ),
             ],
             outputs=[
@@ -110,9 +127,9 @@ class LoadDemoImage(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, pictures: str, number: int) -> Any:
-        """Look the picture up; raises EditingError for an unknown set or a number past its end."""
-        return io.NodeOutput(*demo_pictures(pictures, number))
+    def execute(cls, pictures: str, number: int, count: int = 1) -> Any:
+        """Look the pictures up; raises EditingError for an unknown set or a number past its end."""
+        return io.NodeOutput(*demo_pictures(pictures, number, count))
 
 
 NODES = [LoadDemoModel, LoadDemoImage]

@@ -21,6 +21,9 @@ TECHNIQUES = (
     "guidance",
     "classifiers",
     "classifier_trainer",
+    "caso_trainer",
+    "caso_embeddings",
+    "caso_sampling",
 )
 
 

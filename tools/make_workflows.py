@@ -1,4 +1,5 @@
-"""Build workflows/*.json (the UI's format) and workflows/api/*.json (the server's) from the one description in workflow_graphs.py.
+"""Build workflows/*.json (the UI's format) and workflows/api/*.json (the server's) from the one description in
+workflow_graphs.py and caso_graphs.py.
 
 Node definitions come from a running ComfyUI's /object_info, so both formats hold what that host says:
 
@@ -28,12 +29,13 @@ def build_all(info: dict[str, Any]) -> dict[str, str]:
     """Relative path -> file text of every workflow in both formats."""
     sys.path.insert(0, str(Path(__file__).parent))  # as when this file is run, also where it is imported
     try:
+        from caso_graphs import GRAPHS as CASO_GRAPHS
         from graph_builder import Graph
         from workflow_graphs import GRAPHS
     finally:
         sys.path.pop(0)
     files = {}
-    for name, describe in GRAPHS.items():
+    for name, describe in {**GRAPHS, **CASO_GRAPHS}.items():
         graph = Graph(name, info)
         describe(graph)
         files[f"{name}.json"] = json.dumps(graph.ui(), indent=1) + "\n"

@@ -1,0 +1,231 @@
+"""The CASO nodes in the host, inside a prompt, on the demo model: trained, saved, loaded, applied, cancelled and gone on with."""
+
+import comfy.model_management as mm
+import comfy.samplers
+import folder_paths
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
+from conftest import PACK, noise
+
+import nodes
+
+pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
+
+TRAINING = {
+    "attribute": "mouth", "targets": "smile", "folder": "", "filename": "mine", "overwrite": False, "steps": 4, "batch_size": 1,
+    "noise_level": 0.3, "seed": 1, "resume": False, "image_size": 64, "held_out": 1, "learning_rate": 0.05, "cfg": 5.0,
+    "reconstruction": 1.0, "band": 0.0, "tokens": 1, "bank": 1, "augmentation": 1.0, "flip": True, "check_every": 2,
+}  # fmt: skip
+WINDOW = {"window": "custom", "start": 0.5, "end": 0.0, "single_step": False, "joined": True}
+
+
+@pytest.fixture(scope="module")
+def demo(pack):
+    with torch.inference_mode():
+        return pack.load_demo_model()
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    paths = dict(folder_paths.folder_names_and_paths)
+    paths["embeddings"] = ([str(tmp_path / "embeddings")], paths["embeddings"][1])
+    paths.pop("embedding_trainings", None)
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", paths)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def images():
+    return noise(4, 64, 64, 3, seed=9).sigmoid()
+
+
+def node(pack, module, name):
+    return getattr(pack(f"nodes.{module}"), name)
+
+
+def train(pack, demo, images, **changed):
+    classifier = node(pack, "classifiers", "AttributeClassifierLoader").execute("demo", "", "", 0, "auto").args[0]
+    return node(pack, "caso_trainer", "CASOEmbeddingTrainer").execute(*demo, classifier, **(TRAINING | {"images": images} | changed)).args
+
+
+def made_up(pack, demo, seed=5):
+    """A chosen embedding that no training made."""
+    encoder = pack.TokenEncoder(demo[1])
+    vectors = {name: noise(1, width, seed=seed) * encoder.token_scale[name] for name, width in encoder.widths.items()}
+    return ((pack("core.caso.embedding").SemanticEmbedding(vectors, encoder.encoder_name, "mouth", "smile"), 1.0),)
+
+
+def edit(pack, demo, chosen, **changed):
+    given = {"strength": 3.0, "steps": 6, "interpolate": 0} | WINDOW | changed
+    return node(pack, "caso_sampling", "CASOEditSampler").execute(*demo[:2], chosen, **given).args
+
+
+def stock(clip, text):
+    return nodes.CLIPTextEncode().encode(clip, text)[0]
+
+
+def vectors_of(chosen):
+    return chosen[0][0].vectors["clip_l"]
+
+
+@torch.inference_mode()
+def test_trained_embedding_is_the_same_in_the_stock_node_and_in_ours(pack, demo, images, folders):
+    demo = pack.load_demo_model()  # its tokenizer looks where embeddings lie now
+    before = stock(demo[1], "a smile")[0][0]
+    chosen, samples, plot, report, text = train(pack, demo, images)
+    assert text == "embedding:mine" and "4 steps on 3 pictures, 1 held out" in report
+    # 4 samples, each with a prediction of its own; at most as many unconditional ones; the held picture: 1 + a look at steps 2 and 4
+    forward, backward = (float(word) for word in report.split("evaluations: ")[1].replace(" forward,", "").split()[:2])
+    assert backward == 4 and 4 + 3 <= forward <= 8 + 3
+    assert samples.ndim == plot.ndim == 4 and samples.shape[-1] == plot.shape[-1] == 3
+    assert sorted(path.name for path in (folders / "embeddings").iterdir()) == ["mine.preview.png", "mine.safetensors", "mine.training.png"]
+    loaded, conditioning, prompt, _ = node(pack, "caso_embeddings", "CASOEmbeddingLoader").execute(demo[1], "mine.safetensors").args
+    assert prompt == text and torch.equal(vectors_of(loaded), vectors_of(chosen))
+    ((ours, options),), ((theirs, others),) = conditioning, stock(demo[1], text)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(options["pooled_output"], others["pooled_output"], rtol=0, atol=1e-5)
+    assert float((ours - stock(demo[1], "")[0][0]).abs().max()) > 1e-3, "something was learned"
+    assert torch.equal(stock(demo[1], "a smile")[0][0], before), "the text encoder is as it was"
+    assert not ours.requires_grad and not vectors_of(chosen).requires_grad
+
+
+@torch.inference_mode()
+def test_cancel_keeps_the_best_and_going_on_ends_as_if_it_never_happened(pack, demo, images, folders, monkeypatch):
+    straight = vectors_of(train(pack, demo, images, steps=6)[0])
+    shown = []
+
+    def press(value, total, preview=None, **named):
+        shown.append(preview)
+        if value == 3:
+            mm.interrupt_current_processing(True)
+
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", press)
+    with pytest.raises(mm.InterruptProcessingException):
+        train(pack, demo, images, steps=6, filename="again")
+    assert any(preview is not None for preview in shown), "a picture at the first look"
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", None)
+    kept = pack("core.caso.embedding").SemanticEmbedding.load(folders / "embeddings" / "again.safetensors")
+    assert kept.info["steps"] == 2
+    chosen, *_ = train(pack, demo, images, steps=6, filename="again", resume=True)
+    torch.testing.assert_close(vectors_of(chosen), straight, rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_what_the_trainer_refuses(pack, demo, images, folders):
+    (folders / "embeddings").mkdir()
+    (folders / "embeddings" / "mine.safetensors").write_bytes(b"precious")
+    for changed, said in (
+        ({}, "exists already"), ({"attribute": ""}, "knows several attributes"), ({"targets": "grin"}, "has no class 'grin'"),
+        ({"folder": "faces", "filename": "b"}, "Both a folder and images"), ({"images": None, "filename": "c"}, "There are no pictures"),
+        ({"targets": ""}, "at least one"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            train(pack, demo, **({"images": images} | changed))
+    assert (folders / "embeddings" / "mine.safetensors").read_bytes() == b"precious"
+
+
+@torch.inference_mode()
+def test_edit_equals_the_core_on_diffusers(pack, demo, images):
+    """The whole node (encoding, inversion, window) against the same steps on the same weights in diffusers."""
+    chosen = made_up(pack, demo)
+    latent = nodes.VAEEncode().encode(demo[2], images[:2])[0]
+    edited, strip, report = edit(pack, demo, chosen, latent=latent, interpolate=3)
+    theirs, backend, editing = pack("core.demo").load_demo_model(), pack("core.backends.caso"), pack("core.caso.editing")
+    injector = backend.demo_injector(theirs)
+    uncond = pack("core.caso.seams").empty_condition(injector)
+    term = pack("core.caso.embedding").GuidanceTerm(chosen[0][0].condition(injector), 3.0)
+    source = pack("core.inversion").invert(theirs.denoiser(), pack.latent_to_model(demo[0], latent), uncond, 6)
+    expected = editing.semantic_edit(theirs.denoiser(), source, uncond, [term], editing.Window(0.5))
+    found = pack.latent_to_model(demo[0], edited)
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
+    rows = strip["samples"].unflatten(0, (2, 3))
+    torch.testing.assert_close(rows[:, 2], edited["samples"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(rows[:, 1], edit(pack, demo, chosen, latent=latent, strength=0.0)[0]["samples"], rtol=0, atol=1e-5)
+    assert float((rows[:, 0] - rows[:, 2]).abs().max()) > 1e-2
+    assert "smile +3" in report
+
+
+@torch.inference_mode()
+def test_guider_paints_what_the_edit_sampler_paints(pack, demo, images):
+    model, clip, vae = demo
+    chosen = made_up(pack, demo)
+    latent = nodes.VAEEncode().encode(vae, images[:2])[0]
+
+    def work(session):
+        return pack("core.inversion").invert(session.denoiser, session.latent, session.conds["positive"], 6, "ddim")
+
+    inversion = pack.run(model, latent, {"positive": stock(clip, "")}, work)
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, 32:] = 1
+    edited, _, report = edit(pack, demo, chosen, inversion=inversion, mask=mask)
+    assert "with a prompt" not in report
+    guider = node(pack, "caso_sampling", "CASOGuider").execute(model, clip, chosen, inversion, strength=3.0, mask=mask, **WINDOW).args[0]
+    start, sigmas, still = pack("nodes.reports").inversion_values(model, inversion)[1:]
+    sampler = SamplerCustomAdvanced()
+    sample = getattr(sampler, "sample", None) or sampler.execute
+    again = sample(still, guider, comfy.samplers.sampler_object("euler"), sigmas, start)[0]["samples"]
+    assert float((again - edited["samples"]).norm() / edited["samples"].norm()) < 1e-3
+    source = pack.latent_from_model(model, inversion.latents[0])["samples"]
+    torch.testing.assert_close(edited["samples"][..., :3], source[..., :3], rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_generate_is_stock_guidance_by_the_embedding(pack, demo):
+    """Against SamplerCustomAdvanced with the embedding as prompt, the empty one as negative, and strength as cfg."""
+    model, clip, _ = demo
+    chosen, seed = made_up(pack, demo), 7
+    empty = {"samples": torch.zeros(2, 4, 8, 8)}
+    window = WINDOW | {"window": "whole"}
+    generate = node(pack, "caso_sampling", "CASOGenerate").execute
+    made, _ = generate(model, clip, chosen, empty, strength=3.0, steps=5, seed=seed, **window).args
+    grid = pack.run(model, empty, {"positive": stock(clip, "")}, lambda session: session.denoiser.sigma_grid(5)).flip(0)
+    guide = CFGGuider()
+    positive = chosen[0][0].condition(pack.TokenEncoder(clip))
+    guider = (getattr(guide, "get_guider", None) or guide.execute)(model, positive, stock(clip, ""), 3.0)[0]
+
+    class Noise:
+        seed = 0
+
+        def generate_noise(self, latent):
+            return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7)) * (1 + grid[0] ** 2).sqrt() / grid[0]
+
+    sampler = SamplerCustomAdvanced()
+    sample = getattr(sampler, "sample", None) or sampler.execute
+    expected = sample(Noise(), guider, comfy.samplers.sampler_object("euler"), grid, empty)[0]["samples"]
+    assert float((made["samples"] - expected).norm() / expected.norm()) < 1e-4
+
+
+@torch.inference_mode()
+def test_combined_strengths_multiply(pack, demo, images):
+    latent = nodes.VAEEncode().encode(demo[2], images[:1])[0]
+    combine = node(pack, "caso_embeddings", "CASOCombine").execute
+    first, second = made_up(pack, demo), made_up(pack, demo, 6)
+    both, _ = combine(first, -0.5, 2.0, 1.0, 1.0, second=second).args
+    assert [strength for _, strength in both] == [-0.5, 2.0]
+    nested, _ = combine(both, 2.0, 1.0, 1.0, 1.0).args
+    assert [strength for _, strength in nested] == [-1.0, 4.0]
+    alone, _ = combine(first, 1.0, 0.0, 1.0, 1.0, second=second).args
+    found, wanted = (edit(pack, demo, chosen, latent=latent)[0]["samples"] for chosen in (alone, first))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    foreign = pack("core.caso.embedding").SemanticEmbedding({"clip_l": torch.ones(1, 768)})
+    with pytest.raises(ValueError, match="combine embeddings of one kind"):
+        combine(first, 1.0, 1.0, 1.0, 1.0, second=((foreign, 1.0),))
+    with pytest.raises(ValueError, match="belongs to the text encoder clip_l 768"):
+        edit(pack, demo, ((foreign, 1.0),), latent=latent)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "Wire either a latent or an inversion"),
+        ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}, "interpolate": 1}, "interpolate is 1"),
+        ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}, "window": "zzz"}, "no window 'zzz'"),
+        ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}, "start": 0.2, "end": 0.4}, "start > end"),
+    ],
+)
+def test_what_the_edit_sampler_refuses(pack, demo, changed, said):
+    with pytest.raises(ValueError, match=said):
+        edit(pack, demo, made_up(pack, demo), **changed)

@@ -1,0 +1,125 @@
+"""The shipped workflows of CASO, described like those of workflow_graphs.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from workflow_graphs import show
+
+if TYPE_CHECKING:
+    from graph_builder import Graph, Node, Output
+
+#: The counterfactual pair that the demo edits, and the first of the pictures to learn from, which are of other faces.
+PAIR, FIRST_TO_LEARN_FROM = "glasses: none to glasses", 48
+
+
+def demo_caso_train(graph: Graph) -> None:
+    """Glasses, learned from a classifier and pictures without captions."""
+    model = graph.add("SemEdit_LoadDemoModel", 0)
+    pictures = graph.add(
+        "SemEdit_LoadDemoImage", 0, title="Pictures to learn from", pictures="everyone", number=FIRST_TO_LEARN_FROM, count=128
+    )
+    classifier = graph.add("SemEdit_AttributeClassifierLoader", 0, classifier_file="demo")
+    trainer = graph.add(
+        "SemEdit_CASOEmbeddingTrainer", 1, model=model.out("MODEL"), clip=model.out("CLIP"), vae=model.out("VAE"),
+        attribute_classifier=classifier.out("classifier"), images=pictures.out("image"), attribute="glasses", targets="glasses",
+        filename="demo_glasses", overwrite=True, image_size=128, width=360,
+    )  # fmt: skip
+    graph.add("PreviewImage", 2, title="Held-out pictures, changed in one step", images=trainer.out("samples"))
+    graph.add("PreviewImage", 2, title="Loss and accuracy", images=trainer.out("plot"))
+    graph.add("PreviewAny", 2, title="Report", source=trainer.out("report"), height=180)
+    graph.add("PreviewAny", 2, title="Write this into any prompt", source=trainer.out("prompt text"), height=120)
+    graph.note(
+        "# Learn an attribute from a classifier\n\n**CASO Embedding Trainer** learns *glasses* from a classifier and 128 pictures; no "
+        "captions, no words. It takes some minutes on a CPU.\n\nThe result is a textual inversion: `embedding:demo_glasses` works in the "
+        "stock *CLIP Text Encode*, and *CASO Embedding Loader* lists it for `demo_caso_edit`.\n\nTry another *attribute* and *targets*: "
+        "`mouth` and `smile`, `facial_hair` and `beard`, `hair_color` and `red`.",
+        0, title="What this shows", height=300,
+    )  # fmt: skip
+
+
+def caso_source(graph: Graph) -> tuple[Node, Node, Output]:
+    """Columns 0 and 1 of the demo edits: model, picture, latent."""
+    model = graph.add("SemEdit_LoadDemoModel", 0)
+    picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=PAIR, number=0)
+    encoded = graph.add("VAEEncode", 1, pixels=picture.out("image"), vae=model.out("VAE"))
+    return model, picture, encoded.out("LATENT")
+
+
+def edit(
+    graph: Graph, column: int, loader: Node, latent: Output, embedding: Output, name: str, strength: float, window: str, strip: int = 0
+) -> Node:  # fmt: skip
+    """Edit sampler, its report and its picture."""
+    edited = graph.add(
+        "SemEdit_CASOEditSampler", column, model=loader.out("MODEL"), clip=loader.out("CLIP"), semantic_embedding=embedding, latent=latent,
+        strength=strength, window=window, interpolate=strip, width=330,
+    )  # fmt: skip
+    graph.add("PreviewAny", column, title="Report", source=edited.out("report"), width=330, height=160)
+    show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image")
+    if strip:
+        decoded = graph.add("VAEDecode", column + 1, title="Decode the strip", samples=edited.out("strip"), vae=loader.out("VAE"))
+        graph.add("PreviewImage", column + 1, title="From minus to plus", images=decoded.out("IMAGE"))
+    return edited
+
+
+def demo_caso_edit(graph: Graph) -> None:
+    """A bundled embedding turned up and down."""
+    model, picture, latent = caso_source(graph)
+    loaded = graph.add("SemEdit_CASOEmbeddingLoader", 1, clip=model.out("CLIP"), embedding_file="demo: glasses")
+    edit(graph, 2, model, latent, loaded.out("embedding"), "demo_caso_edit", DEMO_STRENGTH, "middle", strip=5)
+    graph.add("PreviewImage", 4, title="Original", images=picture.out("image"))
+    graph.add("PreviewImage", 4, title="True edited image (for comparison)", images=picture.out("edited image"))
+    graph.note(
+        "# Turn an attribute up and down\n\n**CASO Embedding Loader** brings *glasses*, learned from a classifier (see "
+        "`demo_caso_train`). **CASO Edit Sampler** guides the picture's own trajectory by it.\n\n*strength* 0 rebuilds the picture, below "
+        "0 leads away from glasses; the strip shows all five.\n\nThe demo world knows the true answer; it is shown beside the edit.",
+        0, title="What this shows", height=270,
+    )  # fmt: skip
+
+
+def demo_caso_multi(graph: Graph) -> None:
+    """Two attributes at once."""
+    model, picture, latent = caso_source(graph)
+    first, second = (
+        graph.add("SemEdit_CASOEmbeddingLoader", 1, title=f"Load {name}", clip=model.out("CLIP"), embedding_file=f"demo: {name}")
+        for name in ("glasses", "smile")
+    )
+    both = graph.add("SemEdit_CASOCombine", 2, first=first.out("embedding"), second=second.out("embedding"))
+    edit(graph, 3, model, latent, both.out("embedding"), "demo_caso_multi", DEMO_STRENGTH, "middle")
+    graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
+    graph.note(
+        "# Two attributes at once\n\n**CASO Combine** joins *glasses* and *smile*. Each has its own strength, which multiplies the "
+        "sampler's; below 0 removes.\n\nEmbeddings of equal strength share one prompt, as in the paper; different ones cost an evaluation "
+        "each.",
+        0, title="What this shows", height=220,
+    )  # fmt: skip
+
+
+def sd15_caso_edit(graph: Graph) -> None:
+    """The person's own embedding on the person's own picture."""
+    checkpoint = "v1-5-pruned-emaonly-fp16.safetensors"
+    url = f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{checkpoint}?download=true"
+    file = {"name": checkpoint, "url": url, "directory": "checkpoints"}
+    loader = graph.add("CheckpointLoaderSimple", 0, ckpt_name=checkpoint, models=[file])
+    picture = graph.add("LoadImage", 0, image="example.png")
+    graph.note(
+        "# Edit your own picture with SD 1.5\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x checkpoint) into "
+        "`models/checkpoints`, and an embedding into `models/embeddings`: one you made with **CASO Embedding Trainer** (as in "
+        "`demo_caso_train`, with this checkpoint, *image_size* 512 and a folder of 100 to 200 pictures), a published CASO `.pt`, or any "
+        "textual inversion.\n\n1. Load a square picture, best 512 x 512.\n2. Choose the embedding.\n3. *window* `fine` for details of "
+        "faces, `species` for cat to dog. Too weak: raise *strength*.",
+        0, title="Before you run", height=330,
+    )  # fmt: skip
+    encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
+    loaded = graph.add("SemEdit_CASOEmbeddingLoader", 1, clip=loader.out("CLIP"), embedding_file="my_attribute.safetensors")
+    edit(graph, 2, loader, encoded.out("LATENT"), loaded.out("embedding"), "sd15_caso_edit", 5.0, "fine", strip=5)
+    graph.add("PreviewImage", 4, title="Original", images=picture.out("IMAGE"))
+
+
+#: What the small demo model wants; Stable Diffusion about 5.
+DEMO_STRENGTH = 3.0
+
+GRAPHS: dict[str, Callable[[Graph], None]] = {
+    describe.__name__: describe for describe in (demo_caso_train, demo_caso_edit, demo_caso_multi, sd15_caso_edit)
+}
