@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from semantic_editing.core.backends.caso import (
+    DemoDecoder,
     DiffusersDecoder,
     TextTower,
     TransformersInjector,
     checkpoint_decoder,
     checkpoint_injector,
+    demo_injector,
     unet_recomputation,
 )
 from semantic_editing.core.caso.seams import clamp_through, empty_condition
 from semantic_editing.core.checkpoints import Checkpoint
+from semantic_editing.core.demo import load_demo_model
 from semantic_editing.core.errors import EditingError
 from semantic_editing.tests.core.test_single_file import tiny_pipeline
 from semantic_editing.tests.core.tiny_caso import END, PAD, START, TOKENS, TinyDecoder, text_network, tiny_classifier, tiny_injector
@@ -145,3 +148,17 @@ def test_clipping_keeps_values_in_range_and_lets_the_gradient_through():
     clipped = clamp_through(leaf)
     clipped.sum().backward()
     assert clipped.tolist() == [0.0, 0.25, 1.0] and leaf.grad.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_demo_models_seams_agree_with_its_own_text_and_pictures():
+    demo = load_demo_model()
+    injector = demo_injector(demo)
+    words = demo.tokenize(["red hair", "glasses", ""])
+    table = demo.clip.text_model.embeddings.token_embedding.weight
+    for text, ids in (("red hair", words[0, 1:3]), ("glasses", words[1, 1:2]), ("", words[2, 1:1])):
+        torch.testing.assert_close(injector({"clip_l": table[ids][None]}).embeds, demo.encode_text([text]), rtol=0, atol=1e-5)
+    latent = demo.encode_image(demo.images[:1])
+    torch.testing.assert_close(DemoDecoder(demo)(latent).clamp(0, 1), demo.decode(latent), rtol=0, atol=1e-6)
+    leaf = latent.clone().requires_grad_()
+    DemoDecoder(demo, recompute=True)(leaf).sum().backward()
+    assert float(leaf.grad.abs().min()) > 0
