@@ -57,8 +57,9 @@ class Method:
 
 def methods(ours: Method) -> list[Method]:
     """The rows of the table, the last one ``ours``."""
-    word = replace(ours, name="plain DDIM + word swap", solver="ddim", target="word", guidance=0.0)
-    return [word, replace(word, name="SPDInv + word swap", solver="auto"), ours]
+    guided = replace(ours, name="SPDInv + word swap + guidance", target="word")
+    word = replace(guided, name="SPDInv + word swap", guidance=0.0)
+    return [replace(word, name="plain DDIM + word swap", solver="ddim"), word, guided, ours]
 
 
 def sweep(base: Method) -> list[Method]:
@@ -189,10 +190,10 @@ def main() -> None:
     parser.add_argument("--edits", nargs="+", default=list(EDITS), help="names of edits, as in the table")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=2.0)
-    parser.add_argument("--cfgs", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0, 5.0], help="for the table at equal success")
+    parser.add_argument("--cfgs", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0], help="for the table at equal success")
     parser.add_argument("--curve-pairs", type=int, default=8, help="pairs of each edit for the table at equal success; 0: no such table")
     parser.add_argument("--curve-steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=0.1)
+    parser.add_argument("--guidance", type=float, default=0.3)
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--guided-fraction", type=float, default=1.0)
     parser.add_argument("--preset", choices=get_args(Preset), default="carried")
@@ -231,12 +232,7 @@ def main() -> None:
         )
     if arguments.curve_pairs and not arguments.sweep:
         work = bench(arguments.curve_pairs, arguments.curve_steps)
-        swap = methods(ours)[:-1]
-        for method in [
-            *swap,
-            replace(ours, name=f"{ours.name} ({ours.preset})"),
-            replace(ours, name=f"{ours.name} (lockstep)", preset="lockstep"),
-        ]:
+        for method in methods(ours):
             curves[method.name] = [run(work, replace(method, cfg=cfg)) for cfg in sorted(arguments.cfgs)]
         everything = [row for curve in curves.values() for row in curve]
         named = [

@@ -81,8 +81,7 @@ def word_edit(
     positive: Output,
     latent: Output,
     name: str,
-    cfg: float,
-    preset: str = "lockstep",
+    knobs: dict[str, Any],
     **texts: Any,
 ) -> tuple[Node, Node, Node]:
     """Inversion, direction and guided sampler; returns the nodes whose pictures and report are to be shown."""
@@ -93,7 +92,7 @@ def word_edit(
     )
     edited = graph.add(
         "SemEdit_CrossAttnGuidedSampler", column + 1, model=model, inversion=inversion.out("inversion"),
-        target=applied.out("conditioning"), cfg=cfg, preset=preset, width=330,
+        target=applied.out("conditioning"), width=330, **knobs,
     )  # fmt: skip
     graph.add("PreviewAny", column + 1, title="Report", source=edited.out("report"), width=330, height=180)
     decoded = show(graph, column + 2, edited.out("latent"), vae, name, "Edited image")
@@ -105,13 +104,15 @@ def demo_word_edit(graph: Graph) -> None:
     model, picture, positive, latent = demo_source(graph, PAIR, 0)
     word_edit(
         graph, 2, model.out("MODEL"), model.out("CLIP"), model.out("VAE"), positive, latent, "demo_word_edit",
-        2.0, "carried", source="without glasses", target="wearing glasses", mode="words", bank="portrait",
+        {"cfg": 2.0, "guidance": 0.3, "preset": "carried"},
+        source="without glasses", target="wearing glasses", mode="words", bank="portrait",
     )  # fmt: skip
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title="True edited image (for comparison)", images=picture.out("edited image"))
     graph.note(
         "# Edit by words\n\n1. **SPDInv Inversion** finds the picture's noise.\n2. **Sentence Edit Direction** finds the way from "
-        "*without glasses* to *wearing glasses* in the text encoder.\n3. **Cross-Attn Guided Sampler** makes the edited picture and holds the "
+        "*without glasses* to *wearing glasses* in the text encoder.\n3. **Cross-Attn Guided Sampler** "
+        "makes the edited picture and holds the "
         "layout.\n\nThe demo world knows the true answer; it is shown beside the edit. Try another pair and its words. This small model "
         "edits best at *cfg* about 2; Stable Diffusion wants about 5.",
         0, title="What this shows", height=290,
@@ -129,7 +130,7 @@ def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, t
     encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
     word_edit(
         graph, 2, loader.out("MODEL"), loader.out("CLIP"), loader.out("VAE"), prompt.out("CONDITIONING"), encoded.out("LATENT"), name,
-        5.0, source="cat", target="dog", mode="words",
+        {"cfg": 5.0}, source="cat", target="dog", mode="words",
     )  # fmt: skip
     graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
 

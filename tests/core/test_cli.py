@@ -217,11 +217,12 @@ def test_demo_writes_a_sheet_pictures_and_measures(tmp_path, monkeypatch, capsys
     # Guided: 4 forwards and 1 backward a step, after the inversion; word swap: DDIM inversion and 2 forwards a step.
     edited = measures["edits"]["mouth: sad to smile"]
     assert edited["word_swap"]["u_forward"] == 2 + 2 * 2
-    assert edited["guided"]["u_forward"] >= 2 + 4 * 2 and edited["guided"]["u_backward"] == 2
+    for key in ("guided", "guided_swap"):
+        assert edited[key]["u_forward"] >= 2 + 4 * 2 and edited[key]["u_backward"] == 2
     sheet = Image.open(tmp_path / "out" / "contact_sheet.png")
-    assert sheet.width > 4 * 128 and sheet.height > 4 * 128
+    assert sheet.width > 5 * 128 and sheet.height > 4 * 128
     written = sorted(os.listdir(tmp_path / "out"))
-    assert len(written) == 2 + 5 + 4 * 2 + 3
+    assert len(written) == 2 + 5 + 5 * 2 + 3
     assert "wrote" in capsys.readouterr().out
 
 
