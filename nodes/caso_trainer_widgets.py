@@ -130,7 +130,7 @@ def trainer_inputs() -> list[Any]:
             max=100.0,
             step=0.1,
             advanced=True,
-            tooltip="How much the rest of the picture counts (gamma). 0 is off, 1 usual; higher changes less besides the attribute.",
+            tooltip="How much the rest of the picture counts (gamma). 0 is off, 1 to 10 usual; higher changes less besides the attribute.",
         ),
         widget(
             io.Float,

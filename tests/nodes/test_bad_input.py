@@ -59,7 +59,7 @@ def test_demo_pictures_are_images():
 
 
 def test_several_demo_pictures_are_a_batch_and_captions_lines():
-    image, caption, edited, edited_caption = execute("demo", "LoadDemoImage", pictures="everyone", number=23, count=3).args
+    image, caption, edited, _ = execute("demo", "LoadDemoImage", pictures="everyone", number=23, count=3).args
     assert image.shape == edited.shape == (3, 128, 128, 3) and not torch.equal(image, edited)
     alone, own, *_ = execute("demo", "LoadDemoImage", pictures="glasses: none to glasses", number=23).args
     assert torch.equal(image[:1], alone) and caption.split("\n")[0] == own and len(caption.split("\n")) == 3
