@@ -78,24 +78,6 @@ def demo_caso_edit(graph: Graph) -> None:
     )  # fmt: skip
 
 
-def demo_caso_multi(graph: Graph) -> None:
-    """Two attributes at once."""
-    model, picture, latent = caso_source(graph)
-    first, second = (
-        graph.add("SemEdit_CASOEmbeddingLoader", 1, title=f"Load {name}", clip=model.out("CLIP"), embedding_file=f"demo: {name}")
-        for name in ("glasses", "smile")
-    )
-    both = graph.add("SemEdit_CASOCombine", 2, first=first.out("embedding"), second=second.out("embedding"))
-    edit(graph, 3, model, latent, both.out("embedding"), "demo_caso_multi", DEMO_STRENGTH, "middle")
-    graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
-    graph.note(
-        "# Two attributes at once\n\n**CASO Combine** joins *glasses* and *smile*. Each has its own strength, which multiplies the "
-        "sampler's; below 0 removes.\n\nEmbeddings of equal strength share one prompt, as in the paper; different ones cost an evaluation "
-        "each.",
-        0, title="What this shows", height=220,
-    )  # fmt: skip
-
-
 def sd15_caso_edit(graph: Graph) -> None:
     """The person's own embedding on the person's own picture."""
     checkpoint = "v1-5-pruned-emaonly-fp16.safetensors"
@@ -120,6 +102,4 @@ def sd15_caso_edit(graph: Graph) -> None:
 #: What the small demo model wants; Stable Diffusion about 5.
 DEMO_STRENGTH = 3.0
 
-GRAPHS: dict[str, Callable[[Graph], None]] = {
-    describe.__name__: describe for describe in (demo_caso_train, demo_caso_edit, demo_caso_multi, sd15_caso_edit)
-}
+GRAPHS: dict[str, Callable[[Graph], None]] = {describe.__name__: describe for describe in (demo_caso_train, demo_caso_edit, sd15_caso_edit)}
