@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOOR = "0.3.64"
 DEMOS = ("demo_invert_reconstruct", "demo_word_edit", "demo_noise_regularised")
 CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit")
-SHORT = {"steps": 8, "count": 16}  # for the tests that do not look at the picture
+SHORT = {"steps": 4, "count": 8}  # for the tests that do not look at the picture
 
 
 def api(name):
