@@ -78,28 +78,7 @@ def demo_caso_edit(graph: Graph) -> None:
     )  # fmt: skip
 
 
-def sd15_caso_edit(graph: Graph) -> None:
-    """The person's own embedding on the person's own picture."""
-    checkpoint = "v1-5-pruned-emaonly-fp16.safetensors"
-    url = f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{checkpoint}?download=true"
-    file = {"name": checkpoint, "url": url, "directory": "checkpoints"}
-    loader = graph.add("CheckpointLoaderSimple", 0, ckpt_name=checkpoint, models=[file])
-    picture = graph.add("LoadImage", 0, image="example.png")
-    graph.note(
-        "# Edit your own picture with SD 1.5\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x checkpoint) into "
-        "`models/checkpoints`, and an embedding into `models/embeddings`: one you made with **CASO Embedding Trainer** (as in "
-        "`demo_caso_train`, with this checkpoint, *image_size* 512 and a folder of 100 to 200 pictures), a published CASO `.pt`, or any "
-        "textual inversion.\n\n1. Load a square picture, best 512 x 512.\n2. Choose the embedding.\n3. *window* `fine` for details of "
-        "faces, `species` for cat to dog. Too weak: raise *strength*.",
-        0, title="Before you run", height=330,
-    )  # fmt: skip
-    encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
-    loaded = graph.add("SemEdit_CASOEmbeddingLoader", 1, clip=loader.out("CLIP"), embedding_file="my_attribute.safetensors")
-    edit(graph, 2, loader, encoded.out("LATENT"), loaded.out("embedding"), "sd15_caso_edit", 5.0, "fine", strip=5)
-    graph.add("PreviewImage", 4, title="Original", images=picture.out("IMAGE"))
-
-
 #: What the small demo model wants; Stable Diffusion about 5.
 DEMO_STRENGTH = 3.0
 
-GRAPHS: dict[str, Callable[[Graph], None]] = {describe.__name__: describe for describe in (demo_caso_train, demo_caso_edit, sd15_caso_edit)}
+GRAPHS: dict[str, Callable[[Graph], None]] = {describe.__name__: describe for describe in (demo_caso_train, demo_caso_edit)}

@@ -23,6 +23,8 @@ SHOWN = {
     "demo_invert_reconstruct": ("Original", "Rebuilt image", "Residual and cost per step"),
     "demo_word_edit": ("Original", "Edited image", "True edited image (for comparison)"),
     "demo_noise_regularised": ("Original", "Rebuilt image", "Noise before and after"),
+    "demo_caso_train": ("Loss and accuracy",),
+    "demo_caso_edit": ("Original", "Edited image", "True edited image (for comparison)"),
 }
 
 

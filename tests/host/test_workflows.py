@@ -17,7 +17,7 @@ from semantic_editing.tools import make_workflows
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOOR = "0.3.64"
-DEMOS = ("demo_invert_reconstruct", "demo_word_edit", "demo_noise_regularised")
+DEMOS = ("demo_invert_reconstruct", "demo_word_edit", "demo_noise_regularised", "demo_caso_train", "demo_caso_edit")
 CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit")
 SHORT = {"steps": 4, "count": 8}  # for the tests that do not look at the picture
 
@@ -33,7 +33,8 @@ def ui(name):
 def short(prompt):
     """The prompt with few steps, and no picture saved under the name of the real run."""
     for node in prompt.values():
-        node["inputs"] |= {key: value for key, value in SHORT.items() if key in node["inputs"]}
+        if node["class_type"] != "SemEdit_LoadDemoImage":  # its count is of pictures, not of sentences
+            node["inputs"] |= {key: value for key, value in SHORT.items() if key in node["inputs"]}
     return prompt
 
 
@@ -170,17 +171,27 @@ def test_word_edit(server):
     original = picture(server, entry, prompt, "Original")
     edited = picture(server, entry, prompt, "Edited image")
     truth = picture(server, entry, prompt, "True edited image (for comparison)")
-    assert "150 forward, 50 backward" in entry["outputs"][node_of(prompt, "PreviewAny")]["text"][0]
+    assert "200 forward, 50 backward" in entry["outputs"][node_of(prompt, "PreviewAny")]["text"][0]
     demo = load_demo_model()
     with torch.no_grad():
         unedited = demo.decode(demo.encode_image(original[None]))[0]
-        labels = demo.classify(torch.stack([original, edited, truth]))["hair_color"].argmax(1).tolist()
-    classes = demo.classifier.classes["hair_color"]
-    assert classes[labels[0]] == "black" and classes[labels[2]] == "red"
-    assert classes[labels[1]] == "red"
+        labels = demo.classify(torch.stack([original, edited, truth]))["glasses"].argmax(1).tolist()
+    assert [demo.classifier.classes["glasses"][label] for label in labels] == ["none", "glasses", "glasses"]
     changed = (edited - unedited).abs().mean(0)
     height = changed.shape[0]
     assert psnr(edited, truth) > 18 and float(changed[: height // 8].mean()) < float(changed.max()) / 4  # the background above stays
+
+
+def test_embedding_edit(server):
+    prompt = api("demo_caso_edit")
+    sampler = node_of(prompt, "SemEdit_CASOEditSampler")
+    prompt[sampler]["inputs"]["interpolate"] = 3  # a strip from minus over 0 to plus
+    entry = server.queue(prompt, timeout=900)
+    original, edited = (picture(server, entry, prompt, title) for title in ("Original", "Edited image"))
+    labels = load_demo_model().classifier.labels(torch.stack([original, edited]))
+    assert [row["glasses"] for row in labels] == ["none", "glasses"]
+    (strip,) = [number for number, node in prompt.items() if node["_meta"]["title"] == "From minus to plus"]
+    assert len(entry["outputs"][strip]["images"]) == 3
 
 
 def test_second_run_is_cached(server):
