@@ -66,7 +66,8 @@ def test_the_bar_counts_sentences(pack, monkeypatch):
         node.execute(tiny_clip("sdxl"), *lists, mode="sentences", bank="general", count=1, seed=0)
     assert [total for _, total in told] == [45] * len(told)
     done = [value for value, _ in told]
-    assert done == sorted(set(done)) and len(done) >= 3 and done[-1] == 45
+    # A new host passes on the first and the last update, and those between only when a tenth of a second lies between them.
+    assert done == sorted(set(done)) and 0 < done[0] < 45 and done[-1] == 45
 
 
 def test_sentences_that_cannot_be_encoded(pack):
