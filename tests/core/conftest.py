@@ -6,7 +6,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")  # before any fixture that computes: sums differ with the threads
 def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
