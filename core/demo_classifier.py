@@ -27,14 +27,16 @@ class AttributeClassifier(nn.Module):
         hidden: width of the fully connected layer.
         classes: attribute -> names of its labels, in the order of the logits.
         size: side of the square input in pixels.
+        fold: how many pixels a side the first layer takes as one; 2 looks at twice the resolution for nearly the same cost.
     """
 
-    def __init__(self, widths: list[int], hidden: int, classes: Mapping[str, list[str]], size: int = INPUT_SIZE):
+    def __init__(self, widths: list[int], hidden: int, classes: Mapping[str, list[str]], size: int = INPUT_SIZE, fold: int = 1):
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
         for width in widths:
-            layers += [nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU()]
+            step = 1 if layers else fold
+            layers += [nn.Conv2d(channels, width, 3 * step, 2 * step, step), nn.BatchNorm2d(width), nn.ReLU()]
             layers += [nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         self.features = nn.Sequential(*layers)
@@ -43,12 +45,13 @@ class AttributeClassifier(nn.Module):
         self.heads = nn.ModuleDict({attribute: nn.Linear(hidden, len(names)) for attribute, names in classes.items()})
         self.classes = {attribute: list(names) for attribute, names in classes.items()}
         self.size = size
+        self.fold = fold
 
     def _resized(self, images: Tensor) -> Tensor:
         return functional.interpolate(images * 2 - 1, size=(self.size, self.size), mode="bilinear", antialias=True)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """``images [B, 3, H, W]`` in 0..1 -> the features after each stage, ``[B, widths[i], size / 2^(i+1), same]``."""
+        """``images [B, 3, H, W]`` in 0..1 -> the features after each stage, ``[B, widths[i], size / fold / 2^(i+1), same]``."""
         found, hidden = [], self._resized(images)
         for index, layer in enumerate(self.features):
             hidden = layer(hidden)
@@ -84,7 +87,8 @@ def load_classifier(path: str | Path) -> AttributeClassifier:
         if len(convolutions) != 2 * len(widths):
             raise EditingError(f"{name} is not an attribute classifier of this pack; install the pack again.")
         size = int(metadata.get("size", INPUT_SIZE))
-        net = AttributeClassifier(widths, tensors["fc.2.weight"].shape[0], classes, size)
+        fold = tensors["features.0.weight"].shape[-1] // 3
+        net = AttributeClassifier(widths, tensors["fc.2.weight"].shape[0], classes, size, fold)
         net.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in tensors.items()})
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise damaged(name) from error

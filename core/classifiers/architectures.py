@@ -39,7 +39,7 @@ def build_trunk(architecture: Mapping[str, Any], name: str) -> nn.Module:
     """The trunk that ``architecture`` describes, its weights to be filled in (``load_state_dict(..., assign=True)``).
 
     Args:
-        architecture: ``{"kind": "convolutional", "widths", "hidden"}``, ``{"kind": "vgg16"}``, ``{"kind": "resnet50"}`` or
+        architecture: ``{"kind": "convolutional", "widths", "hidden", "fold"}``, ``{"kind": "vgg16"}``, ``{"kind": "resnet50"}`` or
             ``{"kind": "transformers", "config", "linear"}``.
         name: of the file, for errors.
 
@@ -50,7 +50,8 @@ def build_trunk(architecture: Mapping[str, Any], name: str) -> nn.Module:
     try:
         if kind == CONVOLUTIONAL:
             with torch.device("meta"):
-                return convolutional_trunk(AttributeClassifier(list(architecture["widths"]), int(architecture["hidden"]), {}))
+                widths, fold = list(architecture["widths"]), int(architecture.get("fold", 1))
+                return convolutional_trunk(AttributeClassifier(widths, int(architecture["hidden"]), {}, fold=fold))
         if kind in (VGG16, RESNET50):
             return torchvision_trunk(str(kind), name)
         if kind == TRANSFORMERS:

@@ -85,7 +85,7 @@ def demo_classifier(net: AttributeClassifier, name: str) -> ImageClassifier:
     """The pack's small multi-attribute network as an :class:`ImageClassifier`; it shares the weights."""
     widths = [layer.out_channels for layer in net.features if isinstance(layer, nn.Conv2d)][::2]
     hidden = next(layer for layer in net.fc if isinstance(layer, nn.Linear)).out_features
-    architecture = {"kind": CONVOLUTIONAL, "widths": widths, "hidden": hidden}
+    architecture = {"kind": CONVOLUTIONAL, "widths": widths, "hidden": hidden, "fold": net.fold}
     last = [net.heads[attribute] for attribute in net.classes]
     mean, std = NORMALISATIONS["-1..1"]
     return ImageClassifier(convolutional_trunk(net), last, net.classes, (net.size, net.size), mean, std, name, architecture)

@@ -1,6 +1,7 @@
-"""An attribute classifier at 64 pixels. Usage: train_classifier.py SECONDS --out FILE [--init FILE] [--decoded] [--seed N] ...
+"""An attribute classifier at 128 pixels. Usage: train_classifier.py SECONDS --out FILE [--init FILE] [--decoded SHARE] [--seed N] ...
 
-With ``--decoded`` half of the batches are pictures decoded from noisy latents, so that it also judges decoded edits.
+With ``--decoded`` that share of the batches are pictures decoded from noisy latents, so that it also judges decoded edits.
+``--init`` may be a 64-pixel classifier: it goes on as a 128-pixel one that first averages 2x2 pixels.
 Hair colour counts only where the picture shows hair.
 """
 
@@ -27,27 +28,36 @@ from world import ASSETS, ATTRIBUTES, hair_visible, halve, load, to_tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.demo_classifier import AttributeClassifier
 
-SIDE = 64
+SIDE, FOLD_IN = 128, 2
 DECODED = 1800  # pictures to decode
-HARD = {"mouth": 2.0, "eyes": 2.0, "glasses": 2.0, "facial_hair": 2.0}
+HARD = {"mouth": 2.0, "eyes": 2.0, "top": 2.0, "hair_color": 2.0}
 
 
 @torch.no_grad()
 def decoded_pictures(folder: Path, pictures: np.ndarray) -> Tensor:
-    """``pictures`` encoded, disturbed a little and decoded, ``[B, 3, 64, 64]`` in -1..1."""
+    """``pictures`` encoded, disturbed a little and decoded, ``[B, 3, 128, 128]`` in -1..1."""
     vae = AutoencoderKL.from_pretrained(folder).float().eval()
     parts = []
     for k in range(0, len(pictures), 50):
         latent = vae.encode(functional.pixel_unshuffle(halve(to_tensor(pictures[k : k + 50])), FOLD)).latent_dist.mode()
         noise = torch.randn_like(latent) * torch.rand(len(latent), 1, 1, 1) * 0.08 / vae.config.scaling_factor
-        parts.append(halve(decode(vae, latent + noise).clamp(-1, 1)))
+        parts.append(decode(vae, latent + noise).clamp(-1, 1))
     return torch.cat(parts)
+
+
+def unfolded(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A 64-pixel classifier's weights as those of a 128-pixel one that first averages 2x2 pixels."""
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    first = state["features.0.weight"]
+    if first.shape[-1] == 3:
+        state["features.0.weight"] = first.repeat_interleave(FOLD_IN, 2).repeat_interleave(FOLD_IN, 3) / FOLD_IN**2
+    return state
 
 
 def disturb(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     """Sometimes blurred, sometimes noisy, a little brighter or darker."""
     if rng.random() < 0.3:
-        side = int(SIDE * rng.uniform(0.5, 1))
+        side = int(SIDE * rng.uniform(0.4, 1))
         pictures = functional.interpolate(pictures, size=(side, side), mode="area")
         pictures = functional.interpolate(pictures, size=(SIDE, SIDE), mode="bilinear")
     if rng.random() < 0.5:
@@ -63,7 +73,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, default=ASSETS, help="folder of the VAE")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="go on from this file")
-    parser.add_argument("--decoded", action="store_true")
+    parser.add_argument("--decoded", type=float, default=0.0, help="share of batches of decoded pictures")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 96, 128])
     parser.add_argument("--hidden", type=int, default=256)
@@ -77,9 +87,9 @@ def main() -> None:
     targets = {a: torch.tensor([classes[a].index(row[a]) for row in labels]) for a in ATTRIBUTES}
     hair = torch.tensor([hair_visible(row) for row in labels])
     decoded = decoded_pictures(options.assets / "vae", pictures[:DECODED]) if options.decoded else None
-    net = AttributeClassifier(options.widths, options.hidden, classes, SIDE)
+    net = AttributeClassifier(options.widths, options.hidden, classes, SIDE, FOLD_IN)
     if options.init:
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(options.init).items()})
+        net.load_state_dict(unfolded(load_file(options.init)))
     net = net.to(memory_format=torch.channels_last)
     kernels = [value for value in net.parameters() if value.ndim == 4]
     rest = [value for value in net.parameters() if value.ndim != 4]
@@ -87,12 +97,12 @@ def main() -> None:
     start, step = time.time(), 0
     while (done := (time.time() - start) / options.seconds) < 1:
         rate = options.lr * min(1, (step + 1) / 50) * (0.5 * (1 + math.cos(math.pi * done)) + 0.005)
-        if decoded is not None and rng.random() < 0.5:
+        if decoded is not None and rng.random() < options.decoded:
             chosen = rng.integers(0, len(decoded), options.batch)
             batch = decoded[chosen]
         else:
             chosen = rng.integers(0, len(pictures), options.batch)
-            batch = halve(to_tensor(pictures[chosen]))
+            batch = to_tensor(pictures[chosen])
         logits = net((disturb(batch, rng) + 1) / 2)
         losses = []
         for attribute in ATTRIBUTES:

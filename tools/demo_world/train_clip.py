@@ -19,7 +19,7 @@ from muon import optimizers
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPModel
-from world import ASSETS, ATTRIBUTES, HAIRED, Words, caption, hair_visible, halve, load, to_tensor
+from world import ASSETS, ATTRIBUTES, HAIRED, Words, caption, hair_visible, load, to_tensor
 
 from world import EYES, FACIAL_HAIR, GLASSES, HEADS, MOUTH, TOP  # isort: skip
 
@@ -28,7 +28,7 @@ COLORS = ["black", "brown", "blond", "red", "pink", "gray"]
 GROUNDS = ["blue", "green", "yellow", "purple", "white", "pink", "gray", "orange"]
 CLOTH_COLORS = ["black", "blue", "navy", "red", "green", "yellow", "white", "gray"]
 PLAIN = {"glasses": "without glasses", "facial_hair": "clean shaven", "mouth": "neutral expression", "eyes": "eyes open"}
-CAPTIONS = 9000
+CAPTIONS = 20000
 SAYINGS = 6  # prompts for each label
 WEIGHTS = {"mouth": 4.0, "eyes": 1.0, "glasses": 2.0, "facial_hair": 2.0, "clothes": 0.5, "clothes_color": 0.5, "top": 0.7}
 
@@ -91,7 +91,7 @@ def end_states(clip: CLIPModel, words: Words, texts: list[str]) -> Tensor:
 @torch.no_grad()
 def evaluate(clip: CLIPModel, states: dict[str, Tensor], pictures: np.ndarray, labels: list[dict[str, str]]) -> dict[str, float]:
     """Zero-shot accuracy of each attribute in per cent, prompts of a label averaged."""
-    image = torch.cat([image_features(clip, halve(to_tensor(pictures[k : k + 100]))) for k in range(0, len(pictures), 100)])
+    image = torch.cat([image_features(clip, to_tensor(pictures[k : k + 100])) for k in range(0, len(pictures), 100)])
     rates = {}
     for attribute in ATTRIBUTES:
         text = functional.normalize(clip.text_projection(states[attribute]), dim=-1).mean(1)
@@ -110,8 +110,18 @@ def shown(attribute: str, labels: dict[str, str]) -> bool:
 
 
 def image_features(clip: CLIPModel, pictures: Tensor) -> Tensor:
-    """Unit features of pictures ``[B, 3, 64, 64]`` in -1..1."""
+    """Unit features of pictures ``[B, 3, 128, 128]`` in -1..1."""
     return functional.normalize(clip.visual_projection(clip.vision_model(pixel_values=pictures).pooler_output), dim=-1)
+
+
+def widen(clip: CLIPModel) -> None:
+    """Make a tower for 64 pixels (patches of 8) one for 128 (patches of 16) that at first averages 2x2 pixels."""
+    old = clip.vision_model.embeddings.patch_embedding
+    new = torch.nn.Conv2d(3, old.out_channels, 16, 16, bias=False)
+    new.weight.data.copy_(old.weight.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4)
+    clip.vision_model.embeddings.patch_embedding = new
+    clip.vision_model.embeddings.patch_size, clip.vision_model.embeddings.image_size = 16, 128
+    clip.config.vision_config.patch_size, clip.config.vision_config.image_size = 16, 128
 
 
 def main() -> None:
@@ -129,6 +139,8 @@ def main() -> None:
     pictures, labels = load(options.data, "train")
     held, held_labels = load(options.data, "val")
     clip = CLIPModel.from_pretrained(options.assets / "clip").float()
+    if clip.config.vision_config.image_size == 64:
+        widen(clip)
     clip.text_model.requires_grad_(False)
     words = Words(options.assets)
     named = end_states(clip, words, [caption(labels[j], rng) for j in range(CAPTIONS)])
@@ -143,7 +155,7 @@ def main() -> None:
     while (done := (time.time() - start) / options.seconds) < 1:
         rate = options.lr * min(1, (step + 1) / 50) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02)
         chosen = draw.integers(0, CAPTIONS, options.batch)
-        image = image_features(clip, halve(to_tensor(pictures[chosen])))
+        image = image_features(clip, to_tensor(pictures[chosen]))
         scale = clip.logit_scale.exp()
         text = functional.normalize(clip.text_projection(named[chosen]), dim=-1)
         logits = scale * image @ text.T
