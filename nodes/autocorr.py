@@ -7,7 +7,8 @@ from typing import Any
 from ..core.autocorr_inversion import PRESETS, SHIFTS, autocorr_invert
 from ..core.inversion import Inversion
 from .host import Session, conditioning_tensors, io, run, schema, widget
-from .reports import inversion_outputs, inversion_report, inversion_values, plot_image, plot_output, report_output, shown
+from .inputs import image_inputs, seed_input, sigmas_input
+from .reports import inverted, inverting_outputs
 
 
 class AutocorrDDIMInversion(io.ComfyNode):
@@ -30,9 +31,7 @@ class AutocorrDDIMInversion(io.ComfyNode):
                 "image to noise",
             ],
             inputs=[
-                widget(io.Model, "model", tooltip="The diffusion model to invert under; edit with the same one."),
-                widget(io.Conditioning, "positive", tooltip="A prompt that describes the image. Rebuild and edit from the same prompt."),
-                widget(io.Latent, "latent", tooltip="The image, encoded by VAE Encode. A batch is inverted image by image."),
+                *image_inputs(),
                 widget(
                     io.Int,
                     "steps",
@@ -84,24 +83,10 @@ class AutocorrDDIMInversion(io.ComfyNode):
                     tooltip="consistent: inverts the very levels that sampling visits. released: does as the published code, for "
                     "comparison.",
                 ),
-                widget(
-                    io.Int,
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    advanced=True,
-                    tooltip="Which random shifts are drawn; without effect for shifts 'all'.",
-                ),
-                widget(
-                    io.Sigmas,
-                    "sigmas",
-                    optional=True,
-                    tooltip="Noise levels to use instead of steps, e.g. from Basic Scheduler. Unwired: the model's own DDIM levels.",
-                ),
+                seed_input("Which random shifts are drawn; without effect for shifts 'all'.", advanced=True),
+                sigmas_input(),
             ],
-            outputs=[*inversion_outputs(), plot_output(), report_output()],
+            outputs=inverting_outputs(),
         )
 
     @classmethod
@@ -139,8 +124,7 @@ class AutocorrDDIMInversion(io.ComfyNode):
             )
 
         inversion = run(model, latent, {"positive": positive}, work, sigmas=sigmas, advice="lower the image size")
-        report, plot = inversion_report(inversion), plot_image(inversion)
-        return io.NodeOutput(*inversion_values(model, inversion), plot, report, ui=shown(report, plot, cls))
+        return inverted(model, inversion, cls)
 
 
 NODES = [AutocorrDDIMInversion]

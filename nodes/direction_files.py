@@ -6,6 +6,7 @@ from typing import Any
 
 from ..core.directions import EditDirection
 from .host import EditDirectionType, io, list_files, output_path, resolve_file, schema, widget
+from .inputs import file_input, saved_name_inputs
 from .reports import file_fingerprint, report_output, shown
 
 CATEGORY = "semantic editing/direction"
@@ -27,13 +28,7 @@ class SaveEditDirection(io.ComfyNode):
             search_aliases=["store direction", "export direction"],
             inputs=[
                 widget(EditDirectionType, "edit_direction", tooltip="The direction to save."),
-                widget(io.String, "filename", default="cat2dog", tooltip="A plain name without folders; .safetensors is added."),
-                widget(
-                    io.Boolean,
-                    "overwrite",
-                    default=False,
-                    tooltip="Replace a file of that name. Off (the default): refuse when there is one.",
-                ),
+                *saved_name_inputs("cat2dog"),
             ],
             outputs=[io.String.Output("saved_file", display_name="file", tooltip="Name of the file, as Load Edit Direction lists it.")],
             is_output_node=True,
@@ -60,12 +55,7 @@ class LoadEditDirection(io.ComfyNode):
             "Old files are read without running any code in them.",
             search_aliases=["open direction", "import direction", "pix2pix-zero .pt"],
             inputs=[
-                widget(
-                    io.Combo,
-                    "direction_file",
-                    options=list_files(FOLDER),
-                    tooltip="A file of ComfyUI's models/edit_directions folder; press R after adding one.",
-                ),
+                file_input("direction_file", FOLDER),
                 widget(
                     io.Combo,
                     "source_file",

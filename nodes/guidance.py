@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from ..core.denoiser import euler_step
 from ..core.errors import EditingError
 from ..core.guidance import RESOLUTIONS, GuidedStep, Preset, cross_attention_guided_edit
 from ..core.inversion import Inversion
+from ..core.trajectory import SourceStep
 from .host import DenoiserGuider, InversionType, Session, conditioning_from_tensors, io, latent_from_model, run, schema, sigmas_out, widget
+from .inputs import cfg_input, mask_input
 from .reports import cost_report, report_output, shown
 
 CATEGORY = "semantic editing/sampling"
@@ -47,15 +49,7 @@ def guidance_widgets() -> list[Any]:
             InversionType, "inversion", tooltip="From SPDInv Inversion, Autocorr DDIM Inversion, Reference From Noise or Load Inversion."
         ),
         widget(io.Conditioning, "target", tooltip="The prompt of the edited image, usually from Apply Edit Direction."),
-        widget(
-            io.Float,
-            "cfg",
-            default=5.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            tooltip="How strongly the target prompt pulls. 1 is no extra pull; 3 to 7.5 is usual; higher edits more and keeps less.",
-        ),
+        cfg_input("How strongly the target prompt pulls. 1 is no extra pull; 3 to 7.5 is usual; higher edits more and keeps less."),
         widget(
             io.Float,
             "guidance",
@@ -101,15 +95,30 @@ def guidance_widgets() -> list[Any]:
             optional=True,
             tooltip="What to move away from when cfg is not 1. Unwired: the source prompt, as in the paper for real images.",
         ),
-        widget(io.Mask, "mask", optional=True, tooltip="Where to edit (white). Outside it the source stays exactly. Unwired: everywhere."),
+        mask_input(),
     ]
 
 
-def max_resolution(resolution: str) -> int | None:
-    """The widget's choice in latent pixels; old hosts do not check combos."""
+def edit_settings(
+    cfg: float, guidance: float, guided_fraction: float, resolution: str, preset: str, mask: Tensor | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """Values of the widgets by the names of :class:`GuidedStep`.
+
+    Raises:
+        EditingError: a resolution that is not offered; old hosts do not check combos.
+    """
     if resolution not in RESOLUTIONS:
         raise EditingError(f"There is no resolution {resolution!r}; use one of {', '.join(RESOLUTIONS)}.")
-    return RESOLUTIONS[resolution]
+    return {
+        "cfg": cfg, "guidance": guidance, "guided_fraction": guided_fraction, "max_resolution": RESOLUTIONS[resolution],
+        "preset": preset, "mask": mask,
+    }  # fmt: skip
+
+
+def what_to_edit(session: Session, inversion: Inversion) -> tuple[Any, ...]:
+    """Denoiser, source trajectory, source, target and negative conditioning: what :class:`GuidedStep` takes by position."""
+    conds = session.conds
+    return session.denoiser, on_device(inversion, session), conds["source"], conds["positive"], conds.get("negative")
 
 
 def on_device(inversion: Inversion, session: Session) -> Inversion:
@@ -138,43 +147,18 @@ class CrossAttnGuidedSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        inversion: Inversion,
-        target: Any,
-        cfg: float,
-        guidance: float,
-        guided_fraction: float,
-        resolution: str,
-        preset: Any,
-        source: Any = None,
-        negative: Any = None,
-        mask: Any = None,
-    ) -> Any:
-        """Edit; EditingError for unusable input passes through as it is."""
-        limit = max_resolution(resolution)
+    def execute(cls, model: Any, inversion: Inversion, target: Any, source: Any = None, negative: Any = None, **knobs: Any) -> Any:
+        """Edit; ``knobs`` are those of :func:`edit_settings`; EditingError for unusable input passes through as it is."""
+        settings = edit_settings(**knobs)
 
         def work(session: Session) -> tuple[Tensor, str]:
-            edited = cross_attention_guided_edit(
-                session.denoiser,
-                on_device(inversion, session),
-                session.conds["source"],
-                session.conds["positive"],
-                session.conds.get("negative"),
-                cfg=cfg,
-                guidance=guidance,
-                guided_fraction=guided_fraction,
-                max_resolution=limit,
-                preset=preset,
-                mask=mask,
-                callback=session.callback(),
-            )
+            edited = cross_attention_guided_edit(*what_to_edit(session, inversion), **settings, callback=session.callback())
             return edited, cost_report(session.denoiser.evaluations, inversion)
 
         empty = latent_from_model(model, inversion.latents[0])
         conds = conditionings(inversion, target, source, negative)
-        edited, report = run(model, empty, conds, work, gradients=guidance > 0, sigmas=sigmas_out(inversion.sigmas), advice=ADVICE)
+        gradients, sigmas = settings["guidance"] > 0, sigmas_out(inversion.sigmas)
+        edited, report = run(model, empty, conds, work, gradients=gradients, sigmas=sigmas, advice=ADVICE)
         return io.NodeOutput(latent_from_model(model, edited), report, ui=shown(report))
 
 
@@ -196,43 +180,15 @@ class CrossAttnGuider(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        inversion: Inversion,
-        target: Any,
-        cfg: float,
-        guidance: float,
-        guided_fraction: float,
-        resolution: str,
-        preset: Any,
-        source: Any = None,
-        negative: Any = None,
-        mask: Any = None,
-    ) -> Any:
-        """A guider that keeps no state between sampling runs."""
-        limit = max_resolution(resolution)
+    def execute(cls, model: Any, inversion: Inversion, target: Any, source: Any = None, negative: Any = None, **knobs: Any) -> Any:
+        """A guider that keeps no state between sampling runs; ``knobs`` are those of :func:`edit_settings`."""
+        settings = edit_settings(**knobs)
 
         def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
-            conds = session.conds
-            step = GuidedStep(
-                session.denoiser, on_device(inversion, session), conds["source"], conds["positive"], conds.get("negative"),
-                cfg, guidance, guided_fraction, limit, preset, mask,
-            )  # fmt: skip
-            return EulerOnly(step)
+            return EulerOnly(GuidedStep(*what_to_edit(session, inversion), **settings))
 
-        guider = DenoiserGuider(model, conditionings(inversion, target, source, negative), prepare, gradients=guidance > 0, advice=ADVICE)
-        return io.NodeOutput(guider)
-
-
-class SourceStep(Protocol):
-    """One step of an edit along an inversion, by level: :class:`GuidedStep` and its like."""
-
-    inversion: Inversion
-
-    def denoised(self, x: Tensor, level: int) -> Tensor:
-        """The prediction by which an Euler step takes ``x [B, C, H, W]`` from ``level`` to ``level - 1``."""
-        ...
+        conds = conditionings(inversion, target, source, negative)
+        return io.NodeOutput(DenoiserGuider(model, conds, prepare, gradients=settings["guidance"] > 0, advice=ADVICE))
 
 
 class EulerOnly:

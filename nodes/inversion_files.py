@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.inversion import Inversion
-from .host import InversionType, identity, io, list_files, output_path, resolve_file, schema, widget
+from .host import InversionType, identity, io, output_path, resolve_file, schema, widget
+from .inputs import file_input, saved_name_inputs
 from .reports import file_fingerprint, inversion_outputs, inversion_report, inversion_values, report_output, shown
 
 FOLDER = "inversions"
@@ -25,13 +26,7 @@ class SaveInversion(io.ComfyNode):
             search_aliases=["store inversion", "export inversion", "write noise"],
             inputs=[
                 widget(InversionType, "inversion", tooltip="The inversion to save."),
-                widget(io.String, "filename", default="inversion", tooltip="A plain name without folders; .safetensors is added."),
-                widget(
-                    io.Boolean,
-                    "overwrite",
-                    default=False,
-                    tooltip="Replace a file of that name. Off (the default): refuse when there is one.",
-                ),
+                *saved_name_inputs("inversion"),
             ],
             outputs=[io.String.Output("saved_file", display_name="file", tooltip="Name of the file, as Load Inversion lists it.")],
             is_output_node=True,
@@ -58,12 +53,7 @@ class LoadInversion(io.ComfyNode):
             search_aliases=["open inversion", "import inversion", "read noise"],
             inputs=[
                 widget(io.Model, "model", tooltip="The model the inversion was made with; another one is refused."),
-                widget(
-                    io.Combo,
-                    "inversion_file",
-                    options=list_files(FOLDER),
-                    tooltip="A file of ComfyUI's models/inversions folder; press R after adding one.",
-                ),
+                file_input("inversion_file", FOLDER),
             ],
             outputs=[*inversion_outputs(), report_output()],
         )

@@ -10,6 +10,7 @@ import torch
 from ..core.guidance import reference_from_noise
 from ..core.inversion import Inversion
 from .host import Session, conditioning_tensors, io, latent_from_model, run, schema, widget
+from .inputs import cfg_input, seed_input
 from .reports import inversion_outputs, inversion_values, shown
 
 
@@ -31,25 +32,9 @@ class GenerateReference(io.ComfyNode):
                 widget(io.Conditioning, "positive", tooltip="The prompt of the image; edit from the same prompt."),
                 widget(io.Conditioning, "negative", tooltip="What to move away from; an empty prompt is usual. Has no effect at cfg 1."),
                 widget(io.Latent, "empty_latent", tooltip="From Empty Latent Image: only its size and batch size count."),
-                widget(
-                    io.Int,
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Which noise to start from; the same seed makes the same image.",
-                ),
+                seed_input("Which noise to start from; the same seed makes the same image."),
                 widget(io.Int, "steps", default=50, min=1, max=999, tooltip="Steps of the trajectory; 20 to 50 is usual."),
-                widget(
-                    io.Float,
-                    "cfg",
-                    default=5.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="How strongly the prompt pulls. 1 is no extra pull; 3 to 7.5 is usual.",
-                ),
+                cfg_input("How strongly the prompt pulls. 1 is no extra pull; 3 to 7.5 is usual."),
             ],
             outputs=[
                 *inversion_outputs(),

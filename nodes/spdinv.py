@@ -7,7 +7,8 @@ from typing import Any
 from ..core.inversion import Inversion, invert
 from ..core.solvers import OPTIMIZERS, SOLVERS
 from .host import Session, conditioning_tensors, io, run, schema, widget
-from .reports import inversion_outputs, inversion_report, inversion_values, plot_image, plot_output, report_output, shown
+from .inputs import image_inputs, sigmas_input
+from .reports import inverted, inverting_outputs
 
 
 class SPDInvInversion(io.ComfyNode):
@@ -24,9 +25,7 @@ class SPDInvInversion(io.ComfyNode):
             "measured residual, so that sampling from the noise rebuilds the picture. For SD 1.x, SD 2.x, SDXL and flow models.",
             search_aliases=["ddim inversion", "fixed point inversion", "unsampler", "image to noise", "null text", "AIDI", "SPDInv"],
             inputs=[
-                widget(io.Model, "model", tooltip="The diffusion model to invert under; edit with the same one."),
-                widget(io.Conditioning, "positive", tooltip="A prompt that describes the image. Rebuild and edit from the same prompt."),
-                widget(io.Latent, "latent", tooltip="The image, encoded by VAE Encode. A batch is inverted image by image."),
+                *image_inputs(),
                 widget(
                     io.Int,
                     "steps",
@@ -84,14 +83,9 @@ class SPDInvInversion(io.ComfyNode):
                     advanced=True,
                     tooltip="Step size of solver 'gradient'. 0.001 is the paper's; other solvers ignore it.",
                 ),
-                widget(
-                    io.Sigmas,
-                    "sigmas",
-                    optional=True,
-                    tooltip="Noise levels to use instead of steps, e.g. from Basic Scheduler. Unwired: the model's own DDIM levels.",
-                ),
+                sigmas_input(),
             ],
-            outputs=[*inversion_outputs(), plot_output(), report_output()],
+            outputs=inverting_outputs(),
         )
 
     @classmethod
@@ -131,8 +125,7 @@ class SPDInvInversion(io.ComfyNode):
         inversion = run(
             model, latent, {"positive": positive}, work, gradients=needs_gradients, sigmas=sigmas, advice="lower the image size"
         )
-        report, plot = inversion_report(inversion), plot_image(inversion, tolerance)
-        return io.NodeOutput(*inversion_values(model, inversion), plot, report, ui=shown(report, plot, cls))
+        return inverted(model, inversion, cls, tolerance)
 
 
 NODES = [SPDInvInversion]
