@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .attention.capture import CaptureMaps, MapLoss
 from .denoiser import Callback, Denoiser, Progress, check_finite, euler_step, guided, unit_scale
 from .errors import EditingError
 from .inversion import Inversion, check_latent, inversion_grid
+from .trajectory import SourceStep
 
 Preset = Literal["lockstep", "carried", "released"]
 #: Choices of the layers to guide by the side of their query grid: all, or up to so many latent pixels.
@@ -26,8 +26,10 @@ RESOLUTIONS: dict[str, int | None] = {"all": None, "<=32": 32, "<=16": 16}
 
 
 @dataclass
-class GuidedStep:
-    """One step of the edit at a time, for this module's loop or any first-order sampler of a host.
+class GuidedStep(SourceStep):
+    """One step of the edit at a time; its denoised latent is ``x - sigma * eps`` with the noise prediction eps taken at the moved
+    latent, and what makes the Euler step land where a moved latent is carried on. Plain classifier-free guidance, bit for bit,
+    where the step is not guided.
 
     Attributes:
         inversion: the source's trajectory; it gives the grid, the reference latents and what lies outside the mask.
@@ -48,7 +50,8 @@ class GuidedStep:
         losses: map loss ``[B]`` before each guided step's move, by level.
 
     Raises:
-        EditingError: values out of range, an inversion of another model, a mask of another rank or batch.
+        EditingError: values out of range, an inversion of another model, a mask of another rank or batch; while stepping a prediction
+            that is not a number, texts of different lengths, a network without cross-attention.
     """
 
     denoiser: Denoiser
@@ -65,7 +68,7 @@ class GuidedStep:
     losses: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.inversion.require_model(self.denoiser.identity)
+        super().__post_init__()
         if not 0 <= self.guidance < float("inf"):
             raise EditingError(f"guidance is {self.guidance:g}; use 0 (off) or a positive number, usually 0.05 to 0.3.")
         if not 0 <= self.guided_fraction <= 1:
@@ -76,40 +79,11 @@ class GuidedStep:
             raise EditingError(f"There is no preset {self.preset!r}; use one of {', '.join(get_args(Preset))}.")
         if self.uncond is None:
             self.uncond = self.source_cond
-        if self.mask is not None:
-            self.mask = latent_mask(self.mask, self.inversion.latents[0])
 
     def is_guided(self, level: int) -> bool:
         """Whether the step from ``level`` to ``level - 1`` is guided."""
         from_noisy_end = self.inversion.steps - level
         return self.guidance > 0 and from_noisy_end < round(self.guided_fraction * self.inversion.steps)
-
-    def denoised(self, x: Tensor, level: int) -> Tensor:
-        """The denoised latent by which an Euler step takes ``x [B, C, H, W]`` from ``level`` to ``level - 1``.
-
-        It is ``x - sigma * eps`` with the noise prediction eps taken at the moved latent, and what makes the Euler step land
-        where the edit wants it outside the mask and where a moved latent is carried on. Plain classifier-free guidance,
-        bit for bit, where the step is not guided.
-
-        Raises:
-            EditingError: a prediction that is not a number, texts of different lengths, a network without cross-attention.
-        """
-        edited = self._edited(x, level)
-        if self.mask is None:
-            return edited
-        sigma, sigma_next = self._levels(level)
-        mask = self.mask.to(x.device, x.dtype)
-        kept = x - (self._source(x, level - 1) - x) / (sigma_next - sigma) * sigma
-        return mask * edited + (1 - mask) * kept
-
-    def advance(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Take the step from ``level`` to ``level - 1``: ``(x, denoised)``, outside the mask exactly the source's latent."""
-        edited = self._edited(x, level)
-        x = euler_step(x, edited, *self._levels(level))
-        if self.mask is not None:
-            mask = self.mask.to(x.device, x.dtype)
-            x = mask * x + (1 - mask) * self._source(x, level - 1)
-        return x, edited
 
     def _edited(self, x: Tensor, level: int) -> Tensor:
         with torch.no_grad():
@@ -124,7 +98,7 @@ class GuidedStep:
         sigma = self._levels(level)[0]
         moved, self.losses[level] = self._moved(x, level, self.source_cond, self.target_cond, 1.0)
         slope = (moved - guided(self.denoiser, moved, sigma, self.target_cond, self.uncond, self.cfg)) / sigma
-        return self._landing(x, moved if self.preset == "carried" else x, slope, level)
+        return self._landing(x, moved if self.preset == "carried" else x, level, slope)
 
     def _released(self, x: Tensor, level: int) -> Tensor:
         sigma = self._levels(level)[0]
@@ -136,12 +110,7 @@ class GuidedStep:
             negative = (kept - self.denoiser(kept, sigma, self.uncond)) / sigma
             slope, losses = negative + self.cfg * (slope - negative), losses + negative_losses
         self.losses[level] = losses
-        return self._landing(x, kept, slope, level)
-
-    def _landing(self, x: Tensor, kept: Tensor, slope: Tensor, level: int) -> Tensor:
-        """The denoised latent whose Euler step from ``x`` lands where a step along ``slope`` (eps) from ``kept`` does."""
-        sigma, sigma_next = self._levels(level)
-        return x - sigma * (slope + (kept - x) / (sigma_next - sigma))
+        return self._landing(x, kept, level, slope)
 
     def _moved(self, x: Tensor, level: int, reference_cond: Any, cond: Any, share: float) -> tuple[Tensor, Tensor]:
         """``x`` after a gradient step on ``share`` of the map loss (``x_t - lambda_xa * grad``), and that loss ``[B]``."""
@@ -157,12 +126,6 @@ class GuidedStep:
         # The paper's latent is x * unit: a step of lambda there is one of lambda / unit^2 here.
         moved = x - self.guidance * unit_scale(self.inversion.identity, sigma) ** -2 * gradient
         return moved, losses.detach()
-
-    def _levels(self, level: int) -> tuple[float, float]:
-        return float(self.inversion.sigmas[level]), float(self.inversion.sigmas[level - 1])
-
-    def _source(self, x: Tensor, level: int) -> Tensor:
-        return self.inversion.latents[level].to(x.device, x.dtype)
 
 
 def cross_attention_guided_edit(
@@ -194,12 +157,7 @@ def cross_attention_guided_edit(
     step = GuidedStep(
         denoiser, inversion, source_cond, target_cond, uncond, cfg, guidance, guided_fraction, max_resolution, preset, mask
     )  # fmt: skip
-    x = inversion.latents[-1]
-    for number, level in enumerate(range(inversion.steps, 0, -1)):
-        x, denoised = step.advance(x, level)
-        if callback is not None:
-            callback(Progress(number, inversion.steps, 0, 1, denoised))
-    return x
+    return step.run(inversion.steps, callback)
 
 
 def reference_from_noise(
@@ -256,17 +214,3 @@ def reference_from_noise(
         cond={"embeds": cond} if isinstance(cond, Tensor) else None,
         info={"cfg": cfg},
     )
-
-
-def latent_mask(mask: Tensor, latent: Tensor) -> Tensor:
-    """A pixel mask ``[B or 1, H, W]`` of any size as ``[B or 1, 1, h, w]`` on the grid of ``latent [B, C, h, w]``, by area.
-
-    Raises:
-        EditingError: another rank, another batch, or values that are not numbers.
-    """
-    if mask.ndim != 3:
-        raise EditingError(f"The mask has shape {list(mask.shape)}; use [batch or 1, height, width].")
-    if len(mask) not in (1, len(latent)):
-        raise EditingError(f"There are {len(mask)} masks for {len(latent)} images; use one mask or one for each image.")
-    check_finite(mask, "The mask")
-    return functional.interpolate(mask[:, None].float(), latent.shape[-2:], mode="area").clamp(0, 1)

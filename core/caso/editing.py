@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..denoiser import Callback, Denoiser, Progress, check_finite, euler_step, unit_scale
 from ..errors import EditingError
-from ..guidance import latent_mask
 from ..inversion import Inversion, check_latent, inversion_grid, invert
+from ..trajectory import SourceStep
 from .embedding import GuidanceTerm, scaled_terms
 
 
@@ -80,8 +80,8 @@ def steered(denoiser: Denoiser, x: Tensor, sigma: float, uncond: Any, terms: Seq
 
 
 @dataclass
-class SemanticStep:
-    """One step of the edit at a time, for this module's loop or any first-order sampler of a host.
+class SemanticStep(SourceStep):
+    """One step of the edit at a time.
 
     Attributes:
         inversion: of the source under ``uncond`` (the empty prompt); it gives grid, starting latent and what lies outside the mask.
@@ -102,43 +102,18 @@ class SemanticStep:
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.inversion.require_model(self.denoiser.identity)
+        super().__post_init__()
         self.terms = scaled_terms(self.terms, 1.0)
         #: The level at which the edit leaves the source's trajectory.
         self.first_level, self.last_level = self.window.levels(self.inversion.steps)
-        if self.mask is not None:
-            self.mask = latent_mask(self.mask, self.inversion.latents[0])
 
     def is_guided(self, level: int) -> bool:
         """Whether the step from ``level`` to ``level - 1`` is guided."""
         return self.last_level <= level <= self.first_level
 
-    def denoised(self, x: Tensor, level: int) -> Tensor:
-        """The denoised latent by which an Euler step takes ``x [B, C, H, W]`` from ``level`` to ``level - 1``.
-
-        Before the window, and outside the mask, it is the one that makes the step land on the source's trajectory.
-
-        Raises:
-            EditingError: a prediction that is not a number.
-        """
-        if level > self.first_level:
-            return self._landing_on_source(x, level)
-        edited = self._edited(x, level)
-        if self.mask is None:
-            return edited
-        mask = self.mask.to(x.device, x.dtype)
-        return mask * edited + (1 - mask) * self._landing_on_source(x, level)
-
-    def advance(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Take the step from ``level`` to ``level - 1``: ``(x, denoised)``; on the source's trajectory exactly the source's latent."""
-        if level > self.first_level:
-            return self._source(x, level - 1), self._landing_on_source(x, level)
-        edited = self._edited(x, level)
-        x = euler_step(x, edited, *self._levels(level))
-        if self.mask is not None:
-            mask = self.mask.to(x.device, x.dtype)
-            x = mask * x + (1 - mask) * self._source(x, level - 1)
-        return x, edited
+    def on_source(self, level: int) -> bool:
+        """Before the window the source's trajectory is followed exactly."""
+        return level > self.first_level
 
     def _edited(self, x: Tensor, level: int) -> Tensor:
         with torch.no_grad():
@@ -146,16 +121,6 @@ class SemanticStep:
             denoised = steered(self.denoiser, x, self._levels(level)[0], self.uncond, terms)
         check_finite(denoised, f"The prediction at step {self.inversion.steps - level + 1}")
         return denoised
-
-    def _landing_on_source(self, x: Tensor, level: int) -> Tensor:
-        sigma, sigma_next = self._levels(level)
-        return x - (self._source(x, level - 1) - x) / (sigma_next - sigma) * sigma
-
-    def _levels(self, level: int) -> tuple[float, float]:
-        return float(self.inversion.sigmas[level]), float(self.inversion.sigmas[level - 1])
-
-    def _source(self, x: Tensor, level: int) -> Tensor:
-        return self.inversion.latents[level].to(x.device, x.dtype)
 
 
 def semantic_edit(
@@ -175,12 +140,7 @@ def semantic_edit(
         EditingError: see :class:`SemanticStep`.
     """
     step = SemanticStep(denoiser, inversion, uncond, terms, window, mask)
-    x = inversion.latents[step.first_level]
-    for number, level in enumerate(range(step.first_level, 0, -1)):
-        x, denoised = step.advance(x, level)
-        if callback is not None:
-            callback(Progress(number, step.first_level, 0, 1, denoised))
-    return x
+    return step.run(step.first_level, callback)
 
 
 def interpolate(

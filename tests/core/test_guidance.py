@@ -12,8 +12,9 @@ from semantic_editing.core.attention.capture import CaptureMaps, MapLoss
 from semantic_editing.core.backends.diffusers import TextCond
 from semantic_editing.core.denoiser import euler_step
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.guidance import GuidedStep, cross_attention_guided_edit, latent_mask, reference_from_noise
+from semantic_editing.core.guidance import GuidedStep, cross_attention_guided_edit, reference_from_noise
 from semantic_editing.core.inversion import Inversion, invert, reconstruct
+from semantic_editing.core.trajectory import latent_mask
 from semantic_editing.tests.core.pix2pix_zero import TwoPass
 from semantic_editing.tests.core.tiny_models import FAMILIES, tiny_cond, tiny_denoiser, tiny_latent, tiny_scheduler
 
