@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.autocorr_inversion import PRESETS, SHIFTS, autocorr_invert
-from ..core.inversion import Inversion
-from .host import Session, conditioning_tensors, io, run, schema, widget
-from .inputs import image_inputs, seed_input, sigmas_input
-from .reports import inverted, inverting_outputs
+from .host import io, schema, widget
+from .inputs import seed_input
+from .inverting import image_inputs, invert_image, inverting_outputs, sigmas_input
 
 
 class AutocorrDDIMInversion(io.ComfyNode):
@@ -90,41 +89,10 @@ class AutocorrDDIMInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        positive: Any,
-        latent: Any,
-        steps: int,
-        weight_pair: float,
-        weight_kl: float,
-        iterations: int,
-        shifts: Any,
-        preset: Any,
-        seed: int,
-        sigmas: Any = None,
-    ) -> Any:
-        """Invert; EditingError for unusable input passes through as it is."""
-
-        def work(session: Session) -> Inversion:
-            return autocorr_invert(
-                session.denoiser,
-                session.latent,
-                session.conds["positive"],
-                steps,
-                weight_pair=weight_pair,
-                weight_kl=weight_kl,
-                iterations=iterations,
-                shifts=shifts,
-                seed=seed,
-                preset=preset,
-                callback=session.callback(),
-                sigmas=None if sigmas is None else sigmas.flip(0),
-                cond_tensors=conditioning_tensors(positive),
-            )
-
-        inversion = run(model, latent, {"positive": positive}, work, sigmas=sigmas, advice="lower the image size")
-        return inverted(model, inversion, cls)
+    def execute(cls, model: Any, positive: Any, latent: Any, steps: int, sigmas: Any = None, **settings: Any) -> Any:
+        """Invert; ``settings`` are the widgets, by the names of :func:`autocorr_invert`; EditingError passes through as it is."""
+        wired = {"model": model, "positive": positive, "latent": latent, "steps": steps, "sigmas": sigmas}
+        return invert_image(cls, autocorr_invert, wired, **settings)
 
 
 NODES = [AutocorrDDIMInversion]

@@ -7,25 +7,6 @@ from typing import Any
 from .host import io, list_files, widget
 
 
-def image_inputs() -> list[Any]:
-    """MODEL, CONDITIONING and LATENT of a node that inverts an image."""
-    return [
-        widget(io.Model, "model", tooltip="The diffusion model to invert under; edit with the same one."),
-        widget(io.Conditioning, "positive", tooltip="A prompt that describes the image. Rebuild and edit from the same prompt."),
-        widget(io.Latent, "latent", tooltip="The image, encoded by VAE Encode. A batch is inverted image by image."),
-    ]
-
-
-def sigmas_input() -> Any:
-    """Optional SIGMAS in place of a number of steps."""
-    return widget(
-        io.Sigmas,
-        "sigmas",
-        optional=True,
-        tooltip="Noise levels to use instead of steps, e.g. from Basic Scheduler. Unwired: the model's own DDIM levels.",
-    )
-
-
 def cfg_input(tooltip: str) -> Any:
     """Scale of classifier-free guidance."""
     return widget(io.Float, "cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip=tooltip)

@@ -40,17 +40,6 @@ def inversion_outputs() -> list[Any]:
     ]
 
 
-def inverting_outputs() -> list[Any]:
-    """Outputs of a node that inverts an image: :func:`inversion_outputs`, the plot and the report."""
-    return [*inversion_outputs(), plot_output(), report_output()]
-
-
-def inverted(model: Any, inversion: Inversion, cls: Any, tolerance: float | None = None) -> Any:
-    """Values of :func:`inverting_outputs`, plot and report shown on the node ``cls``; ``tolerance`` is a line of the plot."""
-    report, plot = inversion_report(inversion), plot_image(inversion, tolerance)
-    return io.NodeOutput(*inversion_values(model, inversion), plot, report, ui=shown(report, plot, cls))
-
-
 def inversion_values(model: Any, inversion: Inversion) -> tuple[Any, ...]:
     """Values of :func:`inversion_outputs`: INVERSION, LATENT, SIGMAS, NOISE.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.inversion import Inversion, invert
+from ..core.inversion import invert
 from ..core.solvers import OPTIMIZERS, SOLVERS
-from .host import Session, conditioning_tensors, io, run, schema, widget
-from .inputs import image_inputs, sigmas_input
-from .reports import inverted, inverting_outputs
+from .host import io, schema, widget
+from .inverting import image_inputs, invert_image, inverting_outputs, sigmas_input
 
 
 class SPDInvInversion(io.ComfyNode):
@@ -90,42 +89,12 @@ class SPDInvInversion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model: Any,
-        positive: Any,
-        latent: Any,
-        steps: int,
-        solver: str,
-        tolerance: float,
-        max_iterations: int,
-        optimizer: str,
-        learning_rate: float,
-        sigmas: Any = None,
-    ) -> Any:
-        """Invert; EditingError for unusable input passes through as it is."""
-
-        def work(session: Session) -> Inversion:
-            return invert(
-                session.denoiser,
-                session.latent,
-                session.conds["positive"],
-                steps=steps,
-                sigmas=None if sigmas is None else sigmas.flip(0),
-                solver=solver,
-                tolerance=tolerance,
-                max_iterations=max_iterations,
-                optimizer=optimizer,
-                learning_rate=learning_rate,
-                cond_tensors=conditioning_tensors(positive),
-                check_residual=True,
-                callback=session.callback(),
-            )
-
-        needs_gradients = solver in ("auto", "gradient")
-        inversion = run(
-            model, latent, {"positive": positive}, work, gradients=needs_gradients, sigmas=sigmas, advice="lower the image size"
-        )
-        return inverted(model, inversion, cls, tolerance)
+        cls, model: Any, positive: Any, latent: Any, steps: int, solver: str, tolerance: float, sigmas: Any = None, **settings: Any
+    ) -> Any:  # fmt: skip
+        """Invert; ``settings`` are the other widgets, by the names of :func:`invert`; EditingError passes through as it is."""
+        wired = {"model": model, "positive": positive, "latent": latent, "steps": steps, "sigmas": sigmas}
+        settings |= {"solver": solver, "tolerance": tolerance, "check_residual": True}
+        return invert_image(cls, invert, wired, gradients=solver in ("auto", "gradient"), plot_line=tolerance, **settings)
 
 
 NODES = [SPDInvInversion]
