@@ -1,4 +1,4 @@
-"""The inputs of CASO Embedding Trainer."""
+"""The inputs of CASO Embedding Trainer, and the settings that their values are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from typing import Any
 
 from ..core.caso.seams import MAX_TOKENS
 from ..core.caso.settings import LEVELS, TrainingSettings
+from ..core.classifiers.base import ImageClassifier
+from ..core.errors import EditingError
+from .classifiers import names_in
 from .host import AttributeClassifierType, io, widget
+from .inputs import seed_input
 
 DEFAULTS = TrainingSettings("attribute", ("class",))
 
@@ -68,15 +72,7 @@ def trainer_inputs() -> list[Any]:
             step=0.01,
             tooltip=f"Noise the pictures get, as a fraction of the steps: {LEVELS['faces']:g} for faces, {LEVELS['others']:g} for others.",
         ),
-        widget(
-            io.Int,
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
-            tooltip="Of everything random: noise, order, augmentation.",
-        ),
+        seed_input("Of everything random: noise, order, augmentation."),
         widget(
             io.Boolean,
             "resume",
@@ -196,3 +192,31 @@ def trainer_inputs() -> list[Any]:
             tooltip="A small VAE (TAESD) that decodes all but the last fifth of the steps, to save time and memory.",
         ),
     ]
+
+
+def training_settings(
+    classifier: ImageClassifier, attribute: str, targets: str, batch_size: int, noise_level: float, augmentation: float, **same: Any
+) -> TrainingSettings:
+    """The widgets' values as settings; ``same`` are those of the same name there.
+
+    Raises:
+        EditingError: no such attribute or class, or a value out of range.
+    """
+    settings = TrainingSettings(
+        known_attribute(classifier.heads, attribute), tuple(names_in(targets)), batch=batch_size, level=noise_level, augment=augmentation,
+        **same,
+    )  # fmt: skip
+    for target in settings.targets:
+        classifier.class_index(settings.attribute, target)
+    return settings
+
+
+def known_attribute(heads: Any, attribute: str) -> str:
+    """The attribute asked for, or the only one of the classifier when the widget is empty.
+
+    Raises:
+        EditingError: empty, and there are several.
+    """
+    if not attribute.strip() and len(heads) > 1:
+        raise EditingError(f"The classifier knows several attributes; write one of them into attribute: {', '.join(heads)}.")
+    return attribute.strip() or next(iter(heads))

@@ -24,6 +24,7 @@ from .host import (
     training_scope,
     widget,
 )
+from .inputs import seed_input
 from .reports import plot_output, report_output, shown
 
 DEFAULTS = TrainingSettings(epochs=30, batch_size=16)
@@ -105,15 +106,7 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     default=True,
                     tooltip="Mirror half of the pictures. Switch it off for classes that tell left from right.",
                 ),
-                widget(
-                    io.Int,
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Which pictures are set aside, their order and the first weights.",
-                ),
+                seed_input("Which pictures are set aside, their order and the first weights."),
                 widget(
                     io.Float,
                     "learning_rate",
@@ -184,29 +177,11 @@ class AttributeClassifierTrainer(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        folders: str,
-        attribute: str,
-        filename: str,
-        overwrite: bool,
-        epochs: int,
-        batch_size: int,
-        validation: float,
-        augmentation: float,
-        flip: bool,
-        seed: int,
-        learning_rate: float,
-        patience: int,
-        train_trunk: bool,
-        input_size: int,
-        labels: str,
-        images: Any = None,
-        backbone: Any = None,
-    ) -> Any:
-        """Train and save; Cancel saves the best epoch so far before it ends the run."""
-        settings = TrainingSettings(
-            attribute, epochs, patience, batch_size, learning_rate, validation, augmentation, flip, train_trunk, seed
-        )  # fmt: skip
+        cls, folders: str, filename: str, overwrite: bool, input_size: int, labels: str, images: Any = None, backbone: Any = None,
+        **knobs: Any,
+    ) -> Any:  # fmt: skip
+        """Train and save; ``knobs`` are those of :class:`TrainingSettings`; Cancel saves the best epoch before it ends the run."""
+        settings = TrainingSettings(**knobs)
         settings.check()
         path = output_path(FOLDER, filename)
         if path.exists() and not overwrite:

@@ -23,7 +23,8 @@ TECHNIQUES = (
     "classifier_trainer",
     "caso_trainer",
     "caso_embeddings",
-    "caso_sampling",
+    "caso_edit",
+    "caso_generate",
 )
 
 

@@ -60,7 +60,7 @@ def made_up(pack, demo, seed=5):
 
 def edit(pack, demo, chosen, **changed):
     given = {"strength": 3.0, "steps": 6, "interpolate": 0} | WINDOW | changed
-    return node(pack, "caso_sampling", "CASOEditSampler").execute(*demo[:2], chosen, **given).args
+    return node(pack, "caso_edit", "CASOEditSampler").execute(*demo[:2], chosen, **given).args
 
 
 def stock(clip, text):
@@ -162,7 +162,7 @@ def test_guider_paints_what_the_edit_sampler_paints(pack, demo, images):
     mask[:, :, 32:] = 1
     edited, _, report = edit(pack, demo, chosen, inversion=inversion, mask=mask)
     assert "with a prompt" not in report
-    guider = node(pack, "caso_sampling", "CASOGuider").execute(model, clip, chosen, inversion, strength=3.0, mask=mask, **WINDOW).args[0]
+    guider = node(pack, "caso_edit", "CASOGuider").execute(model, clip, chosen, inversion, strength=3.0, mask=mask, **WINDOW).args[0]
     start, sigmas, still = pack("nodes.reports").inversion_values(model, inversion)[1:]
     sampler = SamplerCustomAdvanced()
     sample = getattr(sampler, "sample", None) or sampler.execute
@@ -179,7 +179,7 @@ def test_generate_is_stock_guidance_by_the_embedding(pack, demo):
     chosen, seed = made_up(pack, demo), 7
     empty = {"samples": torch.zeros(2, 4, 8, 8)}
     window = WINDOW | {"window": "whole"}
-    generate = node(pack, "caso_sampling", "CASOGenerate").execute
+    generate = node(pack, "caso_generate", "CASOGenerate").execute
     made, _ = generate(model, clip, chosen, empty, strength=3.0, steps=5, seed=seed, **window).args
     grid = pack.run(model, empty, {"positive": stock(clip, "")}, lambda session: session.denoiser.sigma_grid(5)).flip(0)
     guide = CFGGuider()
