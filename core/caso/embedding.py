@@ -159,7 +159,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def _released(source: Path) -> SemanticEmbedding:
     """The released code learns ``Linear(1, D)`` on a constant 1: the vector is W[:, 0] + b (section 3.2 of its trainer)."""
-    state = read_network_pickle(source).tensors
+    state = read_network_pickle(source, "embedding").tensors
     weight, bias = state.get(RELEASED_WEIGHT), state.get(RELEASED_BIAS)
     if weight is None or bias is None or weight.ndim != 2 or weight.shape[1] != 1 or bias.shape != weight.shape[:1]:
         raise EditingError(

@@ -65,8 +65,11 @@ class PickledNetwork:
     tensors: dict[str, Tensor]
 
 
-def read_network_pickle(path: str | Path) -> PickledNetwork:
+def read_network_pickle(path: str | Path, what: str = "classifier") -> PickledNetwork:
     """Read a network, or a table of tensors, from a file that ``torch.save`` wrote.
+
+    Args:
+        what: the kind of thing that is being loaded, for messages.
 
     Raises:
         EditingError: missing, larger than 4 GiB, not torch's zip format, damaged, or asking for anything but tensors and
@@ -76,17 +79,17 @@ def read_network_pickle(path: str | Path) -> PickledNetwork:
     if not source.is_file():
         raise EditingError(f"{source.name} was not found; check the file name and folder.")
     if source.stat().st_size > MAX_BYTES:
-        raise EditingError(f"{source.name} is larger than 4 GiB, which no classifier is; choose another file.")
+        raise EditingError(f"{source.name} is larger than 4 GiB, which no {what} is; choose another file.")
     try:
         with zipfile.ZipFile(source) as archive:
-            return _read(archive, source.name)
+            return _read(archive, source.name, what)
     except EditingError:
         raise
     except Exception as error:  # a pickle can provoke any exception; nothing of it may pass as success
         raise EditingError(f"{source.name} is damaged or was not saved by torch.save; download it again.") from error
 
 
-def _read(archive: zipfile.ZipFile, name: str) -> PickledNetwork:
+def _read(archive: zipfile.ZipFile, name: str, what: str) -> PickledNetwork:
     entries = {entry.filename: entry for entry in archive.infolist()}
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
         raise EditingError(f"{name} is compressed, which torch.save never does; use the original file.")
@@ -96,13 +99,13 @@ def _read(archive: zipfile.ZipFile, name: str) -> PickledNetwork:
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") != b"little":
         raise EditingError(f"{name} was saved on a big-endian machine and cannot be read here; save it as safetensors.")
-    value = _Reader(archive.read(pickles[0]), name).load()
+    value = _Reader(archive.read(pickles[0]), name, what).load()
     kind = value.kind if isinstance(value, _Inert) else "state_dict"
-    views = _views(value.tables if isinstance(value, _Inert) else {"_parameters": value}, name)
+    views = _views(value.tables if isinstance(value, _Inert) else {"_parameters": value}, name, what)
     if not views:
         raise EditingError(f"{name} holds no weights; choose another file.")
     if sum(math.prod(view.size) * view.block.storage.dtype.itemsize for view in views.values()) > MAX_BYTES:
-        raise EditingError(f"{name} unfolds to more than 4 GiB, which no classifier does; choose another file.")
+        raise EditingError(f"{name} unfolds to more than 4 GiB, which no {what} does; choose another file.")
     return PickledNetwork(kind, {key: _tensor(archive, folder, view) for key, view in views.items()})
 
 
@@ -141,9 +144,9 @@ class _View(NamedTuple):
 class _Reader(pickle.Unpickler):
     """An unpickler in which only the names of this module mean anything; all it hands out is made anew for one file."""
 
-    def __init__(self, data: bytes, name: str):
+    def __init__(self, data: bytes, name: str, what: str):
         super().__init__(io.BytesIO(data))
-        self.name = name
+        self.name, self.what = name, what
         self.known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("builtins", "set"): set,
@@ -161,7 +164,7 @@ class _Reader(pickle.Unpickler):
         if name == PUBLISHED:
             return self.known.setdefault((module, name), _stand_in(name))
         wanted = f"{module}.{name}"[:80]
-        raise EditingError(f"{self.name} was refused: it asks for {wanted!r}, which no classifier needs and which could run code.")
+        raise EditingError(f"{self.name} was refused: it asks for {wanted!r}, which no {self.what} needs and which could run code.")
 
     def persistent_load(self, pid: Any) -> _Block:
         """A stored block; ``pid = ("storage", type, key, device, length)``."""
@@ -185,10 +188,10 @@ def _tensor(archive: zipfile.ZipFile, folder: str, view: _View) -> Tensor:
     return block.as_strided(tuple(view.size), tuple(view.stride), view.offset).clone()
 
 
-def _views(tables: dict[str, Any], name: str, prefix: str = "", depth: int = 0) -> dict[str, _View]:
+def _views(tables: dict[str, Any], name: str, what: str, prefix: str = "", depth: int = 0) -> dict[str, _View]:
     """Parameters and kept buffers of a stand-in's tables and of the stand-ins inside."""
     if depth > MAX_DEPTH:
-        raise EditingError(f"{name} nests networks more than {MAX_DEPTH} deep, which no classifier does; choose another file.")
+        raise EditingError(f"{name} nests networks more than {MAX_DEPTH} deep, which no {what} does; choose another file.")
     found: dict[str, _View] = {}
     fleeting = tables.get("_non_persistent_buffers_set") or ()
     for table in ("_parameters", "_buffers"):
@@ -198,5 +201,5 @@ def _views(tables: dict[str, Any], name: str, prefix: str = "", depth: int = 0) 
         found |= {f"{prefix}{key}": value for key, value in entries.items() if isinstance(value, _View) and key not in fleeting}
     for key, part in (tables.get("_modules") or {}).items():
         if isinstance(part, _Inert) and hasattr(part, "tables"):
-            found |= _views(part.tables, name, f"{prefix}{key}.", depth + 1)
+            found |= _views(part.tables, name, what, f"{prefix}{key}.", depth + 1)
     return found
