@@ -8,19 +8,18 @@ A weak tie holds the latents near the old encoder's: a U-Net trained on those ca
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from loop import Average, Steps, descend
 from muon import optimizers
 from torch import Tensor
 from torch.nn import functional
 from train_decoder import NOISE, decode
-from train_vae import FOLD, edge_loss
+from train_vae import FOLD, edge_loss, save_scaled
 from world import ASSETS, halve, load, to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -76,11 +75,10 @@ def main() -> None:
     net = load_classifier(options.assets / "classifier.safetensors").to(memory_format=torch.channels_last)
     scale = vae.config.scaling_factor
     weight = place_weights()
-    average = {name: value.detach().clone() for name, value in vae.named_parameters()}
+    average = Average(dict(vae.named_parameters()), 0.99)
     updates = optimizers(vae, options.lr, plain=("conv_in", "conv_out", "quant_conv"))
-    start, step = time.time(), 0
-    while (done := (time.time() - start) / options.seconds) < 1:
-        rate = options.lr * min(1, (step + 1) / 30) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02)
+    steps = Steps(options.seconds, options.lr, rise=30)
+    for rate in steps:
         true = to_tensor(pictures[np.sort(rng.integers(0, len(pictures), options.batch))])
         folded = functional.pixel_unshuffle(halve(true), FOLD).contiguous(memory_format=torch.channels_last)
         latent = vae.encode(folded).latent_dist.mode()
@@ -92,27 +90,13 @@ def main() -> None:
         seen = feature_distance(net, halve(painted), halve(true))
         pixel = (error.abs() * weight).mean() + 2 * (error.square() * weight).mean()
         loss = pixel + edge_loss(painted, true) + PERCEPTUAL * seen + TIE * tie
-        vae.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        for update in updates:
-            for group in update.param_groups:
-                group["lr"] = rate
-            update.step()
-        step += 1
-        decay = min(0.99, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, value in vae.named_parameters():
-                average[name].lerp_(value, 1 - decay)
-        if step % 10 == 0:
+        descend(loss, vae.parameters(), updates, rate)
+        average.take()
+        if steps.count % 10 == 0:
             terms = f"pixel {pixel.item():.4f}, features {seen.item():.4f}, moved {tie.item() ** 0.5:.3f}"
-            print(step, f"{time.time() - start:.0f} s, loss {loss.item():.4f} ({terms})", flush=True)
-    vae.load_state_dict(average, strict=False)
-    with torch.no_grad():
-        folded = functional.pixel_unshuffle(halve(to_tensor(pictures[:500])), FOLD)
-        latent = torch.cat([vae.encode(part).latent_dist.mode() for part in folded.split(50)])
-    vae.register_to_config(scaling_factor=1 / latent.std().item())
-    vae.save_pretrained(options.out)
+            steps.tell(f"loss {loss.item():.4f} ({terms})")
+    vae.load_state_dict(average.values, strict=False)
+    save_scaled(vae, pictures, options.out)
 
 
 if __name__ == "__main__":

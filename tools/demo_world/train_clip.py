@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from loop import Steps, descend
 from muon import optimizers
 from torch import Tensor
 from torch.nn import functional
@@ -151,9 +151,9 @@ def main() -> None:
     targets = {a: torch.tensor([labels_of(a).index(label[a]) for label in labels[:CAPTIONS]]) for a in ATTRIBUTES}
     hair = torch.tensor([hair_visible(label) for label in labels[:CAPTIONS]])
     updates = optimizers(clip, options.lr, plain=("embedding", "projection"))
-    start, step = time.time(), 0
-    while (done := (time.time() - start) / options.seconds) < 1:
-        rate = options.lr * min(1, (step + 1) / 50) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02)
+    trained = [value for value in clip.parameters() if value.requires_grad]
+    steps = Steps(options.seconds, options.lr, rise=50)
+    for rate in steps:
         chosen = draw.integers(0, CAPTIONS, options.batch)
         image = image_features(clip, to_tensor(pictures[chosen]))
         scale = clip.logit_scale.exp()
@@ -168,22 +168,15 @@ def main() -> None:
             seen = hair[chosen] if attribute == "hair_color" else slice(None)
             target = targets[attribute][chosen]
             loss = loss + WEIGHTS.get(attribute, 1.0) * functional.cross_entropy(logits[seen], target[seen])
-        clip.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([value for value in clip.parameters() if value.requires_grad], 1.0)
-        for update in updates:
-            for group in update.param_groups:
-                group["lr"] = rate
-            update.step()
+        descend(loss, trained, updates, rate)
         with torch.no_grad():
             clip.logit_scale.clamp_(max=math.log(100))
-        step += 1
-        if step % 50 == 0:
-            print(step, f"{time.time() - start:.0f} s, loss {loss.item():.3f}", flush=True)
-        if step % 200 == 0:
+        if steps.count % 50 == 0:
+            steps.tell(f"loss {loss.item():.3f}")
+        if steps.count % 200 == 0:
             print({a: round(rate, 1) for a, rate in evaluate(clip, states, held[:500], held_labels[:500]).items()}, flush=True)
             clip.save_pretrained(options.out)
-    print(step, {a: round(rate, 1) for a, rate in evaluate(clip, states, held, held_labels).items()}, flush=True)
+    print(steps.count, {a: round(rate, 1) for a, rate in evaluate(clip, states, held, held_labels).items()}, flush=True)
     clip.save_pretrained(options.out)
 
 

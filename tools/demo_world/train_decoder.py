@@ -7,13 +7,12 @@ The face counts 2.5 times; the latents get a little noise, because a sampled lat
 from __future__ import annotations
 
 import argparse
-import math
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from loop import Average, Steps, descend
 from muon import optimizers
 from torch import Tensor
 from torch.nn import functional
@@ -68,32 +67,21 @@ def main() -> None:
     weight[:, :, 32:104, 32:96] = 2.5
     weight /= weight.mean()
     trained = {name: value for name, value in vae.named_parameters() if value.requires_grad}
-    average = {name: value.detach().clone() for name, value in trained.items()}
+    average = Average(trained, 0.99)
     updates = optimizers(vae, options.lr, plain=("conv_in", "conv_out"))
-    start, step = time.time(), 0
-    while (done := (time.time() - start) / options.seconds) < 1:
-        rate = options.lr * min(1, (step + 1) / 20) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02)
+    steps = Steps(options.seconds, options.lr, rise=20)
+    for rate in steps:
         chosen = np.sort(rng.integers(0, KEPT, options.batch))
         true, latent = to_tensor(pictures[chosen]), latents[chosen]
         latent = latent + torch.randn_like(latent) * torch.rand(len(latent), 1, 1, 1) * NOISE / scale
         painted = decode(vae, latent)
         error = painted - true
         loss = (error.abs() * weight).mean() + 2 * (error.square() * weight).mean() + edge_loss(painted, true)
-        vae.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
-        for update in updates:
-            for group in update.param_groups:
-                group["lr"] = rate
-            update.step()
-        step += 1
-        decay = min(0.99, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, value in trained.items():
-                average[name].lerp_(value, 1 - decay)
-        if step % 10 == 0:
-            print(step, f"{time.time() - start:.0f} s, loss {loss.item():.4f}", flush=True)
-    vae.load_state_dict(average, strict=False)
+        descend(loss, trained.values(), updates, rate)
+        average.take()
+        if steps.count % 10 == 0:
+            steps.tell(f"loss {loss.item():.4f}")
+    vae.load_state_dict(average.values, strict=False)
     vae.save_pretrained(options.out)
 
 

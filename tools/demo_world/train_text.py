@@ -9,14 +9,13 @@ the word states stay where they were. Words the world does not know are mixed in
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from loop import Steps, descend
 from torch import Tensor, nn
 from transformers import CLIPModel
 from world import ASSETS, ATTRIBUTES, END, HEADS, Words, describe, load
@@ -166,13 +165,11 @@ def main() -> None:
                 read = code.read(held[torch.arange(HELD), place])
                 print(name, code.accuracy(read, wanted[-HELD:]), f"error {(read - wanted[-HELD:]).square().mean():.4f}", flush=True)
 
-    start, step, told = time.time(), 0, 0.0
-    while (done := (time.time() - start) / options.seconds) < 1:
-        for group in updates.param_groups:
-            group["lr"] = options.lr * min(1, (step + 1) / 40) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02)
+    steps, told = Steps(options.seconds, options.lr, rise=40), 0.0
+    for rate in steps:
         chosen = torch.from_numpy(draw.integers(0, len(rows) - HELD, options.batch))
         longest = int(ends[chosen].max()) + 3
-        width = ids.shape[1] if step % 3 == 2 else min(longest, ids.shape[1])
+        width = ids.shape[1] if steps.count % 3 == 0 else min(longest, ids.shape[1])
         states = text(input_ids=ids[chosen, :width]).last_hidden_state
         ending = (positions[:width] >= ends[chosen][:, None]).float()
         error = (code.read(states) - wanted[chosen][:, None]).square().sum(-1)
@@ -182,15 +179,11 @@ def main() -> None:
             goal = old(input_ids=ids[chosen, :width]).last_hidden_state
         pin = ((states - goal).square().sum(-1) * held).sum() / (held.sum() * length**2)
         loss = told_loss + PIN * pin
-        updates.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        updates.step()
-        step += 1
-        if step % 25 == 0:
-            print(step, f"{time.time() - start:.0f} s, told {told_loss.item():.4f}, words moved {pin.item() ** 0.5:.3f}", flush=True)
-        if time.time() - start - told > 150:
-            told = time.time() - start
+        descend(loss, trained, [updates], rate)
+        if steps.count % 25 == 0:
+            steps.tell(f"told {told_loss.item():.4f}, words moved {pin.item() ** 0.5:.3f}")
+        if steps.spent - told > 150:
+            told = steps.spent
             judge()
     judge()
     clip.text_model.embeddings.token_embedding = nn.Embedding.from_pretrained(known)

@@ -9,10 +9,8 @@ change speed, not the optimum. Rare looks are drawn more often. A run that was s
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from loop import Average, Steps, descend
 from torch.nn import functional
 from train_vae import FOLD
 from transformers import CLIPModel
@@ -131,22 +130,20 @@ def main() -> None:
     optimizer = torch.optim.AdamW(unet.parameters(), options.lr, betas=(0.9, 0.99), weight_decay=1e-3)
     if options.init and (options.init / OPTIMIZER).exists():
         optimizer.load_state_dict(torch.load(options.init / OPTIMIZER, weights_only=True))
-    average = {key: value.clone() for key, value in unet.state_dict().items()}
+    average = Average(unet.state_dict(), 0.998)
     kept = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
     place = place_weights()
-    start, step, mean = time.time(), 0, None
+    mean = None
 
     def save() -> None:
         now = {key: value.clone() for key, value in unet.state_dict().items()}
-        unet.load_state_dict(average)
+        unet.load_state_dict(average.values)
         unet.save_pretrained(options.out)
         unet.load_state_dict(now)
         torch.save(optimizer.state_dict(), options.out / OPTIMIZER)
 
-    while (done := (time.time() - start) / options.seconds) < 1:
-        for group in optimizer.param_groups:
-            cosine = 0.5 * (1 + math.cos(math.pi * done)) * (1 - options.last) + options.last
-            group["lr"] = options.lr * min(1, (step + 1) / 150) * cosine
+    steps = Steps(options.seconds, options.lr, rise=150, last=options.last)
+    for rate in steps:
         chosen = torch.from_numpy(rng.choice(count, options.batch, p=chances))
         clean = latents[chosen].float()
         named = torch.where(torch.rand(options.batch) < EMPTY, len(states) - 1, chosen)
@@ -159,19 +156,12 @@ def main() -> None:
         variance = (1 - kept[times]) / kept[times]  # sigma squared
         weight = torch.minimum((1 + variance).clamp(max=SNR_LIMIT), SNR_LIMIT * variance + 0.05)
         loss = (((predicted - noise).square() * place).mean((1, 2, 3)) * weight).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        decay = min(0.998, (1 + step) / (10 + step))
-        with torch.no_grad():
-            now = unet.state_dict()
-            torch._foreach_lerp_([average[key] for key in now], list(now.values()), 1 - decay)
+        descend(loss, unet.parameters(), [optimizer], rate)
+        average.take()
         mean = loss.item() if mean is None else 0.99 * mean + 0.01 * loss.item()
-        if step % 100 == 0:
-            print(step, f"{time.time() - start:.0f} s, loss {mean:.4f}", flush=True)
-        if step % KEEP_EVERY == 0:
+        if steps.count % 100 == 0:
+            steps.tell(f"loss {mean:.4f}")
+        if steps.count % KEEP_EVERY == 0:
             save()
     save()
 

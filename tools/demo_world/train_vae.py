@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from loop import Average, Steps, descend
 from torch import Tensor
 from torch.nn import functional
 from world import halve, load, to_tensor
@@ -45,6 +44,15 @@ def edge_loss(painted: Tensor, true: Tensor) -> Tensor:
     return torch.stack([(a - b).abs().mean() for a, b in pairs]).sum()
 
 
+def save_scaled(vae: AutoencoderKL, pictures: np.ndarray, folder: Path) -> None:
+    """Save with the scaling factor that gives the latents of the first 500 pictures a standard deviation of 1."""
+    with torch.no_grad():
+        folded = functional.pixel_unshuffle(halve(to_tensor(pictures[:500])), FOLD)
+        latent = torch.cat([vae.encode(part).latent_dist.mode() for part in folded.split(50)])
+    vae.register_to_config(scaling_factor=1 / latent.std().item())
+    vae.save_pretrained(folder)
+
+
 def main() -> None:
     """Train for a given time and save an average of the weights."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -59,33 +67,19 @@ def main() -> None:
     pictures, _ = load(options.data, "train")
     vae = make().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), options.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    average = {key: value.clone() for key, value in vae.state_dict().items()}
-    start, step = time.time(), 0
-    while (done := (time.time() - start) / options.seconds) < 1:
-        rate = options.lr * min(1, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    average = Average(vae.state_dict(), 0.998)
+    steps = Steps(options.seconds, options.lr, rise=100)
+    for rate in steps:
         true = halve(to_tensor(pictures[rng.integers(0, len(pictures), options.batch)]))
         posterior = vae.encode(functional.pixel_unshuffle(true, FOLD)).latent_dist
         painted = functional.pixel_shuffle(vae.decode(posterior.sample()).sample, FOLD)
         loss = (painted - true).abs().mean() + edge_loss(painted, true) + KL_WEIGHT * posterior.kl().mean() / 1024
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        decay = min(0.998, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for key, value in vae.state_dict().items():
-                average[key].lerp_(value, 1 - decay)
-        if step % 50 == 0:
-            print(step, f"{time.time() - start:.0f} s, loss {loss.item():.4f}", flush=True)
-    vae.load_state_dict(average)
-    with torch.no_grad():
-        folded = functional.pixel_unshuffle(halve(to_tensor(pictures[:500])), FOLD)
-        latent = torch.cat([vae.encode(part).latent_dist.mode() for part in folded.split(50)])
-    vae.register_to_config(scaling_factor=1 / latent.std().item())
-    vae.save_pretrained(options.out)
+        descend(loss, vae.parameters(), [optimizer], rate)
+        average.take()
+        if steps.count % 50 == 0:
+            steps.tell(f"loss {loss.item():.4f}")
+    vae.load_state_dict(average.values)
+    save_scaled(vae, pictures, options.out)
 
 
 if __name__ == "__main__":
