@@ -38,22 +38,14 @@ def place_weights() -> Tensor:
 
 
 def feature_distance(net: AttributeClassifier, painted: Tensor, true: Tensor) -> Tensor:
-    """Mean absolute difference of the classifier's unit-scale features after each stage; pictures in -1..1 at 64 pixels."""
-    total = painted.new_zeros(())
+    """Mean absolute difference of the classifier's features in units of their size, over all stages but the last, which sees no place.
+
+    Pictures ``[B, 3, 128, 128]`` in -1..1.
+    """
     with torch.no_grad():
-        goals = []
-        for index, layer in enumerate(net.features):
-            true = layer(true)
-            if index % 6 == 5:
-                goals.append(true)
-    for index, layer in enumerate(net.features):
-        painted = layer(painted)
-        if index % 6 == 5:
-            goal = goals.pop(0)
-            total = total + (painted - goal).abs().mean() / goal.abs().mean()
-            if not goals[1:]:  # the last stage sees no place any more
-                break
-    return total / 3
+        goals = net.stages((true + 1) / 2)[:-1]
+    pairs = zip(net.stages((painted + 1) / 2), goals, strict=False)
+    return torch.stack([(seen - goal).abs().mean() / goal.abs().mean() for seen, goal in pairs]).mean()
 
 
 def main() -> None:
@@ -87,7 +79,7 @@ def main() -> None:
         tie = (latent - before).square().mean() * scale**2
         painted = decode(vae, latent + torch.randn_like(latent) * torch.rand(len(latent), 1, 1, 1) * NOISE / scale)
         error = painted - true
-        seen = feature_distance(net, halve(painted), halve(true))
+        seen = feature_distance(net, painted, true)
         pixel = (error.abs() * weight).mean() + 2 * (error.square() * weight).mean()
         loss = pixel + edge_loss(painted, true) + PERCEPTUAL * seen + TIE * tie
         descend(loss, vae.parameters(), updates, rate)
