@@ -79,7 +79,10 @@ def regularise(
 
 
 def regularise_as_released(noise: Tensor, shifts: Shifts, *, weight_pair: float, weight_kl: float, iterations: int) -> Tensor:
-    """The released code's regularisation: no factor 2 in the pyramid, KL as a mean over all elements."""
+    """The released code's regularisation of predicted noise ``[B, C, H, W]``: no factor 2 in the pyramid, KL as a mean over all elements.
+
+    Args: as in :func:`regularise`, in plain gradient steps.
+    """
     for _ in range(iterations):
         for _ in range(PAIR_STEPS):
             noise = noise - weight_pair / PAIR_STEPS * pair_loss(noise, shifts, gain=UNIT_VARIANCE_GAIN / 2)[1]

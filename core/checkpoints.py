@@ -62,7 +62,7 @@ class Checkpoint:
         return encoded[0].float(), encoded[2].float() if self.is_xl else None
 
     def cond(self, embeds: Tensor, pooled: Tensor | None) -> TextCond:
-        """The denoiser's conditioning from what :meth:`encode_text` returns."""
+        """The denoiser's conditioning from what :meth:`encode_text` returns, ``embeds [B, L, D]`` and ``pooled [B, P]``."""
         return TextCond(embeds, pooled)
 
     @torch.no_grad()
@@ -73,7 +73,7 @@ class Checkpoint:
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """Scaled latent -> images ``[B, 3, H, W]`` in 0..1."""
+        """Scaled latent ``[B, 4, h, w]`` -> images ``[B, 3, 8h, 8w]`` in 0..1."""
         images: Tensor = self.pipeline.vae.decode(latent.float() / self.pipeline.vae.config.scaling_factor).sample
         return (images / 2 + 0.5).clamp(0, 1)
 

@@ -81,7 +81,7 @@ class ModelIdentity:
 
 
 def weight_signature(first: Tensor, last: Tensor, count: int = 16) -> tuple[float, ...]:
-    """``count`` evenly spaced weights of each of two layers, the values behind :attr:`ModelIdentity.signature`."""
+    """``count`` evenly spaced weights of each of two layers of any shape, the ``2 * count`` values of :attr:`ModelIdentity.signature`."""
     picked = []
     for weight in (first, last):
         flat = weight.detach().flatten()
@@ -105,7 +105,8 @@ class Denoiser(Protocol):
         ...
 
     def batch(self, x: Tensor, sigma: float | Tensor, conds: Sequence[Any], *, control: AttentionControl | None = None) -> list[Tensor]:
-        """Evaluate the same ``x`` under several conditionings, in one network call where the backend can."""
+        """Evaluate the same ``x [B, C, H, W]`` under several conditionings, in one network call where the backend can:
+        one prediction ``[B, C, H, W]`` each."""
         ...
 
     def select(self, cond: Any, rows: Tensor) -> Any:
@@ -168,8 +169,11 @@ def ddim_grid(sigmas: Tensor, steps: int) -> Tensor:
 
 
 def guided(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, cond: Any, uncond: Any | None, cfg: float) -> Tensor:
-    """Classifier-free guidance, ``D_u + cfg * (D_c - D_u)``, or what a :class:`Combining` denoiser has instead; one
-    evaluation and the plain prediction when ``cfg`` is 1 or ``uncond`` is None."""
+    """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598) of ``x [B, C, H, W]``: a prediction of the same shape.
+
+    ``D_u + cfg * (D_c - D_u)``, or what a :class:`Combining` denoiser has instead; one evaluation and the plain prediction
+    when ``cfg`` is 1 or ``uncond`` is None.
+    """
     if uncond is None or cfg == 1.0:
         return denoiser(x, sigma, cond)
     predictions = denoiser.batch(x, sigma, [cond, uncond])
@@ -180,11 +184,14 @@ def guided(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, cond: Any, unco
 
 
 def euler_step(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """One Euler step of the probability-flow ODE, which is one DDIM step (eta = 0): k-diffusion's ``sample_euler``."""
+    """One Euler step of the probability-flow ODE from ``x [B, C, H, W]`` at ``sigma`` to ``sigma_next``.
+
+    In sigma space it is one DDIM step with eta = 0 (Song et al., arXiv 2010.02502, Eq. 13): k-diffusion's ``sample_euler``.
+    """
     return x + (x - denoised) / sigma * (sigma_next - sigma)
 
 
 def check_finite(x: Tensor, what: str) -> None:
-    """Raise :class:`EditingError` when ``x`` has a NaN or an infinity; ``what`` names it, e.g. "the prediction at step 3"."""
+    """Raise :class:`EditingError` when ``x``, of any shape, has a NaN or an infinity; ``what`` names it ("The latent")."""
     if not torch.isfinite(x).all():
         raise EditingError(f"{what} is not a number; run the model in fp32 or bf16 and check its weights and the input image.")

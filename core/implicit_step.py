@@ -62,11 +62,11 @@ class ImplicitStep:
 
     @property
     def rows(self) -> Tensor:
-        """All batch rows."""
+        """All batch rows, ``[B]``."""
         return torch.arange(self.start.shape[0], device=self.start.device)
 
     def unconverged(self, tolerance: float) -> Tensor:
-        """Batch rows whose best residual is still above ``tolerance``."""
+        """Batch rows ``[b]`` whose best residual is still above ``tolerance``."""
         return (self.residual > tolerance).nonzero().flatten()
 
     def network(self, y: Tensor, rows: Tensor) -> Tensor:
@@ -89,13 +89,13 @@ class ImplicitStep:
         return ((self.image(slope, rows) - y) * self.scale).square().flatten(1).mean(1)
 
     def keep_best(self, y: Tensor, slope: Tensor, residual: Tensor, rows: Tensor) -> None:
-        """Remember ``y`` for the rows whose residual it lowers."""
+        """Remember ``y [b, C, H, W]`` with its slope and ``residual [b]`` for those of ``rows [b]`` whose residual it lowers."""
         better = residual < self.residual[rows]
         kept = rows[better]
         self.best[kept], self.slope[kept], self.residual[kept] = y[better], slope[better], residual[better]
 
     def accept(self, y: Tensor, *, measure: bool) -> None:
-        """Take ``y`` as the result whatever its residual, which is measured (one evaluation) or left as NaN."""
+        """Take ``y [B, C, H, W]`` as the result whatever its residual, which is measured (one evaluation) or left as NaN."""
         self.best = y
         if measure:
             with torch.no_grad():

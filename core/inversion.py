@@ -2,142 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .denoiser import Callback, Denoiser, ModelIdentity, Progress, check_finite, euler_step, guided, unit_scale
+from .denoiser import Callback, Denoiser, ModelIdentity, Progress, check_finite, euler_step, guided
 from .errors import EditingError
-from .files import load_tensors, metadata_json, save_tensors
 from .implicit_step import ImplicitStep, ddim_guess, extrapolate
+from .inversion_record import Inversion
 from .solvers import OPTIMIZERS, SOLVERS, Optimizer, Solver, solve
 
-FILE_FORMAT = "semantic_editing.inversion"
-FILE_VERSION = "1"
-
-
-@dataclass(frozen=True, eq=False)
-class Inversion:
-    """A latent's trajectory from clean to noise under one model and one conditioning.
-
-    Attributes:
-        latents: ``[T+1, B, C, H, W]`` in sigma space, ascending noise; ``latents[0]`` is the clean latent as given.
-        sigmas: ``[T+1]`` ascending, fp32.
-        residuals: ``[T, B]`` mean-square fixed-point residual of each step in unit-variance latent units, i.e. how far
-            the backward Euler step misses the level it started from (SPDInv Eq. 4); NaN where it was not measured.
-        forward_evaluations: ``[T, B]`` network evaluations (u) spent on each step of each image.
-        backward_evaluations: ``[T, B]`` likewise, backward passes.
-        identity: the model the trajectory belongs to.
-        method: which inversion made it, e.g. "spdinv/auto".
-        cond: the conditioning used, as plain tensors (``embeds [B or 1, L, D]``, optionally ``pooled``), or None when
-            the host's conditioning has parts that are not tensors.
-        info: figures of the method for people, e.g. autocorrelation before and after; JSON-able.
-    """
-
-    latents: Tensor
-    sigmas: Tensor
-    residuals: Tensor
-    forward_evaluations: Tensor
-    backward_evaluations: Tensor
-    identity: ModelIdentity
-    method: str
-    cond: Mapping[str, Tensor] | None = None
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def steps(self) -> int:
-        """Number of steps T."""
-        return len(self.sigmas) - 1
-
-    @property
-    def noise(self) -> Tensor:
-        """The latent at the last level in unit-variance units, ``[B, C, H, W]`` (the papers' ``z_T``)."""
-        return self.latents[-1] * unit_scale(self.identity, float(self.sigmas[-1]))
-
-    @property
-    def evaluations(self) -> float:
-        """Forward network evaluations (u) per image."""
-        return float(self.forward_evaluations.float().sum(0).mean())
-
-    @property
-    def backward_passes(self) -> float:
-        """Backward network evaluations per image."""
-        return float(self.backward_evaluations.float().sum(0).mean())
-
-    def require_model(self, identity: ModelIdentity) -> None:
-        """Raise :class:`EditingError` unless this inversion was made by the model of ``identity``."""
-        difference = self.identity.mismatch(identity)
-        if difference is not None:
-            raise EditingError(f"This inversion was made by another model ({difference}); invert the image again with this model.")
-
-    def level_of(self, sigma: float) -> int:
-        """Index of the level at ``sigma``.
-
-        Raises:
-            EditingError: the grid has no such level (another scheduler or step count, or a stochastic sampler).
-        """
-        distance = (self.sigmas - sigma).abs()
-        level = int(distance.argmin())
-        if float(distance[level]) > 1e-3 * max(sigma, float(self.sigmas[1])):
-            raise EditingError(
-                f"The sampler asked for sigma {sigma:.4g}, which this inversion's grid does not have; "
-                "wire the inversion's own SIGMAS and a deterministic first-order sampler such as euler."
-            )
-        return level
-
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a safetensors file (latents in fp32, metadata: format, version, method, base model)."""
-        tensors = {
-            "latents": self.latents.float(),
-            "sigmas": self.sigmas,
-            "residuals": self.residuals,
-            "forward_evaluations": self.forward_evaluations,
-            "backward_evaluations": self.backward_evaluations,
-        }
-        tensors |= {f"cond.{key}": value for key, value in (self.cond or {}).items()}
-        metadata = {
-            "format": FILE_FORMAT,
-            "version": FILE_VERSION,
-            "method": self.method,
-            "base_model": self.identity.family,
-            "identity": json.dumps(asdict(self.identity)),
-            "info": json.dumps(dict(self.info)),
-        }
-        return save_tensors(path, tensors, metadata, overwrite=overwrite)
-
-    @staticmethod
-    def load(path: str | Path) -> Inversion:
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            EditingError: missing, damaged or foreign file, or parts that do not fit together.
-        """
-        tensors, metadata = load_tensors(path, FILE_FORMAT)
-        name = Path(path).name
-        fields: Any = metadata_json(metadata, "identity", name)
-        info = metadata_json(metadata, "info", name)
-        parts = ("latents", "sigmas", "residuals", "forward_evaluations", "backward_evaluations")
-        try:
-            latents, sigmas, *counts = (tensors[key] for key in parts)
-            identity = ModelIdentity(**{**fields, "signature": tuple(fields["signature"])})
-        except (KeyError, TypeError) as error:
-            raise EditingError(f"{name} is incomplete; invert the image again.") from error
-        steps, batch = len(sigmas) - 1, latents.shape[1] if latents.ndim == 5 else -1
-        if latents.ndim != 5 or len(latents) != steps + 1 or any(c.shape != (steps, batch) for c in counts):
-            raise EditingError(f"{name} has parts that do not fit together; invert the image again.")
-        check_finite(latents, f"{name}'s latents")
-        cond = {key.removeprefix("cond."): value for key, value in tensors.items() if key.startswith("cond.")}
-        residuals, forward, backward = counts
-        return Inversion(
-            latents, sigmas, residuals, forward, backward, identity, metadata.get("method", ""), cond or None,
-            info if isinstance(info, dict) else {},
-        )  # fmt: skip
+__all__ = ["Inversion", "check_latent", "inversion_grid", "invert", "reconstruct"]
 
 
 def reconstruct(

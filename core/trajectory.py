@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -10,7 +12,7 @@ from .errors import EditingError
 from .inversion import Inversion
 
 
-class SourceStep:
+class SourceStep(ABC):
     """One step of an edit at a time, for :meth:`run` or any first-order sampler of a host; an edit says what :meth:`_edited` is.
 
     Attributes:
@@ -30,9 +32,9 @@ class SourceStep:
         if self.mask is not None:
             self.mask = latent_mask(self.mask, self.inversion.latents[0])
 
+    @abstractmethod
     def _edited(self, x: Tensor, level: int) -> Tensor:
         """The edit's prediction of the clean latent at ``x [B, C, H, W]``, mask or not."""
-        raise NotImplementedError
 
     def on_source(self, level: int) -> bool:
         """Whether the step from ``level`` to ``level - 1`` is the source's own."""

@@ -82,7 +82,13 @@ class DiffusersDenoiser:
     def batch(
         self, x: Tensor, sigma: float | Tensor, conds: Sequence[Tensor | TextCond], *, control: AttentionControl | None = None
     ) -> list[Tensor]:
-        """One network call with ``len(conds) * B`` rows in the order given; one each where the texts differ in length."""
+        """Predictions ``[B, C, H, W]`` of ``x [B, C, H, W]`` under each of ``conds``, in their order.
+
+        One network call with ``len(conds) * B`` rows; one each where the texts differ in length.
+
+        Raises:
+            EditingError: ``x`` or a conditioning does not fit the network, or ``control`` cannot be served.
+        """
         checked = [self._checked(cond, x) for cond in conds]
         if len({cond.embeds.shape[1] for cond in checked}) <= 1:
             return self._evaluate(x, sigma, checked, tuple(range(len(checked))), control)
