@@ -31,6 +31,7 @@ ATTRIBUTES = {
 }
 BATCH = 16
 HELD = 8
+REBUILT_STEPS, OWN_CLASS_STRENGTHS = 20, (0.1, 0.3, 1.0)  # of the reconstruction by an image's own class
 SEGA_SHARE = 0.05  # of the guidance's elements that SEGA keeps, the largest ones
 
 
@@ -131,15 +132,21 @@ class Bench:
             count += len(inversion.noise)
         return self.decode(torch.cat(edited)), u / count
 
-    def measure(self, images: Tensor, pairs: list[DemoPair], wanted: str, label: str, strength: float, u: float) -> dict[str, Any]:
-        """Figures of edited ``images``; those beyond the pairs have no true picture and count for success only."""
+    def measure(
+        self, images: Tensor, pairs: list[DemoPair], extra: Tensor, wanted: str, label: str, strength: float, u: float
+    ) -> dict[str, Any]:
+        """Figures of edited ``images``, of the pairs first and then of ``extra``, which have no true picture and thus no PSNR.
+
+        The other attributes of an edited extra picture must be those of the picture itself.
+        """
         key = pairs[0].attribute
         targets = torch.stack([pair.target for pair in pairs])
+        kept = torch.cat([targets, extra])[: len(images)]
         row: dict[str, Any] = {"method": label, "strength": strength, "u": u, "images": len(images)}
         for name, judge in (("guide", self.demo.classifier), ("judge", self.judge)):
             seen = judge.labels(images)
             row[f"success_{name}"] = float(success(seen, key, wanted).mean())
-            row[f"kept_{name}"] = float(attributes_kept(seen[: len(pairs)], judge.labels(targets), key).mean())
+            row[f"kept_{name}"] = float(attributes_kept(seen, judge.labels(kept), key).mean())
         row["psnr_true"] = float(psnr(images[: len(pairs)], targets).mean())
         return row
 
@@ -152,14 +159,14 @@ class Bench:
         plain, u = self.edit(inverted, self.uncond, 0.0)
         true = self.decode(self.encode(torch.stack([pair.target for pair in task.forth])))
         rows = [
-            self.measure(true, task.forth, pair.after, "true picture through the VAE", 0.0, 0.0),
-            self.measure(plain, task.forth, pair.after, "reconstruction", 0.0, u),
+            self.measure(true, task.forth, task.extra, pair.after, "true picture through the VAE", 0.0, 0.0),
+            self.measure(plain, task.forth, task.extra, pair.after, "reconstruction", 0.0, u),
         ]
         images = {}
         for strength in self.arguments.strengths:
             for label, cond, sega in (("text", conds["text"], False), ("text, SEGA", conds["text"], True), ("CASO", conds["CASO"], False)):
                 images[label], u = self.edit(inverted, cond, strength, sega)
-                rows.append(self.measure(images[label], task.forth, pair.after, label, strength, u))
+                rows.append(self.measure(images[label], task.forth, task.extra, pair.after, label, strength, u))
         removal = []
         if task.back:
             having = self.invert(torch.stack([pair.source for pair in task.back]), task.start)
@@ -171,7 +178,7 @@ class Bench:
     def remove(self, task: Task, inverted: list[tuple[Inversion, Window]], label: str, cond: Any, strength: float) -> dict[str, Any]:
         """Negative strength on pictures that have the attribute; success is that the judge no longer sees it."""
         images, u = self.edit(inverted, cond, strength)
-        row = self.measure(images, task.back, task.back[0].after, label, strength, u)
+        row = self.measure(images, task.back, task.extra[:0], task.back[0].after, label, strength, u)
         for name, judge in (("guide", self.demo.classifier), ("judge", self.judge)):
             row[f"success_{name}"] = 1 - float(success(judge.labels(images), task.back[0].attribute, task.back[0].before).mean())
         return row
@@ -195,10 +202,11 @@ class Bench:
     def reconstruction(self, task: Task, embedding: SemanticEmbedding) -> list[dict[str, float]]:
         """Plain DDIM reconstruction of pictures that have the attribute, without and with their own class's embedding (4.4)."""
         latents = self.encode(torch.stack([pair.target for pair in task.forth]))
-        rows = []
-        for steps in (10, 20):
-            for strength in (0.1, 0.3, 1.0, 3.0):
-                term = GuidanceTerm(embedding.condition(self.injector), strength)
-                errors = reconstruction_errors(self.demo.denoiser(), latents, self.uncond, [term], steps)
-                rows.append({"steps": steps, "strength": strength, "plain": float(errors[0].mean()), "guided": float(errors[1].mean())})
+        term, rows = GuidanceTerm(embedding.condition(self.injector), 1.0), []
+        for window in (Window(0.3), Window(1.0)):
+            plain, *guided = reconstruction_errors(
+                self.demo.denoiser(), latents, self.uncond, [term], REBUILT_STEPS, OWN_CLASS_STRENGTHS, window
+            ).mean(1).tolist()  # fmt: skip
+            for strength, error in zip(OWN_CLASS_STRENGTHS, guided, strict=True):
+                rows.append({"start": window.start, "strength": strength, "plain": plain, "guided": error})
         return rows

@@ -77,7 +77,7 @@ def main() -> None:
             print(f"\nRemoving it (success: no longer seen)\n\n{table(result['removal'])}")
         print("\nProposition 2, cosine before and after training: {before:.3f}, {after:.3f}\n".format(**result["proposition_2"]))
         for row in result["reconstruction"]:
-            print("Reconstruction, {steps} steps, strength {strength}: latent MSE {plain:.5f} -> {guided:.5f}".format(**row))
+            print("Reconstruction guided from {start} on, strength {strength}: latent MSE {plain:.5f} -> {guided:.5f}".format(**row))
     if len(embeddings) > 1:
         report["order"] = orders(bench, arguments, embeddings)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}

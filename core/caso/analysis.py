@@ -12,7 +12,7 @@ from ..denoiser import Denoiser
 from ..errors import EditingError
 from ..inversion import Inversion, invert
 from .editing import WHOLE, Window, semantic_edit
-from .embedding import GuidanceTerm, SemanticEmbedding, concatenate
+from .embedding import GuidanceTerm, SemanticEmbedding, concatenate, scaled_terms
 from .seams import TokenInjector, empty_condition
 
 
@@ -58,20 +58,25 @@ def class_mean_cosines(
 
 
 def reconstruction_errors(
-    denoiser: Denoiser, latents: Tensor, uncond: object, terms: Sequence[GuidanceTerm], steps: int, window: Window = WHOLE
-) -> tuple[Tensor, Tensor]:
-    """Mean square error ``([B], [B])`` of plain DDIM inversion and reconstruction, without and with guidance (section 4.4).
+    denoiser: Denoiser, latents: Tensor, uncond: object, terms: Sequence[GuidanceTerm], steps: int,
+    factors: Sequence[float] = (1.0,), window: Window = WHOLE,
+) -> Tensor:  # fmt: skip
+    """Mean square error of plain DDIM inversion and reconstruction, without and with guidance (section 4.4).
 
     The paper finds that guidance by the class an image already has makes its reconstruction better.
 
     Args:
         latents: ``[B, C, h, w]`` clean.
         terms: embeddings of the images' own class.
+        factors: of the terms' strengths.
         window: the steps of the reconstruction that are guided; it starts where the window does.
+
+    Returns:
+        ``[1 + factors, B]``, the first row without guidance.
     """
     inversion = invert(denoiser, latents, uncond, steps, "ddim")
-    plain, guided = (semantic_edit(denoiser, inversion, uncond, chosen, window) for chosen in ((), terms))
-    return (plain - latents).square().flatten(1).mean(1), (guided - latents).square().flatten(1).mean(1)
+    rebuilt = [semantic_edit(denoiser, inversion, uncond, scaled_terms(terms, factor), window) for factor in (0.0, *factors)]
+    return torch.stack([(latent - latents).square().flatten(1).mean(1) for latent in rebuilt])
 
 
 def order_effect(

@@ -50,12 +50,13 @@ def test_reconstruction_error_is_that_of_the_closed_form_and_guidance_to_the_tru
     # Plain DDIM on N(0, s^2) shrinks the amplitude; guidance towards a wider Gaussian counteracts it.
     denoiser = GaussianDenoiser(0.3)
     latents = 0.3 * tiny_latent(3)
-    plain_error, guided_error = reconstruction_errors(
-        denoiser, latents, torch.ones(1, 1, 1), [GuidanceTerm(torch.full((1, 1, 1), 1.1), 1.0)], 50
+    plain_error, guided_error, unguided = reconstruction_errors(
+        denoiser, latents, torch.ones(1, 1, 1), [GuidanceTerm(torch.full((1, 1, 1), 1.1), 2.0)], 50, (0.5, 0.0)
     )
     expected = (1 - 0.9103) ** 2 * latents.square().flatten(1).mean(1)  # amplitude of a consistent 50-step DDIM
     torch.testing.assert_close(plain_error, expected, rtol=0.02, atol=1e-6)
     assert bool((guided_error < plain_error).all())
+    torch.testing.assert_close(unguided, plain_error)
 
 
 def test_order_effect_is_the_relative_distance_of_the_two_orders():
