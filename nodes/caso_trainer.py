@@ -34,7 +34,7 @@ from .host import (
 from .reports import plot_output, report_output, shown
 
 SAVE_EVERY = 10  # steps, besides every look at the held-out pictures
-ADVICE = "lower batch_size or the size of the pictures"
+ADVICE = "lower batch_size or the size of the pictures, or switch checkpointing on"
 
 
 class CASOEmbeddingTrainer(io.ComfyNode):
@@ -78,8 +78,8 @@ class CASOEmbeddingTrainer(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: Any, clip: Any, vae: Any, attribute_classifier: HeldClassifier, attribute: str, targets: str, folder: str,
-        filename: str, overwrite: bool, resume: bool, image_size: int, held_out: int, images: Any = None, draft_vae: Any = None,
-        **knobs: Any,
+        filename: str, overwrite: bool, resume: bool, image_size: int, held_out: int, checkpointing: bool, images: Any = None,
+        draft_vae: Any = None, **knobs: Any,
     ) -> Any:  # fmt: skip
         """Train and save; ``knobs`` are those of :func:`training_settings`.
 
@@ -92,8 +92,8 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         pictures, skipped = gathered(folder, images, image_size)
         latents = latent_to_model(model, encode_images(vae, pictures)).clone()
         held = min(held_out, len(latents) - 1)
-        injector, decoder = SessionInjector(clip), SessionDecoder(vae)
-        draft = None if draft_vae is None else SessionDecoder(draft_vae)
+        injector, decoder = SessionInjector(clip), SessionDecoder(vae, checkpointing)
+        draft = None if draft_vae is None else SessionDecoder(draft_vae, checkpointing)
         bar = StoppableBar()
 
         def work(session: Session) -> Outcome:
@@ -122,7 +122,9 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         companions = [injector.patcher, *(part.patcher for part in decoders), attribute_classifier.patcher]
         sizes = {"samples": torch.zeros(settings.batch, *latents.shape[1:])}
         empty = {"positive": empty_condition(TokenEncoder(clip))}
-        outcome = run(model, sizes, empty, work, gradients=True, seed=settings.seed, advice=ADVICE, companions=companions)
+        outcome = run(
+            model, sizes, empty, work, gradients=True, recompute=checkpointing, seed=settings.seed, advice=ADVICE, companions=companions
+        )
         bar.finish()
         report = "\n".join(filter(None, [outcome.report(files, len(pictures) - held, held), skipped_report(skipped)]))
         samples, plot = outcome.samples[None], outcome.plot[None]

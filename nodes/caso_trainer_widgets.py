@@ -183,6 +183,14 @@ def trainer_inputs() -> list[Any]:
             tooltip="Steps between looks at the held-out pictures (preview, curves, saved state). 0: at the end only.",
         ),
         widget(
+            io.Boolean,
+            "checkpointing",
+            default=True,
+            advanced=True,
+            tooltip="Compute parts of model and VAE again instead of keeping them: several times less memory, somewhat slower. "
+            "The result is the same.",
+        ),
+        widget(
             io.Image, "images", optional=True, tooltip="Pictures to learn from, in place of a folder; 100 to 200 of the kind to be edited."
         ),
         widget(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from workflow_graphs import show
+from workflow_graphs import checkpoint_loader, show
 
 if TYPE_CHECKING:
     from graph_builder import Graph, Node, Output
@@ -24,7 +24,7 @@ def demo_caso_train(graph: Graph) -> None:
     trainer = graph.add(
         "SemEdit_CASOEmbeddingTrainer", 1, model=model.out("MODEL"), clip=model.out("CLIP"), vae=model.out("VAE"),
         attribute_classifier=classifier.out("classifier"), images=pictures.out("image"), attribute="glasses", targets="glasses",
-        filename="demo_glasses", overwrite=True, image_size=128, width=360,
+        filename="demo_glasses", overwrite=True, image_size=128, checkpointing=False, width=360,
     )  # fmt: skip
     graph.add("PreviewImage", 2, title="Held-out pictures, changed in one step", images=trainer.out("samples"))
     graph.add("PreviewImage", 2, title="Loss and accuracy", images=trainer.out("plot"))
@@ -78,7 +78,47 @@ def demo_caso_edit(graph: Graph) -> None:
     )  # fmt: skip
 
 
+def demo_caso_multi(graph: Graph) -> None:
+    """Two attributes at once, each with a strength of its own."""
+    model, picture, latent = caso_source(graph)
+    first, second = (
+        graph.add("SemEdit_CASOEmbeddingLoader", 1, title=f"Load {name}", clip=model.out("CLIP"), embedding_file=f"demo: {name}")
+        for name in ("glasses", "red_hair")
+    )
+    both = graph.add(
+        "SemEdit_CASOCombine", 2, first=first.out("embedding"), second=second.out("embedding"), first_strength=1.0, second_strength=1.5
+    )
+    edit(graph, 3, model, latent, both.out("embedding"), "demo_caso_multi", DEMO_STRENGTH, "middle")
+    graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
+    graph.note(
+        "# Two attributes at once\n\n**CASO Combine** joins *glasses* and *red hair*. Each has its own strength, which multiplies the "
+        "sampler's; below 0 removes.\n\nEmbeddings of equal strength share one prompt, as in the paper; different ones cost an evaluation "
+        "each.",
+        0, title="What this shows", height=220,
+    )  # fmt: skip
+
+
+def sd15_caso_edit(graph: Graph) -> None:
+    """The person's own embedding on the person's own picture."""
+    loader = checkpoint_loader(graph, "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors")
+    picture = graph.add("LoadImage", 0, image="example.png")
+    graph.note(
+        "# Edit your own picture with SD 1.5\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x checkpoint) into "
+        "`models/checkpoints`, and an embedding into `models/embeddings`: one you made with **CASO Embedding Trainer** (as in "
+        "`demo_caso_train`, with this checkpoint, *image_size* 512 and a folder of 100 to 200 pictures), a published CASO `.pt`, or any "
+        "textual inversion.\n\n1. Load a square picture, best 512 x 512.\n2. Choose the embedding.\n3. *window* `fine` for details of "
+        "faces, `species` for cat to dog. Too weak: raise *strength*.",
+        0, title="Before you run", height=330,
+    )  # fmt: skip
+    encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
+    loaded = graph.add("SemEdit_CASOEmbeddingLoader", 1, clip=loader.out("CLIP"), embedding_file="my_attribute.safetensors")
+    edit(graph, 2, loader, encoded.out("LATENT"), loaded.out("embedding"), "sd15_caso_edit", 5.0, "fine", strip=5)
+    graph.add("PreviewImage", 4, title="Original", images=picture.out("IMAGE"))
+
+
 #: What the small demo model wants; Stable Diffusion about 5.
 DEMO_STRENGTH = 3.0
 
-GRAPHS: dict[str, Callable[[Graph], None]] = {describe.__name__: describe for describe in (demo_caso_train, demo_caso_edit)}
+GRAPHS: dict[str, Callable[[Graph], None]] = {
+    describe.__name__: describe for describe in (demo_caso_train, demo_caso_edit, demo_caso_multi, sd15_caso_edit)
+}

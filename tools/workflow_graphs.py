@@ -119,11 +119,17 @@ def demo_word_edit(graph: Graph) -> None:
     )  # fmt: skip
 
 
+def checkpoint_loader(graph: Graph, repository: str, checkpoint: str) -> Node:
+    """Load Checkpoint in column 0, with the address from which the UI offers a missing file."""
+    url = f"https://huggingface.co/{repository}/resolve/main/{checkpoint}?download=true"
+    return graph.add(
+        "CheckpointLoaderSimple", 0, ckpt_name=checkpoint, models=[{"name": checkpoint, "url": url, "directory": "checkpoints"}]
+    )
+
+
 def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, text: str) -> None:
     """The same edit on a real checkpoint and the person's own picture."""
-    url = f"https://huggingface.co/{repository}/resolve/main/{checkpoint}?download=true"
-    file = {"name": checkpoint, "url": url, "directory": "checkpoints"}
-    loader = graph.add("CheckpointLoaderSimple", 0, ckpt_name=checkpoint, models=[file])
+    loader = checkpoint_loader(graph, repository, checkpoint)
     picture = graph.add("LoadImage", 0, image="example.png")
     graph.note(text, 0, title="Before you run", height=330)
     prompt = graph.add("CLIPTextEncode", 1, title="Source prompt: describe your image", clip=loader.out("CLIP"), text="a photo of a cat")

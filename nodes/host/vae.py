@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import EditingError
+from ...core.recompute import blocks_of, recomputing
 from .gradients import static_patcher
 from .session import Session
 
@@ -20,10 +21,11 @@ class SessionDecoder:
 
     Args:
         vae: a VAE of still images, of any dtype; a tiny one (TAESD) is one too.
+        recompute: the decoder's blocks keep no activations but run again in the backward pass.
     """
 
-    def __init__(self, vae: Any):
-        self.vae = vae
+    def __init__(self, vae: Any, recompute: bool = False):
+        self.vae, self.recompute = vae, recompute
         self.patcher = static_patcher(vae.patcher)
         self.session: Session | None = None
 
@@ -36,8 +38,14 @@ class SessionDecoder:
         """See :class:`~...core.caso.seams.ImageDecoder`; fp32."""
         assert self.session is not None, "bind a session first"
         scaled = self.session.denoiser.base.process_latent_out(latent)
-        decoded: Tensor = self.patcher.model.decode(scaled.to(self.patcher.load_device, self.vae.vae_dtype))
+        with recomputing(decoder_blocks(self.patcher.model) if self.recompute else []):
+            decoded: Tensor = self.patcher.model.decode(scaled.to(self.patcher.load_device, self.vae.vae_dtype))
         return decoded.float() / 2 + 0.5  # the host's own step from -1..1, without the clipping
+
+
+def decoder_blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """Blocks of what a VAE's network decodes with, by the names that the host's and TAESD's decoders have; none elsewhere."""
+    return [block for name, part in network.named_modules() if name.endswith("decoder") for block in blocks_of(part)]
 
 
 def encode_images(vae: Any, images: Tensor, batch_size: int = 4) -> dict[str, Any]:
