@@ -25,6 +25,7 @@ SHOWN = {
     "demo_noise_regularised": ("Original", "Rebuilt image", "Noise before and after"),
     "demo_caso_train": ("Loss and accuracy",),
     "demo_caso_edit": ("Original", "Edited image", "True edited image (for comparison)"),
+    "demo_caso_multi": ("Original", "Edited image"),
 }
 
 

@@ -17,8 +17,10 @@ from semantic_editing.tools import make_workflows
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOOR = "0.3.64"
-DEMOS = ("demo_invert_reconstruct", "demo_word_edit", "demo_noise_regularised", "demo_caso_train", "demo_caso_edit")
-CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit")
+DEMOS = (
+    "demo_invert_reconstruct", "demo_word_edit", "demo_noise_regularised", "demo_caso_train", "demo_caso_edit", "demo_caso_multi",
+)  # fmt: skip
+CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit", "sd15_caso_edit")
 SHORT = {"steps": 4, "count": 8}  # for the tests that do not look at the picture
 
 
@@ -145,7 +147,7 @@ def test_only_the_persons_own_files_are_missing(name, server):
     with pytest.raises(PromptFailed) as caught:
         server.submit(api(name))
     wrong = {e["extra_info"]["input_name"] for node in caught.value.error["node_errors"].values() for e in node["errors"]}
-    assert wrong <= {"ckpt_name", "image"} and "ckpt_name" in wrong
+    assert wrong <= {"ckpt_name", "image", "embedding_file"} and "ckpt_name" in wrong
 
 
 @pytest.mark.parametrize("name", ["demo_invert_reconstruct", "demo_noise_regularised"])
@@ -192,6 +194,16 @@ def test_embedding_edit(server):
     assert [row["glasses"] for row in labels] == ["none", "glasses"]
     (strip,) = [number for number, node in prompt.items() if node["_meta"]["title"] == "From minus to plus"]
     assert len(entry["outputs"][strip]["images"]) == 3
+
+
+@pytest.mark.skipif(
+    not (ROOT / "assets" / "demo" / "embeddings" / "red_hair.safetensors").is_file(), reason="the demo has no second embedding yet"
+)
+def test_two_embeddings_with_strengths_of_their_own(server):
+    prompt = short(api("demo_caso_multi"))
+    entry = server.queue(prompt)
+    (report,) = entry["outputs"][node_of(prompt, "PreviewAny")]["text"]
+    assert "glasses +3" in report and "+4.5" in report
 
 
 def test_second_run_is_cached(server):
