@@ -1,0 +1,47 @@
+"""What README.md says of nodes, workflows and files is so."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from semantic_editing.tests.nodes import fake_host
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+NAMES = [node.define_schema().display_name for node in fake_host.load_pack().load_nodes()]
+WORKFLOWS = {path.stem: json.loads(path.read_text("utf-8")) for path in (ROOT / "workflows" / "api").glob("*.json")}
+
+
+def section(title):
+    """The text under a heading."""
+    return re.split(r"^##+ ", README.split(f"# {title}\n")[1], flags=re.M)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_node_has_its_row(name):
+    assert f"\n| **{name}** |" in section("Nodes")
+
+
+def test_no_row_of_a_node_that_does_not_exist():
+    assert set(re.findall(r"^\| \*\*(.+?)\*\* \|", section("Nodes"), re.M)) == set(NAMES)
+
+
+def test_workflows_that_are_named_exist():
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.+?) \|", section("Workflows"), re.M)))
+    assert named and set(named) <= set(WORKFLOWS)
+
+
+@pytest.mark.parametrize("loader", ["CheckpointLoaderSimple"])
+def test_checkpoints_of_the_workflows_are_in_the_download_table(loader):
+    table = section("Models for the other workflows")
+    wanted = {
+        (stem, node["inputs"]["ckpt_name"])
+        for stem, prompt in WORKFLOWS.items()
+        for node in prompt.values()
+        if node["class_type"] == loader and f"`{stem}`" in README
+    }
+    assert wanted
+    for stem, name in wanted:
+        assert re.search(rf"`{stem}`.*`{re.escape(name)}` \| `models/checkpoints/`", table)
