@@ -105,17 +105,6 @@ class ComfyServer:
         """The host's description of all nodes, or of one."""
         return self.get("/object_info")[node] if node else self.get("/object_info")
 
-    def upload(self, path, name=None):
-        """Put an image file into the input folder; returns the name to use in LoadImage."""
-        path = Path(path)
-        boundary = uuid.uuid4().hex
-        head = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name or path.name}"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n"
-        )
-        body = head.encode() + path.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
-        return json.loads(self.request("/upload/image", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}))["name"]
-
     def view(self, image):
         """Bytes of an output image, given its entry in a history's outputs."""
         return self.request("/view?" + urllib.parse.urlencode({k: image[k] for k in ("filename", "subfolder", "type")}))

@@ -44,7 +44,7 @@ def test_denoised_equals_diffusers(pack, models, family, height, width, batch):
             assert (denoised - expected).norm() / expected.norm() < 1e-4
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_bf16_agrees_with_fp32(pack, models, family):
     """bf16 storage with fp32 latents: 8 bits of mantissa through about 30 layers."""
     pair = models(family)
