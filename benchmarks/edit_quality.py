@@ -4,7 +4,7 @@ For each edit: success (a classifier sees the target label), the other nine attr
 picture, u per edited image. The baselines swap the word in the caption; ours adds a sentence direction and guides by
 the source's cross-attention maps. All share steps and cfg unless a column says otherwise.
 
-    python benchmarks/edit_quality.py                 # the table of the README
+    python benchmarks/edit_quality.py                 # the tables of the README, whole; it takes hours
     python benchmarks/edit_quality.py --sweep         # how strength, guidance, cfg and guided share trade off
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from quality_tables import at_equal_success, edit_table, table
+from quality_tables import at_equal_success, edit_table, tables, with_cfg
 from torch import Tensor
 
 from semantic_editing.core.demo import DemoModel, DemoPair, load_demo_model
@@ -183,11 +183,12 @@ class Bench:
         return {"method": asdict(method), "all": overall, **u, "edits": figures}
 
 
-def main() -> None:
-    """Parse arguments, run the methods, print the tables, write the JSON."""
+def options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=24, help="pairs of each edit")
     parser.add_argument("--edits", nargs="+", default=list(EDITS), help="names of edits, as in the table")
+    parser.add_argument("--leave-out", nargs="+", default=[], choices=EDITS, help="edits without which the table is printed once more")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--cfgs", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0], help="for the table at equal success")
@@ -204,7 +205,20 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true", help="vary one knob at a time instead of comparing methods")
     parser.add_argument("--assets", type=Path, help="another folder with the demo model's files")
     parser.add_argument("--out", type=Path, default=Path("bench_out/edit_quality.json"))
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def run(work: Bench, method: Method) -> dict[str, Any]:
+    """A row of the table, and a line on how long it took."""
+    start = time.perf_counter()
+    row = work.run(method)
+    print(f"{method.name}, cfg {method.cfg:g}: {time.perf_counter() - start:.0f} s", flush=True)
+    return row
+
+
+def main() -> None:
+    """Run the methods, print the tables, write the JSON."""
+    arguments = options()
     torch.set_num_threads(arguments.threads)
     demo = load_demo_model(arguments.assets)
     ours = Method(
@@ -216,30 +230,19 @@ def main() -> None:
         chosen = [pair for edit in arguments.edits for pair in demo.pairs_of(edit)[:pairs]]
         return Bench(demo, chosen, steps, arguments.batch, arguments.sentences)
 
-    def run(work: Bench, method: Method) -> dict[str, Any]:
-        start = time.perf_counter()
-        row = work.run(method)
-        print(f"{method.name}, cfg {method.cfg:g}: {time.perf_counter() - start:.0f} s", flush=True)
-        return row
-
     rows, curves = [], {}
     if arguments.pairs:
         work = bench(arguments.pairs, arguments.steps)
         rows = [work.roundtrip] + [run(work, method) for method in (sweep(ours) if arguments.sweep else methods(ours))]
-        print(
-            f"\n{len(work.pairs)} pairs, {arguments.steps} steps, cfg {arguments.cfg:g}\n\n{table(rows)}\n\n{edit_table(rows)}\n",
-            flush=True,
-        )
+        print(f"\n{len(work.pairs)} pairs, {arguments.steps} steps, cfg {arguments.cfg:g}\n\n{tables(rows, arguments.leave_out)}")
+        print(f"\n{edit_table(rows)}\n", flush=True)
     if arguments.curve_pairs and not arguments.sweep:
         work = bench(arguments.curve_pairs, arguments.curve_steps)
         for method in methods(ours):
             curves[method.name] = [run(work, replace(method, cfg=cfg)) for cfg in sorted(arguments.cfgs)]
-        everything = [row for curve in curves.values() for row in curve]
-        named = [
-            {**row, "method": {**row["method"], "name": f"{row['method']['name']}, cfg {row['method']['cfg']:g}"}} for row in everything
-        ]
+        named = [with_cfg(row) for curve in curves.values() for row in curve]
         print(f"\n{len(work.pairs)} pairs, {arguments.curve_steps} steps: others kept / by the 2nd judge / PSNR to true\n")
-        print(f"{at_equal_success(curves)}\n\n{table([work.roundtrip, *named])}", flush=True)
+        print(f"{at_equal_success(curves)}\n\n{tables([work.roundtrip, *named], arguments.leave_out)}", flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     arguments.out.write_text(json.dumps({"settings": settings, "rows": rows, "curves": curves}, indent=1))

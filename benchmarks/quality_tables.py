@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,26 @@ def edit_table(rows: list[dict[str, Any]]) -> str:
         texts = [f"{100 * c['success_classifier']:.0f} % / {100 * c['kept_classifier']:.1f} % / {c['psnr_true']:.1f} dB" for c in cells]
         lines.append(f"| {edit} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
+
+
+def without(rows: list[dict[str, Any]], edits: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows over all other edits; every edit has as many pairs."""
+    kept = []
+    for row in rows:
+        left = {edit: figures for edit, figures in row["edits"].items() if edit not in edits}
+        everything = {key: float(np.mean([figures[key] for figures in left.values()])) for key in row["all"]}
+        kept.append({**row, "all": everything, "edits": left})
+    return kept
+
+
+def with_cfg(row: dict[str, Any]) -> dict[str, Any]:
+    """A row that names its cfg."""
+    return {**row, "method": {**row["method"], "name": f"{row['method']['name']}, cfg {row['method']['cfg']:g}"}}
+
+
+def tables(rows: list[dict[str, Any]], leave_out: list[str]) -> str:
+    """Means over all edits, and over all but those to leave out."""
+    return "\n\n".join([table(rows)] + ([f"Without {', '.join(leave_out)}:\n\n{table(without(rows, leave_out))}"] if leave_out else []))
 
 
 def at_equal_success(curves: dict[str, list[dict[str, Any]]], points: int = 4) -> str:
