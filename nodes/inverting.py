@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.inversion import Inversion
 from .host import Session, conditioning_tensors, io, run, widget
-from .reports import inversion_outputs, inversion_report, inversion_values, plot_image, plot_output, report_output, shown
+from .reports import inversion_outputs, inversion_report, inversion_values, plot_image, plot_output, report_output, shown, step_report
 
 
 def image_inputs() -> list[Any]:
@@ -72,5 +72,5 @@ def invert_image(
     inversion = run(
         model, wired["latent"], {"positive": positive}, work, gradients=gradients, sigmas=sigmas, advice="lower the image size"
     )  # fmt: skip
-    report, plot = inversion_report(inversion), plot_image(inversion, plot_line)
+    report, plot = inversion_report(inversion) + step_report(inversion), plot_image(inversion, plot_line)
     return io.NodeOutput(*inversion_values(model, inversion), plot, report, ui=shown(report, plot, cls))

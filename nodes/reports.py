@@ -75,6 +75,21 @@ def inversion_report(inversion: Inversion) -> str:
     return "\n".join(lines)
 
 
+def step_report(inversion: Inversion) -> str:
+    """A line for each step, from the image to the noise: level reached, worst residual of the images, u per image.
+
+    Without residuals (plain DDIM, regularised DDIM) there is nothing to tell of single steps: an empty text.
+    """
+    if not inversion.residuals.isfinite().all():
+        return ""
+    rows = zip(inversion.sigmas[1:].tolist(), inversion.residuals.amax(1).tolist(), inversion.forward_evaluations, strict=True)
+    lines = (
+        f"step {number}: sigma {sigma:.3g}, residual {residual:.1e}, {float(u.float().mean()):.3g} u"
+        for number, (sigma, residual, u) in enumerate(rows, start=1)
+    )
+    return "\n" + "\n".join(lines)
+
+
 def cost_report(evaluations: Evaluations, inversion: Inversion) -> str:
     """What an edit along ``inversion`` cost."""
     images, steps = inversion.latents.shape[1], inversion.steps
