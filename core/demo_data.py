@@ -147,6 +147,11 @@ class DemoData:
         return [pair for pair in self.pairs if pair.edit == edit]
 
 
+def embedding_files(folder: str | Path = FOLDER) -> dict[str, Path]:
+    """The learned embeddings in ``embeddings/`` of a demo folder: name -> file, in the order of names."""
+    return {path.stem: path for path in sorted((Path(folder) / "embeddings").glob("*.safetensors"))}
+
+
 def damaged(name: str) -> EditingError:
     """The error for a demo file that is missing or unreadable."""
     return EditingError(f"The demo model's {name} is missing or damaged; install the pack again with its assets folder.")

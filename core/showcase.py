@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .autocorr_inversion import autocorr_invert
+from .caso.showcase import show_embeddings
 from .demo import DemoModel
 from .demo_data import DemoPair
 from .denoiser import Denoiser
@@ -53,6 +54,12 @@ class Showcase:
         self.pictures[stem] = image
         return image, caption
 
+    def judged(self, stem: str, image: Tensor, name: str, figures: Mapping[str, float]) -> Cell:
+        """:meth:`show` of an edit, with what its measures say."""
+        said = "edit seen" if figures["success"] else "edit not seen"
+        kept, decibel = 100 * figures["others_kept"], figures["psnr_to_true"]
+        return self.show(stem, image, f"{name}\n{said}, others kept {kept:.0f} %\n{decibel:.1f} dB to the true one")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -72,7 +79,7 @@ class Settings:
 
 
 def run_showcase(demo: DemoModel, settings: Settings | None = None, report: Callable[[str], None] = lambda _: None) -> Showcase:
-    """Invert and rebuild a portrait three ways, edit five portraits by words, and edit one inside a mask.
+    """Invert and rebuild a portrait three ways, edit five portraits by words, one inside a mask, and others by learned embeddings.
 
     Args:
         report: told in a line what comes next.
@@ -95,6 +102,8 @@ def run_showcase(demo: DemoModel, settings: Settings | None = None, report: Call
         _edits(demo, pairs, inversion, source_cond, target_cond, settings, result)
         report("editing inside a mask")
         _masked(demo, pairs, latents, source_cond, target_cond, settings, result)
+        report("turning attributes up and down by learned embeddings")
+        show_embeddings(demo, settings.steps, settings.pair, result)
     return result
 
 
@@ -155,7 +164,6 @@ def _edits(
         stem = pair.edit.replace(": ", "_").replace(" ", "_")
         true = targets[number][None]
         entry: dict[str, dict[str, float]] = {}
-        captions = {}
         for key, images in pictures.items():
             seen = demo.classifier.labels(images[number][None])
             forward, backward = (count / len(pairs) for count in cost[key])
@@ -166,15 +174,11 @@ def _edits(
                 "u_forward": forward + (0 if key == "word_swap" else inversion.evaluations),
                 "u_backward": backward,
             }
-            said = "edit seen" if entry[key]["success"] else "edit not seen"
-            captions[key] = (
-                f"{said}, others kept {100 * entry[key]['others_kept']:.0f} %\n{entry[key]['psnr_to_true']:.1f} dB to the true one"
-            )
         figures[pair.edit] = entry
         cells = [
             result.show(f"{stem}_source", sources[number], f"source\n{pair.source_caption}"),
             result.show(f"{stem}_true", targets[number], "the true edited picture"),
-            *(result.show(f"{stem}_{key}", pictures[key][number], f"{name}\n{captions[key]}") for key, name in WAYS.items()),
+            *(result.judged(f"{stem}_{key}", pictures[key][number], name, entry[key]) for key, name in WAYS.items()),
         ]
         result.rows.append((pair.edit, cells))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.caso.embedding import MAX_STRENGTH, SemanticEmbedding
-from ..core.demo_data import FOLDER as DEMO_FOLDER
+from ..core.demo_data import embedding_files
 from ..core.errors import EditingError
 from .host import SemanticEmbeddingType, TokenEncoder, io, list_files, resolve_file, schema, widget
 from .reports import file_fingerprint, report_output, shown
@@ -15,7 +15,6 @@ CATEGORY = "semantic editing/caso"
 FOLDER = "embeddings"
 #: The bundled embeddings come before the person's own files, under this mark.
 DEMO_MARK = "demo: "
-DEMO_EMBEDDINGS = DEMO_FOLDER / "embeddings"
 
 #: What a SEMANTIC_EMBEDDING socket carries: embeddings with relative strengths.
 Chosen = tuple[tuple[SemanticEmbedding, float], ...]
@@ -23,7 +22,7 @@ Chosen = tuple[tuple[SemanticEmbedding, float], ...]
 
 def embedding_names() -> list[str]:
     """The bundled embeddings, then the files of ``models/embeddings``."""
-    return [*(DEMO_MARK + path.stem for path in sorted(DEMO_EMBEDDINGS.glob("*.safetensors"))), *list_files(FOLDER)]
+    return [*(DEMO_MARK + name for name in embedding_files()), *list_files(FOLDER)]
 
 
 def embedding_path(name: str) -> Path:
@@ -34,9 +33,10 @@ def embedding_path(name: str) -> Path:
     """
     if not name.startswith(DEMO_MARK):
         return resolve_file(FOLDER, name)
-    if name not in embedding_names():
+    path = embedding_files().get(name.removeprefix(DEMO_MARK))
+    if path is None:
         raise EditingError(f"There is no bundled embedding {name!r}; use one of: {', '.join(embedding_names())}.")
-    return DEMO_EMBEDDINGS / f"{name.removeprefix(DEMO_MARK)}.safetensors"
+    return path
 
 
 def embedding_output(tooltip: str) -> Any:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from semantic_editing import cli
 from semantic_editing.core import showcase
+from semantic_editing.core.caso import showcase as caso_showcase
 from semantic_editing.core.checkpoints import load_checkpoint
 from semantic_editing.core.demo_data import FOLDER
 from semantic_editing.core.directions import EditDirection
@@ -219,10 +220,15 @@ def test_demo_writes_a_sheet_pictures_and_measures(tmp_path, monkeypatch, capsys
     assert edited["word_swap"]["u_forward"] == 2 + 2 * 2
     for key in ("guided", "guided_swap"):
         assert edited[key]["u_forward"] >= 2 + 4 * 2 and edited[key]["u_backward"] == 2
+    # Embeddings: one step of two is in the window; its inversion, then 2 forwards.
+    embeddings = sorted(path.stem for path in (FOLDER / "embeddings").glob("*.safetensors"))[: caso_showcase.MOST]
+    assert sorted(measures["embeddings"]) == embeddings
+    for figures in measures["embeddings"].values():
+        assert all(figures[way]["u_forward"] >= 1 + 2 and figures[way]["u_backward"] == 0 for way in ("added", "removed"))
     sheet = Image.open(tmp_path / "out" / "contact_sheet.png")
     assert sheet.width > 5 * 128 and sheet.height > 4 * 128
     written = sorted(os.listdir(tmp_path / "out"))
-    assert len(written) == 2 + 5 + 5 * 2 + 3
+    assert len(written) == 2 + 5 + 5 * 2 + 3 + 6 * len(embeddings)
     assert "wrote" in capsys.readouterr().out
 
 
