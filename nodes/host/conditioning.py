@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management as model_management
 import comfy.utils
 import torch
@@ -17,6 +18,28 @@ POOLED = "pooled_output"
 #: The host's names of the encoders (SD1, SD2, SDXL) whose blocks all have 77 tokens, and the one whose pooled vector a model reads.
 BLOCK_ENCODERS = ({"l"}, {"h"}, {"l", "g"})
 POOLED_ENCODER = "g"
+
+
+def require_conditioning(model: Any, conds: dict[str, list[Any]]) -> None:
+    """Raise :class:`EditingError` for CONDITIONING of another text encoder than that of ``model``, a U-Net; others pass unseen.
+
+    Args:
+        conds: CONDITIONING by name; the name tells the person which input is meant.
+    """
+    if not hasattr(model.model.diffusion_model, "input_blocks"):
+        return
+    width = model.model.model_config.unet_config.get("context_dim")
+    for name, conditioning in conds.items():
+        for embeds, options in conditioning:
+            if width and isinstance(embeds, Tensor) and embeds.shape[-1] != width:
+                raise EditingError(
+                    f"The conditioning {name!r} is {embeds.shape[-1]} wide and this model reads {width}; "
+                    "encode the prompt with the model's own CLIP."
+                )
+            if isinstance(model.model, comfy.model_base.SDXL) and not {POOLED, "unclip_conditioning"} & set(options):
+                raise EditingError(
+                    f"The conditioning {name!r} lacks the pooled text that SDXL reads; encode the prompt with the model's own CLIP."
+                )
 
 
 def conditioning_tensors(conditioning: list[Any]) -> dict[str, Tensor] | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...core.recompute import blocks_of, recomputing
 from .attention import WRAPPER_KEY
+from .conditioning import require_conditioning
 from .denoiser import ComfyDenoiser, identity
 from .gradients import frozen, gradient_scope, make_differentiable, materialise, normal_tensors, static_patcher
 from .latents import latent_to_model, require_image_latent
@@ -66,7 +67,7 @@ def run(
             ``model`` at once, so that none pushes out another, and with ``gradients`` are usable for autograd and frozen.
 
     Raises:
-        EditingError: unusable latent, or whatever ``work`` refuses.
+        EditingError: unusable latent, conditioning of another text encoder, or whatever ``work`` refuses.
         InterruptProcessingException: the person pressed Cancel (always passes through).
         OOM_EXCEPTION: out of memory, with ``advice`` in the message and still recognised by the host.
     """
@@ -109,6 +110,7 @@ class SessionGuider(comfy.samplers.CFGGuider):
         self, model: Any, conds: dict[str, list[Any]], *, gradients: bool = False, recompute: bool = False, advice: str = ADVICE
     ):  # fmt: skip
         super().__init__(model)
+        require_conditioning(model, conds)
         self.model_patcher: Any
         self.original_conds: dict[str, Any]
         self.model_identity = identity(model)

@@ -8,7 +8,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from conftest import noise
+from conftest import conditioning, noise
 
 import nodes
 
@@ -145,3 +145,19 @@ def test_schema_and_widget_pass_on_what_the_host_knows(pack):
     schema = pack.schema(node_id="x", display_name="X", search_aliases=["y"], no_such_field=2, inputs=[made], outputs=[])
     assert schema.node_id == "x" and schema.inputs == [made]
     assert (pack.InversionType.io_type, pack.EditDirectionType.io_type) == ("INVERSION", "EDIT_DIRECTION")
+
+
+def test_conditioning_of_another_text_encoder_is_refused_by_its_name(pack, models):
+    run, latent = pack.run, {"samples": torch.zeros(1, 4, 8, 8)}
+    with pytest.raises(ValueError, match="'negative' is 96 wide and this model reads 768"):
+        conds = {"positive": conditioning("sd1"), "negative": conditioning("sdxl")}
+        run(models("sd1").model, latent, conds, lambda session: None)
+    with pytest.raises(ValueError, match="'positive' lacks the pooled text that SDXL reads"):
+        run(models("sdxl").model, latent, {"positive": [[conditioning("sdxl")[0][0], {}]]}, lambda session: None)
+
+
+def test_conditioning_of_the_model_or_of_no_unet_passes(pack, models, flow):
+    require = pack("nodes.host.conditioning").require_conditioning
+    for family in ("sd1", "sd2", "sdxl"):
+        require(models(family).model, {"positive": conditioning(family)})
+    require(flow, {"positive": conditioning("sd1")})
