@@ -1,0 +1,90 @@
+"""CASO's training on a live server: the saved embedding works in any prompt, and Cancel keeps the best and leaves the model as it was."""
+
+import pytest
+import torch
+from comfy_server import PromptFailed
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+SAMPLER = {"seed": 5, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
+
+
+def training(**changed):
+    """Demo model, classifier and four portraits into the trainer."""
+    settings = {
+        "attribute": "glasses", "targets": "glasses", "folder": "", "filename": "live", "overwrite": True, "steps": 3, "batch_size": 1,
+        "noise_level": 0.3, "seed": 1, "resume": False, "image_size": 128, "held_out": 1, "learning_rate": 0.05, "cfg": 10.0,
+        "reconstruction": 5.0, "band": 0.0, "tokens": 1, "bank": 1, "augmentation": 1.0, "flip": True, "check_every": 2,
+        "checkpointing": True,
+    }  # fmt: skip
+    loader = {"classifier_file": "demo", "attribute": "", "class_names": "", "input_size": 0, "normalisation": "auto"}
+    sockets = {"model": ["demo", 0], "clip": ["demo", 1], "vae": ["demo", 2], "attribute_classifier": ["classifier", 0]}
+    return {
+        "demo": {"class_type": "SemEdit_LoadDemoModel", "inputs": {}},
+        "classifier": {"class_type": "SemEdit_AttributeClassifierLoader", "inputs": loader},
+        "pictures": {"class_type": "SemEdit_LoadDemoImage", "inputs": {"pictures": "portraits", "number": 0, "count": 4}},
+        "train": {
+            "class_type": "SemEdit_CASOEmbeddingTrainer",
+            "inputs": settings | sockets | {"images": ["pictures", 0]} | changed,
+        },
+    }
+
+
+def painting(name, positive, denoise=1.0):
+    """A stock KSampler on the demo model under ``positive``, whose latent is saved as ``name``."""
+    inputs = SAMPLER | {"model": ["demo", 0], "positive": positive, "negative": ["none", 0], "latent_image": ["empty", 0]}
+    return {
+        "demo": {"class_type": "SemEdit_LoadDemoModel", "inputs": {}},
+        "none": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["demo", 1], "text": ""}},
+        "empty": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+        name: {"class_type": "KSampler", "inputs": inputs | {"denoise": denoise}},
+        f"save {name}": {"class_type": "SaveLatent", "inputs": {"samples": [name, 0], "filename_prefix": name}},
+    }
+
+
+def saved(server, name):
+    return load_file(str(sorted((server.base / "output").glob(f"{name}_*.latent"))[-1]))["latent_tensor"]
+
+
+def test_a_trained_embedding_works_in_stock_clip_text_encode(server):
+    start = len(server.log())
+    said = server.queue(training())["outputs"]["train"]
+    assert "3 steps on 3 pictures, 1 held out" in said["text"][0] and said["images"]
+    loader = {"clip": ["demo", 1], "embedding_file": "live.safetensors"}
+    prompt = (
+        painting("by name", ["text", 0])
+        | painting("by loader", ["loader", 1])
+        | painting("by nothing", ["none", 0])
+        | {
+            "text": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["demo", 1], "text": "embedding:live"}},
+            "loader": {"class_type": "SemEdit_CASOEmbeddingLoader", "inputs": loader},
+        }
+    )
+    server.queue(prompt)
+    stock, ours, nothing = (saved(server, f"by {way}") for way in ("name", "loader", "nothing"))
+    torch.testing.assert_close(stock, ours, rtol=0, atol=1e-4)
+    assert float((stock - nothing).abs().max()) > 1e-3
+    assert "does not exist" not in server.log()[start:], "the host warns of an embedding it cannot find"
+
+
+def test_cancel_in_mid_training_keeps_the_best_and_leaves_the_model_as_it_was(server):
+    server.queue(painting("before", ["none", 0]))
+    kept = server.base / "models" / "embedding_trainings" / "long.safetensors"
+    prompt = training(filename="long", steps=10_000, check_every=1)
+    with server.cancelled(prompt, after=lambda _: kept.is_file()) as (entry, seconds):
+        kinds = [kind for kind, _ in entry["status"]["messages"]]
+        assert "execution_interrupted" in kinds and "execution_error" not in kinds
+        assert seconds < 30  # 10,000 steps take hours
+    with safe_open(str(server.base / "models" / "embeddings" / "long.safetensors"), "pt") as stream:
+        assert bool(stream.get_tensor("emb_params").isfinite().all()) and stream.metadata()["target"] == "glasses"
+    server.queue(painting("after", ["none", 0], denoise=0.99995))
+    assert torch.equal(saved(server, "before"), saved(server, "after"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"attribute": "hairs"}, "hairs"), ({"targets": "spectacles"}, "has no class 'spectacles'"), ({"filename": "../escape"}, "file name")],
+)
+def test_refused_before_anything_is_learned(server, changed, said):
+    with pytest.raises(PromptFailed, match=said):
+        server.queue(training(**changed))
