@@ -9,26 +9,15 @@ import pytest
 import torch
 
 from semantic_editing.core.attention.capture import CaptureMaps, MapLoss
-from semantic_editing.core.backends.diffusers import TextCond
 from semantic_editing.core.denoiser import euler_step
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.guidance import GuidedStep, cross_attention_guided_edit, reference_from_noise
-from semantic_editing.core.inversion import Inversion, invert, reconstruct
-from semantic_editing.core.trajectory import latent_mask
+from semantic_editing.core.guidance import GuidedStep, cross_attention_guided_edit
+from semantic_editing.core.inversion import invert, reconstruct
 from semantic_editing.tests.core.pix2pix_zero import TwoPass
-from semantic_editing.tests.core.tiny_models import FAMILIES, tiny_cond, tiny_denoiser, tiny_latent, tiny_scheduler
+from semantic_editing.tests.core.tiny_models import FAMILIES, tiny_cond, tiny_conds, tiny_denoiser, tiny_latent, tiny_scheduler, tiny_source
 
 STEPS = 3
 SHAPES = [(1, 8, 8), (3, 6, 10)]
-
-
-def conds(family="sd1"):
-    return tiny_cond(family), tiny_cond(family, seed=3), tiny_cond(family, seed=4)
-
-
-def source_of(denoiser, family="sd1", shape=(2, 8, 8), cfg=2.0, steps=STEPS) -> Inversion:
-    source, _, uncond = conds(family)
-    return reference_from_noise(denoiser, tiny_latent(*shape), source, cfg, uncond, steps)
 
 
 class Recorder:
@@ -60,8 +49,8 @@ def two_pass(denoiser, family, inversion):
 @pytest.mark.parametrize(("shape", "preset"), [(SHAPES[0], "lockstep"), (SHAPES[1], "lockstep"), (SHAPES[1], "carried")])
 def test_lockstep_equals_algorithm_1_in_two_passes(family, shape, preset):
     denoiser = tiny_denoiser(family, dtype=torch.float64)
-    source, target, uncond = conds(family)
-    inversion = source_of(denoiser, family, shape)
+    source, target, uncond = tiny_conds(family)
+    inversion = tiny_source(denoiser, family, shape)
     inversion = replace(inversion, latents=inversion.latents.double())
     step = GuidedStep(denoiser, inversion, source, target, uncond, cfg=3.0, guidance=0.3, preset=preset)
     x = inversion.latents[-1]
@@ -79,8 +68,8 @@ def test_lockstep_equals_algorithm_1_in_two_passes(family, shape, preset):
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
 def test_released_preset_equals_the_published_code(family):
     denoiser = tiny_denoiser(family, dtype=torch.float64)
-    source, target, uncond = conds(family)
-    inversion = source_of(denoiser, family, (1, 8, 8))
+    source, target, uncond = tiny_conds(family)
+    inversion = tiny_source(denoiser, family, (1, 8, 8))
     inversion = replace(inversion, latents=inversion.latents.double())
     options = {"cfg": 3.0, "guidance": 0.3}
     oracle, sources, scale = two_pass(denoiser, family, inversion)
@@ -103,8 +92,8 @@ def test_released_preset_equals_the_published_code(family):
 @pytest.mark.parametrize("cfg", [1.0, 5.0])
 @pytest.mark.parametrize("off", [{"guidance": 0.0}, {"guided_fraction": 0.0}])
 def test_without_guidance_it_is_plain_cfg_sampling_bit_for_bit(family, cfg, off):
-    denoiser, (source, target, uncond) = tiny_denoiser(family), conds(family)
-    inversion = source_of(denoiser, family)
+    denoiser, (source, target, uncond) = tiny_denoiser(family), tiny_conds(family)
+    inversion = tiny_source(denoiser, family)
     before = denoiser.evaluations.forward
     edited = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, cfg=cfg, **off)
     assert denoiser.evaluations.forward - before == STEPS * 2 * (1 if cfg == 1.0 else 2)
@@ -132,8 +121,8 @@ def test_without_guidance_it_is_plain_cfg_sampling_bit_for_bit(family, cfg, off)
     ],
 )
 def test_u_of_an_edit_is_exact(options, forward, backward):
-    denoiser, (source, target, uncond) = tiny_denoiser(), conds()
-    inversion = source_of(denoiser, shape=(3, 8, 8), steps=5)
+    denoiser, (source, target, uncond) = tiny_denoiser(), tiny_conds()
+    inversion = tiny_source(denoiser, shape=(3, 8, 8), steps=5)
     denoiser.evaluations.forward = 0
     cross_attention_guided_edit(denoiser, inversion, source, target, uncond, **options)
     assert (denoiser.evaluations.forward, denoiser.evaluations.backward) == (3 * forward, 3 * backward)
@@ -142,7 +131,7 @@ def test_u_of_an_edit_is_exact(options, forward, backward):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_zero_direction_of_an_inverted_image_gives_the_reconstruction(family, shape):
-    denoiser, (source, _, _) = tiny_denoiser(family), conds(family)
+    denoiser, (source, _, _) = tiny_denoiser(family), tiny_conds(family)
     if family == "sdxl":  # as drawn, this network bends so much that the last step's residual stays above the tolerance
         denoiser.unet.conv_out.weight.data.mul_(0.5)
     inversion = invert(denoiser, tiny_latent(*shape), source, steps=STEPS, tolerance=1e-11, max_iterations=60)
@@ -153,16 +142,16 @@ def test_zero_direction_of_an_inverted_image_gives_the_reconstruction(family, sh
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_zero_direction_of_a_generated_image_gives_it_back(family):
-    denoiser, (source, _, uncond) = tiny_denoiser(family), conds(family)
-    inversion = source_of(denoiser, family, cfg=3.0)
+    denoiser, (source, _, uncond) = tiny_denoiser(family), tiny_conds(family)
+    inversion = tiny_source(denoiser, family, cfg=3.0)
     edited = cross_attention_guided_edit(denoiser, inversion, source, source, uncond, cfg=3.0)
     torch.testing.assert_close(edited, inversion.latents[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_small_move_lowers_the_loss_as_its_gradient_predicts(family):
-    denoiser, (source, target, _) = tiny_denoiser(family, dtype=torch.float64), conds(family)
-    inversion = source_of(denoiser, family, (3, 8, 8))
+    denoiser, (source, target, _) = tiny_denoiser(family, dtype=torch.float64), tiny_conds(family)
+    inversion = tiny_source(denoiser, family, (3, 8, 8))
     inversion = replace(inversion, latents=inversion.latents.double())
     for level in range(STEPS, 0, -1):
         sigma, x = float(inversion.sigmas[level]), inversion.latents[level] + 0.1 * tiny_latent(3, 8, 8, seed=level).double()
@@ -189,8 +178,8 @@ def test_a_small_move_lowers_the_loss_as_its_gradient_predicts(family):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("preset", ["lockstep", "released"])
 def test_a_batch_equals_single_images(family, preset):
-    denoiser, (source, _, uncond) = tiny_denoiser(family), conds(family)
-    inversion, target = source_of(denoiser, family, (3, 6, 10)), tiny_cond(family, 3, seed=3)
+    denoiser, (source, _, uncond) = tiny_denoiser(family), tiny_conds(family)
+    inversion, target = tiny_source(denoiser, family, (3, 6, 10)), tiny_cond(family, 3, seed=3)
     masks = torch.rand(3, 48, 80, generator=torch.Generator().manual_seed(1))
     options = {"cfg": 3.0, "guidance": 0.3, "preset": preset}
     together = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, mask=masks, **options)
@@ -204,8 +193,8 @@ def test_a_batch_equals_single_images(family, preset):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_autocast_stays_near_fp32(family):
-    denoiser, (source, target, uncond) = tiny_denoiser(family), conds(family)
-    inversion = source_of(denoiser, family)
+    denoiser, (source, target, uncond) = tiny_denoiser(family), tiny_conds(family)
+    inversion = tiny_source(denoiser, family)
     exact = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, cfg=2.0)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, cfg=2.0)
@@ -214,16 +203,16 @@ def test_bf16_autocast_stays_near_fp32(family):
 
 
 def test_it_works_under_inference_mode_and_gives_the_same():
-    denoiser, (source, target, uncond) = tiny_denoiser(), conds()
-    inversion = source_of(denoiser)
+    denoiser, (source, target, uncond) = tiny_denoiser(), tiny_conds()
+    inversion = tiny_source(denoiser)
     expected = cross_attention_guided_edit(denoiser, inversion, source, target, uncond)
     with torch.inference_mode():
         assert torch.equal(cross_attention_guided_edit(denoiser, inversion, source, target * 1, uncond), expected)
 
 
 def test_resolution_limits_the_layers_that_count():
-    denoiser, (source, target, uncond) = tiny_denoiser(), conds()
-    inversion = source_of(denoiser)
+    denoiser, (source, target, uncond) = tiny_denoiser(), tiny_conds()
+    inversion = tiny_source(denoiser)
     every, low = (GuidedStep(denoiser, inversion, source, target, uncond, max_resolution=limit) for limit in (8, 4))
     for step in (every, low):
         step.denoised(inversion.latents[-1], STEPS)
@@ -231,139 +220,3 @@ def test_resolution_limits_the_layers_that_count():
     none = GuidedStep(denoiser, inversion, source, target, uncond, max_resolution=2)
     with pytest.raises(EditingError, match="chosen resolution"):
         none.denoised(inversion.latents[-1], STEPS)
-
-
-class TestMask:
-    def setup_method(self):
-        self.denoiser, (self.source, self.target, self.uncond) = tiny_denoiser(), conds()
-        self.inversion = source_of(self.denoiser)
-
-    def edit(self, mask, **options):
-        return cross_attention_guided_edit(self.denoiser, self.inversion, self.source, self.target, self.uncond, mask=mask, **options)
-
-    def test_everywhere_is_no_mask_and_nowhere_is_the_source(self):
-        assert torch.equal(self.edit(torch.ones(1, 64, 64)), self.edit(None))
-        assert torch.equal(self.edit(torch.zeros(2, 8, 8)), self.inversion.latents[0])
-
-    @pytest.mark.parametrize("preset", ["lockstep", "carried", "released"])
-    def test_outside_a_half_the_source_is_exact_and_inside_it_is_edited(self, preset):
-        mask = torch.zeros(1, 64, 64)
-        mask[:, :, :24] = 1
-        edited = self.edit(mask, preset=preset)
-        assert torch.equal(edited[..., 3:], self.inversion.latents[0][..., 3:])
-        assert float((edited - self.inversion.latents[0])[..., :3].abs().mean()) > 0.01
-
-    def test_soft_values_blend_after_every_step_and_a_host_loop_does_the_same(self):
-        mask = torch.linspace(0, 1, 8).expand(1, 8, 8)
-        step = GuidedStep(self.denoiser, self.inversion, self.source, self.target, self.uncond, mask=mask)
-        plain = GuidedStep(self.denoiser, self.inversion, self.source, self.target, self.uncond)
-        x = host = self.inversion.latents[-1]
-        for level in range(STEPS, 0, -1):
-            sigmas = [float(self.inversion.sigmas[i]) for i in (level, level - 1)]
-            x = mask * euler_step(x, plain.denoised(x, level), *sigmas) + (1 - mask) * self.inversion.latents[level - 1]
-            host = euler_step(host, step.denoised(host, level), *sigmas)
-        torch.testing.assert_close(self.edit(mask), x, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(host, x, atol=1e-3, rtol=1e-4)
-
-    def test_pixels_become_latent_pixels_by_area(self):
-        mask = torch.zeros(1, 16, 32)
-        mask[0, :3, 4] = 1  # 3 of the 4 * 8 pixels of one latent pixel of a 4 x 4 latent
-        on_latent = latent_mask(mask, torch.zeros(2, 4, 4, 4))
-        assert on_latent.shape == (1, 1, 4, 4)
-        expected = torch.zeros(4, 4)
-        expected[0, 0] = 3 / 32
-        torch.testing.assert_close(on_latent[0, 0], expected)
-
-
-class Cancelled(Exception):
-    pass
-
-
-def test_a_cancelled_edit_leaves_the_network_as_it_was():
-    denoiser, (source, target, uncond) = tiny_denoiser(), conds()
-    inversion, reports = source_of(denoiser), []
-    processors = dict(denoiser.unet.attn_processors)
-    with torch.no_grad():
-        before = denoiser(inversion.latents[1], 0.5, target)
-
-    def callback(progress):
-        reports.append((progress.step, progress.steps, tuple(progress.denoised.shape)))
-        if len(reports) == 2:
-            raise Cancelled
-
-    with pytest.raises(Cancelled):
-        cross_attention_guided_edit(denoiser, inversion, source, target, uncond, callback=callback)
-    assert reports == [(0, STEPS, (2, 4, 8, 8)), (1, STEPS, (2, 4, 8, 8))]
-    assert all(processors[name] is now for name, now in denoiser.unet.attn_processors.items())
-    with torch.no_grad():
-        assert torch.equal(denoiser(inversion.latents[1], 0.5, target), before)
-    assert all(p.grad is None and p.requires_grad for p in denoiser.unet.parameters())
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_reference_from_noise_is_an_exact_inversion_of_what_it_sampled(family):
-    denoiser, (source, _, uncond) = tiny_denoiser(family), conds(family)
-    noise, reports = tiny_latent(3, 6, 10), []
-    made = reference_from_noise(denoiser, noise, source, 3.0, uncond, STEPS, callback=reports.append)
-    torch.testing.assert_close(made.noise, noise)
-    torch.testing.assert_close(made.sigmas, denoiser.sigma_grid(STEPS))
-    assert torch.equal(reconstruct(denoiser, made, source, 3.0, uncond), made.latents[0])
-    assert made.method == "generated"
-    assert made.forward_evaluations.tolist() == [[2] * 3] * STEPS
-    assert made.backward_evaluations.sum() == made.residuals.sum() == 0
-    assert [progress.step for progress in reports] == list(range(STEPS))
-    cheap = reference_from_noise(denoiser, noise, source, 1.0, None, sigmas=torch.tensor([0.1, 1.0, 8.0]))
-    assert cheap.forward_evaluations.tolist() == [[1] * 3] * 2
-    with pytest.raises(EditingError, match="no negative conditioning"):
-        reference_from_noise(denoiser, noise, source)
-
-
-REFUSALS = {
-    "guidance": ({"guidance": -0.1}, "guidance is -0.1"),
-    "guidance nan": ({"guidance": float("nan")}, "guidance is nan"),
-    "fraction": ({"guided_fraction": 1.5}, "guided_fraction is 1.5"),
-    "resolution": ({"max_resolution": 0}, "max_resolution is 0"),
-    "preset": ({"preset": "published"}, "lockstep, carried, released"),
-    "mask rank": ({"mask": torch.ones(8, 8)}, r"mask has shape \[8, 8\]"),
-    "mask batch": ({"mask": torch.ones(3, 8, 8)}, "3 masks for 2 images"),
-    "mask nan": ({"mask": torch.full((1, 8, 8), float("nan"))}, "mask is not a number"),
-    "target batch": ({"target_cond": tiny_cond(batch=3)}, "3 rows and the latent 2"),
-    "target length": ({"target_cond": tiny_cond(tokens=14)}, "7 tokens long and the target text 14"),
-    "target width": ({"target_cond": torch.zeros(1, 7, 5)}, "own text encoder"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSALS)
-def test_unusable_settings_are_refused_in_a_sentence(name):
-    change, sentence = REFUSALS[name]
-    denoiser, (source, target, uncond) = tiny_denoiser(), conds()
-    arguments = {"source_cond": source, "target_cond": target, "uncond": uncond} | change
-    with pytest.raises(EditingError, match=sentence):
-        cross_attention_guided_edit(denoiser, source_of(denoiser), **arguments)
-
-
-def test_an_inversion_of_another_model_is_refused():
-    inversion, (source, target, _) = source_of(tiny_denoiser()), conds()
-    with pytest.raises(EditingError, match="another model"):
-        cross_attention_guided_edit(tiny_denoiser(seed=1), inversion, source, target)
-
-
-def test_a_network_without_cross_attention_says_so_and_still_samples_unguided():
-    denoiser, (source, target, uncond) = tiny_denoiser("plain"), conds()
-    inversion = source_of(denoiser)
-    with pytest.raises(EditingError, match="no cross-attention layers"):
-        cross_attention_guided_edit(denoiser, inversion, source, target, uncond)
-    cross_attention_guided_edit(denoiser, inversion, source, target, uncond, guidance=0.0)
-
-
-def test_a_prediction_that_is_not_a_number_names_its_step():
-    denoiser, (source, target, uncond) = tiny_denoiser(), conds()
-    inversion = source_of(denoiser)
-    broken = target.embeds if isinstance(target, TextCond) else target.clone()
-    broken[0, 0, 0] = float("nan")
-    with pytest.raises(EditingError, match="step 1 is not a number"):
-        cross_attention_guided_edit(denoiser, inversion, source, broken, uncond)
-    latents = inversion.latents.clone()
-    latents[1] = float("inf")
-    with pytest.raises(EditingError, match="step 3 is not a number"):
-        cross_attention_guided_edit(denoiser, replace(inversion, latents=latents), source, target, uncond)

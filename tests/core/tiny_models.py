@@ -7,6 +7,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from semantic_editing.core.backends.diffusers import DiffusersDenoiser, TextCond
+from semantic_editing.core.guidance import reference_from_noise
+from semantic_editing.core.inversion import Inversion
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 TEXT_WIDTH = 12
@@ -87,3 +89,14 @@ def tiny_cond(family: str = "sd1", batch: int = 1, seed: int = 0, tokens: int = 
 def tiny_latent(batch: int = 1, height: int = 8, width: int = 8, seed: int = 0) -> Tensor:
     """Unit-variance latent ``[B, 4, H, W]``."""
     return torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(seed + 2000))
+
+
+def tiny_conds(family: str = "sd1") -> tuple[Tensor | TextCond, ...]:
+    """Source, target and negative conditioning, all different."""
+    return tiny_cond(family), tiny_cond(family, seed=3), tiny_cond(family, seed=4)
+
+
+def tiny_source(denoiser: DiffusersDenoiser, family: str = "sd1", shape: tuple = (2, 8, 8), cfg: float = 2.0, steps: int = 3) -> Inversion:
+    """A generated image's trajectory, to be edited."""
+    source, _, uncond = tiny_conds(family)
+    return reference_from_noise(denoiser, tiny_latent(*shape), source, cfg, uncond, steps)
