@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..caso.seams import TokenVectors, check_vectors, encoder_title
+from ..recompute import blocks_of, recomputing
 from .diffusers import TextCond, frozen
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class DiffusersDecoder:
 
     Args:
         vae: in any dtype; SDXL's needs fp32.
-        recompute: keep no activations of the decoder but compute them again in the backward pass: much less memory, about a
+        recompute: the decoder's blocks keep no activations but run again in the backward pass: much less memory, about a
             third more time in the decoder.
     """
 
@@ -130,11 +130,8 @@ class DiffusersDecoder:
         """See :class:`~..caso.seams.ImageDecoder`; at least fp32."""
         parameter = next(self.vae.parameters())
         scaled = (latent / self.vae.config.scaling_factor).to(parameter)
-        return at_least_fp32(recomputed(self._decode, scaled, self.recompute)) / 2 + 0.5
-
-    def _decode(self, scaled: Tensor) -> Tensor:
-        images: Tensor = self.vae.decode(scaled).sample
-        return images
+        with decoder_recomputation(self.vae, self.recompute):
+            return at_least_fp32(self.vae.decode(scaled).sample) / 2 + 0.5
 
 
 class DemoDecoder:
@@ -145,7 +142,8 @@ class DemoDecoder:
 
     def __call__(self, latent: Tensor) -> Tensor:
         """See :class:`~..caso.seams.ImageDecoder`."""
-        return recomputed(self.demo.decode_unclipped, latent, self.recompute)
+        with decoder_recomputation(self.demo.vae, self.recompute):
+            return self.demo.decode_unclipped(latent)
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
@@ -153,27 +151,17 @@ def at_least_fp32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def recomputed(function: Any, argument: Tensor, active: bool) -> Tensor:
-    """``function(argument)``, its activations dropped and computed again in the backward pass when ``active``."""
-    if active and torch.is_grad_enabled() and argument.requires_grad:
-        result: Tensor = checkpoint(function, argument, use_reentrant=False)
-    else:
-        result = function(argument)
-    return result
+def decoder_recomputation(vae: Any, active: bool) -> AbstractContextManager[None]:
+    """Within the ``with`` block the blocks of the VAE's decoder keep no activations when ``active``."""
+    return recomputing(blocks_of(vae.decoder) if active else [])
 
 
 @contextmanager
 def unet_recomputation(unet: Any) -> Iterator[None]:
     """Within the ``with`` block the U-Net's blocks keep no activations but compute them again in the backward pass.
 
-    Its weights are frozen for the whole block, so that a block computed again is the same computation. It costs one more
-    forward's time for each backward pass; the evaluations counted (u) stay what the algorithm asks for.
+    Its weights are frozen for the whole block, so that a block computed again is the same computation: the backward pass
+    belongs inside. See :func:`~..recompute.recomputing` for what it costs.
     """
-    before = unet.is_gradient_checkpointing
-    unet.enable_gradient_checkpointing()
-    try:
-        with frozen(unet):
-            yield
-    finally:
-        if not before:
-            unet.disable_gradient_checkpointing()
+    with frozen(unet), recomputing(blocks_of(unet)):
+        yield

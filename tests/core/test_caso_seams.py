@@ -16,9 +16,12 @@ from semantic_editing.core.backends.caso import (
     unet_recomputation,
 )
 from semantic_editing.core.caso.seams import clamp_through, empty_condition
+from semantic_editing.core.caso.settings import TrainingSettings
+from semantic_editing.core.caso.training import EmbeddingTrainer
 from semantic_editing.core.checkpoints import Checkpoint
 from semantic_editing.core.demo import load_demo_model
 from semantic_editing.core.errors import EditingError
+from semantic_editing.tests.core.test_recompute import kept_bytes
 from semantic_editing.tests.core.test_single_file import tiny_pipeline
 from semantic_editing.tests.core.tiny_caso import END, PAD, START, TOKENS, TinyDecoder, text_network, tiny_classifier, tiny_injector
 from semantic_editing.tests.core.tiny_models import tiny_denoiser, tiny_latent
@@ -114,6 +117,18 @@ def test_decoder_agrees_with_the_checkpoints_own_and_recomputation_changes_no_gr
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
 
 
+def test_a_training_moves_the_vectors_of_every_encoder(checkpoint):
+    injector, latents = checkpoint_injector(checkpoint), tiny_latent(2)
+    trainer = EmbeddingTrainer(
+        checkpoint.denoiser(), injector, checkpoint_decoder(checkpoint), tiny_classifier(), latents,
+        TrainingSettings("glasses", ("yes",), steps=2, batch=1, level=0.9),
+    )  # fmt: skip
+    (made,) = trainer.run()
+    assert list(made.vectors) == list(injector.widths) and len(made.vectors) == 1 + checkpoint.is_xl
+    for name, start in injector.end_vectors.items():
+        assert float((made.vectors[name][0] - start).norm()) > 1e-3 * injector.token_scale[name]
+
+
 def test_a_tiny_autoencoder_is_a_decoder_too():
     from diffusers import AutoencoderTiny
 
@@ -129,18 +144,20 @@ def test_a_tiny_autoencoder_is_a_decoder_too():
     assert images.shape[1] == 3 and float(leaf.grad.abs().sum()) > 0
 
 
-def test_unet_recomputation_changes_no_gradient_and_counts_the_same():
-    gradients, counts = [], []
+def test_unet_recomputation_changes_no_gradient_and_counts_the_same_and_keeps_less():
+    gradients, counts, kept = [], [], []
     for recompute in (False, True):
         denoiser = tiny_denoiser()
         leaf = torch.zeros(1, 7, 12, requires_grad=True)
         with unet_recomputation(denoiser.unet) if recompute else nullcontext():
-            denoiser(tiny_latent(2), 1.0, leaf).square().sum().backward()
+            prediction, size = kept_bytes(lambda leaf, denoiser=denoiser: denoiser(tiny_latent(2), 1.0, leaf), leaf)
+            prediction.square().sum().backward()
+        kept.append(size)
         gradients.append(leaf.grad)
         counts.append((denoiser.evaluations.forward, denoiser.evaluations.backward))
-        assert not denoiser.unet.is_gradient_checkpointing
+        assert not any("forward" in part.__dict__ for part in denoiser.unet.modules())
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
-    assert counts[0] == counts[1] == (2, 2)
+    assert counts[0] == counts[1] == (2, 2) and kept[1] < kept[0] / 3
 
 
 def test_clipping_keeps_values_in_range_and_lets_the_gradient_through():
