@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.autocorr_inversion import PRESETS, SHIFTS, autocorr_invert
 from .host import io, schema, widget
-from .inputs import seed_input
+from .inputs import seed_input, steps_input
 from .inverting import image_inputs, invert_image, inverting_outputs, sigmas_input
 
 
@@ -31,14 +31,7 @@ class AutocorrDDIMInversion(io.ComfyNode):
             ],
             inputs=[
                 *image_inputs(),
-                widget(
-                    io.Int,
-                    "steps",
-                    default=50,
-                    min=1,
-                    max=999,
-                    tooltip="Steps of the trajectory. 50 to 100 (the paper) is usual. Ignored when sigmas is wired.",
-                ),
+                steps_input("Steps of the trajectory. 50 to 100 (the paper) is usual. Ignored when sigmas is wired."),
                 widget(
                     io.Float,
                     "weight_pair",
@@ -89,10 +82,9 @@ class AutocorrDDIMInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, positive: Any, latent: Any, steps: int, sigmas: Any = None, **settings: Any) -> Any:
-        """Invert; ``settings`` are the widgets, by the names of :func:`autocorr_invert`; EditingError passes through as it is."""
-        wired = {"model": model, "positive": positive, "latent": latent, "steps": steps, "sigmas": sigmas}
-        return invert_image(cls, autocorr_invert, wired, **settings)
+    def execute(cls, **wired: Any) -> Any:
+        """Invert; ``wired`` are the inputs by their names; EditingError for unusable input passes through as it is."""
+        return invert_image(cls, autocorr_invert, wired)
 
 
 NODES = [AutocorrDDIMInversion]

@@ -7,6 +7,11 @@ from typing import Any
 from .host import io, list_files, widget
 
 
+def steps_input(tooltip: str) -> Any:
+    """Number of steps of a trajectory."""
+    return widget(io.Int, "steps", default=50, min=1, max=999, tooltip=tooltip)
+
+
 def cfg_input(tooltip: str) -> Any:
     """Scale of classifier-free guidance."""
     return widget(io.Float, "cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip=tooltip)

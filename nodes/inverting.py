@@ -35,34 +35,27 @@ def inverting_outputs() -> list[Any]:
 
 
 def invert_image(
-    cls: Any,
-    method: Callable[..., Inversion],
-    wired: dict[str, Any],
-    *,
-    gradients: bool = False,
-    plot_line: float | None = None,
-    **settings: Any,
-) -> Any:
+    cls: Any, method: Callable[..., Inversion], given: dict[str, Any], *, gradients: bool = False, plot_line: float | None = None
+) -> Any:  # fmt: skip
     """Run ``method`` on what is wired: the values of :func:`inverting_outputs`, plot and report shown on the node ``cls``.
 
     Args:
         method: ``core.inversion.invert`` or one of its like.
-        wired: values of :func:`image_inputs`, of steps and of :func:`sigmas_input` by their names.
+        given: values of :func:`image_inputs` and :func:`sigmas_input` by their names; all others are handed to ``method``.
         gradients: whether the method may take gradients through the network.
         plot_line: a tolerance to draw into the plot.
-        settings: passed on to ``method``.
 
     Raises:
         EditingError: see ``method``; unusable input passes through as it is.
     """
-    model, positive, sigmas = wired["model"], wired["positive"], wired["sigmas"]
+    settings = dict(given)
+    model, positive, latent, sigmas = (settings.pop(name, None) for name in ("model", "positive", "latent", "sigmas"))
 
     def work(session: Session) -> Inversion:
         return method(
             session.denoiser,
             session.latent,
             session.conds["positive"],
-            wired["steps"],
             sigmas=None if sigmas is None else sigmas.flip(0),
             cond_tensors=conditioning_tensors(positive),
             callback=session.callback(),
@@ -70,7 +63,7 @@ def invert_image(
         )
 
     inversion = run(
-        model, wired["latent"], {"positive": positive}, work, gradients=gradients, sigmas=sigmas, advice="lower the image size"
+        model, latent, {"positive": positive}, work, gradients=gradients, sigmas=sigmas, advice="lower the image size"
     )  # fmt: skip
     report, plot = inversion_report(inversion) + step_report(inversion), plot_image(inversion, plot_line)
     return io.NodeOutput(*inversion_values(model, inversion), plot, report, ui=shown(report, plot, cls))

@@ -10,7 +10,7 @@ import torch
 from ..core.guidance import reference_from_noise
 from ..core.inversion import Inversion
 from .host import Session, conditioning_tensors, io, latent_from_model, run, schema, widget
-from .inputs import cfg_input, seed_input
+from .inputs import cfg_input, seed_input, steps_input
 from .reports import inversion_outputs, inversion_values, shown
 
 
@@ -33,7 +33,7 @@ class GenerateReference(io.ComfyNode):
                 widget(io.Conditioning, "negative", tooltip="What to move away from; an empty prompt is usual. Has no effect at cfg 1."),
                 widget(io.Latent, "empty_latent", tooltip="From Empty Latent Image: only its size and batch size count."),
                 seed_input("Which noise to start from; the same seed makes the same image."),
-                widget(io.Int, "steps", default=50, min=1, max=999, tooltip="Steps of the trajectory; 20 to 50 is usual."),
+                steps_input("Steps of the trajectory; 20 to 50 is usual."),
                 cfg_input("How strongly the prompt pulls. 1 is no extra pull; 3 to 7.5 is usual."),
             ],
             outputs=[

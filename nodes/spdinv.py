@@ -7,6 +7,7 @@ from typing import Any
 from ..core.inversion import invert
 from ..core.solvers import OPTIMIZERS, SOLVERS
 from .host import io, schema, widget
+from .inputs import steps_input
 from .inverting import image_inputs, invert_image, inverting_outputs, sigmas_input
 
 
@@ -25,14 +26,7 @@ class SPDInvInversion(io.ComfyNode):
             search_aliases=["ddim inversion", "fixed point inversion", "unsampler", "image to noise", "null text", "AIDI", "SPDInv"],
             inputs=[
                 *image_inputs(),
-                widget(
-                    io.Int,
-                    "steps",
-                    default=50,
-                    min=1,
-                    max=999,
-                    tooltip="Steps of the trajectory. More is finer and slower; 20 to 50 is usual. Ignored when sigmas is wired.",
-                ),
+                steps_input("Steps of the trajectory. More is finer and slower; 20 to 50 is usual. Ignored when sigmas is wired."),
                 widget(
                     io.Combo,
                     "solver",
@@ -88,13 +82,10 @@ class SPDInvInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model: Any, positive: Any, latent: Any, steps: int, solver: str, tolerance: float, sigmas: Any = None, **settings: Any
-    ) -> Any:  # fmt: skip
-        """Invert; ``settings`` are the other widgets, by the names of :func:`invert`; EditingError passes through as it is."""
-        wired = {"model": model, "positive": positive, "latent": latent, "steps": steps, "sigmas": sigmas}
-        settings |= {"solver": solver, "tolerance": tolerance, "check_residual": True}
-        return invert_image(cls, invert, wired, gradients=solver in ("auto", "gradient"), plot_line=tolerance, **settings)
+    def execute(cls, solver: str, tolerance: float, **wired: Any) -> Any:
+        """Invert; ``wired`` are the other inputs by their names; EditingError for unusable input passes through as it is."""
+        given = {**wired, "solver": solver, "tolerance": tolerance, "check_residual": True}
+        return invert_image(cls, invert, given, gradients=solver in ("auto", "gradient"), plot_line=tolerance)
 
 
 NODES = [SPDInvInversion]
