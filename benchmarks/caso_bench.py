@@ -104,6 +104,7 @@ class Bench:
         settings = TrainingSettings(
             pair.attribute, (pair.after,), steps=options.train_steps, batch=options.train_batch, learning_rate=options.learning_rate,
             reconstruction=options.reconstruction, cfg=options.train_cfg, level=options.level, band=options.band, tokens=options.tokens,
+            keep_others=options.keep_others,
         )  # fmt: skip
         trainer = EmbeddingTrainer(denoiser, self.injector, self.decoder, self.classifier, latents[HELD:], settings, latents[:HELD])
         began = time.perf_counter()

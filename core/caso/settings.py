@@ -25,6 +25,8 @@ class TrainingSettings:
         level: noise level L as a fraction of the model's steps, see :data:`LEVELS`.
         band: half the width of a band around L from which levels are drawn, 0 for L alone.
         reconstruction: weight gamma of the latent reconstruction; 0 turns it off.
+        keep_others: weight of what the classifier sees of its *other* attributes: they must stay what they are without the
+            embedding (ours, not the paper's); 0 turns it off. A classifier of one attribute has no others.
         tokens: vectors of each embedding.
         bank: noises for each image; the unconditional prediction is evaluated once for each and kept, which is exact. 0 draws
             new noise every time and evaluates every time.
@@ -44,6 +46,7 @@ class TrainingSettings:
     level: float = LEVELS["faces"]
     band: float = 0.0
     reconstruction: float = 5.0
+    keep_others: float = 0.0
     tokens: int = 1
     bank: int = 2
     augment: float = 1.0
@@ -68,7 +71,7 @@ class TrainingSettings:
         for name in ("learning_rate", "cfg"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise EditingError(f"{name} is {getattr(self, name):g}; use a positive number.")
-        for name in ("weight_decay", "reconstruction", "bank", "augment", "check_every"):
+        for name in ("weight_decay", "reconstruction", "keep_others", "bank", "augment", "check_every"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise EditingError(f"{name} is {getattr(self, name):g}; use 0 (off) or a positive number.")
 
@@ -87,12 +90,16 @@ class HeldCheck:
 
 @dataclass(frozen=True, eq=False)
 class TrainingProgress:
-    """What the callback is told after each step (0-based); ``accuracy`` is of the step's samples, ``held`` at checks only."""
+    """What the callback is told after each step (0-based); ``accuracy`` is of the step's samples, ``held`` at checks only.
+
+    ``loss`` is the weighted sum of ``classification``, ``reconstruction`` and ``others``, which are given unweighted.
+    """
 
     step: int
     steps: int
     loss: float
     classification: float
     reconstruction: float
+    others: float
     accuracy: float
     held: HeldCheck | None

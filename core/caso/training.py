@@ -1,7 +1,7 @@
 """Learning semantic embeddings from a classifier (CASO Algorithm 1), at two forwards and one backward a sample and step.
 
 1. noise a clean latent to level L (Eq. 8)          4. loss = cross-entropy of its class (Eq. 3) + gamma * latent
-2. guided one-step prediction of the clean latent      reconstruction (Eq. 12, 13)
+2. guided one-step prediction of the clean latent      reconstruction (Eq. 12, 13) + change of other attributes
 3. decode it (Eq. 10), augment it, classify it      5. AdamW on the token vectors
 """
 
@@ -20,6 +20,7 @@ from ..denoiser import Denoiser, check_finite
 from ..errors import EditingError
 from ..inversion import check_latent
 from .embedding import SemanticEmbedding
+from .objective import Objective, Verdict
 from .schedule import Draw, NoiseLevels, Schedule, noisy, seeded
 from .seams import ImageDecoder, TokenInjector, clamp_through, empty_condition
 from .settings import HeldCheck, TrainingProgress, TrainingSettings
@@ -61,7 +62,7 @@ class EmbeddingTrainer:
             raise EditingError("There are no pictures to learn from; give at least one, usually 100 to 200.")
         self.denoiser, self.injector, self.classifier, self.settings = denoiser, injector, classifier, settings
         self.decoder, self.draft_decoder = decoder, draft_decoder
-        self.columns = [classifier.class_index(settings.attribute, target) for target in settings.targets]
+        self.objective = Objective(classifier, settings.attribute, settings.targets)
         self.schedule = Schedule(len(latents), len(settings.targets), settings.batch, settings.bank, settings.seed)
         self.levels = NoiseLevels.of(denoiser, settings.level, settings.band)
         self.step = 0
@@ -78,9 +79,9 @@ class EmbeddingTrainer:
                 list(self.moves.values()), lr=settings.learning_rate, betas=ADAM_BETAS, weight_decay=settings.weight_decay
             )
             self.empty = empty_condition(injector)
-        self._unconditional: dict[tuple[int, int], Tensor] = {}
+        self._unconditional: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._together = self.schedule.first_met(settings.steps) if settings.bank else {}
-        self._held_start: tuple[Tensor, Tensor, Tensor] | None = None
+        self._held_start: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     @property
     def vectors(self) -> dict[str, Tensor]:
@@ -135,14 +136,14 @@ class EmbeddingTrainer:
         decoder = self.draft_decoder if drafting and self.draft_decoder is not None else self.decoder
         with torch.inference_mode(False), torch.enable_grad():
             x, sigma = self._noisy([(draw.image, draw.slot) for draw in draws])
-            unconditional = self._unconditional_of(draws, x, sigma)
+            unconditional, before = self._unconditional_of(draws, x, sigma)
             targets = torch.tensor([draw.target for draw in draws])
             predicted = self._guided(x, sigma, unconditional, targets)
             changes = seeded(settings.seed, "augment", self.step)
             images = augmented(clamp_through(decoder(predicted)), settings.augment, settings.flip, changes)
-            classification, right = self._judged(images, targets)
             reconstruction = functional.mse_loss(predicted, self.latents[[draw.image for draw in draws]])
-            loss = classification + settings.reconstruction * reconstruction.to(classification.device)
+            verdict = self.objective(images, targets, before if settings.keep_others else None)
+            loss = self._total(verdict, reconstruction)
             check_finite(loss.detach(), f"The loss at step {self.step + 1}")
             moves = list(self.moves.values())
             for move, gradient in zip(moves, torch.autograd.grad(loss, moves), strict=True):
@@ -155,38 +156,45 @@ class EmbeddingTrainer:
             self._keep_if_best(self.smoothed / (1 - SMOOTHING ** (self.step + 1)))
         elif held is not None:
             self._keep_if_best(held.loss)
-        parts = (float(classification.detach()), float(reconstruction.detach()), float(right.float().mean()))
-        return TrainingProgress(self.step, settings.steps, value, *parts, held)
+        parts = (verdict.classification, reconstruction, verdict.others, verdict.right.float().mean())
+        classification, rebuilt, others, accuracy = (float(part.detach()) for part in parts)
+        return TrainingProgress(self.step, settings.steps, value, classification, rebuilt, others, accuracy, held)
 
     def _guided(self, x: Tensor, sigma: Tensor, unconditional: Tensor, targets: Tensor) -> Tensor:
         """Guided prediction of the clean latent (Eq. 2 in Eq. 10), ``targets [B]`` numbers of target classes."""
         cond = self.denoiser.select(self.injector(self.vectors), targets)
         return unconditional + self.settings.cfg * (self.denoiser(x, sigma, cond) - unconditional)
 
-    def _judged(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """``(mean cross-entropy, whether each image [B] is classified as its target)``."""
-        logits = self.classifier.logits(images)[self.settings.attribute].float()
-        wanted = torch.tensor([self.columns[target] for target in targets.tolist()], device=logits.device)
-        return functional.cross_entropy(logits, wanted), logits.detach().argmax(1) == wanted
+    def _total(self, verdict: Verdict, reconstruction: Tensor) -> Tensor:
+        """Eq. 13 and the change of other attributes."""
+        kept = self.settings.reconstruction * reconstruction.to(verdict.classification.device)
+        return verdict.classification + kept + self.settings.keep_others * verdict.others
 
     def _noisy(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         seed = self.settings.seed
         latents = self.latents[[image for image, _ in keys]]
         return noisy(latents, self.denoiser.identity, self.levels, [(seed, "noise", *key) for key in keys])
 
-    def _unconditional_of(self, draws: list[Draw], x: Tensor, sigma: Tensor) -> Tensor:
-        """The unconditional prediction, without gradient; from memory where this image met this noise before."""
+    def _unconditional_of(self, draws: list[Draw], x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`_unedited` of a step's samples; from memory where this image met this noise before."""
         if not self.settings.bank:
-            with torch.no_grad():
-                return self.denoiser(x, sigma, self.empty)
+            return self._unedited(x, sigma)
         keys = [(draw.image, draw.slot) for draw in draws]
         for key in keys:
             if key not in self._unconditional:
                 together = list(self._together[key])
-                with torch.no_grad():
-                    predictions = self.denoiser(*self._noisy(together), self.empty)
-                self._unconditional |= dict(zip(together, predictions, strict=True))
-        return torch.stack([self._unconditional[key] for key in keys])
+                found = self._unedited(*self._noisy(together))
+                self._unconditional |= dict(zip(together, zip(*found, strict=True), strict=True))
+        predictions, appearances = zip(*(self._unconditional[key] for key in keys), strict=True)
+        return torch.stack(predictions), torch.stack(appearances)
+
+    @torch.no_grad()
+    def _unedited(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The unconditional prediction and how the other attributes look in it (empty where that does not count)."""
+        prediction = self.denoiser(x, sigma, self.empty)
+        if not self.settings.keep_others:
+            return prediction, prediction.new_zeros(len(prediction), 0)
+        return prediction, self.objective.appearance(self.decoder(prediction).clamp(0, 1))
 
     def _check_due(self) -> bool:
         every, number = self.settings.check_every, self.step + 1
@@ -198,17 +206,16 @@ class EmbeddingTrainer:
         if self._held_start is None:
             keys: list[tuple[object, ...]] = [(self.settings.seed, "held", number) for number in range(len(self.held))]
             x, sigma = noisy(self.held, self.denoiser.identity, NoiseLevels(self.levels.sigmas, self.levels.level, 0.0), keys)
-            self._held_start = x, sigma, self.denoiser(x, sigma, self.empty)
-        x, sigma, unconditional = self._held_start
+            self._held_start = x, sigma, *self._unedited(x, sigma)
+        x, sigma, unconditional, before = self._held_start
         images, losses, right = [], [], []
         for number in range(len(self.settings.targets)):
             targets = torch.full((len(x),), number)
             predicted = self._guided(x, sigma, unconditional, targets)
             images.append(self.decoder(predicted).clamp(0, 1))
-            classification, correct = self._judged(images[-1], targets)
-            reconstruction = functional.mse_loss(predicted, self.held).to(classification.device)
-            losses.append(classification + self.settings.reconstruction * reconstruction)
-            right.append(correct.float().mean())
+            verdict = self.objective(images[-1], targets, before if self.settings.keep_others else None)
+            losses.append(self._total(verdict, functional.mse_loss(predicted, self.held)))
+            right.append(verdict.right.float().mean())
         return HeldCheck(float(torch.stack(losses).mean()), float(torch.stack(right).mean()), torch.cat(images))
 
     def _keep_if_best(self, score: float) -> None:

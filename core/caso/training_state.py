@@ -18,7 +18,7 @@ from .training import BestFound, EmbeddingTrainer
 FILE_FORMAT = "semantic_editing.embedding_training"
 FILE_VERSION = "1"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-FIGURES = ("loss", "classification", "reconstruction", "accuracy")
+FIGURES = ("loss", "classification", "reconstruction", "others", "accuracy")
 #: What may differ in a resumed run: training for longer, or looking at the held pictures more often.
 FREE = {"steps", "check_every"}
 

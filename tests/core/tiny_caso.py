@@ -58,8 +58,9 @@ def tiny_classifier(seed: int = 0, size: int = 16) -> ImageClassifier:
     return ImageClassifier(trunk, [last], {"glasses": CLASSES}, (size, size), (0.5,) * 3, (0.5,) * 3, "tiny")
 
 
-def tiny_trainer(latents, held=None, draft=None, network=None, **settings) -> EmbeddingTrainer:
+def tiny_trainer(latents, held=None, draft=None, network=None, classifier=None, **settings) -> EmbeddingTrainer:
     values = {"attribute": "glasses", "targets": ("yes",), "steps": 6, "batch": 2, "check_every": 2, **settings}
     unet = network if network is not None else tiny_unet()
     denoiser = DiffusersDenoiser(unet, tiny_scheduler())
-    return EmbeddingTrainer(denoiser, tiny_injector(), TinyDecoder(), tiny_classifier(), latents, TrainingSettings(**values), held, draft)
+    judge = tiny_classifier() if classifier is None else classifier
+    return EmbeddingTrainer(denoiser, tiny_injector(), TinyDecoder(), judge, latents, TrainingSettings(**values), held, draft)
