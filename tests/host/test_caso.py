@@ -1,11 +1,15 @@
 """CASO's training on a live server: the saved embedding works in any prompt, and Cancel keeps the best and leaves the model as it was."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from comfy_server import PromptFailed
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+PORTRAITS = sorted((Path(__file__).resolve().parents[2] / "assets" / "demo" / "images").glob("*.png"))[:4]
 SAMPLER = {"seed": 5, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
 
 
@@ -46,10 +50,17 @@ def saved(server, name):
     return load_file(str(sorted((server.base / "output").glob(f"{name}_*.latent"))[-1]))["latent_tensor"]
 
 
-def test_a_trained_embedding_works_in_stock_clip_text_encode(server):
-    start = len(server.log())
-    said = server.queue(training())["outputs"]["train"]
-    assert "3 steps on 3 pictures, 1 held out" in said["text"][0] and said["images"]
+def test_an_embedding_trained_from_a_folder_works_in_stock_clip_text_encode(server):
+    start, folder = len(server.log()), server.base / "input" / "faces"
+    folder.mkdir()
+    for path in PORTRAITS:
+        shutil.copy(path, folder)
+    (folder / "broken.png").write_bytes(b"no picture")
+    prompt = training(folder="faces")
+    del prompt["pictures"], prompt["train"]["inputs"]["images"]
+    said = server.queue(prompt)["outputs"]["train"]
+    report = said["text"][0]
+    assert "3 steps on 3 pictures, 1 held out" in report and "skipped 1 unreadable: broken.png" in report and said["images"]
     loader = {"clip": ["demo", 1], "embedding_file": "live.safetensors"}
     prompt = (
         painting("by name", ["text", 0])
@@ -83,8 +94,17 @@ def test_cancel_in_mid_training_keeps_the_best_and_leaves_the_model_as_it_was(se
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"attribute": "hairs"}, "hairs"), ({"targets": "spectacles"}, "has no class 'spectacles'"), ({"filename": "../escape"}, "file name")],
+    [
+        ({"attribute": "hairs"}, "hairs"),
+        ({"targets": "spectacles"}, "has no class 'spectacles'"),
+        ({"filename": "../escape"}, "file name"),
+        ({"folder": "nowhere", "images": None}, "is no folder inside"),
+        ({"folder": "../models", "images": None}, "is no folder inside"),
+    ],
 )
 def test_refused_before_anything_is_learned(server, changed, said):
+    prompt = training(**changed)
+    if prompt["train"]["inputs"]["images"] is None:
+        del prompt["train"]["inputs"]["images"]
     with pytest.raises(PromptFailed, match=said):
-        server.queue(training(**changed))
+        server.queue(prompt)

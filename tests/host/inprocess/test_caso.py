@@ -93,6 +93,22 @@ def test_trained_embedding_is_the_same_in_the_stock_node_and_in_ours(pack, demo,
 
 
 @torch.inference_mode()
+def test_a_published_linear_layer_is_listed_loaded_and_applied(pack, images, folders):
+    demo = pack.load_demo_model()
+    (width,) = pack.TokenEncoder(demo[1]).widths.values()
+    with torch.inference_mode(False):
+        layer = torch.nn.Linear(1, width)
+        (folders / "embeddings").mkdir()
+        torch.save(torch.nn.Sequential(layer), folders / "embeddings" / "mustache_1_0_epoch19.pt")
+    loader = node(pack, "caso_embeddings", "CASOEmbeddingLoader")
+    assert "mustache_1_0_epoch19.pt" in pack("nodes.caso_embeddings").embedding_names()
+    chosen = loader.execute(demo[1], "mustache_1_0_epoch19.pt").args[0]
+    torch.testing.assert_close(vectors_of(chosen), (layer.weight[:, 0] + layer.bias)[None].detach())
+    latent = nodes.VAEEncode().encode(demo[2], images[:1])[0]
+    assert "mustache_1_0_epoch19 +3" in edit(pack, demo, chosen, latent=latent)[2]
+
+
+@torch.inference_mode()
 def test_cancel_keeps_the_best_and_going_on_ends_as_if_it_never_happened(pack, demo, images, folders, monkeypatch):
     straight = vectors_of(train(pack, demo, images, steps=6)[0])
     shown = []

@@ -4,6 +4,7 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.sdxl_clip
 import comfy.supported_models_base
+import comfy.taesd.taesd
 import comfy.text_encoders.sd2_clip as sd2_clip
 import folder_paths
 import pytest
@@ -187,18 +188,31 @@ def test_gradient_through_the_whole_demo_model_is_the_finite_difference(pack):
 
 
 @demo_only
-def test_decoder_is_the_stock_one_before_clipping(pack):
+@pytest.mark.parametrize("tiny", [False, True], ids=["demo", "taesd"])
+def test_decoder_is_the_stock_one_before_clipping(pack, tiny):
     with torch.inference_mode():
         model, clip, vae = pack.load_demo_model()
         images = noise(3, 40, 48, 3).sigmoid()
         latent = pack.encode_images(vae, images, batch_size=2)
         torch.testing.assert_close(latent["samples"], nodes.VAEEncode().encode(vae, images)[0]["samples"], rtol=1e-4, atol=1e-4)
-        decoder = pack.SessionDecoder(vae)
+        if tiny:
+            values = comfy.taesd.taesd.TAESD().state_dict()  # unset memory but for the scale
+            weights = {name: noise(*value.shape, seed=1) * 0.05 for name, value in values.items() if value.ndim}
+            vae = comfy.sd.VAE(sd=weights | {"vae_scale": torch.tensor(0.2), "vae_shift": torch.tensor(0.0)})
+        decoder = pack.SessionDecoder(vae, recompute=True)
         clean = pack.latent_to_model(model, latent)
         conds = {"positive": stock(clip, "")}
-        found = pack.run(model, latent, conds, lambda session: decoder.bind(session)(clean), companions=[decoder.patcher])
+
+        def work(session):
+            leaf = clean.clone().requires_grad_()
+            found = decoder.bind(session)(leaf)
+            (gradient,) = torch.autograd.grad(found.sum(), leaf)
+            return found.detach(), gradient
+
+        found, gradient = pack.run(model, latent, conds, work, gradients=True, companions=[decoder.patcher])
         expected = nodes.VAEDecode().decode(vae, latent)[0].movedim(-1, 1)
     torch.testing.assert_close(found.clamp(0, 1), expected, rtol=0, atol=1e-4)
+    assert float(expected.std()) > 1e-3 and float(gradient.abs().max()) > 0
 
 
 @pytest.mark.parametrize("images", [torch.zeros(0, 8, 8, 3), torch.full((1, 8, 8, 3), float("nan"))])
