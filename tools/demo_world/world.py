@@ -77,7 +77,7 @@ def to_tensor(pictures: np.ndarray) -> Tensor:
 
 
 def halve(pictures: Tensor) -> Tensor:
-    """128-pixel pictures at the 64 pixels at which the networks look."""
+    """128-pixel pictures at the 64 pixels at which the autoencoder looks."""
     return functional.avg_pool2d(pictures, 2)
 
 
