@@ -97,14 +97,14 @@ class Bench:
         with torch.no_grad():
             return torch.cat([self.demo.decode(part) for part in latents.split(BATCH)])
 
-    def train(self, task: Task) -> tuple[SemanticEmbedding, dict[str, Any]]:
+    def train(self, task: Task, keep_others: float) -> tuple[SemanticEmbedding, dict[str, Any]]:
         """One attribute from its pictures: the embedding, and what it cost."""
         pair, options = task.forth[0], self.arguments
         latents, denoiser = self.encode(task.training), self.demo.denoiser()
         settings = TrainingSettings(
             pair.attribute, (pair.after,), steps=options.train_steps, batch=options.train_batch, learning_rate=options.learning_rate,
             reconstruction=options.reconstruction, cfg=options.train_cfg, level=options.level, band=options.band, tokens=options.tokens,
-            keep_others=options.keep_others,
+            keep_others=keep_others,
         )  # fmt: skip
         trainer = EmbeddingTrainer(denoiser, self.injector, self.decoder, self.classifier, latents[HELD:], settings, latents[:HELD])
         began = time.perf_counter()
@@ -151,30 +151,32 @@ class Bench:
         row["psnr_true"] = float(psnr(images[: len(pairs)], targets).mean())
         return row
 
-    def attribute(self, task: Task, embedding: SemanticEmbedding) -> dict[str, Any]:
-        """All methods on one attribute."""
+    def attribute(self, task: Task, embedding: SemanticEmbedding, as_printed: SemanticEmbedding | None) -> dict[str, Any]:
+        """All methods on one attribute; ``as_printed`` was learned with the paper's loss alone."""
         pair = task.forth[0]
         sources = torch.cat([torch.stack([pair.source for pair in task.forth]), task.extra])
         inverted = self.invert(sources, task.start)
-        conds = {"CASO": embedding.condition(self.injector), "text": self.demo.encode_text([pair.words[1]])}
+        text, learned = self.demo.encode_text([pair.words[1]]), embedding.condition(self.injector)
         plain, u = self.edit(inverted, self.uncond, 0.0)
         true = self.decode(self.encode(torch.stack([pair.target for pair in task.forth])))
         rows = [
             self.measure(true, task.forth, task.extra, pair.after, "true picture through the VAE", 0.0, 0.0),
             self.measure(plain, task.forth, task.extra, pair.after, "reconstruction", 0.0, u),
         ]
-        images = {}
-        for strength in self.arguments.strengths:
-            for label, cond, sega in (("text", conds["text"], False), ("text, SEGA", conds["text"], True), ("CASO", conds["CASO"], False)):
-                images[label], u = self.edit(inverted, cond, strength, sega)
-                rows.append(self.measure(images[label], task.forth, task.extra, pair.after, label, strength, u))
+        methods = [("text", text, False, self.arguments.text_strengths), ("text, SEGA", text, True, self.arguments.text_strengths)]
+        if as_printed is not None:
+            methods.append(("CASO, the paper's loss", as_printed.condition(self.injector), False, self.arguments.strengths))
+        for label, cond, sega, strengths in [*methods, ("CASO", learned, False, self.arguments.strengths)]:
+            for strength in strengths:
+                images, u = self.edit(inverted, cond, strength, sega)
+                rows.append(self.measure(images, task.forth, task.extra, pair.after, label, strength, u))
         removal = []
         if task.back:
             having = self.invert(torch.stack([pair.source for pair in task.back]), task.start)
             for strength in (0.0, *(-value for value in self.arguments.strengths)):
                 label = "CASO" if strength else "reconstruction"
-                removal.append(self.remove(task, having, label, conds["CASO"], strength))
-        return {"rows": rows, "removal": removal, "proposition_2": self.proposition(task, sources, inverted, images["CASO"])}
+                removal.append(self.remove(task, having, label, learned, strength))
+        return {"rows": rows, "removal": removal, "proposition_2": self.proposition(task, sources, inverted, images)}
 
     def remove(self, task: Task, inverted: list[tuple[Inversion, Window]], label: str, cond: Any, strength: float) -> dict[str, Any]:
         """Negative strength on pictures that have the attribute; success is that the judge no longer sees it."""
