@@ -1,0 +1,185 @@
+"""An edit direction in memory and as a file: the pack's own, and the embeddings published with pix2pix-zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from .denoiser import check_finite
+from .errors import EditingError
+from .files import load_legacy_tensor, load_tensors, save_tensors
+
+FILE_FORMAT = "semantic_editing.edit_direction"
+FILE_VERSION = "1"
+MAX_STRENGTH = 3.0
+LEGACY_SUFFIXES = (".pt", ".pth", ".bin")
+TOKENS = 77
+#: Text encoders of published embeddings by width; those files carry no name.
+ENCODER_OF_WIDTH = {768: "clip_l 768", 1024: "clip_h 1024"}
+
+
+@dataclass(frozen=True, eq=False)
+class EditDirection:
+    """A shift of text embeddings from one meaning to another.
+
+    Attributes:
+        embeds: ``[1, L, D]`` fp32, difference of mean states at each token position.
+        pooled: ``[1, P]`` fp32 likewise for the pooled embedding (SDXL), or None.
+        text_encoder: name of the encoder it belongs to, e.g. "clip_l 768"; "" is unknown and fits any of its width.
+        source, target: what the edit leads from and to, for people.
+        sentences: how many sentences the means run over on both sides together.
+    """
+
+    embeds: Tensor
+    pooled: Tensor | None
+    text_encoder: str
+    source: str
+    target: str
+    sentences: int
+
+    def __post_init__(self) -> None:
+        if self.embeds.ndim != 3 or len(self.embeds) != 1:
+            raise EditingError(f"An edit direction has shape [1, tokens, width], not {list(self.embeds.shape)}; make it again.")
+        if self.pooled is not None and (self.pooled.ndim != 2 or len(self.pooled) != 1):
+            raise EditingError(f"The pooled part of an edit direction has shape [1, width], not {list(self.pooled.shape)}; make it again.")
+        check_finite(self.embeds, "The edit direction")
+        if self.pooled is not None:
+            check_finite(self.pooled, "The pooled part of the edit direction")
+
+    @property
+    def is_mean_embedding(self) -> bool:
+        """Whether this is one word's mean embedding, as pix2pix-zero publishes them, rather than a difference.
+
+        The state of the start token is the same for every text (attention is causal), so in a difference it is zero.
+        """
+        norms = self.embeds[0].norm(dim=-1)
+        return bool(norms[0] > 0.5 * norms.mean() > 0)
+
+    def describe(self) -> str:
+        """One line for people: what it does, of which encoder, how large."""
+        size = f"{self.embeds.shape[1]} tokens x {self.embeds.shape[2]}, norm {float(self.embeds.norm()):.4g}"
+        encoder = self.text_encoder or "unknown text encoder"
+        if self.is_mean_embedding:
+            return f"mean embedding of {self.target!r} ({encoder}, {size}); apply it at +1 and the source word's at -1"
+        return f"{self.source!r} to {self.target!r} ({encoder}, {self.sentences} sentences, {size})"
+
+    def reversed(self) -> EditDirection:
+        """The way back, from target to source."""
+        pooled = None if self.pooled is None else -self.pooled
+        return replace(self, embeds=-self.embeds, pooled=pooled, source=self.target, target=self.source)
+
+    def require_encoder(self, name: str) -> None:
+        """Raise :class:`EditingError` unless the direction belongs to the text encoder ``name`` (or either is unknown)."""
+        if name and self.text_encoder and name != self.text_encoder:
+            raise EditingError(
+                f"This edit direction belongs to the text encoder {self.text_encoder}, but the model uses {name}; "
+                "make the direction with this model's text encoder."
+            )
+
+    def apply(self, embeds: Tensor, pooled: Tensor | None = None, strength: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        """Shift a prompt: ``(embeds + strength * direction, pooled + strength * pooled direction)``, in the prompt's dtype.
+
+        Args:
+            embeds: ``[B, L, D]``; a long prompt of several blocks of the direction's length is shifted in each block.
+            pooled: ``[B, P]`` or None; shifted when the direction has a pooled part too.
+            strength: -3..3; 0 returns the prompt unchanged, negative values lead the other way.
+
+        Raises:
+            EditingError: strength out of range, or another width or number of tokens.
+        """
+        if not -MAX_STRENGTH <= strength <= MAX_STRENGTH:
+            raise EditingError(f"The direction's strength is {strength:g}; use a value from -3 to 3.")
+        length, width = self.embeds.shape[1:]
+        if embeds.ndim != 3 or embeds.shape[2] != width:
+            raise EditingError(
+                f"The prompt has shape {list(embeds.shape)} and the edit direction is {width} wide; "
+                "use a direction made with this model's text encoder."
+            )
+        if embeds.shape[1] % length:
+            raise EditingError(
+                f"The prompt has {embeds.shape[1]} tokens and the edit direction {length}; "
+                "make the direction with this model's text encoder."
+            )
+        if strength == 0:
+            return embeds, pooled
+        shift = self.embeds.repeat(1, embeds.shape[1] // length, 1)
+        shifted = embeds + (strength * shift).to(embeds.device, embeds.dtype)
+        if pooled is None or self.pooled is None:
+            return shifted, pooled
+        if pooled.shape[-1] != self.pooled.shape[-1]:
+            raise EditingError(
+                f"The prompt's pooled embedding is {pooled.shape[-1]} wide and the edit direction's {self.pooled.shape[-1]}; "
+                "make the direction with this model's text encoder."
+            )
+        return shifted, pooled + (strength * self.pooled).to(pooled.device, pooled.dtype)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a safetensors file (metadata: format, version, base model, method, source, target, sentences).
+
+        Raises:
+            EditingError: the file exists and ``overwrite`` is False, or it cannot be written.
+        """
+        tensors = {"embeds": self.embeds} | ({} if self.pooled is None else {"pooled": self.pooled})
+        metadata = {
+            "format": FILE_FORMAT,
+            "version": FILE_VERSION,
+            "base_model": self.text_encoder,
+            "method": "mean sentence difference",
+            "source": self.source,
+            "target": self.target,
+            "sentences": str(self.sentences),
+        }
+        return save_tensors(path, tensors, metadata, overwrite=overwrite)
+
+    @staticmethod
+    def load(path: str | Path, source_path: str | Path | None = None) -> EditDirection:
+        """Read a direction saved by :meth:`save`, or a published ``.pt`` file (``[1, L, D]``, or ``[N, L, D]``: mean over N).
+
+        Args:
+            path: the file; of two mean embeddings, the target's.
+            source_path: the source's mean embedding; the direction is then the difference of the two files.
+
+        Raises:
+            EditingError: missing, damaged, foreign or hostile file, wrong shape, or two files that do not fit.
+        """
+        direction = _load_legacy(path) if Path(path).suffix.lower() in LEGACY_SUFFIXES else _load_safetensors(path)
+        if source_path is None:
+            return direction
+        source = EditDirection.load(source_path)
+        source.require_encoder(direction.text_encoder)
+        if source.embeds.shape != direction.embeds.shape:
+            raise EditingError(
+                f"{Path(source_path).name} has shape {list(source.embeds.shape)} and {Path(path).name} {list(direction.embeds.shape)}; "
+                "use two embeddings of the same text encoder."
+            )
+        embeds, pooled = direction.apply(-source.embeds, None if source.pooled is None else -source.pooled)
+        return replace(
+            direction, embeds=embeds, pooled=pooled, source=source.target, sentences=source.sentences + direction.sentences
+        )  # fmt: skip
+
+
+def _load_safetensors(path: str | Path) -> EditDirection:
+    tensors, metadata = load_tensors(path, FILE_FORMAT)
+    name = Path(path).name
+    if "embeds" not in tensors or not metadata.get("sentences", "").isdigit():
+        raise EditingError(f"{name} is incomplete; save the edit direction again.")
+    pooled = tensors.get("pooled")
+    return EditDirection(
+        tensors["embeds"].float(),
+        None if pooled is None else pooled.float(),
+        metadata.get("base_model", ""),
+        metadata.get("source", ""),
+        metadata.get("target", ""),
+        int(metadata["sentences"]),
+    )
+
+
+def _load_legacy(path: str | Path) -> EditDirection:
+    value = load_legacy_tensor(path)
+    name = Path(path).name
+    if value.ndim != 3 or value.shape[1] != TOKENS or not value.is_floating_point() or len(value) == 0:
+        raise EditingError(f"{name} has shape {list(value.shape)}; a published embedding has [N, {TOKENS}, width]. Choose another file.")
+    mean = value.float().mean(0, keepdim=True)
+    return EditDirection(mean, None, ENCODER_OF_WIDTH.get(value.shape[2], ""), "", Path(path).stem, len(value))
