@@ -191,6 +191,17 @@ def trainer_inputs() -> list[Any]:
             "The result is the same.",
         ),
         widget(
+            io.Float,
+            "keep_others",
+            default=DEFAULTS.keep_others,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            advanced=True,
+            tooltip="How much it counts that the classifier's other attributes stay as they are. 0 is the paper's loss. A classifier "
+            "of one attribute has no others.",
+        ),
+        widget(
             io.Image, "images", optional=True, tooltip="Pictures to learn from, in place of a folder; 100 to 200 of the kind to be edited."
         ),
         widget(

@@ -45,8 +45,8 @@ class TrainingSettings:
     cfg: float = 10.0
     level: float = LEVELS["faces"]
     band: float = 0.0
-    reconstruction: float = 5.0
-    keep_others: float = 0.0
+    reconstruction: float = 1.0
+    keep_others: float = 1.0
     tokens: int = 1
     bank: int = 2
     augment: float = 1.0

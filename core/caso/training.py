@@ -63,6 +63,7 @@ class EmbeddingTrainer:
         self.denoiser, self.injector, self.classifier, self.settings = denoiser, injector, classifier, settings
         self.decoder, self.draft_decoder = decoder, draft_decoder
         self.objective = Objective(classifier, settings.attribute, settings.targets)
+        self._keeps = bool(settings.keep_others and self.objective.others)
         self.schedule = Schedule(len(latents), len(settings.targets), settings.batch, settings.bank, settings.seed)
         self.levels = NoiseLevels.of(denoiser, settings.level, settings.band)
         self.step = 0
@@ -142,7 +143,7 @@ class EmbeddingTrainer:
             changes = seeded(settings.seed, "augment", self.step)
             images = augmented(clamp_through(decoder(predicted)), settings.augment, settings.flip, changes)
             reconstruction = functional.mse_loss(predicted, self.latents[[draw.image for draw in draws]])
-            verdict = self.objective(images, targets, before if settings.keep_others else None)
+            verdict = self.objective(images, targets, before if self._keeps else None)
             loss = self._total(verdict, reconstruction)
             check_finite(loss.detach(), f"The loss at step {self.step + 1}")
             moves = list(self.moves.values())
@@ -192,7 +193,7 @@ class EmbeddingTrainer:
     def _unedited(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The unconditional prediction and how the other attributes look in it (empty where that does not count)."""
         prediction = self.denoiser(x, sigma, self.empty)
-        if not self.settings.keep_others:
+        if not self._keeps:
             return prediction, prediction.new_zeros(len(prediction), 0)
         return prediction, self.objective.appearance(self.decoder(prediction).clamp(0, 1))
 
@@ -213,7 +214,7 @@ class EmbeddingTrainer:
             targets = torch.full((len(x),), number)
             predicted = self._guided(x, sigma, unconditional, targets)
             images.append(self.decoder(predicted).clamp(0, 1))
-            verdict = self.objective(images[-1], targets, before if self.settings.keep_others else None)
+            verdict = self.objective(images[-1], targets, before if self._keeps else None)
             losses.append(self._total(verdict, functional.mse_loss(predicted, self.held)))
             right.append(verdict.right.float().mean())
         return HeldCheck(float(torch.stack(losses).mean()), float(torch.stack(right).mean()), torch.cat(images))

@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="all when left out")
     parser.add_argument("--pictures", type=int, default=120)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--level", type=float, default=0.4)
+    parser.add_argument("--level", type=float, default=0.5)
+    parser.add_argument("--band", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     demo = load_demo_model()
@@ -43,7 +44,9 @@ def main() -> None:
         lacking = [pair.source for pair in demo.pairs if pair.attribute != attribute and pair.source_attributes[attribute] != target]
         with torch.no_grad():
             latents = torch.cat([demo.encode_image(part) for part in torch.stack(lacking[: arguments.pictures]).split(BATCH)])
-        settings = TrainingSettings(attribute, (target,), steps=arguments.steps, level=arguments.level, seed=arguments.seed)
+        settings = TrainingSettings(
+            attribute, (target,), steps=arguments.steps, level=arguments.level, band=arguments.band, seed=arguments.seed
+        )
         trainer = EmbeddingTrainer(
             demo.denoiser(), demo_injector(demo), DemoDecoder(demo), classifier, latents[HELD:], settings, latents[:HELD]
         )  # fmt: skip
