@@ -118,7 +118,7 @@ def sd15_caso_edit(graph: Graph) -> None:
 
 
 #: What the small demo model wants; Stable Diffusion about 5.
-DEMO_STRENGTH = 3.0
+DEMO_STRENGTH = 9.0
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     describe.__name__: describe for describe in (demo_caso_train, demo_caso_edit, demo_caso_multi, sd15_caso_edit)
