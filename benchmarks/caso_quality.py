@@ -49,9 +49,7 @@ def main() -> None:
     parser.add_argument("--train-cfg", type=float, default=TrainingSettings.cfg)
     parser.add_argument("--learning-rate", type=float, default=TrainingSettings.learning_rate)
     parser.add_argument("--reconstruction", type=float, default=TrainingSettings.reconstruction)
-    parser.add_argument(
-        "--keep-others", type=float, default=TrainingSettings.keep_others, help="the paper's loss, without it, is measured beside it"
-    )
+    parser.add_argument("--keep-others", type=float, default=1.0, help="the paper's loss, without it, is measured beside it")
     parser.add_argument("--level", type=float, default=0.5)
     parser.add_argument("--band", type=float, default=0.2)
     parser.add_argument("--tokens", type=int, default=TrainingSettings.tokens)

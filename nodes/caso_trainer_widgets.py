@@ -198,8 +198,8 @@ def trainer_inputs() -> list[Any]:
             max=100.0,
             step=0.1,
             advanced=True,
-            tooltip="How much it counts that the classifier's other attributes stay as they are. 0 is the paper's loss. A classifier "
-            "of one attribute has no others.",
+            tooltip="How much it counts that the classifier's other attributes stay as they are. 0 is the paper's loss; 1 changes less "
+            "besides, but holds fine attributes such as a smile back. A classifier of one attribute has no others.",
         ),
         widget(
             io.Image, "images", optional=True, tooltip="Pictures to learn from, in place of a folder; 100 to 200 of the kind to be edited."

@@ -25,7 +25,7 @@ def demo_caso_train(graph: Graph) -> None:
         "SemEdit_CASOEmbeddingTrainer", 1, model=model.out("MODEL"), clip=model.out("CLIP"), vae=model.out("VAE"),
         attribute_classifier=classifier.out("classifier"), images=pictures.out("image"), attribute="glasses", targets="glasses",
         filename="demo_glasses", overwrite=True, image_size=128, noise_level=0.5, band=0.2,
-        checkpointing=False, width=360,
+        keep_others=1.0, checkpointing=False, width=360,
     )  # fmt: skip
     graph.add("PreviewImage", 2, title="Held-out pictures, changed in one step", images=trainer.out("samples"))
     graph.add("PreviewImage", 2, title="Loss and accuracy", images=trainer.out("plot"))

@@ -46,7 +46,7 @@ class TrainingSettings:
     level: float = LEVELS["faces"]
     band: float = 0.0
     reconstruction: float = 1.0
-    keep_others: float = 1.0
+    keep_others: float = 0.0
     tokens: int = 1
     bank: int = 2
     augment: float = 1.0
