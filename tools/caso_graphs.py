@@ -84,15 +84,15 @@ def demo_caso_multi(graph: Graph) -> None:
     model, picture, latent = caso_source(graph)
     first, second = (
         graph.add("SemEdit_CASOEmbeddingLoader", 1, title=f"Load {name}", clip=model.out("CLIP"), embedding_file=f"demo: {name}")
-        for name in ("glasses", "red_hair")
+        for name in ("glasses", "beard")
     )
     both = graph.add(
-        "SemEdit_CASOCombine", 2, first=first.out("embedding"), second=second.out("embedding"), first_strength=1.0, second_strength=1.5
+        "SemEdit_CASOCombine", 2, first=first.out("embedding"), second=second.out("embedding"), first_strength=1.0, second_strength=0.8
     )
     edit(graph, 3, model, latent, both.out("embedding"), "demo_caso_multi", DEMO_STRENGTH, "middle")
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.note(
-        "# Two attributes at once\n\n**CASO Combine** joins *glasses* and *red hair*. Each has its own strength, which multiplies the "
+        "# Two attributes at once\n\n**CASO Combine** joins *glasses* and *beard*. Each has its own strength, which multiplies the "
         "sampler's; below 0 removes.\n\nEmbeddings of equal strength share one prompt, as in the paper; different ones cost an evaluation "
         "each.",
         0, title="What this shows", height=220,
@@ -118,7 +118,7 @@ def sd15_caso_edit(graph: Graph) -> None:
 
 
 #: What the small demo model wants; Stable Diffusion about 5.
-DEMO_STRENGTH = 9.0
+DEMO_STRENGTH = 6.0
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     describe.__name__: describe for describe in (demo_caso_train, demo_caso_edit, demo_caso_multi, sd15_caso_edit)

@@ -196,14 +196,11 @@ def test_embedding_edit(server):
     assert len(entry["outputs"][strip]["images"]) == 3
 
 
-@pytest.mark.skipif(
-    not (ROOT / "assets" / "demo" / "embeddings" / "red_hair.safetensors").is_file(), reason="the demo has no second embedding yet"
-)
 def test_two_embeddings_with_strengths_of_their_own(server):
     prompt = short(api("demo_caso_multi"))
     entry = server.queue(prompt)
     (report,) = entry["outputs"][node_of(prompt, "PreviewAny")]["text"]
-    assert "glasses +3" in report and "+4.5" in report
+    assert "glasses +6" in report and "beard +4.8" in report
 
 
 def test_second_run_is_cached(server):
