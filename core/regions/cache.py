@@ -20,7 +20,7 @@ def content_hash(*parts: Tensor | str) -> str:
             data, kind = part.encode(), "text"
         else:
             plain = part.detach().cpu().contiguous()
-            data, kind = plain.view(torch.uint8).numpy().tobytes(), f"{tuple(plain.shape)} {plain.dtype}"
+            data, kind = plain.reshape(-1).view(torch.uint8).numpy().tobytes(), f"{tuple(plain.shape)} {plain.dtype}"
         digest.update(f"{kind} {len(data)}\n".encode())
         digest.update(data)
     return digest.hexdigest()

@@ -67,7 +67,8 @@ def test_spread_keeps_anchors_apart_and_loses_none_that_fits():
     cells = [(a.row, a.column) for a in found.anchors]
     for index, one in enumerate(cells):
         assert all(max(abs(one[0] - other[0]), abs(one[1] - other[1])) > 1 for other in cells[:index])
-    assert cells[0] == [(a.row, a.column) for a in tiny_proposals(anchors=1).anchors][0]
+    (best,) = tiny_proposals(anchors=1).anchors
+    assert cells[0] == (best.row, best.column)
     assert len(tiny_proposals(anchors=60, spread=20).anchors) == 1
 
 
