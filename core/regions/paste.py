@@ -37,7 +37,8 @@ class Framing:
         context: margin around the box on every side as a share of its longer side; infinity takes the whole image.
         multiple: both sides of the crop are multiples of it (pixels per latent pixel, times what the network halves).
         working_size: the crop is resized to about this side squared, the model's training size; None keeps the image's pixels.
-        feather: pixels over which the paste fades in, inward from the edge of the box; none at the image's own border.
+        feather: pixels over which the paste fades in, inward from the edge of the box, but at most an eighth of its shorter side, so
+            that a small box still shows its edit; none at the image's own border.
 
     Raises:
         EditingError: values out of range.
@@ -93,7 +94,7 @@ class Framing:
         if edited.shape != cut.shape:
             raise EditingError(f"The edited crop has shape {list(edited.shape)}, not {list(cut.shape)}; use the model's own VAE.")
         check_finite(edited, "The edited picture")
-        return paste(image, edited.to(image), crop, feathered(inside, self.feather))
+        return paste(image, edited.to(image), crop, feathered(inside, min(self.feather, min(area.width, area.height) // 8)))
 
     def _span(self, start: int, length: int, side: float, limit: int) -> tuple[int, int]:
         span = limit if math.isinf(side) else min(limit, self._up(max(side, length)))

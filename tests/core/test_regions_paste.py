@@ -123,6 +123,16 @@ def test_full_opacity_shows_the_edit_bit_for_bit():
     assert torch.allclose(result[..., 10, 15], image[..., 10, 15] + (edited - image)[..., 10, 15] / 3, atol=1e-6)
 
 
+@pytest.mark.parametrize(("size", "depth"), [(7, 0), (9, 1), (17, 2), (40, 4)])
+def test_a_small_box_fades_in_faster(size, depth):
+    """At most an eighth of the box: the pixel that is ``depth`` deep is the first to show the edit itself."""
+    image = torch.zeros(1, 3, 60, 60)
+    result = Framing(float("inf"), 4).render(image, full_mask(image), (10, 10, size, size), lambda crop, mask: crop + 1)
+    row = result[0, 0, 10 + size // 2]
+    assert float(row[9]) == 0 and float(row[10 + depth]) == 1
+    assert [round(float(v), 5) for v in row[10 : 10 + depth]] == [round((n + 1) / (depth + 1), 5) for n in range(depth)]
+
+
 def test_mask_within_the_box_limits_the_paste():
     image = picture()
     mask = torch.zeros(1, 40, 56)
