@@ -33,7 +33,7 @@ TRANSFORMERS_CLASSES = {
     "vit": ("ViTModel", True),
     "dinov2": ("Dinov2Model", False),
     "dinov2_with_registers": ("Dinov2WithRegistersModel", False),
-    "clip": ("CLIPVisionModel", True),
+    "clip": ("CLIPModel", True),
     "clip_vision_model": ("CLIPVisionModel", True),
 }
 
@@ -185,10 +185,12 @@ def _from_folder(folder: Path, normalisation: tuple[Sequence[float], Sequence[fl
         raise EditingError(f"{folder.name} is damaged or unknown to the installed transformers; download it again.") from error
     if report["missing_keys"] or report["mismatched_keys"]:
         raise EditingError(f"{folder.name} lacks weights of its vision transformer; download the whole model.")
+    if name == "CLIPModel":
+        model = model.vision_model
     if normalisation is None and any((folder / file).is_file() for file in PREPROCESSORS):
         _, mean, std, _ = input_of(preprocessor(folder), {"image_size": model.config.image_size}, folder.name)
         normalisation = mean, std
     if normalisation is None:
-        normalisation = CLIP_NORMALISATION if name == "CLIPVisionModel" else NORMALISATIONS["imagenet"]
+        normalisation = CLIP_NORMALISATION if name.startswith("CLIP") else NORMALISATIONS["imagenet"]
     network = _TransformersNetwork(model, interpolates_on_request)
     return VisionFeatures(network, int(model.config.patch_size), int(model.config.image_size), *normalisation, folder.name)
