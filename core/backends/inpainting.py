@@ -27,7 +27,7 @@ class InpaintingDenoiser(DiffusersDenoiser):
         taken, returned = unet.config.in_channels, unet.config.out_channels
         if taken != 2 * returned + 1:
             raise EditingError(
-                f"This U-Net takes {taken} channels, an inpainting one takes {2 * returned + 1}; use it as a plain text-to-image model."
+                f"This U-Net takes {taken} channels, an inpainting one takes {2 * returned + 1}; use an inpainting or a plain model."
             )
         super().__init__(_KnownChannels(unet, None), scheduler)
 

@@ -10,9 +10,10 @@ from diffusers import UNet2DConditionModel
 from torch.nn import functional
 
 from semantic_editing.core.backends.inpainting import InpaintingDenoiser
+from semantic_editing.core.demo import load_demo_model
 from semantic_editing.core.denoiser import ModelIdentity
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
+from semantic_editing.core.regions.edit_inpaint import InpaintEditor, demo_inpaint_editor, inpaint
 from semantic_editing.core.regions.paste import Framing
 from semantic_editing.tests.core.oracles import GaussianDenoiser
 from semantic_editing.tests.core.tiny_models import tiny_cond, tiny_denoiser, tiny_scheduler
@@ -180,7 +181,7 @@ def test_nine_channels_see_latent_mask_and_masked_picture():
         denoiser(x, sigma, conds[0])
     with pytest.raises(EditingError, match="one size"):
         bound(noise(8, 8), sigma, conds[0])
-    with pytest.raises(EditingError, match="plain text-to-image"):
+    with pytest.raises(EditingError, match="takes 4 channels, an inpainting one takes 9"):
         InpaintingDenoiser(tiny_denoiser("sd1").unet, tiny_scheduler())
 
 
@@ -217,6 +218,16 @@ def test_bad_settings_are_refused():
         inpaint(GaussianDenoiser(STD), noise()[:, :3], torch.ones(1, 1, 8, 8), noise(), None, cfg=1.0)
     with pytest.raises(EditingError, match="outside the image"):
         render(editor(), box=(50, 0, 10, 10))
+
+
+def test_the_demo_model_paints_the_box_of_a_portrait_of_any_size():
+    demo = load_demo_model()
+    edit = demo_inpaint_editor(demo, "a person wearing glasses", screen_steps=1)
+    image = functional.interpolate(demo.images[:1], (150, 180), mode="bilinear")
+    result = render(edit, image, (60, 40, 70, 30), quality="screen")
+    changed = (result != image).any(1)[0]
+    assert changed[40:70, 60:130].float().mean() > 0.9 and int(changed.sum()) == int(changed[40:70, 60:130].sum())
+    assert edit.denoiser.evaluations.forward == edit.cost("screen") == 2
 
 
 class Cancelled(Exception):
