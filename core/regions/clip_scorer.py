@@ -71,7 +71,8 @@ class TowerScorer:
     ):
         self.identity, self.side, self.device = identity, side, torch.device(device)
         self._image_tower, self._text_tower = image_tower, text_tower
-        self._mean, self._std = (torch.tensor(values, device=self.device).reshape(3, 1, 1) for values in (mean, std))
+        with torch.inference_mode(False):
+            self._mean, self._std = (torch.tensor(values, device=self.device).reshape(3, 1, 1) for values in (mean, std))
 
     def embed_images(self, images: Tensor) -> ImageEmbedding:
         """What CLIP makes of ``images [B, 3, H, W]`` in 0..1; differentiable.

@@ -2,8 +2,9 @@
 
 Strategies. ``exact``: render every box, minimise the expected loss by its exact gradient. ``sampled``: render what the policy
 draws, leave-one-out REINFORCE, until a budget of boxes is spent. ``halving``: cheap renders of every box, the better part
-again with other noise, full renders of the last (successive halving, Jamieson & Talwalkar, arXiv 1502.07943). ``policy``: no
-learning, one render for each anchor of the box that the network prefers: how a trained network is used on a new image.
+again with other noise, full renders of the last (successive halving, Jamieson & Talwalkar, arXiv 1502.07943). ``soft mask``:
+gradients through the mask of a one-step preview, then one render for each anchor. ``policy``: no learning, one render for each
+anchor of the box that the network prefers: how a trained network is used on a new image.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,83 +21,34 @@ from ..errors import EditingError
 from .gradients import expected_loss, reinforce_loss
 from .network import RegionNetwork, gumbel_argmax, region_features
 from .proposals import Box
-from .ranking import Candidate, Choice, rank
+from .ranking import Candidate, rank
+from .settings import LearningProgress, LearningSettings
+from .soft_mask import box_masks, soft_mask_loss
 from .table import RewardTable
-
-Strategy = Literal["exact", "sampled", "halving", "policy"]
-STRATEGIES: tuple[Strategy, ...] = ("exact", "sampled", "halving", "policy")
-
-
-@dataclass(frozen=True)
-class LearningSettings:
-    """How to search.
-
-    Attributes:
-        strategy: one of :data:`STRATEGIES`.
-        epochs: passes over the images; each takes one Adam step an image.
-        learning_rate: of Adam.
-        budget: "sampled": different boxes of an image that may be looked at, cached ones included.
-        draws: "sampled": boxes drawn for each anchor and step.
-        rungs, keep: "halving": rounds of screening, and the part of the boxes (the best) that survives each.
-        choice: who may be best, see :func:`~.ranking.rank`.
-        seed: of the policy's draws.
-    """
-
-    strategy: Strategy = "exact"
-    epochs: int = 60
-    learning_rate: float = 3e-3
-    budget: int = 32
-    draws: int = 2
-    rungs: int = 2
-    keep: float = 1 / 3
-    choice: Choice = "anchors"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise EditingError(f"The strategy {self.strategy!r} is unknown; use one of: {', '.join(STRATEGIES)}.")
-        for name, low in (("epochs", 0), ("budget", 1), ("draws", 2), ("rungs", 1)):
-            if getattr(self, name) < low:
-                raise EditingError(f"{name} is {getattr(self, name)}; use {low} or more.")
-        if not 0 < self.learning_rate < float("inf") or not 0 < self.keep <= 1:
-            raise EditingError(f"learning_rate is {self.learning_rate:g} and keep {self.keep:g}; use positive numbers, keep at most 1.")
-
-    @classmethod
-    def official(cls, strategy: Strategy = "exact", seed: int = 0) -> LearningSettings:
-        """The paper's schedule (section 4): 5 epochs of Adam at 0.003."""
-        return cls(strategy, epochs=5, learning_rate=3e-3, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
 class RegionTask:
-    """One image and edit to learn from: its table, and its boxes' features ``[K, M, D, l, l]``."""
+    """One image and edit to learn from.
+
+    Attributes:
+        regions: its boxes' features ``[K, M, D, l, l]``.
+        preview: "soft mask": a guess of the edited image ``[1, 3, H, W]`` in 0..1, see :func:`~.soft_mask.one_step_preview`.
+    """
 
     table: RewardTable
     regions: Tensor
+    preview: Tensor | None = None
 
     @classmethod
-    def of(cls, table: RewardTable, features: Tensor, network: RegionNetwork) -> RegionTask:
+    def of(cls, table: RewardTable, features: Tensor, network: RegionNetwork, preview: Tensor | None = None) -> RegionTask:
         """From the vision features ``[D, gh, gw]`` of the table's image."""
-        return cls(table, region_features(features, table.proposals, network.bins))
+        return cls(table, region_features(features, table.proposals, network.bins), preview)
 
     @property
     def boxes(self) -> list[Box]:
         """Its different boxes, anchor by anchor."""
         return list(dict.fromkeys(box for row in self.table.proposals.boxes for box in row if box is not None))
-
-
-@dataclass(frozen=True)
-class LearningProgress:
-    """What the callback is told after each box that was looked at (phase "screen" or "full") and each epoch ("learn").
-
-    ``done`` of ``total`` boxes looked at or epochs; ``loss`` of the box, or the epoch's mean expected loss.
-    """
-
-    phase: Literal["screen", "full", "learn"]
-    task: int
-    done: int
-    total: int
-    loss: float
 
 
 Callback = Callable[[LearningProgress], None]
@@ -113,7 +64,7 @@ class RegionLearner:
         tasks: images with their tables.
 
     Raises:
-        EditingError: no tasks, or a budget below one box for each anchor.
+        EditingError: no tasks, a budget below one box for each anchor, or "soft mask" without a preview.
     """
 
     def __init__(self, network: RegionNetwork, tasks: Sequence[RegionTask], settings: LearningSettings):
@@ -123,6 +74,8 @@ class RegionLearner:
             anchors = len(task.table.proposals.anchors)
             if settings.strategy == "sampled" and settings.budget < min(anchors, len(task.boxes)):
                 raise EditingError(f"budget is {settings.budget} for {anchors} anchors; use at least one render for each anchor.")
+            if settings.strategy == "soft mask" and task.preview is None:
+                raise EditingError("Learning through the mask needs a preview of the edit; give one or use another strategy.")
         self.network, self.tasks, self.settings = network, list(tasks), settings
         self.history: list[float] = []
         self._callback: Callback = lambda progress: None
@@ -143,7 +96,9 @@ class RegionLearner:
             self.logits(number)
         if self.settings.strategy == "sampled":
             self._sample()
-        elif self.settings.strategy == "policy":
+        elif self.settings.strategy in ("soft mask", "policy"):
+            if self.settings.strategy == "soft mask":
+                self._blend()
             for number in range(len(self.tasks)):
                 self._render_preferred(number, limit=None)
         else:
@@ -188,6 +143,17 @@ class RegionLearner:
             means = []
             for number, losses in enumerate(tables):
                 means.append(self._update(number, partial(expected_loss, losses=losses)))
+            self._finish_epoch(epoch, means)
+
+    def _blend(self) -> None:
+        """Minimise the loss of previews blended in by soft masks; nothing is rendered."""
+        masks = [box_masks(task.table) for task in self.tasks]
+        for epoch in range(self.settings.epochs):
+            means = []
+            for number, (task, shapes) in enumerate(zip(self.tasks, masks, strict=True)):
+                assert task.preview is not None
+                objective = partial(soft_mask_loss, table=task.table, preview=task.preview, masks=shapes, generator=self._generator)
+                means.append(self._update(number, objective))
             self._finish_epoch(epoch, means)
 
     def _sample(self) -> None:

@@ -92,7 +92,7 @@ class ClipJudge:
         check_texts([source_text, target_text])
         self.scorer, self.size = scorer, tuple(image.shape[-2:])
         self._crops = _random_crops(crops, seed)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             source, target = scorer.text_features([source_text, target_text])
             self.text_change = target - source
             if source_text.strip() == target_text.strip() or float(self.text_change.norm()) < 1e-4:

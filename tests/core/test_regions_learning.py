@@ -9,11 +9,12 @@ import torch
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.regions.cache import RenderCache, content_hash
 from semantic_editing.core.regions.gradients import expected_loss, reinforce_loss
-from semantic_editing.core.regions.learning import LearningSettings, RegionLearner
+from semantic_editing.core.regions.learning import RegionLearner
 from semantic_editing.core.regions.network import gumbel_argmax
 from semantic_editing.core.regions.proposals import Box
 from semantic_editing.core.regions.ranking import rank
 from semantic_editing.core.regions.rewards import Verdict
+from semantic_editing.core.regions.settings import LearningSettings
 from semantic_editing.core.regions.table import RewardTable
 from semantic_editing.tests.core.tiny_regions import (
     HiddenBox,
