@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .rewards import Verdict
 
 MAX_BYTES = 1 << 30
 
@@ -35,14 +39,18 @@ class _Kept:
 
 
 class RenderCache:
-    """Rendered edits by key, the longest unused dropped first.
+    """Rendered edits by key, the longest unused dropped first, and all verdicts.
 
     Args:
         max_bytes: of pixels held.
+
+    Attributes:
+        verdicts: by the render's key and the judge's identity.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES):
         self.max_bytes = max_bytes
+        self.verdicts: dict[tuple[str, str], Verdict] = {}
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._bytes = 0
 

@@ -46,11 +46,13 @@ class FeatureMap:
         attention: ``[B, heads, gh, gw]``, softmax weights from the class token to each patch, in the last block.
         features: ``[B, D, gh, gw]``, patch tokens of the last block.
         image_size: ``(H, W)`` in pixels of the images, which the grid covers.
+        vision: identity of the vision model.
     """
 
     attention: Tensor
     features: Tensor
     image_size: tuple[int, int]
+    vision: str
 
 
 class VisionFeatures(nn.Module):
@@ -102,7 +104,7 @@ class VisionFeatures(nn.Module):
             pixels = functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
         tokens, attention = self.network((pixels - self.mean) / self.std)
         grid = (height // self.patch, width // self.patch)
-        return FeatureMap(attention.unflatten(2, grid), tokens.transpose(1, 2).unflatten(2, grid), size)
+        return FeatureMap(attention.unflatten(2, grid), tokens.transpose(1, 2).unflatten(2, grid), size, self.identity)
 
     def _input_size(self, size: tuple[int, int], resolution: int) -> tuple[int, int]:
         """``(h, w)`` in whole patches, nearest to the image's proportions."""

@@ -29,7 +29,7 @@ class RegionNetwork(nn.Module):
         slots: boxes of an anchor (M).
         bins: side of the ROI grid (l).
         seed: of the weights.
-        vision: identity of the vision model whose features it reads; a loaded network refuses others.
+        vision: identity of the vision model whose features it reads, see :meth:`check_vision`.
     """
 
     def __init__(self, channels: int, slots: int, bins: int = BINS, seed: int = 0, vision: str = ""):
@@ -71,6 +71,11 @@ class RegionNetwork(nn.Module):
                 f"{regions.shape[1]} and {regions.shape[2]}; use the sizes and vision model it was trained with."
             )
         return self.layers(regions.flatten(1, 2)).masked_fill(~valid.to(regions.device), float("-inf"))
+
+    def check_vision(self, identity: str) -> None:
+        """Raise :class:`EditingError` when the network was made for features of another vision model than ``identity`` names."""
+        if self.vision and self.vision != identity:
+            raise EditingError("The region network was trained with another vision model; load that one, or train a new network.")
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write weights and shape to a safetensors file.

@@ -17,7 +17,7 @@ from .rewards import Judge, LossWeights, Verdict
 
 @dataclass
 class RenderCount:
-    """Renders done by quality, those found in the cache, and the network sample-evaluations (u) of those done."""
+    """Renders done by quality, how often the cache had one or its verdict, and the network sample-evaluations (u) of those done."""
 
     screen: int = 0
     full: int = 0
@@ -29,7 +29,8 @@ class RewardTable:
     """Renders boxes of one image with one editor, judges them, and remembers.
 
     A render is kept by what decides it (image, mask, editor, quality, seed), so equal boxes of different anchors, reruns and
-    other loss weights cost nothing. Every box is rendered with the same noise, which takes that chance out of comparisons.
+    other loss weights cost nothing; its verdict is kept by the judge's identity too. Every box is rendered with the same
+    noise, which takes that chance out of comparisons.
 
     Args:
         image: ``[1, 3, H, W]`` in 0..1.
@@ -71,9 +72,13 @@ class RewardTable:
         known = self.known(box, quality, draw)
         if known is not None:
             return known
-        verdict = self.judge(self.render(box, quality, draw))
-        self._verdicts[box, quality, draw] = verdict
-        return verdict
+        name = (self._key(box, quality, draw), self.judge.identity)
+        if name in self.cache.verdicts:
+            self.count.reused += 1
+        else:
+            self.cache.verdicts[name] = self.judge(self.render(box, quality, draw))
+        self._verdicts[box, quality, draw] = self.cache.verdicts[name]
+        return self._verdicts[box, quality, draw]
 
     def render(self, box: Box, quality: Quality = "full", draw: int = 0) -> Tensor:
         """The edited image ``[1, 3, H, W]`` in 0..1 on the CPU, from the cache if it is there.
@@ -81,13 +86,12 @@ class RewardTable:
         Raises:
             EditingError: as for :meth:`evaluate`.
         """
-        mask = self.proposals.mask(box)
-        key = content_hash(self._image_hash, mask, self.editor.identity, f"{quality} {self.seed} {draw} {tuple(box)}")
+        key = self._key(box, quality, draw)
         kept = self.cache.get(key, self.image, box)
         if kept is not None:
             self.count.reused += 1
             return kept
-        edited = self.editor.render(self.image, mask, box, seed=self.seed + draw, quality=quality).detach().cpu()
+        edited = self.editor.render(self.image, self.proposals.mask(box), box, seed=self.seed + draw, quality=quality).detach().cpu()
         if edited.shape != self.image.shape:
             raise EditingError(
                 f"The editor made an image of shape {list(edited.shape)} from {list(self.image.shape)}; it must keep the size."
@@ -97,6 +101,10 @@ class RewardTable:
         self.count.units += self.editor.cost(quality)
         self.cache.put(key, edited, self.image, box)
         return edited
+
+    def _key(self, box: Box, quality: Quality, draw: int) -> str:
+        settings = f"{quality} {self.seed + draw} {tuple(box)}"
+        return content_hash(self._image_hash, self.proposals.mask(box), self.editor.identity, settings)
 
     @property
     def evaluated(self) -> list[Box]:

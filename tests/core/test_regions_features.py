@@ -201,6 +201,7 @@ def test_the_demo_tower_looks_at_objects_from_minus_one_to_one():
     demo = load_demo_model()
     vision = demo_vision_features(demo)
     found = vision(demo.images[:2])
+    assert found.vision == vision.identity
     assert found.features.shape == (2, 192, 8, 8) and found.attention.shape == (2, 4, 8, 8)
     with torch.no_grad():
         expected = demo.clip.vision_model(pixel_values=demo.images[:2] * 2 - 1).last_hidden_state[:, 1:]

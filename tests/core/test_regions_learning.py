@@ -221,6 +221,22 @@ def test_the_cache_tells_apart_what_decides_a_render():
     assert base.count.screen == 1
 
 
+def test_a_verdict_is_asked_for_once_for_each_judge():
+    cache, box, asked = RenderCache(), tiny_proposals().box(0, 1), []
+
+    class Counting(HiddenBox):
+        def __call__(self, edited):
+            asked.append(self.identity)
+            return super().__call__(edited)
+
+    for planted in (0, 1, 0, 1):
+        judge = Counting(black_image(), tiny_proposals().box(1, planted))
+        table = RewardTable(black_image(), tiny_proposals(), Painter(), judge, cache=cache)
+        verdict = table.evaluate(box)
+        assert verdict == HiddenBox(black_image(), tiny_proposals().box(1, planted))(table.render(box))
+    assert len(asked) == len(set(asked)) == 2
+
+
 def test_a_cached_render_is_bit_equal_also_where_the_editor_changed_more_than_the_box():
     cache = RenderCache()
     source = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(0))

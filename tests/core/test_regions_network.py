@@ -140,6 +140,10 @@ def test_a_saved_network_comes_back(tmp_path):
     network.save(tmp_path / "region.safetensors")
     loaded = RegionNetwork.load(tmp_path / "region.safetensors")
     assert (loaded.channels, loaded.slots, loaded.bins, loaded.vision) == (5, 4, 3, "a tower")
+    loaded.check_vision("a tower")
+    tiny_network().check_vision("any")
+    with pytest.raises(EditingError, match="another vision model"):
+        loaded.check_vision("another tower")
     regions, valid = torch.randn(2, 4, 5, 3, 3), torch.ones(2, 4, dtype=torch.bool)
     assert torch.equal(loaded(regions, valid), network(regions, valid))
     with pytest.raises(EditingError, match="exists already"):

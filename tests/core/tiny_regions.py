@@ -31,10 +31,8 @@ class Painter:
 class HiddenBox:
     """The loss is 1 - IoU of the changed pixels with a hidden box."""
 
-    identity = "hidden box"
-
     def __init__(self, image, box):
-        self.image = image
+        self.image, self.identity = image, f"hidden {box}"
         self.hidden = torch.zeros(image.shape[-2:], dtype=torch.bool)
         self.hidden[box.y : box.y + box.height, box.x : box.x + box.width] = True
 
