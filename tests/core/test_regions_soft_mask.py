@@ -64,7 +64,7 @@ def test_the_gradient_is_the_straight_through_one():
         total += float((painted - hidden).square().mean()) * 4 / 3
         slope = (2 * (painted - hidden) * masks[anchor]).mean((1, 2)).double() * 4 / 3  # d loss / d weight of each slot
         expected[anchor] = soft[anchor] * (slope - (soft[anchor] * slope).sum())
-    assert float(loss) == pytest.approx(total, rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
     torch.testing.assert_close(gradient, expected.float(), rtol=1e-3, atol=1e-7)
 
 
