@@ -1,0 +1,95 @@
+"""Renders kept by content, so that a second search with a larger budget only adds (table l(k, j))."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .rewards import Verdict
+
+MAX_BYTES = 1 << 30
+
+
+def content_hash(*parts: Tensor | str) -> str:
+    """SHA-256 of texts and of tensors' shapes, types and bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            data, kind = part.encode(), "text"
+        else:
+            plain = part.detach().cpu().contiguous()
+            data, kind = plain.reshape(-1).view(torch.uint8).numpy().tobytes(), f"{tuple(plain.shape)} {plain.dtype}"
+        digest.update(f"{kind} {len(data)}\n".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """A render: the part inside the box where everything else is the source image, else the whole."""
+
+    pixels: Tensor
+    inside_only: bool
+
+
+class RenderCache:
+    """Rendered edits by key, the longest unused dropped first, and all verdicts.
+
+    Args:
+        max_bytes: of pixels held.
+
+    Attributes:
+        verdicts: by the render's key and the judge's identity.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES):
+        self.max_bytes = max_bytes
+        self.verdicts: dict[tuple[str, str], Verdict] = {}
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: str, source: Tensor, box: tuple[int, int, int, int]) -> Tensor | None:
+        """The render ``[1, 3, H, W]`` under ``key``, or None; ``source [1, 3, H, W]`` and ``box`` as for :meth:`put`."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        self._kept.move_to_end(key)
+        if not kept.inside_only:
+            return kept.pixels.clone()
+        image = source.detach().cpu().clone()
+        _inside(image, box).copy_(kept.pixels)
+        return image
+
+    def put(self, key: str, render: Tensor, source: Tensor, box: tuple[int, int, int, int]) -> None:
+        """Keep ``render [1, 3, H, W]``, an edit of ``source`` inside ``box`` (x, y, width, height)."""
+        plain, original = render.detach().cpu(), source.detach().cpu()
+        merged = original.clone()
+        inside_only = merged.dtype == plain.dtype and merged.shape == plain.shape
+        if inside_only:
+            _inside(merged, box).copy_(_inside(plain, box))
+            inside_only = torch.equal(merged, plain)
+        pixels = (_inside(plain, box) if inside_only else plain).clone()
+        self._forget(key)
+        self._kept[key] = _Kept(pixels, inside_only)
+        self._bytes += pixels.numel() * pixels.element_size()
+        while self._bytes > self.max_bytes and len(self._kept) > 1:
+            self._forget(next(iter(self._kept)))
+
+    def _forget(self, key: str) -> None:
+        old = self._kept.pop(key, None)
+        if old is not None:
+            self._bytes -= old.pixels.numel() * old.pixels.element_size()
+
+
+def _inside(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    x, y, width, height = box
+    return image[..., y : y + height, x : x + width]

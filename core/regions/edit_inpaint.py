@@ -1,0 +1,193 @@
+"""Inpainting a box with a latent diffusion model: an editor of the region search, for plain and for true inpainting models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Callback, Denoiser, Progress, check_finite, euler_step, guided, unit_scale
+from ..errors import EditingError
+from ..inversion import check_latent
+from .editors import Quality
+from .fingerprint import fingerprint
+from .paste import Framing, check_quality, repainted_cells
+
+if TYPE_CHECKING:
+    from ..demo import DemoModel
+
+#: ``[1, 3, h, w]`` in 0..1 to a scaled latent, or back.
+ImageMap = Callable[[Tensor], Tensor]
+GREY = 0.5  # what an inpainting model was trained to see where it is to paint
+
+
+@runtime_checkable
+class Inpainting(Protocol):
+    """A denoiser of a true inpainting model, which sees the mask and the masked picture besides the noisy latent."""
+
+    def inpainting(self, mask: Tensor, masked: Tensor) -> Denoiser:
+        """The model told what is known: ``mask [1, 1, h, w]``, 1 where to paint, and the latent ``masked [1, C, h, w]``."""
+        ...
+
+
+def inpaint(
+    denoiser: Denoiser,
+    source: Tensor,
+    mask: Tensor,
+    noise: Tensor,
+    cond: Any,
+    uncond: Any | None = None,
+    *,
+    cfg: float = 5.0,
+    steps: int = 20,
+    strength: float = 1.0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Sample the masked part of a latent, the rest held to the source at every level (Lugmayr et al. 2022, arXiv 2201.09865, Eq. 8
+    without resampling; ComfyUI's noise mask): the clean latent ``[B, C, h, w]``, outside the mask exactly ``source``.
+
+    At each level the known part is the source with the *same* noise, so under Euler (= DDIM) steps it moves on a straight line.
+
+    Args:
+        source: ``[B, C, h, w]``, scaled latent.
+        mask: zeros and ones ``[B or 1, 1, h, w]``, 1 where to paint.
+        noise: ``[B, C, h, w]``, unit variance.
+        steps: number of steps of the model's grid.
+        strength: share of the steps taken, from the clean end; below 1 the painting starts from the source.
+        callback: told after each step; an exception it raises ends the run.
+
+    Raises:
+        EditingError: wrong latent shape, cfg without ``uncond``, values out of range, a prediction that is not a number.
+    """
+    count = steps_taken(steps, strength)
+    if cfg != 1.0 and uncond is None:
+        raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
+    source, noise = check_latent(source, denoiser.identity), noise.to(source)
+    painted = mask.to(source.device) > 0.5
+    levels = [float(sigma) for sigma in denoiser.sigma_grid(steps)[: count + 1].flip(0)]
+    x = noise / unit_scale(denoiser.identity, levels[0]) if count == steps else _noised(denoiser, source, noise, levels[0])
+    with torch.no_grad():
+        for number, (sigma, sigma_next) in enumerate(pairwise(levels)):
+            x = torch.where(painted, x, _noised(denoiser, source, noise, sigma))
+            denoised = guided(denoiser, x, sigma, cond, uncond, cfg)
+            check_finite(denoised, f"The prediction at step {number + 1}")
+            x = euler_step(x, denoised, sigma, sigma_next)
+            if callback is not None:
+                callback(Progress(number, count, 0, 1, denoised))
+    return torch.where(painted, x, source)
+
+
+def steps_taken(steps: int, strength: float) -> int:
+    """How many of ``steps`` a strength of 0..1 takes, at least one.
+
+    Raises:
+        EditingError: no steps, or a strength out of range.
+    """
+    if steps < 1:
+        raise EditingError(f"steps is {steps}; use 1 or more.")
+    if not 0 < strength <= 1:
+        raise EditingError(f"strength is {strength:g}; use a share of the steps above 0 and at most 1.")
+    return max(1, round(strength * steps))
+
+
+@dataclass(eq=False)
+class InpaintEditor:
+    """Box editor by latent inpainting, crop-and-stitch (:class:`~.paste.Framing`).
+
+    A denoiser that is :class:`Inpainting` also sees the mask and the masked picture; any other model paints by the noise mask
+    alone. A latent pixel is painted when the mask touches it.
+
+    Attributes:
+        encode, decode: the VAE, ``[1, 3, h, w]`` in 0..1 to a scaled latent and back.
+        cond, uncond: conditioning of the target text, and the negative one (needed unless cfg is 1).
+        steps, screen_steps: steps of a full render and of one that only ranks.
+        strength: see :func:`inpaint`.
+        label: whatever else changes the picture and cannot be seen from here, as the name of the VAE or of a LoRA.
+        callback: told after each step; an exception it raises ends the run.
+
+    Raises:
+        EditingError: values out of range, cfg without ``uncond``.
+    """
+
+    denoiser: Denoiser
+    encode: ImageMap
+    decode: ImageMap
+    cond: Any
+    uncond: Any | None = None
+    cfg: float = 5.0
+    steps: int = 20
+    screen_steps: int = 4
+    strength: float = 1.0
+    framing: Framing = field(default_factory=Framing)
+    label: str = ""
+    callback: Callback | None = None
+
+    def __post_init__(self) -> None:
+        if self.cfg != 1.0 and self.uncond is None:
+            raise EditingError(f"cfg is {self.cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
+        for steps in (self.steps, self.screen_steps):
+            steps_taken(steps, self.strength)
+
+    @cached_property
+    def identity(self) -> str:
+        """Key of everything but the image, mask, box, seed and quality that decides the picture."""
+        settings = (self.cfg, self.steps, self.screen_steps, self.strength, self.framing, self.label)
+        return f"inpaint/{fingerprint(self.denoiser.identity, self.cond, self.uncond, settings)}"
+
+    def cost(self, quality: Quality) -> int:
+        """Network evaluations (u) of one render."""
+        return steps_taken(self._steps(quality), self.strength) * (1 if self.cfg == 1.0 else 2)
+
+    @torch.no_grad()
+    def render(self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full") -> Tensor:
+        """The image ``[1, 3, H, W]`` with the box repainted, bit-equal outside it; see :meth:`~.paste.Framing.render`.
+
+        Args:
+            seed: of the noise; the same seed gives the same picture.
+        """
+        steps = self._steps(quality)
+
+        def edit(crop: Tensor, masked: Tensor) -> Tensor:
+            source = self.encode(crop)
+            cells = repainted_cells(masked, (source.shape[-2], source.shape[-1]))
+            noise = torch.randn(source.shape, generator=torch.Generator().manual_seed(seed))
+            denoiser = self.denoiser
+            if isinstance(denoiser, Inpainting):
+                denoiser = denoiser.inpainting(cells, self.encode(torch.where(masked[:, None] > 0, GREY, crop)))
+            latent = inpaint(
+                denoiser, source, cells, noise, self.cond, self.uncond,
+                cfg=self.cfg, steps=steps, strength=self.strength, callback=self.callback,
+            )  # fmt: skip
+            return self.decode(latent)
+
+        return self.framing.render(image, mask, box, edit)
+
+    def _steps(self, quality: Quality) -> int:
+        check_quality(quality)
+        return self.steps if quality == "full" else self.screen_steps
+
+
+def demo_inpaint_editor(
+    demo: DemoModel, text: str, negative: str = "", *, cfg: float = 2.0, steps: int = 20, screen_steps: int = 4, strength: float = 1.0
+) -> InpaintEditor:
+    """The editor of the demo model for a target ``text``.
+
+    It works on the whole picture at 128 pixels: the model knows whole portraits only, no parts of them.
+    """
+    cond, uncond = (demo.encode_text([words]).detach() for words in (text, negative))
+    framing = Framing(context=float("inf"), working_size=128)
+    return InpaintEditor(
+        demo.denoiser(), demo.encode_image, demo.decode, cond, uncond,
+        cfg=cfg, steps=steps, screen_steps=screen_steps, strength=strength, framing=framing,
+    )  # fmt: skip
+
+
+def _noised(denoiser: Denoiser, source: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """The source at a level: ``x0 + sigma * noise``, for flow models ``(1 - sigma) * x0 + sigma * noise``."""
+    clean = source * (1 - sigma) if denoiser.identity.prediction == "flow" else source
+    return clean + sigma * noise

@@ -1,0 +1,141 @@
+"""Editing a box along the picture's own inversion: cross-attention guidance with a mask, an editor of the region search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Callback, Denoiser
+from ..errors import EditingError
+from ..guidance import GuidedStep, Preset
+from ..inversion import Inversion, invert
+from ..solvers import Solver
+from .edit_inpaint import ImageMap
+from .editors import Quality
+from .fingerprint import fingerprint
+from .paste import Framing, check_quality, repainted_cells
+
+
+@dataclass(eq=False)
+class InversionEditor:
+    """Box editor by the pack's own sampler (:class:`~..guidance.GuidedStep`): deterministic, layout kept, no seed needed.
+
+    The picture is inverted once, whole, and its inversion kept for all boxes, until another picture comes. A latent pixel is edited
+    when the mask touches it; all others follow the source's trajectory. ``screen`` renders are not guided.
+
+    Attributes:
+        encode, decode: the VAE, ``[1, 3, h, w]`` in 0..1 to a scaled latent and back.
+        source_cond, target_cond, uncond, cfg, guidance, guided_fraction, preset: see :class:`~..guidance.GuidedStep`.
+        steps: of the inversion and of a full render.
+        screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none.
+        solver: of the inversion, see :func:`~..inversion.invert`.
+        given: a ready inversion of the picture, used for full renders instead of making one; ``steps`` is then its own.
+        working_size, feather: see :class:`~.paste.Framing`.
+        multiple: sides of the picture are brought to multiples of it, the pixels of a latent pixel.
+        label, callback: see :class:`~.edit_inpaint.InpaintEditor`.
+        inversion_evaluations: forward and backward evaluations spent on inversions so far, which :meth:`cost` leaves out.
+
+    Raises:
+        EditingError: steps below 1, an inversion of another model or of several pictures.
+    """
+
+    denoiser: Denoiser
+    encode: ImageMap
+    decode: ImageMap
+    source_cond: Any
+    target_cond: Any
+    uncond: Any | None = None
+    cfg: float = 5.0
+    guidance: float = 0.1
+    guided_fraction: float = 1.0
+    preset: Preset = "carried"
+    steps: int = 20
+    screen_steps: int = 8
+    solver: Solver = "auto"
+    given: Inversion | None = None
+    multiple: int = 8
+    working_size: int | None = None
+    feather: int = 4
+    label: str = ""
+    callback: Callback | None = None
+    inversion_evaluations: int = field(default=0, init=False)
+    _kept: dict[tuple[str, int], Inversion] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.framing = Framing(float("inf"), self.multiple, self.working_size, self.feather)
+        if self.given is not None:
+            self.given.require_model(self.denoiser.identity)
+            if self.given.latents.shape[1] != 1:
+                raise EditingError(f"The inversion holds {self.given.latents.shape[1]} pictures; invert the picture to edit alone.")
+            self.steps = self.given.steps
+        for steps in (self.steps, self.screen_steps):
+            if steps < 1:
+                raise EditingError(f"steps is {steps}; use 1 or more.")
+
+    @cached_property
+    def identity(self) -> str:
+        """Key of everything but the image, mask, box and quality that decides the picture."""
+        conds = (self.source_cond, self.target_cond, self.uncond)
+        guidance = (self.cfg, self.guidance, self.guided_fraction, self.preset, self.steps, self.screen_steps, self.solver)
+        given = None if self.given is None else (self.given.latents, self.given.sigmas)
+        return f"inversion/{fingerprint(self.denoiser.identity, conds, guidance, given, self.framing, self.label)}"
+
+    def cost(self, quality: Quality) -> int:
+        """Network evaluations (u) of one render, forward and backward passes together, without the inversion."""
+        check_quality(quality)
+        branches = 1 if self.cfg == 1.0 else 2
+        if quality == "screen":
+            return self.screen_steps * branches
+        guided = round(self.guided_fraction * self.steps) if self.guidance > 0 else 0
+        # Maps of the source, maps of the edit and their gradient, then the prediction; "released" does it for each branch.
+        guided_step = 4 * branches if self.preset == "released" else 3 + branches
+        return guided * guided_step + (self.steps - guided) * branches
+
+    def render(self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int = 0, quality: Quality = "full") -> Tensor:
+        """The image ``[1, 3, H, W]`` with the box edited, bit-equal outside it; see :meth:`~.paste.Framing.render`.
+
+        Args:
+            seed: not used, the edit draws no random numbers.
+
+        Raises:
+            EditingError: see :class:`~..guidance.GuidedStep` and :func:`~..inversion.invert`; an inversion of another size.
+        """
+        check_quality(quality)
+
+        def edit(crop: Tensor, masked: Tensor) -> Tensor:
+            inversion = self._inversion(crop, quality)
+            cells = repainted_cells(masked, (inversion.latents.shape[-2], inversion.latents.shape[-1]))[0]
+            step = GuidedStep(
+                self.denoiser, inversion, self.source_cond, self.target_cond, self.uncond,
+                self.cfg, self.guidance if quality == "full" else 0.0, self.guided_fraction, preset=self.preset, mask=cells,
+            )  # fmt: skip
+            latent = step.run(inversion.steps, self.callback)
+            with torch.no_grad():
+                return self.decode(latent)
+
+        return self.framing.render(image, mask, box, edit)
+
+    def _inversion(self, crop: Tensor, quality: Quality) -> Inversion:
+        steps = self.steps if quality == "full" else self.screen_steps
+        key = (fingerprint(crop), steps)
+        if key in self._kept:
+            return self._kept[key]
+        with torch.no_grad():
+            latent = self.encode(crop)
+        if self.given is not None and steps == self.given.steps:
+            if self.given.latents.shape[1:] != latent.shape:
+                raise EditingError(
+                    f"The inversion's latent is {list(self.given.latents.shape[-2:])} and the picture's {list(latent.shape[-2:])}; "
+                    "invert the picture that is to be edited, at its own size."
+                )
+            return self.given
+        inversion = invert(self.denoiser, latent, self.source_cond, steps, self.solver, callback=self.callback)
+        self.inversion_evaluations += int(inversion.forward_evaluations.sum() + inversion.backward_evaluations.sum())
+        # Only inversions of the picture at hand are kept: a trajectory is many latents.
+        self._kept = {other: kept for other, kept in self._kept.items() if other[0] == key[0]} | {key: inversion}
+        return inversion

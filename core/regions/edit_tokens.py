@@ -1,0 +1,260 @@
+"""Repainting a box with a masked token transformer (MaskGIT, Chang et al. 2022, arXiv 2202.04200; aMUSEd, arXiv 2401.01808).
+
+The paper's second engine: the picture becomes a grid of codebook tokens, those the box touches are forgotten and predicted again in
+a few parallel rounds. Such models know boxes only, no finer masks. diffusers and transformers are imported on first use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Callback, Evaluations, Progress, check_finite, weight_signature
+from ..errors import EditingError
+from .editors import Quality
+from .fingerprint import fingerprint
+from .paste import Framing, check_quality, check_request, repainted_cells
+
+PIPELINES = ("AmusedPipeline", "AmusedInpaintPipeline", "AmusedImg2ImgPipeline")
+AESTHETIC_SCORE = 6  # aMUSEd's size conditioning ends with it; its pipelines' default
+
+
+@dataclass(eq=False)
+class TokenModel:
+    """The parts of an aMUSEd model: diffusers' ``VQModel``, ``UVit2DModel`` and ``AmusedScheduler``, and CLIP's text side.
+
+    The scheduler gives the id of the mask token; its schedule is replaced by the linear one that diffusers inpaints with.
+    """
+
+    vqvae: Any
+    transformer: Any
+    scheduler: Any
+    text_encoder: Any
+    tokenizer: Any
+    evaluations: Evaluations = field(default_factory=Evaluations)
+
+    def __post_init__(self) -> None:
+        for network in (self.vqvae, self.transformer, self.text_encoder):
+            network.eval().requires_grad_(False)
+        if not self.vqvae.config.lookup_from_codebook:
+            raise EditingError("This VQ model does not decode from its codebook; use the vqvae of an aMUSEd model.")
+
+    @property
+    def patch(self) -> int:
+        """Pixels per token."""
+        return int(2 ** (len(self.vqvae.config.block_out_channels) - 1))
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of a picture must be multiples of: the transformer may halve the grid of tokens."""
+        return self.patch * (2 if self.transformer.config.downsample else 1)
+
+    @property
+    def native_size(self) -> int:
+        """Side in pixels of the pictures it was trained on."""
+        return int(self.transformer.config.sample_size) * self.patch
+
+    def signature(self) -> tuple[float, ...]:
+        """A few weights that tell this transformer from another."""
+        return weight_signature(self.transformer.embed.embeddings.weight, self.transformer.encoder_proj.weight)
+
+    def encode_text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Texts -> pooled ``[B, P]`` and the last but one layer's states ``[B, L, D]``."""
+        length = self.tokenizer.model_max_length
+        ids = self.tokenizer(list(texts), return_tensors="pt", padding="max_length", truncation=True, max_length=length).input_ids
+        output = self.text_encoder(ids.to(self.text_encoder.device), output_hidden_states=True)
+        return output.text_embeds, output.hidden_states[-2]
+
+    def encode(self, image: Tensor) -> Tensor:
+        """``image [1, 3, h, w]`` in 0..1 -> tokens ``[1, h / patch, w / patch]``."""
+        latent = self.vqvae.encode(image.to(self.vqvae.device, self.vqvae.dtype)).latents
+        tokens: Tensor = self.vqvae.quantize(latent)[2][2]
+        return tokens.reshape(1, *latent.shape[-2:])
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[1, h, w]`` -> image ``[1, 3, h * patch, w * patch]`` in 0..1."""
+        shape = (1, *tokens.shape[-2:], self.vqvae.config.latent_channels)
+        image: Tensor = self.vqvae.decode(tokens, force_not_quantize=True, shape=shape).sample
+        return image.float().clamp(0, 1)
+
+    def repaint(
+        self,
+        tokens: Tensor,
+        cells: Tensor,
+        text: tuple[Tensor, Tensor],
+        *,
+        cfg: float = 10.0,
+        steps: int = 12,
+        temperature: tuple[float, float] = (2.0, 0.0),
+        generator: torch.Generator | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Predict the tokens of ``cells`` anew from all others and the text, in ``steps`` rounds: ``[1, h, w]``.
+
+        Each round samples every forgotten token and forgets the least certain again (MaskGIT, section 3.2), fewer every time;
+        diffusers' ``AmusedScheduler`` decides. Tokens outside ``cells`` stay as they are.
+
+        Args:
+            tokens: ``[1, h, w]``, long.
+            cells: ``[1, h, w]``, bool, True where to predict.
+            text: of :meth:`encode_text`, two rows (negative, target), or the target alone when cfg is 1.
+            cfg: guidance scale on the logits; 1 is off.
+            temperature: of the noise on the certainty, first and last round.
+            callback: told after each round, with the tokens as the current result; an exception it raises ends the run.
+
+        Raises:
+            EditingError: a grid of one token, a prediction that is not a number.
+        """
+        if tokens.numel() < 2:
+            raise EditingError("The crop is one token, which leaves nothing to predict it from; use more context or a larger working_size.")
+        # A new scheduler each time: it keeps the schedule of a run, and renders must not share it.
+        scheduler = type(self.scheduler)(mask_token_id=self.scheduler.config.mask_token_id, masking_schedule="linear")
+        scheduler.set_timesteps(steps, temperature, tokens.device)
+        pooled, states = text
+        height, width = (side * self.patch for side in tokens.shape[-2:])
+        micro = torch.tensor([[width, height, 0, 0, AESTHETIC_SCORE]], device=states.device, dtype=states.dtype).expand(len(states), -1)
+        known, tokens = tokens, tokens.masked_fill(cells, scheduler.config.mask_token_id)
+        share = cells.sum() / cells.numel()
+        for number, timestep in enumerate(scheduler.timesteps):
+            rows = tokens.expand(len(states), -1, -1)
+            logits = self.transformer(rows, micro_conds=micro, pooled_text_emb=pooled, encoder_hidden_states=states)
+            self.evaluations.forward += len(rows)
+            check_finite(logits, f"The prediction at step {number + 1}")
+            if len(states) == 2:
+                negative, positive = logits.chunk(2)
+                logits = negative + cfg * (positive - negative)
+            tokens = scheduler.step(logits, timestep, tokens, starting_mask_ratio=share, generator=generator).prev_sample
+            if callback is not None:
+                callback(Progress(number, steps, 0, 1, tokens))
+        return torch.where(cells, tokens, known)
+
+
+@dataclass(eq=False)
+class TokenEditor:
+    """Box editor by masked tokens, crop-and-stitch (:class:`~.paste.Framing`).
+
+    Every token that the box touches is predicted anew; of the mask only the paste takes notice.
+
+    Attributes:
+        text, negative: target text and what to steer away from.
+        cfg: guidance scale; 1 is off and costs half.
+        steps, screen_steps: rounds of a full render and of one that only ranks.
+        framing: None is the model's own size with half the box as context.
+        label, callback: see :class:`~.edit_inpaint.InpaintEditor`.
+
+    Raises:
+        EditingError: no text, steps below 1, cfg below 1, a frame that does not fit the model.
+    """
+
+    model: TokenModel
+    text: str
+    negative: str = ""
+    cfg: float = 10.0
+    steps: int = 12
+    screen_steps: int = 4
+    framing: Framing | None = None
+    label: str = ""
+    callback: Callback | None = None
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise EditingError("The target text is empty; say what the box should show.")
+        if self.steps < 1 or self.screen_steps < 1:
+            raise EditingError(f"steps is {self.steps} and screen_steps {self.screen_steps}; use 1 or more.")
+        if not self.cfg >= 1:
+            raise EditingError(f"cfg is {self.cfg:g}; use 1 (off) or more, usually 10.")
+        self._frame = self.framing or Framing(multiple=self.model.multiple, working_size=self.model.native_size)
+        if self._frame.multiple % self.model.multiple:
+            raise EditingError(
+                f"The frame's multiple is {self._frame.multiple}; this model needs a multiple of {self.model.multiple} pixels."
+            )
+
+    @cached_property
+    def identity(self) -> str:
+        """Key of everything but the image, mask, box, seed and quality that decides the picture."""
+        settings = (self.text, self.negative, self.cfg, self.steps, self.screen_steps, self._frame, self.label)
+        return f"tokens/{fingerprint(self.model.signature(), settings)}"
+
+    @cached_property
+    def _encoded_text(self) -> tuple[Tensor, Tensor]:
+        return self.model.encode_text([self.text] if self.cfg == 1.0 else [self.negative, self.text])
+
+    def cost(self, quality: Quality) -> int:
+        """Network evaluations (u) of one render: passes of the transformer."""
+        return self._steps(quality) * (1 if self.cfg == 1.0 else 2)
+
+    @torch.no_grad()
+    def render(self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full") -> Tensor:
+        """The image ``[1, 3, H, W]`` with the box repainted, bit-equal outside it; see :meth:`~.paste.Framing.render`.
+
+        Args:
+            seed: of the sampled tokens; the same seed gives the same picture.
+        """
+        steps = self._steps(quality)
+        area = check_request(image, mask, box)
+        crop = self._frame.crop(image.shape[-2], image.shape[-1], area)
+        x, y, width, height = area
+        left, top, window_width, window_height = crop.window
+        whole = torch.zeros(1, window_height, window_width)
+        whole[:, y - top : y - top + height, x - left : x - left + width] = 1
+
+        def edit(picture: Tensor, _: Tensor) -> Tensor:
+            tokens = self.model.encode(picture)
+            cells = repainted_cells(whole, (tokens.shape[-2], tokens.shape[-1]))[0].bool().to(tokens.device)
+            generator = torch.Generator().manual_seed(seed)
+            painted = self.model.repaint(
+                tokens, cells, self._encoded_text, cfg=self.cfg, steps=steps, generator=generator, callback=self.callback
+            )
+            return self.model.decode(painted)
+
+        return self._frame.render(image, mask, box, edit)
+
+    def _steps(self, quality: Quality) -> int:
+        check_quality(quality)
+        return self.steps if quality == "full" else self.screen_steps
+
+
+def load_token_model(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> TokenModel:
+    """Load aMUSEd from a local diffusers folder; nothing is downloaded.
+
+    Args:
+        dtype: of the transformer and the text encoder; the VQ model stays in fp32, which it needs.
+
+    Raises:
+        EditingError: no such folder, another family of models, damaged parts, or diffusers or transformers not installed.
+    """
+    source = Path(folder)
+    try:
+        kind = json.loads((source / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EditingError(
+            f"{source.name} is no diffusers model (no readable model_index.json); choose the folder of an aMUSEd model."
+        ) from error
+    if kind not in PIPELINES:
+        raise EditingError(f"{source.name} is a {kind}; the token editor needs an aMUSEd model.")
+    try:
+        from diffusers import AmusedScheduler, UVit2DModel, VQModel
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+    except ImportError as error:
+        raise EditingError(
+            f"The token editor needs {error.name}; install the pack with its demo extra (semantic-editing[demo])."
+        ) from error
+    try:
+        vqvae = VQModel.from_pretrained(source / "vqvae", local_files_only=True)
+        transformer = UVit2DModel.from_pretrained(source / "transformer", local_files_only=True)
+        scheduler = AmusedScheduler.from_pretrained(source / "scheduler", local_files_only=True)
+        text_encoder = CLIPTextModelWithProjection.from_pretrained(source / "text_encoder", local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(source / "tokenizer", local_files_only=True)
+    except Exception as error:  # these libraries raise many types for a missing or damaged file
+        raise EditingError(f"{source.name} is incomplete or damaged; download the model again.") from error
+    networks: list[tuple[Any, torch.dtype]] = [(vqvae, torch.float32), (transformer, dtype), (text_encoder, dtype)]
+    for network, precision in networks:
+        network.to(device=device, dtype=precision)
+    return TokenModel(vqvae, transformer, scheduler, text_encoder, tokenizer)

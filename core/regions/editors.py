@@ -1,0 +1,39 @@
+"""What the region search asks of an editor: any sampler that fills a masked region. It is never differentiated through."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from .proposals import Box
+
+#: "screen" is a cheap render of few steps that ranks boxes, "full" the one that is shown.
+Quality = Literal["screen", "full"]
+
+
+class Editor(Protocol):
+    """Edits an image inside a mask, towards a text that it holds."""
+
+    @property
+    def identity(self) -> str:
+        """Names everything that decides the result besides the arguments of :meth:`render`: model, texts, steps, cfg, feather."""
+        ...
+
+    def cost(self, quality: Quality) -> float:
+        """Network sample-evaluations (u) of one render."""
+        ...
+
+    def render(self, image: Tensor, mask: Tensor, box: Box, *, seed: int, quality: Quality) -> Tensor:
+        """The edited image.
+
+        Args:
+            image: ``[1, 3, H, W]`` in 0..1.
+            mask: ``[1, H, W]``, 1 where the image may change; inside ``box``.
+            box: the tight bounding box of ``mask`` in pixels.
+            seed: of all noise; the same arguments give the same result.
+
+        Returns:
+            ``[1, 3, H, W]`` in 0..1.
+        """
+        ...

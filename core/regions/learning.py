@@ -1,0 +1,211 @@
+"""Learning which box suits an edit, with a signal that is real (section 3.2): the editor stays a black box.
+
+Strategies. ``exact``: render every box, minimise the expected loss by its exact gradient. ``sampled``: render what the policy
+draws, leave-one-out REINFORCE, until a budget of boxes is spent. ``halving``: cheap renders of every box, the better part
+again with other noise, full renders of the last (successive halving, Jamieson & Talwalkar, arXiv 1502.07943). ``soft mask``:
+gradients through the mask of a one-step preview, then one render for each anchor. ``policy``: no learning, one render for each
+anchor of the box that the network prefers: how a trained network is used on a new image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..errors import EditingError
+from .gradients import expected_loss, reinforce_loss
+from .network import RegionNetwork, gumbel_argmax, region_features
+from .proposals import Box
+from .ranking import Candidate, rank
+from .settings import LearningProgress, LearningSettings
+from .soft_mask import box_masks, soft_mask_loss
+from .table import RewardTable
+
+
+@dataclass(frozen=True, eq=False)
+class RegionTask:
+    """One image and edit to learn from.
+
+    Attributes:
+        regions: its boxes' features ``[K, M, D, l, l]``.
+        preview: "soft mask": a guess of the edited image ``[1, 3, H, W]`` in 0..1, see :func:`~.soft_mask.one_step_preview`.
+    """
+
+    table: RewardTable
+    regions: Tensor
+    preview: Tensor | None = None
+
+    @classmethod
+    def of(cls, table: RewardTable, features: Tensor, network: RegionNetwork, preview: Tensor | None = None) -> RegionTask:
+        """From the vision features ``[D, gh, gw]`` of the table's image."""
+        return cls(table, region_features(features, table.proposals, network.bins), preview)
+
+    @property
+    def boxes(self) -> list[Box]:
+        """Its different boxes, anchor by anchor."""
+        return list(dict.fromkeys(box for row in self.table.proposals.boxes for box in row if box is not None))
+
+
+Callback = Callable[[LearningProgress], None]
+
+
+class RegionLearner:
+    """Searches the boxes of one image, or trains one network on several (amortised).
+
+    It can be stopped at any point (an exception from the callback does); :meth:`results` then ranks what was rendered.
+
+    Args:
+        network: learned in place.
+        tasks: images with their tables.
+
+    Raises:
+        EditingError: no tasks, a budget below one box for each anchor, or "soft mask" without a preview.
+    """
+
+    def __init__(self, network: RegionNetwork, tasks: Sequence[RegionTask], settings: LearningSettings):
+        if not tasks:
+            raise EditingError("There is no image to search; give at least one.")
+        for task in tasks:
+            anchors = len(task.table.proposals.anchors)
+            if settings.strategy == "sampled" and settings.budget < min(anchors, len(task.boxes)):
+                raise EditingError(f"budget is {settings.budget} for {anchors} anchors; use at least one render for each anchor.")
+            if settings.strategy == "soft mask" and task.preview is None:
+                raise EditingError("Learning through the mask needs a preview of the edit; give one or use another strategy.")
+        self.network, self.tasks, self.settings = network, list(tasks), settings
+        self.history: list[float] = []
+        self._callback: Callback = lambda progress: None
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._device = next(network.parameters()).device
+        self._regions = [task.regions.to(self._device) for task in self.tasks]
+        with torch.inference_mode(False):
+            self._optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+
+    def run(self, callback: Callback | None = None) -> list[list[Candidate]]:
+        """Search, and return :meth:`results`.
+
+        Raises:
+            EditingError: from the editor or the judge.
+        """
+        self._callback = callback or self._callback
+        for number in range(len(self.tasks)):  # a network of another shape is told before the first render
+            self.logits(number)
+        if self.settings.strategy == "sampled":
+            self._sample()
+        elif self.settings.strategy in ("soft mask", "policy"):
+            if self.settings.strategy == "soft mask":
+                self._blend()
+            for number in range(len(self.tasks)):
+                self._render_preferred(number, limit=None)
+        else:
+            for number, task in enumerate(self.tasks):
+                if self.settings.strategy == "exact":
+                    self._look(number, task.boxes)
+                else:
+                    self._halve(number, task.boxes)
+            self._fit()
+        return self.results()
+
+    def results(self) -> list[list[Candidate]]:
+        """Each image's candidates, the best first (see :func:`~.ranking.rank`)."""
+        return [rank(task.table, self.settings.choice) for task in self.tasks]
+
+    @torch.no_grad()
+    def logits(self, task: int) -> Tensor:
+        """The network's logits on one image's boxes, ``[K, M]`` on the CPU; their softmax is the policy."""
+        return self.network(self._regions[task], self.tasks[task].table.proposals.valid).cpu()
+
+    def _look(self, number: int, boxes: Sequence[Box], screen: bool = False, draw: int = 0) -> None:
+        table = self.tasks[number].table
+        for index, box in enumerate(boxes):
+            loss = table.evaluate(box, "screen" if screen else "full", draw).loss(table.weights)
+            self._callback(LearningProgress("screen" if screen else "full", number, index + 1, len(boxes), loss))
+
+    def _halve(self, number: int, boxes: list[Box]) -> None:
+        table = self.tasks[number].table
+        totals = dict.fromkeys(boxes, 0.0)
+        for rung in range(self.settings.rungs):
+            self._look(number, boxes, screen=True, draw=rung)
+            for box in boxes:
+                totals[box] += table.evaluate(box, "screen", rung).loss(table.weights)
+            survivors = math.ceil(len(boxes) * self.settings.keep - 1e-9)
+            boxes = sorted(boxes, key=lambda box: totals[box])[:survivors]
+        self._look(number, boxes)
+
+    def _fit(self) -> None:
+        """Minimise the expected loss over what the tables know."""
+        tables = [task.table.losses() for task in self.tasks]
+        for epoch in range(self.settings.epochs):
+            means = []
+            for number, losses in enumerate(tables):
+                means.append(self._update(number, partial(expected_loss, losses=losses)))
+            self._finish_epoch(epoch, means)
+
+    def _blend(self) -> None:
+        """Minimise the loss of previews blended in by soft masks; nothing is rendered."""
+        masks = [box_masks(task.table) for task in self.tasks]
+        for epoch in range(self.settings.epochs):
+            means = []
+            for number, (task, shapes) in enumerate(zip(self.tasks, masks, strict=True)):
+                assert task.preview is not None
+                objective = partial(soft_mask_loss, table=task.table, preview=task.preview, masks=shapes, generator=self._generator)
+                means.append(self._update(number, objective))
+            self._finish_epoch(epoch, means)
+
+    def _sample(self) -> None:
+        """Draw, render what is new, and step, until the epochs are over or every image's budget is spent."""
+        for epoch in range(self.settings.epochs):
+            means = [self._sampled_step(number) for number in range(len(self.tasks))]
+            known = [mean for mean in means if mean is not None]
+            if not known:
+                break
+            self._finish_epoch(epoch, known)
+        for number in range(len(self.tasks)):
+            self._render_preferred(number, self.settings.budget)
+
+    def _sampled_step(self, number: int) -> float | None:
+        """One step on one image; None where the budget did not last for its draws."""
+        table = self.tasks[number].table
+        logits = self.logits(number)
+        choices = torch.stack([gumbel_argmax(logits, self._generator) for _ in range(self.settings.draws)])
+        boxes = [[table.proposals.box(anchor, int(slot)) for anchor, slot in enumerate(row)] for row in choices]
+        for box in dict.fromkeys(box for row in boxes for box in row):
+            if not self._look_within(number, box, self.settings.budget):
+                return None
+        losses = torch.tensor([[table.evaluate(box).loss(table.weights) for box in row] for row in boxes])
+        self._update(number, partial(reinforce_loss, choices=choices, losses=losses))
+        return float(losses.mean())
+
+    def _look_within(self, number: int, box: Box, limit: int | None) -> bool:
+        """Look at ``box`` unless that exceeds ``limit`` boxes of this image; True where its verdict is known then."""
+        table = self.tasks[number].table
+        if table.known(box) is None:
+            if limit is not None and len(table.evaluated) >= limit:
+                return False
+            loss = table.evaluate(box).loss(table.weights)
+            self._callback(LearningProgress("full", number, len(table.evaluated), limit or len(table.proposals.anchors), loss))
+        return True
+
+    def _render_preferred(self, number: int, limit: int | None) -> None:
+        """Look at each anchor's most probable box, as far as ``limit`` allows."""
+        proposals = self.tasks[number].table.proposals
+        for anchor, slot in enumerate(self.logits(number).argmax(1).tolist()):
+            self._look_within(number, proposals.box(anchor, slot), limit)
+
+    def _update(self, number: int, objective: Callable[[Tensor], Tensor]) -> float:
+        with torch.inference_mode(False), torch.enable_grad():
+            logits = self.network(self._regions[number], self.tasks[number].table.proposals.valid)
+            loss = objective(logits)
+            self._optimizer.zero_grad()
+            loss.backward()
+            self._optimizer.step()
+        return float(loss.detach())
+
+    def _finish_epoch(self, epoch: int, means: Sequence[float]) -> None:
+        mean = sum(means) / len(means)
+        self.history.append(mean)
+        self._callback(LearningProgress("learn", len(self.tasks) - 1, epoch + 1, self.settings.epochs, mean))

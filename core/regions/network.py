@@ -1,0 +1,153 @@
+"""The region network: which of an anchor's boxes suits the edit (section 3.1, Eq. 1 and 2), and choosing by Gumbel-softmax."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from ..errors import EditingError
+from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
+from .proposals import Proposals
+from .roi_align import roi_align
+
+FORMAT = "semantic-editing region network"
+VERSION = "1"
+BINS = 7  # the paper's l
+CONVOLUTION = 32
+HIDDEN = 64
+
+
+class RegionNetwork(nn.Module):
+    """Two convolutions and two linear layers with ReLU between them: features of an anchor's M boxes -> M logits.
+
+    Args:
+        channels: of the vision features (D).
+        slots: boxes of an anchor (M).
+        bins: side of the ROI grid (l).
+        seed: of the weights.
+        vision: identity of the vision model whose features it reads, see :meth:`check_vision`.
+    """
+
+    def __init__(self, channels: int, slots: int, bins: int = BINS, seed: int = 0, vision: str = ""):
+        super().__init__()
+        self.channels, self.slots, self.bins, self.vision = channels, slots, bins, vision
+        with torch.inference_mode(False), torch.device("meta"):
+            self.layers = nn.Sequential(
+                nn.Conv2d(slots * channels, CONVOLUTION, 3, padding=1), nn.ReLU(),
+                nn.Conv2d(CONVOLUTION, CONVOLUTION, 3, padding=1), nn.ReLU(), nn.Flatten(),
+                nn.Linear(CONVOLUTION * bins * bins, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, slots),
+            )  # fmt: skip
+            self.to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for layer in self.layers:
+                if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                    assert layer.bias is not None
+                    bound = layer.weight[0].numel() ** -0.5
+                    layer.weight.uniform_(-bound, bound, generator=generator)
+                    layer.bias.uniform_(-bound, bound, generator=generator)
+
+    def forward(self, regions: Tensor, valid: Tensor) -> Tensor:
+        """Logits pi_j of Eq. 2.
+
+        Args:
+            regions: ``[K, M, D, l, l]``, see :func:`region_features`.
+            valid: ``[K, M]`` bool: slots with a box.
+
+        Returns:
+            ``[K, M]``, minus infinity in empty slots.
+
+        Raises:
+            EditingError: regions of another shape than the network's.
+        """
+        expected = (self.slots, self.channels, self.bins, self.bins)
+        if tuple(regions.shape[1:]) != expected:
+            raise EditingError(
+                f"The region network takes {self.slots} boxes for each anchor and {self.channels} features, and got "
+                f"{regions.shape[1]} and {regions.shape[2]}; use the sizes and vision model it was trained with."
+            )
+        return self.layers(regions.flatten(1, 2)).masked_fill(~valid.to(regions.device), float("-inf"))
+
+    def check_vision(self, identity: str) -> None:
+        """Raise :class:`EditingError` when the network was made for features of another vision model than ``identity`` names."""
+        if self.vision and self.vision != identity:
+            raise EditingError("The region network was trained with another vision model; load that one, or train a new network.")
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write weights and shape to a safetensors file.
+
+        Raises:
+            EditingError: see :func:`~..files.save_tensors`.
+        """
+        shape = {"channels": self.channels, "slots": self.slots, "bins": self.bins, "vision": self.vision}
+        metadata = {FORMAT_KEY: FORMAT, "version": VERSION, "method": "learnable regions", "shape": json.dumps(shape)}
+        return save_tensors(path, self.state_dict(), metadata, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> RegionNetwork:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            EditingError: missing, damaged, or another kind of file.
+        """
+        name = Path(path).name
+        tensors, metadata = load_tensors(path, FORMAT)
+        shape = metadata_json(metadata, "shape", name)
+        try:
+            assert isinstance(shape, dict)
+            network = cls(int(shape["channels"]), int(shape["slots"]), int(shape["bins"]), vision=str(shape["vision"]))
+            network.load_state_dict(tensors)
+        except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise EditingError(f"{name} is damaged: its weights do not fit its description; train and save it again.") from error
+        return network
+
+
+def region_features(features: Tensor, proposals: Proposals, bins: int = BINS) -> Tensor:
+    """ROI features f_j of every box (Eq. 1), divided by the root mean square of the image's features.
+
+    The division makes one learning rate fit every vision model.
+
+    Args:
+        features: ``[D, gh, gw]`` of the whole image.
+
+    Returns:
+        ``[K, M, D, l, l]``, zero in empty slots, without gradient.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        values = features.detach().clone().float()
+        values = values / values.square().mean().sqrt().clamp_min(1e-12)
+        regions = values.new_zeros(*proposals.valid.shape, len(values), bins, bins)
+        filled = proposals.valid.to(values.device)
+        boxes = [box for row in proposals.boxes for box in row if box is not None]
+        regions[filled] = roi_align(values, boxes, proposals.image_size, bins)
+    return regions
+
+
+def gumbel_argmax(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw of each row's softmax, by the Gumbel-max trick (section 3.1): ``logits [K, M]`` -> indices ``[K]``."""
+    return (logits.detach().cpu() + _gumbel(logits.shape, generator)).argmax(1)
+
+
+def gumbel_straight_through(logits: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+    """Straight-through Gumbel-softmax (Jang et al., arXiv 1611.01144): one-hot forward, softmax backward.
+
+    Args:
+        logits: ``[K, M]``, minus infinity where nothing may be chosen.
+        generator: a CPU generator.
+
+    Returns:
+        ``[K, M]``, one-hot; its gradient is that of ``softmax((logits + g) / temperature)``.
+    """
+    noisy = (logits + _gumbel(logits.shape, generator).to(logits.device)) / temperature
+    soft = noisy.softmax(1)
+    hard = functional.one_hot(noisy.argmax(1), logits.shape[1]).to(soft.dtype)
+    return hard - soft.detach() + soft
+
+
+def _gumbel(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float64).clamp_min(1e-300)
+    return -(-uniform.log()).log().float()

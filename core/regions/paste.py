@@ -1,0 +1,201 @@
+"""Crop and stitch: what every box editor shares. A box is cut out with context, edited at the model's size and pasted back.
+
+Pixels outside the box keep their bits: the feather lies inside the box.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..denoiser import check_finite
+from ..errors import EditingError
+from .editors import Quality
+from .proposals import Box
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What is cut out for a box: ``window`` in pixels of the image, which holds the box, and the ``size`` (height, width) worked at."""
+
+    box: Box
+    window: Box
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a box is cut out of an image and pasted back.
+
+    Attributes:
+        context: margin around the box on every side as a share of its longer side; infinity takes the whole image.
+        multiple: both sides of the crop are multiples of it (pixels per latent pixel, times what the network halves).
+        working_size: the crop is resized to about this side squared, the model's training size; None keeps the image's pixels.
+        feather: pixels over which the paste fades in, inward from the edge of the box, but at most an eighth of its shorter side, so
+            that a small box still shows its edit; none at the image's own border.
+
+    Raises:
+        EditingError: values out of range.
+    """
+
+    context: float = 0.5
+    multiple: int = 8
+    working_size: int | None = None
+    feather: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.context >= 0:
+            raise EditingError(f"context is {self.context:g}; use 0 (the box alone) or a positive share of its longer side.")
+        if self.multiple < 1 or self.feather < 0:
+            raise EditingError(f"multiple is {self.multiple} and feather {self.feather}; use 1 or more and 0 or more pixels.")
+        if self.working_size is not None and self.working_size < self.multiple:
+            raise EditingError(f"working_size is {self.working_size}; this model needs at least {self.multiple} pixels.")
+
+    def crop(self, height: int, width: int, box: Box) -> Crop:
+        """The crop for ``box`` in an image of ``height`` and ``width`` pixels: square where the image is large enough."""
+        x, y, box_width, box_height = box
+        side = max(box_width, box_height) * (1 + 2 * self.context)
+        left, window_width = self._span(x, box_width, side, width)
+        top, window_height = self._span(y, box_height, side, height)
+        if self.working_size is None:
+            size = (self._up(window_height), self._up(window_width))
+        else:
+            scale = self.working_size / math.sqrt(window_height * window_width)
+            size = (self._nearest(window_height * scale), self._nearest(window_width * scale))
+        return Crop(box, Box(left, top, window_width, window_height), size)
+
+    def render(self, image: Tensor, mask: Tensor, box: Sequence[int], edit: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Edit the box of an image and nothing else.
+
+        Args:
+            image: ``[1, 3, H, W]`` in 0..1.
+            mask: ``[1, H, W]`` in 0..1, 1 where to edit; what lies outside the box does not count.
+            box: x, y, width, height in pixels, inside the image.
+            edit: given the crop ``[1, 3, h, w]`` in 0..1 and its mask ``[1, h, w]`` of zeros and ones, the edited crop of
+                that shape.
+
+        Returns:
+            ``[1, 3, H, W]``; outside the box bit-equal to ``image``.
+
+        Raises:
+            EditingError: see :func:`check_request`; an edited crop of another shape or that is not a number.
+        """
+        area = check_request(image, mask, box)
+        crop = self.crop(image.shape[-2], image.shape[-1], area)
+        inside = box_mask(mask, area)
+        cut = resized(_slice(image, crop.window), crop.size)
+        edited = edit(cut, repainted_cells(_slice(inside, crop.window), crop.size)[0])
+        if edited.shape != cut.shape:
+            raise EditingError(f"The edited crop has shape {list(edited.shape)}, not {list(cut.shape)}; use the model's own VAE.")
+        check_finite(edited, "The edited picture")
+        return paste(image, edited.to(image), crop, feathered(inside, min(self.feather, min(area.width, area.height) // 8)))
+
+    def _span(self, start: int, length: int, side: float, limit: int) -> tuple[int, int]:
+        span = limit if math.isinf(side) else min(limit, self._up(max(side, length)))
+        first = start - (span - length) // 2
+        return min(max(first, 0), limit - span), span
+
+    def _up(self, side: float) -> int:
+        return math.ceil(side / self.multiple) * self.multiple
+
+    def _nearest(self, side: float) -> int:
+        return max(1, round(side / self.multiple)) * self.multiple
+
+
+def check_request(image: Tensor, mask: Tensor, box: Sequence[int]) -> Box:
+    """The box of a render request as four integers.
+
+    Raises:
+        EditingError: an image other than ``[1, 3, H, W]``, a mask of another size or empty within the box, a box that is empty or
+            not within the image, values that are not numbers.
+    """
+    if image.ndim != 4 or image.shape[0] != 1 or image.shape[1] != 3:
+        raise EditingError(f"The image has shape {list(image.shape)}; edit one image of shape [1, 3, height, width].")
+    height, width = image.shape[-2:]
+    if mask.shape != (1, height, width):
+        raise EditingError(
+            f"The mask has shape {list(mask.shape)} and the image is {width} x {height} pixels; use a mask [1, {height}, {width}]."
+        )
+    check_finite(image, "The image")
+    check_finite(mask, "The mask")
+    if len(box) != 4 or any(int(side) != side for side in box):
+        raise EditingError(f"The box is {tuple(box)}; use whole pixels: x, y, width and height.")
+    x, y, box_width, box_height = (int(side) for side in box)
+    if box_width < 1 or box_height < 1:
+        raise EditingError(f"The box is empty ({box_width} x {box_height} pixels); use one of at least one pixel.")
+    if x < 0 or y < 0 or x + box_width > width or y + box_height > height:
+        raise EditingError(
+            f"The box reaches from ({x}, {y}) to ({x + box_width}, {y + box_height}), outside the image of {width} x {height} pixels; "
+            "clip it to the image."
+        )
+    if not (mask[:, y : y + box_height, x : x + box_width] > 0).any():
+        raise EditingError("The mask is empty within the box, so there is nothing to edit; use a box over the masked part.")
+    return Box(x, y, box_width, box_height)
+
+
+def check_quality(quality: str) -> None:
+    """Raise :class:`EditingError` unless ``quality`` is one of :data:`~.editors.Quality`."""
+    if quality not in get_args(Quality):
+        raise EditingError(f"There is no quality {quality!r}; use screen or full.")
+
+
+def box_mask(mask: Tensor, box: Box) -> Tensor:
+    """``mask [1, H, W]`` clamped to 0..1, and 0 outside the box."""
+    x, y, width, height = box
+    inside = torch.zeros_like(mask, dtype=torch.float32)
+    area = (slice(None), slice(y, y + height), slice(x, x + width))
+    inside[area] = mask[area].float().clamp(0, 1)
+    return inside
+
+
+def feathered(mask: Tensor, feather: int) -> Tensor:
+    """Opacity of the paste, ``[1, H, W]``: it rises inward over ``feather`` pixels and reaches the mask's own value.
+
+    A pixel d pixels (in the larger of both directions) from the nearest unmasked one weighs ``min(d, feather + 1) / (feather + 1)``;
+    the border of the image does not count as unmasked. A mask thinner than the feather is scaled up to full opacity.
+    """
+    shrunk, total = mask, mask.clone()
+    for _ in range(feather):
+        shrunk = -functional.max_pool2d(-shrunk, 3, stride=1, padding=1)
+        total += shrunk
+    return total * (mask.max() / total.max())
+
+
+def paste(image: Tensor, edited: Tensor, crop: Crop, opacity: Tensor) -> Tensor:
+    """``edited [1, 3, h, w]``, the crop after editing, over ``image [1, 3, H, W]`` with ``opacity [1, H, W]``.
+
+    Where the opacity is 0 the image keeps its bits, where it is 1 it has those of the edit.
+    """
+    x, y, width, height = crop.window
+    area = (..., slice(y, y + height), slice(x, x + width))
+    weight, below, above = opacity[area].to(image), image[area], resized(edited, (height, width)).clamp(0, 1)
+    mixed = torch.where(weight >= 1, above, below + weight * (above - below))
+    result = image.clone()
+    result[area] = torch.where(weight > 0, mixed, below)
+    return result
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """``image [1, C, H, W]`` in 0..1 at ``size`` (height, width), bicubic with antialiasing; as it is when that is its size."""
+    if image.shape[-2:] == size:
+        return image
+    return functional.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def repainted_cells(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """The cells of a grid of ``size`` (height, width) that ``mask [1, H, W]`` touches, zeros and ones ``[1, 1, h, w]``.
+
+    However small a masked area is, it touches one: an average or a nearest neighbour would lose it.
+    """
+    return functional.adaptive_max_pool2d((mask > 0).float()[:, None], size)
+
+
+def _slice(tensor: Tensor, window: Box) -> Tensor:
+    x, y, width, height = window
+    return tensor[..., y : y + height, x : x + width]

@@ -1,0 +1,212 @@
+"""Where an edit could go: anchors on what the vision model looks at, boxes of several sizes around each (section 3.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from ..errors import EditingError
+
+#: Side of the square boxes as a fraction of the image's shorter side; the paper's M = 7.
+DEFAULT_SIZES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+DEFAULT_ANCHORS = 9
+MOST_PROPOSALS = 64  # a box of each would be rendered for every anchor
+
+MaskUse = Literal["restrict", "exclude"]
+
+
+class Box(NamedTuple):
+    """A rectangle in image pixels: ``x`` to the right and ``y`` down to its top left corner."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A patch that attention chose (the paper's C_i): its grid cell, its centre in image pixels, its attention."""
+
+    row: int
+    column: int
+    x: float
+    y: float
+    attention: float
+
+
+@dataclass(frozen=True, eq=False)
+class Proposals:
+    """K anchors with M slots each, one for every size and aspect ratio.
+
+    Attributes:
+        image_size: ``(H, W)`` in pixels.
+        anchors: K, the most attended first.
+        boxes: ``[K][M]``; None where an earlier slot of the same anchor has the same box (clipped by the image's edge).
+        allowed: ``[H, W]`` bool: pixels that an edit may change.
+    """
+
+    image_size: tuple[int, int]
+    anchors: tuple[Anchor, ...]
+    boxes: tuple[tuple[Box | None, ...], ...]
+    allowed: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """``[K, M]`` bool: the slots that hold a box."""
+        return torch.tensor([[box is not None for box in row] for row in self.boxes])
+
+    def box(self, anchor: int, slot: int) -> Box:
+        """The box of one slot.
+
+        Raises:
+            EditingError: the slot is empty.
+        """
+        box = self.boxes[anchor][slot]
+        if box is None:
+            raise EditingError(f"Anchor {anchor} has no box in slot {slot}; use the slots that Proposals.valid names.")
+        return box
+
+    def mask(self, box: Box) -> Tensor:
+        """``[1, H, W]`` float: 1 on the allowed pixels of ``box``."""
+        mask = torch.zeros(1, *self.image_size)
+        rows, columns = slice(box.y, box.y + box.height), slice(box.x, box.x + box.width)
+        mask[0, rows, columns] = self.allowed[rows, columns].float()
+        return mask
+
+
+def propose(
+    attention: Tensor,
+    image_size: tuple[int, int],
+    anchors: int = DEFAULT_ANCHORS,
+    sizes: Sequence[float] = DEFAULT_SIZES,
+    aspects: Sequence[float] = (1.0,),
+    *,
+    spread: int = 0,
+    mask: Tensor | None = None,
+    mask_use: MaskUse = "restrict",
+) -> Proposals:
+    """Anchors at the most attended patches, and boxes centred on each.
+
+    Args:
+        attention: ``[heads, gh, gw]``, attention of the class token; its mean over the heads ranks the patches.
+        image_size: ``(H, W)`` in pixels of the image that the grid covers.
+        anchors: how many (the paper's K); fewer come back where ``spread`` leaves fewer.
+        sizes: sides of the squares: up to 1 a fraction of the shorter side, above 1 pixels.
+        aspects: width over height; each makes a box of the square's area for every size.
+        spread: non-maximum suppression: two anchors are more than this many patches apart in a row or a column; 0 is off.
+        mask: ``[H, W]``, 0.5 and more means inside. Anchors stand on patches of which at least half is allowed, a box is the
+            tight frame of its allowed pixels, and nothing else is changed.
+        mask_use: "restrict" edits to the mask, or "exclude" it.
+
+    Raises:
+        EditingError: no sizes, one below 1 pixel, more anchors than patches, attention that is flat or not a number, a mask
+            of another size, or nothing left by the mask.
+    """
+    height, width = image_size
+    sides = box_sides(sizes, aspects, image_size)
+    if attention.ndim != 3:
+        raise EditingError(f"The attention has shape {list(attention.shape)}; give one image's, [heads, rows, columns].")
+    saliency = attention.detach().float().cpu().mean(0)
+    if not torch.isfinite(saliency).all():
+        raise EditingError("The attention is not a number; check the image and the vision model's weights.")
+    if saliency.max() == saliency.min():
+        raise EditingError("The vision model finds no object (its attention is the same everywhere); draw a mask and use it instead.")
+    allowed = _allowed(mask, mask_use, image_size)
+    covered = functional.adaptive_avg_pool2d(allowed.float()[None], (saliency.shape[0], saliency.shape[1]))[0]
+    open_patches = covered >= 0.5
+    left = int(open_patches.sum())
+    if not left:
+        raise EditingError("The mask leaves no patch for an anchor; enlarge it, or switch between restrict and exclude.")
+    if not 1 <= anchors <= left:
+        raise EditingError(f"anchors is {anchors}; use 1 to {left}, as many as there are patches to choose from.")
+    chosen = [
+        Anchor(row, column, (column + 0.5) * width / saliency.shape[1], (row + 0.5) * height / saliency.shape[0], value)
+        for row, column, value in _peaks(saliency, open_patches, anchors, spread)
+    ]
+    kept: list[tuple[Anchor, tuple[Box | None, ...]]] = []
+    for anchor in chosen:
+        boxes = _unique([_tight(_around(anchor, side, image_size), allowed) for side in sides])
+        if any(box is not None for box in boxes):
+            kept.append((anchor, boxes))
+    if not kept:
+        raise EditingError("No box is left after the mask; use larger sizes or enlarge the mask.")
+    return Proposals(image_size, tuple(anchor for anchor, _ in kept), tuple(boxes for _, boxes in kept), allowed)
+
+
+def box_sides(sizes: Sequence[float], aspects: Sequence[float], image_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """``(width, height)`` in pixels for every size and aspect ratio, sizes first (see :func:`propose`), before clipping.
+
+    Raises:
+        EditingError: none, too many, or one that is no positive number or below one pixel.
+    """
+    if not sizes or not aspects:
+        raise EditingError("There are no box sizes; give at least one size and one aspect ratio, for example 0.3, 0.5, 0.8 and 1.")
+    if len(sizes) * len(aspects) > MOST_PROPOSALS:
+        raise EditingError(f"{len(sizes)} sizes and {len(aspects)} aspect ratios are too many; use at most {MOST_PROPOSALS} together.")
+    if any(not (math.isfinite(value) and value > 0) for value in (*sizes, *aspects)):
+        raise EditingError("A box size or aspect ratio is not a positive number; write sizes such as 0.3, 0.5 (fractions) or 96 (pixels).")
+    made = []
+    for size in sizes:
+        side = size * min(image_size) if size <= 1 else size
+        for aspect in aspects:
+            pair = round(side * math.sqrt(aspect)), round(side / math.sqrt(aspect))
+            if min(pair) < 1:
+                raise EditingError(f"The box size {size:g} is below one pixel of this image; use a larger one.")
+            made.append(pair)
+    return made
+
+
+def _allowed(mask: Tensor | None, use: MaskUse, image_size: tuple[int, int]) -> Tensor:
+    if mask is None:
+        return torch.ones(image_size, dtype=torch.bool)
+    if tuple(mask.shape) != tuple(image_size):
+        raise EditingError(
+            f"The mask is {list(mask.shape)} and the image {list(image_size)} (height, width); give a mask of the image's size."
+        )
+    inside = mask.detach().cpu() >= 0.5
+    return inside if use == "restrict" else ~inside
+
+
+def _peaks(saliency: Tensor, open_patches: Tensor, count: int, spread: int) -> list[tuple[int, int, float]]:
+    """The ``count`` highest open patches, ties in reading order, none within ``spread`` of a better one (if above 0)."""
+    columns = saliency.shape[1]
+    found: list[tuple[int, int, float]] = []
+    for index in saliency.flatten().argsort(descending=True, stable=True).tolist():
+        row, column = divmod(index, columns)
+        near = spread > 0 and any(max(abs(row - other[0]), abs(column - other[1])) <= spread for other in found)
+        if open_patches[row, column] and not near:
+            found.append((row, column, float(saliency[row, column])))
+        if len(found) == count:
+            break
+    return found
+
+
+def _around(anchor: Anchor, side: tuple[int, int], image_size: tuple[int, int]) -> Box | None:
+    """The box of ``side`` (width, height) centred on the anchor to half a pixel, clipped to the image."""
+    left, top = math.floor(anchor.x - side[0] / 2 + 0.5), math.floor(anchor.y - side[1] / 2 + 0.5)
+    right, bottom = min(left + side[0], image_size[1]), min(top + side[1], image_size[0])
+    left, top = max(left, 0), max(top, 0)
+    return Box(left, top, right - left, bottom - top) if right > left and bottom > top else None
+
+
+def _tight(box: Box | None, allowed: Tensor) -> Box | None:
+    """The frame of the allowed pixels in ``box``, None where there are none."""
+    if box is None:
+        return None
+    inside = allowed[box.y : box.y + box.height, box.x : box.x + box.width]
+    rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
+    if not len(rows):
+        return None
+    x, y = box.x + int(columns[0]), box.y + int(rows[0])
+    return Box(x, y, int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1)
+
+
+def _unique(boxes: list[Box | None]) -> tuple[Box | None, ...]:
+    return tuple(box if box not in boxes[:index] else None for index, box in enumerate(boxes))
