@@ -94,7 +94,7 @@ def asked(text: str, labels: dict[str, str]) -> list[str]:
 
 
 @torch.no_grad()
-def sample(demo: DemoModel, texts: list[str], seed: int, cfg: float = 4.0, steps: int = 30) -> Tensor:
+def sample(demo: DemoModel, texts: list[str], seed: int, cfg: float, steps: int = 30) -> Tensor:
     """DDIM pictures ``[B, 3, 128, 128]`` of the texts."""
     demo.scheduler.set_timesteps(steps)
     latent = torch.randn(len(texts), 4, 16, 16, generator=torch.Generator().manual_seed(seed))
@@ -105,11 +105,11 @@ def sample(demo: DemoModel, texts: list[str], seed: int, cfg: float = 4.0, steps
     return demo.decode(latent)
 
 
-def text_to_image(demo: DemoModel, labels: list[dict[str, str]], sheet: Path | None) -> dict[str, dict[str, float]]:
+def text_to_image(demo: DemoModel, labels: list[dict[str, str]], cfg: float, sheet: Path | None) -> dict[str, dict[str, float]]:
     """Per cent of the named attributes that each classifier sees in pictures sampled from captions of these labels."""
     rng = random.Random(1)
     texts = [caption(row, rng) for row in labels]
-    pictures = torch.cat([sample(demo, texts[k : k + 20], seed=k) for k in range(0, len(texts), 20)])
+    pictures = torch.cat([sample(demo, texts[k : k + 20], seed=k, cfg=cfg) for k in range(0, len(texts), 20)])
     if sheet:
         rows = pictures[:24].mul(255).round().byte().permute(0, 2, 3, 1).numpy().reshape(3, 8, 128, 128, 3)
         Image.fromarray(rows.transpose(0, 2, 1, 3, 4).reshape(384, 1024, 3)).save(sheet)
@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path())
     parser.add_argument("--assets", type=Path, default=ASSETS)
     parser.add_argument("--count", type=int, default=200, help="captions for the U-Net")
+    parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--sheet", type=Path, help="write the first 24 samples to this PNG")
     options = parser.parse_args()
     demo = load_demo_model(options.assets)
@@ -152,7 +153,7 @@ def main() -> None:
         if "clip" in options.parts:
             print(json.dumps({"zero_shot": zero_shot(demo, pictures_of(array), labels)}), flush=True)
         if "unet" in options.parts:
-            print(json.dumps({"text_to_image": text_to_image(demo, labels[300 : 300 + options.count], options.sheet)}), flush=True)
+            print(json.dumps({"text_to_image": text_to_image(demo, labels[300 : 300 + options.count], options.cfg, options.sheet)}), flush=True)
 
 
 if __name__ == "__main__":
