@@ -153,7 +153,8 @@ def main() -> None:
         if "clip" in options.parts:
             print(json.dumps({"zero_shot": zero_shot(demo, pictures_of(array), labels)}), flush=True)
         if "unet" in options.parts:
-            print(json.dumps({"text_to_image": text_to_image(demo, labels[300 : 300 + options.count], options.cfg, options.sheet)}), flush=True)
+            rates = text_to_image(demo, labels[300 : 300 + options.count], options.cfg, options.sheet)
+            print(json.dumps({"text_to_image": rates}), flush=True)
 
 
 if __name__ == "__main__":
