@@ -117,7 +117,7 @@ def sd15_caso_edit(graph: Graph) -> None:
     graph.add("PreviewImage", 4, title="Original", images=picture.out("IMAGE"))
 
 
-#: What the small demo model wants; Stable Diffusion about 5.
+#: Found by eye on the demo model.
 DEMO_STRENGTH = 6.0
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..showcase import Showcase
 
 MOST = 3  # embeddings, to keep the command quick
-STRENGTH, WINDOW = 6.0, PRESETS["middle"]  # what the small demo model wants; Stable Diffusion about 5
+STRENGTH, WINDOW = 6.0, PRESETS["middle"]  # found by eye on the demo model
 
 
 def show_embeddings(demo: DemoModel, steps: int, number: int, result: Showcase) -> None:
