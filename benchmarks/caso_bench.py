@@ -19,6 +19,7 @@ from semantic_editing.core.caso.settings import TrainingSettings
 from semantic_editing.core.caso.training import EmbeddingTrainer
 from semantic_editing.core.classifiers.loaders import load_image_classifier
 from semantic_editing.core.demo import DemoModel, DemoPair
+from semantic_editing.core.demo_data import pictures_without
 from semantic_editing.core.inversion import Inversion
 from semantic_editing.core.measures import attributes_kept, psnr, success
 
@@ -71,10 +72,9 @@ def make_task(demo: DemoModel, name: str, pictures: int, unseen: int, start: flo
     forth = demo.pairs_of(forth_name)[:unseen]
     back = demo.pairs_of(back_name)[:unseen] if back_name else []
     key, target = forth[0].attribute, forth[0].after
-    others = [pair for pair in demo.pairs if pair.attribute != key and pair.source_attributes[key] != target]
-    training, rest = others[:pictures], others[pictures : pictures + max(0, unseen - len(forth))]
-    extra = torch.stack([pair.source for pair in rest]) if rest else torch.zeros(0, *forth[0].source.shape)
-    return Task(name, forth, back, extra, torch.stack([pair.source for pair in training]), start if start is not None else own_start)
+    others = pictures_without(demo.pairs, key, target)
+    training, extra = others[:pictures], others[pictures : pictures + max(0, unseen - len(forth))]
+    return Task(name, forth, back, extra, training, start if start is not None else own_start)
 
 
 class Bench:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,16 @@ PHRASES = {
     "clothes": {"hoodie": "in a hoodie", "suit": "in a suit"},
     "skin": {"pale": "pale skin", "dark": "dark skin"},
 }
+
+
+HAIRED = ("short", "long", "curly", "bun", "bob")
+
+
+def visible(attribute: str, labels: Mapping[str, str]) -> bool:
+    """Whether a picture of these labels shows the attribute: sunglasses hide eyes, a hat or a bald head only has a beard's hair color."""
+    if attribute == "eyes":
+        return labels["glasses"] != "sunglasses"
+    return attribute != "hair_color" or labels["top"] in HAIRED or labels["facial_hair"] != "none"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +75,12 @@ class DemoPair:
         if self.before not in phrases or self.after not in phrases:
             raise EditingError(f"The demo has no words for the edit {self.edit!r}; write your own sentences.")
         return phrases[self.before], phrases[self.after]
+
+
+def pictures_without(pairs: Iterable[DemoPair], attribute: str, label: str) -> Tensor:
+    """The sources of other edits that show the attribute and lack the label, ``[N, 3, H, W]``: pictures to learn the label from."""
+    kept = [pair for pair in pairs if pair.attribute != attribute and visible(attribute, pair.source_attributes)]
+    return torch.stack([pair.source for pair in kept if pair.source_attributes[attribute] != label])
 
 
 class DemoData:

@@ -10,7 +10,7 @@ import torch
 
 from semantic_editing.core.demo import CLIP_ROWS, DemoModel, expand_token_table, load_demo_model
 from semantic_editing.core.demo_classifier import AttributeClassifier, load_classifier
-from semantic_editing.core.demo_data import FOLDER, DemoData
+from semantic_editing.core.demo_data import FOLDER, DemoData, pictures_without
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import save_tensors
 from semantic_editing.core.measures import psnr
@@ -200,6 +200,19 @@ def test_pairs_differ_in_the_edited_attribute_only(data):
         assert pair.source_caption != pair.target_caption
         difference = (pair.source - pair.target).abs().amax(0) > 0.05
         assert 0 < float(difference.float().mean()) < (0.95 if pair.attribute == "background" else 0.7)
+
+
+def test_pictures_to_learn_hair_color_from_show_hair_of_another_color(data):
+    wrong = {"top": ("bald", "hat", "beanie"), "facial_hair": ("none",)}
+    kept = [
+        pair.source
+        for pair in data.pairs
+        if pair.attribute != "hair_color"
+        and pair.source_attributes["hair_color"] != "red"
+        and not all(pair.source_attributes[key] in labels for key, labels in wrong.items())
+    ]
+    assert 0 < len(kept) < len([pair for pair in data.pairs if pair.attribute != "hair_color"])
+    assert torch.equal(pictures_without(data.pairs, "hair_color", "red"), torch.stack(kept))
 
 
 def test_every_edit_has_words(data):

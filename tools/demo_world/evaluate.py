@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from world import ASSETS, ATTRIBUTES, HAIRED, caption, hair_visible, load
+from world import ASSETS, ATTRIBUTES, HAIRED, caption, load, visible
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.demo import DemoModel, load_demo_model
@@ -32,13 +32,6 @@ def pictures_of(array: np.ndarray) -> Tensor:
 def psnr(a: Tensor, b: Tensor) -> float:
     """Mean over pictures of the peak signal-to-noise ratio in dB."""
     return float((-10 * (a - b).square().mean((1, 2, 3)).log10()).mean())
-
-
-def visible(attribute: str, labels: dict[str, str]) -> bool:
-    """Whether the picture shows the attribute: sunglasses hide eyes, a hat or a bald head leaves no hair colour."""
-    if attribute == "eyes":
-        return labels["glasses"] != "sunglasses"
-    return hair_visible(labels) if attribute == "hair_color" else True
 
 
 def accuracy(net: AttributeClassifier, pictures: Tensor, labels: list[dict[str, str]]) -> dict[str, float]:

@@ -2,34 +2,35 @@
 
 With ``--decoded`` that share of the batches are pictures decoded from noisy latents, so that it also judges decoded edits.
 ``--init`` may be a 64-pixel classifier: it goes on as a 128-pixel one that first averages 2x2 pixels.
-Hair colour counts only where the picture shows hair.
+An attribute counts only where the picture shows it. Pictures that the network still gets wrong are drawn more often (``--hard``):
+half of the errors of an even draw were one rare haircut against a bald head.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from loop import Steps, descend
 from muon import Muon
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from train_decoder import decode
 from train_vae import FOLD
-from world import ASSETS, ATTRIBUTES, hair_visible, halve, load, to_tensor
+from world import ASSETS, ATTRIBUTES, halve, load, to_tensor, visible
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.demo_classifier import AttributeClassifier
 
 SIDE, FOLD_IN = 128, 2
 DECODED = 1800  # pictures to decode
+MEMORY = 0.5  # share of a picture's last loss in its new difficulty
 HARD = {"mouth": 2.0, "eyes": 2.0, "top": 2.0, "hair_color": 2.0}
 
 
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 96, 128])
     parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--hard", type=float, default=0.5, help="share of the draws that goes by the loss a picture last had")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=4e-3)
     options = parser.parse_args()
@@ -85,7 +87,7 @@ def main() -> None:
     pictures, labels = load(options.data, "train")
     classes = {attribute: sorted({row[attribute] for row in labels}) for attribute in ATTRIBUTES}
     targets = {a: torch.tensor([classes[a].index(row[a]) for row in labels]) for a in ATTRIBUTES}
-    hair = torch.tensor([hair_visible(row) for row in labels])
+    shown = {a: torch.tensor([visible(a, row) for row in labels]).float() for a in ATTRIBUTES}
     decoded = decoded_pictures(options.assets / "vae", pictures[:DECODED]) if options.decoded else None
     net = AttributeClassifier(options.widths, options.hidden, classes, SIDE, FOLD_IN)
     if options.init:
@@ -94,31 +96,25 @@ def main() -> None:
     kernels = [value for value in net.parameters() if value.ndim == 4]
     rest = [value for value in net.parameters() if value.ndim != 4]
     updates = [Muon(kernels, options.lr), torch.optim.AdamW(rest, options.lr, weight_decay=1e-2)]
-    start, step = time.time(), 0
-    while (done := (time.time() - start) / options.seconds) < 1:
-        rate = options.lr * min(1, (step + 1) / 50) * (0.5 * (1 + math.cos(math.pi * done)) + 0.005)
+    difficulty = torch.ones(len(pictures))
+    steps = Steps(options.seconds, options.lr, rise=50, last=0.005)
+    for rate in steps:
         if decoded is not None and rng.random() < options.decoded:
-            chosen = rng.integers(0, len(decoded), options.batch)
+            chosen = torch.from_numpy(rng.integers(0, len(decoded), options.batch))
             batch = decoded[chosen]
         else:
-            chosen = rng.integers(0, len(pictures), options.batch)
-            batch = to_tensor(pictures[chosen])
+            odds = options.hard * difficulty / difficulty.sum() + (1 - options.hard) / len(difficulty)
+            chosen = torch.multinomial(odds, options.batch).sort().values
+            batch = to_tensor(pictures[chosen.numpy()])
         logits = net((disturb(batch, rng) + 1) / 2)
-        losses = []
+        losses = torch.zeros(options.batch)
         for attribute in ATTRIBUTES:
-            seen = hair[chosen] if attribute == "hair_color" else slice(None)
-            loss = functional.cross_entropy(logits[attribute][seen], targets[attribute][chosen][seen])
-            losses.append(HARD.get(attribute, 1.0) * loss)
-        total = torch.stack(losses).sum()
-        net.zero_grad()
-        total.backward()
-        for update in updates:
-            for group in update.param_groups:
-                group["lr"] = rate
-            update.step()
-        step += 1
-        if step % 50 == 0:
-            print(step, f"{time.time() - start:.0f} s, loss {total.item():.3f}", flush=True)
+            loss = functional.cross_entropy(logits[attribute], targets[attribute][chosen], reduction="none")
+            losses = losses + HARD.get(attribute, 1.0) * loss * shown[attribute][chosen]
+        difficulty[chosen] = MEMORY * difficulty[chosen] + (1 - MEMORY) * losses.detach()
+        descend(losses.mean(), net.parameters(), updates, rate)
+        if steps.count % 50 == 0:
+            steps.tell(f"loss {losses.mean().item():.3f}, mean difficulty {difficulty.mean().item():.3f}")
     state = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in net.state_dict().items()}
     about = f"RGB in [-1,1], resized to {SIDE}x{SIDE} (bilinear, antialias)"
     metadata = {"classes": json.dumps(classes), "widths": json.dumps(options.widths), "size": str(SIDE), "input": about}

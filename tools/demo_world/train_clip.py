@@ -19,7 +19,7 @@ from muon import optimizers
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPModel
-from world import ASSETS, ATTRIBUTES, HAIRED, Words, caption, hair_visible, load, to_tensor
+from world import ASSETS, ATTRIBUTES, HAIRED, Words, caption, load, to_tensor, visible
 
 from world import EYES, FACIAL_HAIR, GLASSES, HEADS, MOUTH, TOP  # isort: skip
 
@@ -149,7 +149,7 @@ def main() -> None:
         rows = prompts(attribute, rng)
         states[attribute] = end_states(clip, words, [text for row in rows for text in row]).reshape(len(rows), SAYINGS, -1)
     targets = {a: torch.tensor([labels_of(a).index(label[a]) for label in labels[:CAPTIONS]]) for a in ATTRIBUTES}
-    hair = torch.tensor([hair_visible(label) for label in labels[:CAPTIONS]])
+    hair = torch.tensor([visible("hair_color", label) for label in labels[:CAPTIONS]])
     updates = optimizers(clip, options.lr, plain=("embedding", "projection"))
     trained = [value for value in clip.parameters() if value.requires_grad]
     steps = Steps(options.seconds, options.lr, rise=50)

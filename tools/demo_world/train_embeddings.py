@@ -17,6 +17,7 @@ from semantic_editing.core.caso.settings import TrainingSettings
 from semantic_editing.core.caso.training import EmbeddingTrainer
 from semantic_editing.core.classifiers.loaders import load_image_classifier
 from semantic_editing.core.demo import load_demo_model
+from semantic_editing.core.demo_data import pictures_without
 
 #: File -> attribute and class as the demo's classifier calls them, and what was found best for it. Red hair was not learned well.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -42,9 +43,9 @@ def main() -> None:
         recipe = RECIPES[name] | ({"steps": arguments.steps} if arguments.steps else {})
         settings = TrainingSettings(**recipe, band=BAND, seed=arguments.seed)
         attribute, (target,) = settings.attribute, settings.targets
-        lacking = [pair.source for pair in demo.pairs if pair.attribute != attribute and pair.source_attributes[attribute] != target]
+        lacking = pictures_without(demo.pairs, attribute, target)
         with torch.no_grad():
-            latents = torch.cat([demo.encode_image(part) for part in torch.stack(lacking[: arguments.pictures]).split(BATCH)])
+            latents = torch.cat([demo.encode_image(part) for part in lacking[: arguments.pictures].split(BATCH)])
         trainer = EmbeddingTrainer(
             demo.denoiser(), demo_injector(demo), DemoDecoder(demo), classifier, latents[HELD:], settings, latents[:HELD]
         )  # fmt: skip

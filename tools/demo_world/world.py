@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from core.demo_data import HAIRED as HAIRED  # the scripts take both from here
+from core.demo_data import visible as visible
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
 ATTRIBUTES = ["glasses", "facial_hair", "mouth", "eyes", "hair_color", "skin", "background", "top", "clothes", "clothes_color"]
@@ -53,7 +58,6 @@ TOP = {
     "bald": ["bald", "with no hair"],
 }
 ABSENT = {"glasses": ["without glasses", "no glasses"], "facial_hair": ["without a beard", "no beard"]}
-HAIRED = ("short", "long", "curly", "bun", "bob")
 HEADS = [
     "a portrait of a person",
     "a cartoon of a person",
@@ -79,11 +83,6 @@ def to_tensor(pictures: np.ndarray) -> Tensor:
 def halve(pictures: Tensor) -> Tensor:
     """128-pixel pictures at the 64 pixels at which the autoencoder looks."""
     return functional.avg_pool2d(pictures, 2)
-
-
-def hair_visible(labels: dict[str, str]) -> bool:
-    """Whether the picture shows the hair colour at all: a beard has it too, a hat hides it."""
-    return labels["top"] in HAIRED or labels["facial_hair"] != "none"
 
 
 def caption(labels: dict[str, str], rng: random.Random) -> str:
