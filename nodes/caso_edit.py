@@ -15,11 +15,25 @@ from ..core.inversion import Inversion
 from .caso_embeddings import CATEGORY, Chosen
 from .caso_widgets import ADVICE, EMPTY, Guidance, guidance_inputs, source_inputs
 from .guidance import EulerOnly, on_device
-from .host import DenoiserGuider, InversionType, Session, conditioning_tensors, io, latent_from_model, run, schema, sigmas_out, widget
+from .host import (
+    DenoiserGuider,
+    InversionType,
+    Session,
+    blocked,
+    conditioning_tensors,
+    decode_images,
+    io,
+    latent_from_model,
+    run,
+    schema,
+    sigmas_out,
+    widget,
+)
 from .inputs import mask_input
 from .reports import report_output, shown
 
 MOST_STRIP = 15
+NO_STRIP = "CASO Edit Sampler made no strip; set interpolate to 2 or more pictures, or take the strip's wire away."
 
 
 def edit_inputs() -> list[Any]:
@@ -59,7 +73,7 @@ class CASOEditSampler(io.ComfyNode):
                     min=0,
                     max=MOST_STRIP,
                     tooltip="Pictures of the strip output, from -strength to +strength; 5 is good, an odd number has the unedited one in "
-                    "its middle. 0: no strip. Each costs an edit.",
+                    "its middle. 0: no strip. Each costs an edit, and a VAE must be wired.",
                 ),
                 widget(io.Latent, "latent", optional=True, tooltip="The image, from VAE Encode: it is inverted here, as far as needed."),
                 widget(
@@ -69,14 +83,14 @@ class CASOEditSampler(io.ComfyNode):
                     tooltip="In place of a latent: an inversion made with an empty prompt, e.g. by SPDInv Inversion.",
                 ),
                 mask_input(),
+                widget(io.Vae, "vae", optional=True, tooltip="Paints the strip; needed for interpolate only."),
             ],
             outputs=[
                 io.Latent.Output("edited", display_name="latent", tooltip="The edited image; wire it into VAE Decode."),
-                io.Latent.Output(
+                io.Image.Output(
                     "strip",
                     display_name="strip",
-                    tooltip="The image from -strength to +strength as a batch (a batch of images one after another); for VAE Decode. "
-                    "Without interpolate: the edit alone.",
+                    tooltip="With interpolate: the image from -strength to +strength as a batch (a batch of images one after another).",
                 ),
                 report_output(),
             ],
@@ -85,13 +99,15 @@ class CASOEditSampler(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: Any, clip: Any, semantic_embedding: Chosen, steps: int, interpolate: int, latent: Any = None,
-        inversion: Inversion | None = None, mask: Any = None, **knobs: Any,
+        inversion: Inversion | None = None, mask: Any = None, vae: Any = None, **knobs: Any,
     ) -> Any:  # fmt: skip
         """Edit; ``knobs`` are those of :class:`Guidance`; EditingError for unusable input passes through as it is."""
         if (latent is None) == (inversion is None):
             raise EditingError("Wire either a latent or an inversion into CASO Edit Sampler, not both and not none.")
         if not 0 <= interpolate <= MOST_STRIP or interpolate == 1:
             raise EditingError(f"interpolate is {interpolate}; use 0 for no strip, or 2 to {MOST_STRIP} pictures.")
+        if interpolate and vae is None:
+            raise EditingError("The strip is painted by a VAE; wire one into CASO Edit Sampler, or set interpolate to 0.")
         guidance = Guidance(**knobs)
         limits, terms = guidance.limits(), guidance.terms(clip, semantic_embedding)
 
@@ -110,7 +126,8 @@ class CASOEditSampler(io.ComfyNode):
         sigmas = None if inversion is None else sigmas_out(inversion.sigmas)
         edited, rows, report = run(model, place, terms.conds, work, gradients=inverts, sigmas=sigmas, advice=ADVICE)
         report += foreign_prompt(inversion, terms.empty)
-        return io.NodeOutput(latent_from_model(model, edited), latent_from_model(model, rows), report, ui=shown(report))
+        strip = decode_images(vae, latent_from_model(model, rows)) if interpolate else blocked(NO_STRIP)
+        return io.NodeOutput(latent_from_model(model, edited), strip, report, ui=shown(report))
 
 
 class CASOGuider(io.ComfyNode):

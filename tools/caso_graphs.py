@@ -52,15 +52,15 @@ def edit(
     graph: Graph, column: int, loader: Node, latent: Output, embedding: Output, name: str, strength: float, window: str, strip: int = 0
 ) -> Node:  # fmt: skip
     """Edit sampler, its report and its picture."""
+    painter = {"vae": loader.out("VAE")} if strip else {}
     edited = graph.add(
         "SemEdit_CASOEditSampler", column, model=loader.out("MODEL"), clip=loader.out("CLIP"), semantic_embedding=embedding, latent=latent,
-        strength=strength, window=window, interpolate=strip, width=330,
+        strength=strength, window=window, interpolate=strip, width=330, **painter,
     )  # fmt: skip
     graph.add("PreviewAny", column, title="Report", source=edited.out("report"), width=330, height=160)
     show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image")
     if strip:
-        decoded = graph.add("VAEDecode", column + 1, title="Decode the strip", samples=edited.out("strip"), vae=loader.out("VAE"))
-        graph.add("PreviewImage", column + 1, title="From minus to plus", images=decoded.out("IMAGE"))
+        graph.add("PreviewImage", column + 1, title="From minus to plus", images=edited.out("strip"))
     return edited
 
 

@@ -29,10 +29,21 @@ from .denoiser import ComfyDenoiser, identity
 from .folders import input_folder, list_files, output_path, register_folders, resolve_file
 from .latents import latent_from_model, latent_to_model, noise_object, sigmas_out
 from .sampling import DenoiserGuider, run
-from .schema import AttributeClassifierType, ComfyExtension, EditDirectionType, InversionType, SemanticEmbeddingType, io, schema, ui, widget
+from .schema import (
+    AttributeClassifierType,
+    ComfyExtension,
+    EditDirectionType,
+    InversionType,
+    SemanticEmbeddingType,
+    blocked,
+    io,
+    schema,
+    ui,
+    widget,
+)
 from .session import Session
 from .tokens import SessionInjector, TokenEncoder
-from .vae import SessionDecoder, encode_images
+from .vae import SessionDecoder, decode_images, encode_images
 
 __all__ = [
     "AttributeClassifierType",
@@ -49,10 +60,12 @@ __all__ = [
     "StoppableBar",
     "TokenEncoder",
     "apply_to_conditioning",
+    "blocked",
     "classifier_scope",
     "conditioning_from_tensors",
     "conditioning_tensors",
     "counting_bar",
+    "decode_images",
     "encode_images",
     "encode_sentences",
     "hold_classifier",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import ComfyExtension, io, ui
+from comfy_execution.graph_utils import ExecutionBlocker
 
 __all__ = [
     "AttributeClassifierType",
@@ -18,6 +19,7 @@ __all__ = [
     "EditDirectionType",
     "InversionType",
     "SemanticEmbeddingType",
+    "blocked",
     "io",
     "schema",
     "ui",
@@ -58,3 +60,8 @@ def widget(kind: Any, name: str, *, advanced: bool = False, **options: Any) -> A
         else:  # 0.3.64 has no such argument, but its frontend reads the key
             made.extra_dict["advanced"] = True
     return made
+
+
+def blocked(reason: str) -> Any:
+    """What an output carries that was not made: a node wired to it does not run, and the person reads ``reason``."""
+    return ExecutionBlocker(reason)

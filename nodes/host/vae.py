@@ -63,3 +63,9 @@ def encode_images(vae: Any, images: Tensor, batch_size: int = 4) -> dict[str, An
         model_management.throw_exception_if_processing_interrupted()
         parts.append(vae.encode(part))
     return {"samples": torch.cat(parts)}
+
+
+def decode_images(vae: Any, latent: dict[str, Any]) -> Tensor:
+    """The images ``[N, H, W, C]`` in 0..1 of a LATENT, as stock VAE Decode makes them."""
+    decoded: Tensor = vae.decode(latent["samples"])
+    return decoded.flatten(0, 1) if decoded.ndim == 5 else decoded

@@ -149,7 +149,7 @@ def test_edit_equals_the_core_on_diffusers(pack, demo, images):
     """The whole node (encoding, inversion, window) against the same steps on the same weights in diffusers."""
     chosen = made_up(pack, demo)
     latent = nodes.VAEEncode().encode(demo[2], images[:2])[0]
-    edited, strip, report = edit(pack, demo, chosen, latent=latent, interpolate=3)
+    edited, strip, report = edit(pack, demo, chosen, latent=latent, interpolate=3, vae=demo[2])
     theirs, backend, editing = pack("core.demo").load_demo_model(), pack("core.backends.caso"), pack("core.caso.editing")
     injector = backend.demo_injector(theirs)
     uncond = pack("core.caso.seams").empty_condition(injector)
@@ -158,9 +158,10 @@ def test_edit_equals_the_core_on_diffusers(pack, demo, images):
     expected = editing.semantic_edit(theirs.denoiser(), source, uncond, [term], editing.Window(0.5))
     found = pack.latent_to_model(demo[0], edited)
     assert float((found - expected).norm() / expected.norm()) < 1e-3
-    rows = strip["samples"].unflatten(0, (2, 3))
-    torch.testing.assert_close(rows[:, 2], edited["samples"], rtol=0, atol=1e-5)
-    torch.testing.assert_close(rows[:, 1], edit(pack, demo, chosen, latent=latent, strength=0.0)[0]["samples"], rtol=0, atol=1e-5)
+    rows, paint = strip.unflatten(0, (2, 3)), nodes.VAEDecode().decode
+    unedited = edit(pack, demo, chosen, latent=latent, strength=0.0)[0]
+    torch.testing.assert_close(rows[:, 2], paint(demo[2], edited)[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(rows[:, 1], paint(demo[2], unedited)[0], rtol=0, atol=1e-4)
     assert float((rows[:, 0] - rows[:, 2]).abs().max()) > 1e-2
     assert "smile +3" in report
 
@@ -239,6 +240,7 @@ def test_combined_strengths_multiply(pack, demo, images):
     [
         ({}, "Wire either a latent or an inversion"),
         ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}, "interpolate": 1}, "interpolate is 1"),
+        ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}, "interpolate": 3}, "wire one into CASO Edit Sampler"),
         ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}, "window": "zzz"}, "no window 'zzz'"),
         ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}, "start": 0.2, "end": 0.4}, "start > end"),
     ],
