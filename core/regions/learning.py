@@ -2,14 +2,14 @@
 
 Strategies. ``exact``: render every box, minimise the expected loss by its exact gradient. ``sampled``: render what the policy
 draws, leave-one-out REINFORCE, until a budget of boxes is spent. ``halving``: cheap renders of every box, the better part
-again with other noise, full renders of the last (successive halving, Jamieson & Talwalkar, arXiv 1502.07943). ``soft mask``:
+again with other noise, full renders of the last, for a set share of the cost of ``exact`` (successive halving, Jamieson &
+Talwalkar, arXiv 1502.07943). ``soft mask``:
 gradients through the mask of a one-step preview, then one render for each anchor. ``policy``: no learning, one render for each
 anchor of the box that the network prefers: how a trained network is used on a new image.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import EditingError
 from .gradients import expected_loss, reinforce_loss
+from .halving import HalvingPlan, halving_plan
 from .network import RegionNetwork, gumbel_argmax, region_features
 from .proposals import Box
 from .ranking import Candidate, rank
@@ -110,6 +111,15 @@ class RegionLearner:
             self._fit()
         return self.results()
 
+    def learn_from_known(self) -> None:
+        """After a stop during the renders of "exact" or "halving": learn from what was rendered so far, if anything was."""
+        if self.settings.strategy in ("exact", "halving") and not self.history:
+            self._fit()
+
+    def planned(self) -> int:
+        """How many boxes :meth:`run` looks at, at most."""
+        return sum(self._planned(number) for number in range(len(self.tasks)))
+
     def results(self) -> list[list[Candidate]]:
         """Each image's candidates, the best first (see :func:`~.ranking.rank`)."""
         return [rank(task.table, self.settings.choice) for task in self.tasks]
@@ -125,24 +135,33 @@ class RegionLearner:
             loss = table.evaluate(box, "screen" if screen else "full", draw).loss(table.weights)
             self._callback(LearningProgress("screen" if screen else "full", number, index + 1, len(boxes), loss))
 
+    def _planned(self, number: int) -> int:
+        boxes, anchors = len(self.tasks[number].boxes), len(self.tasks[number].table.proposals.anchors)
+        if self.settings.strategy == "halving":
+            return self._plan(number).looks
+        return {"exact": boxes, "sampled": min(boxes, self.settings.budget)}.get(self.settings.strategy, anchors)
+
+    def _plan(self, number: int) -> HalvingPlan:
+        task, settings = self.tasks[number], self.settings
+        screen, full = task.table.editor.cost("screen"), task.table.editor.cost("full")
+        return halving_plan(len(task.boxes), screen, full, share=settings.share, rungs=settings.rungs, keep=settings.keep)
+
     def _halve(self, number: int, boxes: list[Box]) -> None:
-        table = self.tasks[number].table
+        table, plan = self.tasks[number].table, self._plan(number)
         totals = dict.fromkeys(boxes, 0.0)
-        for rung in range(self.settings.rungs):
+        for rung, count in enumerate(plan.screened):
+            boxes = sorted(boxes, key=lambda box: totals[box])[:count]
             self._look(number, boxes, screen=True, draw=rung)
             for box in boxes:
                 totals[box] += table.evaluate(box, "screen", rung).loss(table.weights)
-            survivors = math.ceil(len(boxes) * self.settings.keep - 1e-9)
-            boxes = sorted(boxes, key=lambda box: totals[box])[:survivors]
-        self._look(number, boxes)
+        self._look(number, sorted(boxes, key=lambda box: totals[box])[: plan.finalists])
 
     def _fit(self) -> None:
         """Minimise the expected loss over what the tables know."""
-        tables = [task.table.losses() for task in self.tasks]
-        for epoch in range(self.settings.epochs):
-            means = []
-            for number, losses in enumerate(tables):
-                means.append(self._update(number, partial(expected_loss, losses=losses)))
+        tables = {number: task.table.losses() for number, task in enumerate(self.tasks)}
+        known = {number: losses for number, losses in tables.items() if losses.isfinite().any()}
+        for epoch in range(self.settings.epochs if known else 0):
+            means = [self._update(number, partial(expected_loss, losses=losses)) for number, losses in known.items()]
             self._finish_epoch(epoch, means)
 
     def _blend(self) -> None:

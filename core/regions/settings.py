@@ -22,7 +22,8 @@ class LearningSettings:
         learning_rate: of Adam.
         budget: "sampled": different boxes of an image that may be looked at, cached ones included.
         draws: "sampled": boxes drawn for each anchor and step.
-        rungs, keep: "halving": rounds of screening, and the part of the boxes (the best) that survives each.
+        share: "halving": at most this part of the evaluations that "exact" takes, see :func:`~.halving.halving_plan`.
+        rungs, keep: "halving": rounds of screening at most, and the part of the boxes (the best) that survives each.
         choice: who may be best, see :func:`~.ranking.rank`.
         seed: of the policy's draws.
     """
@@ -32,6 +33,7 @@ class LearningSettings:
     learning_rate: float = 3e-3
     budget: int = 32
     draws: int = 2
+    share: float = 0.25
     rungs: int = 2
     keep: float = 1 / 3
     choice: Choice = "anchors"
@@ -43,8 +45,11 @@ class LearningSettings:
         for name, low in (("epochs", 0), ("budget", 1), ("draws", 2), ("rungs", 1)):
             if getattr(self, name) < low:
                 raise EditingError(f"{name} is {getattr(self, name)}; use {low} or more.")
-        if not 0 < self.learning_rate < float("inf") or not 0 < self.keep <= 1:
-            raise EditingError(f"learning_rate is {self.learning_rate:g} and keep {self.keep:g}; use positive numbers, keep at most 1.")
+        if not 0 < self.learning_rate < float("inf"):
+            raise EditingError(f"learning_rate is {self.learning_rate:g}; use a positive number, usually 0.003.")
+        for name in ("keep", "share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise EditingError(f"{name} is {getattr(self, name):g}; use a part above 0 and at most 1.")
 
     @classmethod
     def official(cls, strategy: Strategy = "exact", seed: int = 0) -> LearningSettings:

@@ -1,5 +1,6 @@
 """The search finds a planted box by every strategy, its gradients are the true ones, and it renders no more than it says."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -9,6 +10,7 @@ import torch
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.regions.cache import RenderCache, content_hash
 from semantic_editing.core.regions.gradients import expected_loss, reinforce_loss
+from semantic_editing.core.regions.halving import halving_plan
 from semantic_editing.core.regions.learning import RegionLearner
 from semantic_editing.core.regions.network import gumbel_argmax
 from semantic_editing.core.regions.proposals import Box
@@ -149,7 +151,7 @@ def test_exact_renders_each_different_box_once():
 def test_halving_counts_exactly(rungs, keep):
     editor = Painter()
     table = tiny_table(editor=editor)
-    learner = search(table, strategy="halving", rungs=rungs, keep=keep, epochs=1)
+    learner = search(table, strategy="halving", rungs=rungs, keep=keep, share=1.0, epochs=1)
     left = len(learner.tasks[0].boxes)
     learner.run()
     screens = 0
@@ -160,6 +162,42 @@ def test_halving_counts_exactly(rungs, keep):
     assert table.count.units == 2.0 * screens + 20.0 * left
     assert {seed for _, seed, quality in editor.calls if quality == "screen"} == set(range(rungs))
     assert not torch.isnan(table.losses()[table.proposals.valid]).any()
+
+
+def test_halving_costs_at_most_its_share_of_exact():
+    """By default a quarter: counted on a table of 27 boxes, with the price of screening set as an editor would."""
+    for screen in (1.0, 2.0, 4.0):
+        editor = Painter()
+        editor.cost = lambda quality, screen=screen: screen if quality == "screen" else 20.0
+        proposals = tiny_proposals(anchors=8)
+        table = RewardTable(black_image(), proposals, editor, HiddenBox(black_image(), proposals.box(2, 1)))
+        learner = search(table, strategy="halving", epochs=1)
+        boxes, looks = len(learner.tasks[0].boxes), []
+        learner.run(lambda progress, looks=looks: looks.append(progress.phase))
+        assert boxes >= 20 and 20.0 < table.count.units <= 0.25 * 20.0 * boxes
+        assert table.count.screen >= boxes and len(editor.calls) == learner.planned() == looks.count("screen") + looks.count("full")
+        assert learner.results()[0][0].loss < 0.5 * max(candidate.loss for candidate in rank(full_table(proposals)))
+
+
+def full_table(proposals):
+    table = RewardTable(black_image(), proposals, Painter(), HiddenBox(black_image(), proposals.box(2, 1)))
+    search(table, epochs=0).run()
+    return table
+
+
+def test_a_plan_of_halving_keeps_its_share_and_spends_what_it_can():
+    for boxes, screen, share, rungs, keep in itertools.product(
+        (1, 2, 3, 7, 21, 63), (1, 4, 8, 20), (0.1, 0.25, 1.0), (1, 2, 3), (0.2, 1 / 3, 1.0)
+    ):
+        full = 40
+        plan = halving_plan(boxes, screen, full, share=share, rungs=rungs, keep=keep)
+        cost = sum(plan.screened) * screen + plan.finalists * full
+        least = min(boxes * screen + full, boxes * full)
+        assert cost <= max(share * boxes * full, least) + 1e-6 and cost <= boxes * full and 1 <= plan.finalists <= boxes
+        assert list(plan.screened) == sorted(plan.screened, reverse=True) and plan.screened[:1] in ((), (boxes,))
+        survivors = math.ceil(plan.screened[-1] * keep - 1e-9) if plan.screened else boxes
+        assert plan.finalists == survivors or cost + full > share * boxes * full or cost <= least
+    assert halving_plan(21, 4, 40).screened == (21, 7) and halving_plan(21, 4, 40).finalists == 2
 
 
 def test_a_screening_loss_is_moved_by_the_mean_difference_to_full_renders():
@@ -369,7 +407,8 @@ def test_the_official_schedule():
         ({"strategy": "guess"}, "is unknown"),
         ({"draws": 1}, "draws is 1"),
         ({"epochs": -1}, "epochs is -1"),
-        ({"keep": 0.0}, "keep 0"),
+        ({"keep": 0.0}, "keep is 0"),
+        ({"share": 1.5}, "share is 1.5"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
     ],
 )
