@@ -26,7 +26,7 @@ from .conditioning import (
 )
 from .demo import load_demo_model
 from .denoiser import ComfyDenoiser, identity
-from .folders import input_folder, list_files, output_path, register_folders, resolve_file
+from .folders import input_folder, list_files, list_models, output_path, register_folders, resolve_file, resolve_model
 from .latents import latent_from_model, latent_to_model, noise_object, sigmas_out
 from .sampling import DenoiserGuider, run
 from .schema import (
@@ -47,18 +47,22 @@ from .vae import SessionDecoder, decode_images, encode_images
 
 __all__ = [
     "AttributeClassifierType",
+    "ClipScorerType",
     "ComfyDenoiser",
     "ComfyExtension",
     "DenoiserGuider",
     "EditDirectionType",
     "HeldClassifier",
     "InversionType",
+    "RegionEditorType",
+    "RegionNetworkType",
     "SemanticEmbeddingType",
     "Session",
     "SessionDecoder",
     "SessionInjector",
     "StoppableBar",
     "TokenEncoder",
+    "VisionFeaturesType",
     "apply_to_conditioning",
     "blocked",
     "classifier_scope",
@@ -75,11 +79,13 @@ __all__ = [
     "latent_from_model",
     "latent_to_model",
     "list_files",
+    "list_models",
     "load_demo_model",
     "noise_object",
     "output_path",
     "register_folders",
     "resolve_file",
+    "resolve_model",
     "run",
     "schema",
     "sigmas_out",

@@ -13,12 +13,18 @@ EDIT_DIRECTIONS = "edit_directions"
 INVERSIONS = "inversions"
 ATTRIBUTE_CLASSIFIERS = "attribute_classifiers"
 EMBEDDING_TRAININGS = "embedding_trainings"
+VISION_FEATURES = "vision_features"
+CLIP_SCORER = "clip_scorer"
+REGION_NETWORKS = "region_networks"
 #: What each folder may hold. ``.pt`` only where published files exist; they go through the restricted loader.
 EXTENSIONS = {
     EDIT_DIRECTIONS: {".safetensors", ".pt"},
     INVERSIONS: {".safetensors"},
     ATTRIBUTE_CLASSIFIERS: {".safetensors", ".pt", ".pth"},
     EMBEDDING_TRAININGS: {".safetensors"},
+    VISION_FEATURES: {".safetensors"},
+    CLIP_SCORER: {".safetensors"},
+    REGION_NETWORKS: {".safetensors"},
 }
 
 
@@ -48,6 +54,37 @@ def resolve_file(kind: str, name: str) -> Path:
     if path is None:
         raise EditingError(f"{name!r} has disappeared from ComfyUI's {kind} folder; refresh the node.")
     return Path(path)
+
+
+def list_models(kind: str, mark: str = "config.json") -> list[str]:
+    """Models of folder ``kind`` for a combo widget: folders that hold a file called ``mark``, and single files outside them.
+
+    Names are relative, levels separated by ``/``. A model folder's own files and sub-folders are not listed.
+    """
+    folders = _model_folders(kind, mark)
+    inside = tuple(f"{name}/" for name in folders)
+    files = [name.replace("\\", "/") for name in list_files(kind)] if kind in EXTENSIONS else []
+    return sorted([*folders, *(name for name in files if not name.startswith(inside))])
+
+
+def resolve_model(kind: str, name: str, mark: str = "config.json") -> Path:
+    """Full path of the model ``name``, a folder or a file, of folder ``kind``.
+
+    Raises:
+        EditingError: ``name`` is not one of :func:`list_models` (which leaves no room for ``..`` or absolute paths).
+    """
+    return _model_folders(kind, mark).get(name) or resolve_file(kind, name)
+
+
+def _model_folders(kind: str, mark: str) -> dict[str, Path]:
+    register_folders()
+    found: dict[str, Path] = {}
+    for home in folder_paths.get_folder_paths(kind):
+        for root, below, files in os.walk(home, followlinks=True):
+            if mark in files and root != home:
+                found.setdefault(Path(root).relative_to(home).as_posix(), Path(root))
+                below.clear()
+    return found
 
 
 def output_path(kind: str, name: str) -> Path:

@@ -34,6 +34,14 @@ EditDirectionType = io.Custom("EDIT_DIRECTION")
 AttributeClassifierType = io.Custom("ATTRIBUTE_CLASSIFIER")
 #: Socket carrying semantic embeddings with their relative strengths, a tuple of (``core.caso.embedding.SemanticEmbedding``, float).
 SemanticEmbeddingType = io.Custom("SEMANTIC_EMBEDDING")
+#: Socket carrying a ``core.regions.features.VisionFeatures``, which brings itself to the host's device when called.
+VisionFeaturesType = io.Custom("VISION_FEATURES")
+#: Socket carrying a ``core.regions.clip_scorer.ClipScorer``, which brings itself to the host's device when used.
+ClipScorerType = io.Custom("CLIP_SCORER")
+#: Socket carrying a ``core.regions.network.RegionNetwork``.
+RegionNetworkType = io.Custom("REGION_NETWORK")
+#: Socket carrying a ``nodes.region_types.RegionEditor``.
+RegionEditorType = io.Custom("REGION_EDITOR")
 
 
 def _known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def make_host() -> ModuleType:
     host.InversionType, host.EditDirectionType = Kind("INVERSION"), Kind("EDIT_DIRECTION")
     host.AttributeClassifierType = Kind("ATTRIBUTE_CLASSIFIER")
     host.SemanticEmbeddingType = Kind("SEMANTIC_EMBEDDING")
+    host.VisionFeaturesType, host.ClipScorerType = Kind("VISION_FEATURES"), Kind("CLIP_SCORER")
+    host.RegionNetworkType, host.RegionEditorType = Kind("REGION_NETWORK"), Kind("REGION_EDITOR")
     host.HeldClassifier = SimpleNamespace
     host.ComfyExtension = object
     host.Session = SimpleNamespace
@@ -72,12 +74,14 @@ def make_host() -> ModuleType:
         PreviewImage=lambda image, cls=None: SimpleNamespace(as_dict=lambda: {"images": []}),
     )
     host.list_files = lambda kind: []
+    host.list_models = lambda kind, mark="": []
     host.register_folders = lambda: None
     for name in (
         "DenoiserGuider", "SessionDecoder", "SessionInjector", "StoppableBar", "TokenEncoder", "encode_images", "latent_to_model",
         "apply_to_conditioning", "classifier_scope", "hold_classifier", "input_folder", "training_scope",
         "conditioning_from_tensors", "conditioning_tensors", "counting_bar",
         "encode_sentences", "identity", "latent_from_model", "load_demo_model", "noise_object", "output_path", "resolve_file",
+        "hold_scorer", "hold_vision", "inpaint_opener", "inversion_opener", "resolve_model", "token_opener",
         "run", "sigmas_out", "text_encoder_name",
     ):  # fmt: skip
         setattr(host, name, _not_replaced(name))
