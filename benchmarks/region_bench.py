@@ -1,0 +1,250 @@
+"""The parts of ``region_quality.py``: one picture and edit, its boxes rendered once, and every way to choose among them measured."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semantic_editing.core.demo import DemoModel, DemoPair
+from semantic_editing.core.guidance import GuidedStep
+from semantic_editing.core.inversion import Inversion, invert
+from semantic_editing.core.measures import attributes_kept, psnr, success
+from semantic_editing.core.regions.clip_scorer import demo_scorer
+from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
+from semantic_editing.core.regions.edit_invert import InversionEditor
+from semantic_editing.core.regions.editors import Quality
+from semantic_editing.core.regions.features import demo_vision_features
+from semantic_editing.core.regions.learning import RegionLearner, RegionTask
+from semantic_editing.core.regions.network import RegionNetwork
+from semantic_editing.core.regions.paste import Framing, repainted_cells
+from semantic_editing.core.regions.proposals import Anchor, Box, Proposals, propose
+from semantic_editing.core.regions.ranking import Candidate, rank
+from semantic_editing.core.regions.rewards import ClipJudge, LossWeights
+from semantic_editing.core.regions.settings import LearningSettings, Strategy
+from semantic_editing.core.regions.table import RewardTable
+
+FAINT = 8 / 255  # differences of a pair's pictures below this are not its edit
+RANDOM, ATTENDED, OWN_SIZES = "random anchor, random size", "DINO anchor, random size", "DINO anchor, random one of our sizes"
+EXACT, HALVING, TRUE_BOX = "ours, exact", "ours, halving", "the true box"
+SIDE = 128
+
+
+def true_region(pair: DemoPair) -> Box:
+    """The tight box of the pixels in which source and target differ."""
+    changed = (pair.source - pair.target).abs().amax(0) >= FAINT
+    rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
+    x, y = int(columns[0]), int(rows[0])
+    return Box(x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
+    height = min(one.y + one.height, other.y + other.height) - max(one.y, other.y)
+    common = max(width, 0) * max(height, 0)
+    return common / (one.width * one.height + other.width * other.height - common)
+
+
+def around(x: float, y: float, width: int, height: int, size: tuple[int, int]) -> Box:
+    """A box centred on a point, clipped to an image of ``size`` (height, width), at least a pixel."""
+    left, top = max(0, round(x - width / 2)), max(0, round(y - height / 2))
+    right, bottom = min(size[1], round(x + width / 2)), min(size[0], round(y + height / 2))
+    return Box(min(left, size[1] - 1), min(top, size[0] - 1), max(1, right - left), max(1, bottom - top))
+
+
+def random_boxes(centres: Sequence[tuple[float, float]] | int, size: tuple[int, int], generator: torch.Generator) -> Proposals:
+    """One box a centre with sides uniform in [0, W] and [0, H] (section 4.4 of the paper); a number draws the centres uniformly too."""
+    height, width = size
+    if isinstance(centres, int):
+        drawn = torch.rand(centres, 2, generator=generator)
+        centres = [(float(x) * width, float(y) * height) for x, y in drawn]
+    sides = torch.rand(len(centres), 2, generator=generator)
+    boxes = [around(x, y, round(float(w) * width), round(float(h) * height), size) for (x, y), (w, h) in zip(centres, sides, strict=True)]
+    return only(boxes, size)
+
+
+def only(boxes: Iterable[Box], size: tuple[int, int]) -> Proposals:
+    """Given boxes as proposals, an anchor each."""
+    kept = tuple(boxes)
+    anchors = tuple(Anchor(0, 0, box.x + box.width / 2, box.y + box.height / 2, 0.0) for box in kept)
+    return Proposals(size, anchors, tuple((box,) for box in kept), torch.ones(size, dtype=torch.bool))
+
+
+class SharedRenders:
+    """The editor of one picture for all arms: it renders boxes in batches and remembers them, so that an arm's own table counts what
+    the arm would have cost alone.
+
+    Args:
+        inner: gives texts, settings and cost.
+        image: ``[1, 3, H, W]``.
+    """
+
+    def __init__(self, inner: InpaintEditor | InversionEditor, image: Tensor, batch: int):
+        self.inner, self.image, self.batch, self.identity = inner, image, batch, inner.identity
+        self._made: dict[tuple[Box, Quality, int], Tensor] = {}
+        self._inversions: dict[Quality, Inversion] = {}
+        self._latent = inner.encode(image)
+
+    def cost(self, quality: Quality) -> float:
+        """u of a render."""
+        return self.inner.cost(quality)
+
+    def overhead(self, qualities: Iterable[Quality]) -> float:
+        """u of the inversions behind renders of these qualities."""
+        return sum(kept.evaluations + kept.backward_passes for kept in (self._inversions.get(quality) for quality in qualities) if kept)
+
+    def render(self, image: Tensor, mask: Tensor, box: Box, *, seed: int, quality: Quality) -> Tensor:
+        """As any editor."""
+        if (box, quality, seed) not in self._made:
+            self.prepare([box], quality, seed)
+        return self._made[box, quality, seed]
+
+    @torch.no_grad()
+    def prepare(self, boxes: Iterable[Box], quality: Quality = "full", seed: int = 0) -> None:
+        """Render the boxes that are missing."""
+        missing = [box for box in dict.fromkeys(boxes) if (box, quality, seed) not in self._made]
+        size = (self.image.shape[-2], self.image.shape[-1])
+        for start in range(0, len(missing), self.batch):
+            part = missing[start : start + self.batch]
+            masks = torch.cat([only([box], size).mask(box) for box in part])
+            cells = repainted_cells(masks, (self._latent.shape[-2], self._latent.shape[-1]))
+            pictures = self.inner.decode(self._latents(cells, quality, seed))
+            for box, mask, picture in zip(part, masks, pictures, strict=True):
+
+                def edited(crop: Tensor, masked: Tensor, picture: Tensor = picture) -> Tensor:
+                    return picture[None]
+
+                self._made[box, quality, seed] = self.inner.framing.render(self.image, mask[None], box, edited)
+
+    def _latents(self, cells: Tensor, quality: Quality, seed: int) -> Tensor:
+        """Edited latents, one for each mask ``[B, 1, h, w]``, as the inner editor makes them one at a time."""
+        inner, count = self.inner, len(cells)
+        steps = inner.steps if quality == "full" else inner.screen_steps
+        if isinstance(inner, InpaintEditor):
+            noise = torch.randn(self._latent.shape, generator=torch.Generator().manual_seed(seed))
+            source, noise = self._latent.expand(count, -1, -1, -1), noise.expand(count, -1, -1, -1)
+            settings = {"cfg": inner.cfg, "steps": steps, "strength": inner.strength}
+            return inpaint(inner.denoiser, source, cells, noise, inner.cond, inner.uncond, **settings)
+        if quality not in self._inversions:
+            self._inversions[quality] = invert(inner.denoiser, self._latent, inner.source_cond, steps, inner.solver)
+        inversion = self._inversions[quality]
+        many = replace(inversion, latents=inversion.latents.expand(-1, count, -1, -1, -1))
+        step = GuidedStep(
+            inner.denoiser, many, inner.source_cond, inner.target_cond, inner.uncond, inner.cfg,
+            inner.guidance if quality == "full" else 0.0, inner.guided_fraction, preset=inner.preset, mask=cells[:, 0],
+        )  # fmt: skip
+        return step.run(steps)
+
+
+class Bench:
+    """What all pairs share.
+
+    Args:
+        options: the command line of ``region_quality.py``.
+    """
+
+    def __init__(self, demo: DemoModel, options: argparse.Namespace):
+        self.demo, self.options = demo, options
+        self.scorer, self.vision = demo_scorer(demo), demo_vision_features(demo)
+        self.weights = LossWeights(*options.weights)
+
+    def editor(self, pair: DemoPair) -> InpaintEditor | InversionEditor:
+        """The editor that all arms use."""
+        demo, options = self.demo, self.options
+        negative = pair.source_caption if options.negative == "source" else ""
+        with torch.no_grad():
+            source, target, uncond = (demo.encode_text([text]) for text in (pair.source_caption, pair.target_caption, negative))
+        shared = {"cfg": options.cfg, "steps": options.steps, "screen_steps": options.screen_steps}
+        if options.editor == "inpaint":
+            framing = Framing(context=float("inf"), working_size=SIDE)
+            return InpaintEditor(
+                demo.denoiser(), demo.encode_image, demo.decode, target, uncond, strength=options.strength, framing=framing, **shared
+            )  # fmt: skip
+        return InversionEditor(
+            demo.denoiser(), demo.encode_image, demo.decode, source, target, uncond, guidance=options.guidance, **shared
+        )  # fmt: skip
+
+    def run(self, pair: DemoPair, number: int) -> dict[str, Any]:
+        """All arms on one pair: the figures of each arm's choice, one for each draw of the random ones."""
+        return PairBench(self, pair, number).run()
+
+
+class PairBench:
+    """All arms on one pair; ``number`` seeds its random boxes."""
+
+    def __init__(self, bench: Bench, pair: DemoPair, number: int):
+        options = bench.options
+        self.bench, self.pair, self.options = bench, pair, options
+        self.image, self.truth = pair.source[None], true_region(pair)
+        self.size = (self.image.shape[-2], self.image.shape[-1])
+        with torch.no_grad():
+            self.features = bench.vision(self.image)
+            self.renders = SharedRenders(bench.editor(pair), self.image, options.batch)
+        self.judge = ClipJudge(bench.scorer, self.image, pair.source_caption, pair.target_caption, crops=options.crops)
+        self.proposals = propose(
+            self.features.attention[0], self.size, options.anchors, options.sizes, options.aspects, spread=options.spread
+        )
+        self.generator = torch.Generator().manual_seed(options.seed * 100_003 + number)
+        self.expected = bench.demo.judge.labels(pair.target[None])
+
+    def run(self) -> dict[str, Any]:
+        """One record of the report."""
+        centres = [(anchor.x, anchor.y) for anchor in self.proposals.anchors]
+        drawn: dict[str, list[Proposals]] = {RANDOM: [], ATTENDED: [], OWN_SIZES: []}
+        for _ in range(self.options.draws):
+            drawn[RANDOM].append(random_boxes(len(centres), self.size, self.generator))
+            drawn[ATTENDED].append(random_boxes(centres, self.size, self.generator))
+            drawn[OWN_SIZES].append(only(map(self._any_size, self.proposals.boxes), self.size))
+        everything = [self.proposals, *(proposals for draws in drawn.values() for proposals in draws)]
+        self.renders.prepare([box for proposals in everything for row in proposals.boxes for box in row if box is not None])
+        arms = {name: [self._best_of(proposals) for proposals in draws] for name, draws in drawn.items()}
+        arms[EXACT], arms[HALVING] = [self._search("exact")], [self._search("halving")]
+        arms[TRUE_BOX] = [self._best_of(only([self.truth], self.size))]
+        boxes = [box for row in self.proposals.boxes for box in row if box is not None]
+        return {
+            "edit": self.pair.edit, "truth": self.truth, "arms": arms, "boxes": len(set(boxes)),
+            "best_iou": max(overlap(box, self.truth) for box in boxes),
+            "psnr_unedited": float(psnr(self.image, self.pair.target[None])),
+        }  # fmt: skip
+
+    def _any_size(self, row: Sequence[Box | None]) -> Box:
+        boxes = [box for box in row if box is not None]
+        return boxes[int(torch.randint(len(boxes), (), generator=self.generator))]
+
+    def _table(self, proposals: Proposals) -> RewardTable:
+        return RewardTable(self.image, proposals, self.renders, self.judge, self.bench.weights)
+
+    def _best_of(self, proposals: Proposals) -> dict[str, Any]:
+        """Render the boxes, take the one of highest score."""
+        table = self._table(proposals)
+        for (box,) in proposals.boxes:
+            table.evaluate(box)
+        return self._figures(table, rank(table)[0], ["full"])
+
+    def _search(self, strategy: Strategy) -> dict[str, Any]:
+        """The pack's search. Its network is not trained: for one picture the ranking does not ask it."""
+        table = self._table(self.proposals)
+        if strategy == "halving":
+            self.renders.prepare([box for row in self.proposals.boxes for box in row if box is not None], "screen")
+        features = self.features.features[0]
+        network = RegionNetwork(len(features), len(self.proposals.boxes[0]))
+        task = RegionTask.of(table, features, network)
+        settings = LearningSettings(strategy, epochs=0, choice=self.options.choice)
+        ((best, *_),) = RegionLearner(network, [task], settings).run()
+        return self._figures(table, best, ["full"] if strategy == "exact" else ["full", "screen"])
+
+    def _figures(self, table: RewardTable, best: Candidate, qualities: list[Quality]) -> dict[str, Any]:
+        edited, demo = table.render(best.box), self.bench.demo
+        seen = demo.judge.labels(edited)
+        return {
+            "box": best.box, "iou": overlap(best.box, self.truth), "score": best.score, "loss": best.loss,
+            "success": float(success(seen, self.pair.attribute, self.pair.after)),
+            "kept": float(attributes_kept(seen, self.expected, self.pair.attribute)),
+            "psnr": float(psnr(edited, self.pair.target[None])),
+            "u": table.count.units + self.renders.overhead(qualities),
+        }  # fmt: skip
