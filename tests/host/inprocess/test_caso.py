@@ -159,7 +159,8 @@ def test_edit_equals_the_core_on_diffusers(pack, demo, images):
     found = pack.latent_to_model(demo[0], edited)
     assert float((found - expected).norm() / expected.norm()) < 1e-3
     rows, paint = strip.unflatten(0, (2, 3)), nodes.VAEDecode().decode
-    unedited = edit(pack, demo, chosen, latent=latent, strength=0.0)[0]
+    unedited, nothing, _ = edit(pack, demo, chosen, latent=latent, strength=0.0)
+    assert "set interpolate to 2" in nothing.message, "a node wired to a strip that was not made is told"
     torch.testing.assert_close(rows[:, 2], paint(demo[2], edited)[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(rows[:, 1], paint(demo[2], unedited)[0], rtol=0, atol=1e-4)
     assert float((rows[:, 0] - rows[:, 2]).abs().max()) > 1e-2
