@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -16,7 +16,9 @@ from ..errors import EditingError
 from ..inversion import check_latent
 from .editors import Quality
 from .fingerprint import fingerprint
-from .paste import Framing, check_quality, repainted_cells
+from .paste import Framing, check_quality, repainted_cells, resized
+from .proposals import Box
+from .soft_mask import one_step_guess
 
 if TYPE_CHECKING:
     from ..demo import DemoModel
@@ -156,16 +158,55 @@ class InpaintEditor:
             source = self.encode(crop)
             cells = repainted_cells(masked, (source.shape[-2], source.shape[-1]))
             noise = torch.randn(source.shape, generator=torch.Generator().manual_seed(seed))
-            denoiser = self.denoiser
-            if isinstance(denoiser, Inpainting):
-                denoiser = denoiser.inpainting(cells, self.encode(torch.where(masked[:, None] > 0, GREY, crop)))
-            latent = inpaint(
-                denoiser, source, cells, noise, self.cond, self.uncond,
-                cfg=self.cfg, steps=steps, strength=self.strength, callback=self.callback,
-            )  # fmt: skip
-            return self.decode(latent)
+            return self.decode(self.paint(source, cells, torch.where(masked[:, None] > 0, GREY, crop), noise, steps))
 
         return self.framing.render(image, mask, box, edit)
+
+    def paint(self, source: Tensor, cells: Tensor, known: Tensor, noise: Tensor, steps: int) -> Tensor:
+        """The painted latent of one crop; a host may wrap it in its own sampling.
+
+        Args:
+            source: the crop's scaled latent ``[1, C, h, w]``.
+            cells: ``[1, 1, h, w]``, 1 where to paint.
+            known: the crop ``[1, 3, H, W]`` in 0..1 with the masked pixels grey.
+            noise: ``[1, C, h, w]``, unit variance.
+            steps: see :func:`inpaint`.
+        """
+        denoiser = self.denoiser
+        if isinstance(denoiser, Inpainting):
+            denoiser = denoiser.inpainting(cells, self.encode(known))
+        return inpaint(
+            denoiser, source, cells, noise, self.cond, self.uncond,
+            cfg=self.cfg, steps=steps, strength=self.strength, callback=self.callback,
+        )  # fmt: skip
+
+    @property
+    def preview_cost(self) -> int:
+        """Network evaluations (u) of one preview."""
+        return 1 if self.cfg == 1.0 else 2
+
+    @torch.no_grad()
+    def preview(self, image: Tensor, *, seed: int = 0) -> Tensor:
+        """A guess of the image ``[1, 3, H, W]`` painted everywhere, see :func:`~.soft_mask.one_step_guess`.
+
+        It works at the size at which a box as large as the image is rendered.
+        """
+        height, width = image.shape[-2:]
+        cut = resized(image, replace(self.framing, context=float("inf")).crop(height, width, Box(0, 0, width, height)).size)
+        guess = self.decode(self.glimpse(self.encode(cut), torch.full_like(cut, GREY), seed))
+        return resized(guess.clamp(0, 1), (height, width))
+
+    def glimpse(self, source: Tensor, known: Tensor, seed: int) -> Tensor:
+        """The latent of a preview; a host may wrap it in its own sampling.
+
+        Args:
+            source: the scaled latent ``[1, C, h, w]`` of the whole image.
+            known: ``[1, 3, H, W]`` in 0..1, all grey.
+        """
+        denoiser = self.denoiser
+        if isinstance(denoiser, Inpainting):
+            denoiser = denoiser.inpainting(torch.ones_like(source[:, :1]), self.encode(known))
+        return one_step_guess(denoiser, source, self.cond, self.uncond, cfg=self.cfg, seed=seed)
 
     def _steps(self, quality: Quality) -> int:
         check_quality(quality)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -37,3 +37,24 @@ class Editor(Protocol):
             ``[1, 3, H, W]`` in 0..1.
         """
         ...
+
+
+@runtime_checkable
+class Previewing(Protocol):
+    """An editor that can also guess its edit of a whole image at once, which learning through the mask needs."""
+
+    @property
+    def preview_cost(self) -> float:
+        """Network sample-evaluations (u) of one preview."""
+        ...
+
+    def preview(self, image: Tensor, *, seed: int) -> Tensor:
+        """A guess of ``image [1, 3, H, W]`` edited everywhere, of the same shape, in 0..1."""
+        ...
+
+
+@runtime_checkable
+class Inverting(Protocol):
+    """An editor that inverts an image before it edits it, which :meth:`Editor.cost` leaves out."""
+
+    inversion_evaluations: int

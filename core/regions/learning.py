@@ -34,7 +34,7 @@ class RegionTask:
 
     Attributes:
         regions: its boxes' features ``[K, M, D, l, l]``.
-        preview: "soft mask": a guess of the edited image ``[1, 3, H, W]`` in 0..1, see :func:`~.soft_mask.one_step_preview`.
+        preview: "soft mask": a guess of the edited image ``[1, 3, H, W]`` in 0..1, see :class:`~.editors.Previewing`.
     """
 
     table: RewardTable

@@ -72,6 +72,12 @@ class RegionNetwork(nn.Module):
             )
         return self.layers(regions.flatten(1, 2)).masked_fill(~valid.to(regions.device), float("-inf"))
 
+    def copy(self) -> RegionNetwork:
+        """Another network of the same weights, to learn on without changing this one."""
+        network = RegionNetwork(self.channels, self.slots, self.bins, vision=self.vision)
+        network.load_state_dict(self.state_dict())
+        return network
+
     def check_vision(self, identity: str) -> None:
         """Raise :class:`EditingError` when the network was made for features of another vision model than ``identity`` names."""
         if self.vision and self.vision != identity:

@@ -6,7 +6,6 @@ one serves every box and every step, and after it learning costs only CLIP.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -31,25 +30,15 @@ class DifferentiableJudge(Protocol):
 
 
 @torch.no_grad()
-def one_step_preview(
-    denoiser: Denoiser,
-    encode: Callable[[Tensor], Tensor],
-    decode: Callable[[Tensor], Tensor],
-    image: Tensor,
-    cond: Any,
-    uncond: Any | None = None,
-    *,
-    cfg: float = 5.0,
-    level: float = 0.6,
-    seed: int = 0,
+def one_step_guess(
+    denoiser: Denoiser, latent: Tensor, cond: Any, uncond: Any | None = None, *, cfg: float = 5.0, level: float = 0.6, seed: int = 0
 ) -> Tensor:
-    """What the whole image would become, from one guided prediction at one noise level: ``[1, 3, H, W]`` in 0..1; 2 u, 1 at cfg 1.
+    """What a scaled latent ``[1, C, h, w]`` would become, from one guided prediction at one noise level; 2 u, 1 at cfg 1.
 
     Args:
-        encode, decode: the VAE, ``[1, 3, H, W]`` in 0..1 to a scaled latent and back.
-        image: ``[1, 3, H, W]`` in 0..1.
         cond, uncond: of the target text, and the negative one (needed unless cfg is 1).
         level: noise level as a fraction of the model's steps.
+        seed: of the noise.
 
     Raises:
         EditingError: a level out of range, or cfg without ``uncond``.
@@ -58,11 +47,11 @@ def one_step_preview(
         raise EditingError(f"The preview's level is {level:g}; use a fraction of the steps above 0 and at most 1, usually 0.6.")
     if cfg != 1.0 and uncond is None:
         raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
-    latent = check_latent(encode(image), denoiser.identity)
+    latent = check_latent(latent, denoiser.identity)
     sigma = float(denoiser.sigma_grid(PREVIEW_STEPS)[max(1, round(level * PREVIEW_STEPS))])
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed)).to(latent)
     clean = latent * (1 - sigma) if denoiser.identity.prediction == "flow" else latent
-    return decode(guided(denoiser, clean + sigma * noise, sigma, cond, uncond, cfg)).clamp(0, 1)
+    return guided(denoiser, clean + sigma * noise, sigma, cond, uncond, cfg)
 
 
 def box_masks(table: RewardTable) -> Tensor:
@@ -79,7 +68,7 @@ def soft_mask_loss(logits: Tensor, table: RewardTable, preview: Tensor, masks: T
 
     Args:
         logits: ``[K, M]``.
-        preview: ``[1, 3, H, W]`` in 0..1, see :func:`one_step_preview`.
+        preview: ``[1, 3, H, W]`` in 0..1, see :class:`~.editors.Previewing`.
         masks: ``[K, M, H, W]``, see :func:`box_masks`.
         generator: of the choices; on the CPU.
 

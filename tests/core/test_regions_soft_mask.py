@@ -1,16 +1,19 @@
-"""Learning through the mask: its gradient, what it finds with one render an anchor, and the one-step preview."""
+"""Learning through the mask: its gradient, what it finds with one render an anchor, and the one-step guess."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional
 
 from semantic_editing.core.errors import EditingError
+from semantic_editing.core.regions.edit_inpaint import InpaintEditor
 from semantic_editing.core.regions.learning import RegionLearner, RegionTask
 from semantic_editing.core.regions.network import gumbel_argmax
+from semantic_editing.core.regions.paste import Framing
 from semantic_editing.core.regions.rewards import ClipJudge
 from semantic_editing.core.regions.settings import LearningSettings
-from semantic_editing.core.regions.soft_mask import box_masks, one_step_preview, soft_mask_loss
+from semantic_editing.core.regions.soft_mask import box_masks, one_step_guess, soft_mask_loss
 from semantic_editing.core.regions.table import RewardTable
 from semantic_editing.tests.core.test_regions_rewards import tiny_scorer
 from semantic_editing.tests.core.tiny_regions import (
@@ -109,16 +112,41 @@ class GaussianDenoiser:
         return [self(x, sigma, cond) for cond in conds]
 
 
-def test_the_preview_is_one_guided_prediction_of_the_noised_image():
-    denoiser, image = GaussianDenoiser(), torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
-    arguments = (denoiser, lambda x: x * 2 - 1, lambda z: z / 2 + 0.5, image)
-    got = one_step_preview(*arguments, 0.3, -0.1, cfg=2.0, level=0.2, seed=7)
+def latent(height=6, width=8):
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 0.4 - 0.2
+
+
+def test_the_guess_is_one_guided_prediction_of_the_noised_image():
+    denoiser = GaussianDenoiser()
+    got = one_step_guess(denoiser, latent(), 0.3, -0.1, cfg=2.0, level=0.2, seed=7)
     noise = torch.randn(1, 3, 6, 8, generator=torch.Generator().manual_seed(7))
-    x = image * 2 - 1 + 1.0 * noise  # a fifth of the grid's 5
-    expected = (x + (-0.1 + 2 * 0.4)) / 2
-    torch.testing.assert_close(got, (expected / 2 + 0.5).clamp(0, 1))
+    x = latent() + 1.0 * noise  # a fifth of the grid's 5
+    torch.testing.assert_close(got, (x + (-0.1 + 2 * 0.4)) / 2)
     assert denoiser.calls == 2
     with pytest.raises(EditingError, match="no negative"):
-        one_step_preview(*arguments, 0.3)
+        one_step_guess(denoiser, latent(), 0.3)
     with pytest.raises(EditingError, match="level is 0"):
-        one_step_preview(*arguments, 0.3, 0.0, level=0.0)
+        one_step_guess(denoiser, latent(), 0.3, 0.0, level=0.0)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["plain model", "inpainting model"])
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_the_inpaint_editor_previews_the_whole_image(cfg, told):
+    """Four pixels to a latent pixel, an image of no such size, and a model that is told that all is to be painted, or not."""
+    heard, denoiser = [], GaussianDenoiser()
+    if told:
+        denoiser.inpainting = lambda mask, masked: heard.append((mask, masked)) or denoiser
+    image = torch.rand(1, 3, 21, 30, generator=torch.Generator().manual_seed(0))
+    editor = InpaintEditor(
+        denoiser, lambda x: functional.avg_pool2d(x, 4) * 2 - 1, lambda z: functional.interpolate(z / 2 + 0.5, scale_factor=4), 0.3, -0.1,
+        cfg=cfg, framing=Framing(context=0.1, multiple=4),
+    )  # fmt: skip
+    got = editor.preview(image, seed=5)
+    assert got.shape == image.shape and denoiser.calls == editor.preview_cost == (1 if cfg == 1 else 2)
+    seen = functional.interpolate(image, (24, 32), mode="bicubic", antialias=True).clamp(0, 1)
+    guess = one_step_guess(GaussianDenoiser(), editor.encode(seen), 0.3, -0.1, cfg=cfg, seed=5)
+    expected = functional.interpolate(editor.decode(guess).clamp(0, 1), (21, 30), mode="bicubic", antialias=True).clamp(0, 1)
+    torch.testing.assert_close(got, expected)
+    if told:
+        ((mask, masked),) = heard
+        assert mask.shape == (1, 1, 6, 8) and (mask == 1).all() and (masked == 0).all(), "all is to be painted, grey is seen"

@@ -1,0 +1,256 @@
+"""Finding where an edit belongs in one image, or training one network on several: all parts of the method put together.
+
+Vision features give anchors and boxes, an editor renders them, CLIP judges the renders, a strategy decides what to render next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import TracebackType
+
+from torch import Tensor
+
+from ..denoiser import Progress
+from ..errors import EditingError
+from .cache import RenderCache
+from .clip_scorer import ClipScorer, check_texts
+from .editors import Editor, Inverting, Previewing, Quality
+from .features import FeatureMap, VisionFeatures
+from .learning import RegionLearner, RegionTask
+from .network import RegionNetwork
+from .proposals import DEFAULT_ANCHORS, DEFAULT_SIZES, Box, MaskUse, propose
+from .ranking import Candidate
+from .rewards import ClipJudge, LossWeights
+from .settings import LearningProgress, LearningSettings
+from .table import RewardTable
+
+#: Makes an editor ready for an image ``[1, 3, H, W]`` in 0..1; the function is told of every step of its renders.
+OpenEditor = Callable[[Tensor, Callable[[Progress], None]], AbstractContextManager[Editor]]
+#: Told of the boxes looked at, of how many they will be at most, and of the last render ``[1, 3, H, W]`` if it is a new one. What
+#: it raises ends the search.
+Watch = Callable[[int, int, "Tensor | None"], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An image and what to change in it.
+
+    Attributes:
+        image: ``[1, 3, H, W]`` in 0..1.
+        source_text, target_text: what it shows and what it should show.
+        mask: ``[H, W]``, see :func:`~.proposals.propose`.
+    """
+
+    image: Tensor
+    source_text: str
+    target_text: str
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Which boxes there are, how they are judged and how they are searched.
+
+    Attributes:
+        anchors, sizes, aspects, spread, mask_use: see :func:`~.proposals.propose`.
+        weights: of the losses.
+        crops: see :class:`~.rewards.ClipJudge`.
+        learning: the strategy; its seed is that of the renders, the crops and a new network too.
+    """
+
+    anchors: int = DEFAULT_ANCHORS
+    sizes: Sequence[float] = DEFAULT_SIZES
+    aspects: Sequence[float] = (1.0,)
+    spread: int = 0
+    mask_use: MaskUse = "restrict"
+    weights: LossWeights = field(default_factory=LossWeights)
+    crops: int = 0
+    learning: LearningSettings = field(default_factory=LearningSettings)
+
+
+class RegionSearch:
+    """A search of one image, or the training of a network on several. An exception from ``watch`` can end it at any point.
+
+    Args:
+        examples: images with their texts.
+        features: finds anchors.
+        scorer: judges.
+        open_editor: one editor is open at a time.
+        network: to start from; it is copied, not changed. Without one a new network is made.
+        cache: shared between searches to make reruns cheap.
+        watch: see :data:`Watch`.
+
+    Attributes:
+        views: what the vision model sees in each image.
+        tables: of each image.
+        network: learned by :meth:`run`.
+
+    Raises:
+        EditingError: no image; texts that are empty or mean the same; whatever the parts refuse; strategy "policy" without a network.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], features: VisionFeatures, scorer: ClipScorer, open_editor: OpenEditor,
+        settings: SearchSettings | None = None, network: RegionNetwork | None = None, cache: RenderCache | None = None,
+        watch: Watch | None = None,
+    ):  # fmt: skip
+        self.settings = settings or SearchSettings()
+        if not examples:
+            raise EditingError("There is no image to search; give at least one.")
+        if network is None and self.settings.learning.strategy == "policy":
+            raise EditingError("The strategy policy asks a trained region network, and none is given; give one or use another strategy.")
+        for example in examples:
+            check_texts([example.source_text, example.target_text])
+        self.preview_units = 0.0
+        self._watch, self._looked, self._planned = watch, 0, 0
+        self._last: Tensor | None = None
+        self._bench = _Bench(open_editor, self._step, self._rendered)
+        self.views: list[FeatureMap] = []
+        self.tables: list[RewardTable] = []
+        cache = RenderCache() if cache is None else cache
+        for example in examples:
+            view, table = self._prepared(example, features, scorer, cache)
+            self.views.append(view)
+            self.tables.append(table)
+        channels, slots = self.views[0].features.shape[1], len(self.tables[0].proposals.boxes[0])
+        if network is None:
+            self.network = RegionNetwork(channels, slots, seed=self.settings.learning.seed, vision=features.identity)
+        else:
+            network.check_vision(features.identity)
+            self.network = network.copy()
+        self.learner: RegionLearner | None = None
+
+    def run(self) -> None:
+        """Search.
+
+        Raises:
+            EditingError: from the editor or the judge; an editor without preview for the strategy "soft mask".
+        """
+        with self._bench:
+            soft = self.settings.learning.strategy == "soft mask"
+            tasks = [
+                RegionTask.of(table, view.features[0], self.network, self._preview(number) if soft else None)
+                for number, (table, view) in enumerate(zip(self.tables, self.views, strict=True))
+            ]
+            self.learner = RegionLearner(self.network, tasks, self.settings.learning)
+            self._planned = self.learner.planned()
+            self.learner.run(self._told)
+
+    def learn_from_known(self) -> None:
+        """After a stop, see :meth:`~.learning.RegionLearner.learn_from_known`."""
+        if self.learner is not None:
+            self.learner.learn_from_known()
+
+    def candidates(self, number: int = 0) -> list[Candidate]:
+        """The boxes of an image, the best first; empty before the first look."""
+        return [] if self.learner is None else self.learner.results()[number]
+
+    def edited(self, candidate: Candidate, number: int = 0) -> Tensor:
+        """A candidate's edit ``[1, 3, H, W]`` in 0..1."""
+        with self._bench:
+            return self.tables[number].render(candidate.box, candidate.quality)
+
+    def mask(self, candidate: Candidate, number: int = 0) -> Tensor:
+        """Where a candidate changed the image, ``[1, H, W]``."""
+        return self.tables[number].proposals.mask(candidate.box)
+
+    @property
+    def units(self) -> float:
+        """Network sample-evaluations (u) spent so far, previews and inversions included."""
+        return self.preview_units + self._bench.inversion_units + sum(table.count.units for table in self.tables)
+
+    def _prepared(
+        self, example: Example, features: VisionFeatures, scorer: ClipScorer, cache: RenderCache
+    ) -> tuple[FeatureMap, RewardTable]:
+        settings, seed = self.settings, self.settings.learning.seed
+        view = features(example.image)
+        proposals = propose(
+            view.attention[0], view.image_size, settings.anchors, settings.sizes, settings.aspects,
+            spread=settings.spread, mask=example.mask, mask_use=settings.mask_use,
+        )  # fmt: skip
+        judge = ClipJudge(scorer, example.image, example.source_text, example.target_text, crops=settings.crops, seed=seed)
+        editor = _BenchEditor(self._bench, example.image)
+        return view, RewardTable(example.image, proposals, editor, judge, settings.weights, seed, cache)
+
+    def _preview(self, number: int) -> Tensor:
+        editor = self._bench.editor(self.tables[number].image)
+        if not isinstance(editor, Previewing):
+            raise EditingError("This editor cannot preview its edit, which the strategy soft mask needs; use an inpainting editor.")
+        self.preview_units += editor.preview_cost
+        return editor.preview(self.tables[number].image, seed=self.settings.learning.seed)
+
+    def _step(self, progress: Progress) -> None:
+        self._tell(None)
+
+    def _rendered(self, render: Tensor) -> None:
+        self._last = render.detach().cpu()
+
+    def _told(self, progress: LearningProgress) -> None:
+        if progress.phase != "learn":
+            self._looked += 1
+        render, self._last = self._last, None
+        self._tell(render)
+
+    def _tell(self, render: Tensor | None) -> None:
+        if self._watch is not None:
+            self._watch(self._looked, max(self._planned, self._looked, 1), render)
+
+
+class _Bench:
+    """Keeps the editor of one image open at a time: a host lends its model to one session only."""
+
+    def __init__(self, open_editor: OpenEditor, step: Callable[[Progress], None], rendered: Callable[[Tensor], None]):
+        self.inversion_units = 0
+        self.rendered = rendered
+        self._open, self._step = open_editor, step
+        self._stack = ExitStack()
+        self._current: tuple[Tensor, Editor] | None = None
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._current = None
+        self._stack.__exit__(kind, error, trace)
+
+    def editor(self, image: Tensor) -> Editor:
+        """The editor, open for ``image``."""
+        if self._current is None or self._current[0] is not image:
+            self.__exit__(None, None, None)
+            editor = self._stack.enter_context(self._open(image, self._step))
+            before = editor.inversion_evaluations if isinstance(editor, Inverting) else 0
+            self._stack.callback(self._count, editor, before)
+            self._current = image, editor
+        return self._current[1]
+
+    def _count(self, editor: Editor, before: int) -> None:
+        if isinstance(editor, Inverting):
+            self.inversion_units += editor.inversion_evaluations - before
+
+
+class _BenchEditor:
+    """An :class:`Editor` of one image that is opened when it is needed, and tells of its renders."""
+
+    def __init__(self, bench: _Bench, image: Tensor):
+        self._bench, self._image = bench, image
+        self._costs: dict[Quality, float] = {}
+
+    @cached_property
+    def identity(self) -> str:
+        """The editor's; it is asked once, since an editor opened again may not know its own renders (see :func:`fingerprint`)."""
+        return self._bench.editor(self._image).identity
+
+    def cost(self, quality: Quality) -> float:
+        """The editor's."""
+        if quality not in self._costs:
+            self._costs[quality] = self._bench.editor(self._image).cost(quality)
+        return self._costs[quality]
+
+    def render(self, image: Tensor, mask: Tensor, box: Box, *, seed: int, quality: Quality) -> Tensor:
+        """The editor's."""
+        edited = self._bench.editor(self._image).render(image, mask, box, seed=seed, quality=quality)
+        self._bench.rendered(edited)
+        return edited
