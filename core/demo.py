@@ -79,7 +79,7 @@ class DemoModel(DemoData):
     def tokenize(self, texts: Iterable[str]) -> Tensor:
         """Token ids ``[B, 77]``: start, text, and end of text repeated to the end; longer texts are cut."""
         ids = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=TEXT_LENGTH).input_ids
-        return torch.tensor(ids, device=self.device).reshape(-1, TEXT_LENGTH)
+        return torch.tensor(ids, device=self.clip.device).reshape(-1, TEXT_LENGTH)
 
     def encode_text(self, texts: Iterable[str]) -> Tensor:
         """Texts -> last hidden states after the final LayerNorm, ``[B, 77, D]``, as Stable Diffusion 1 uses them.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as functional
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..denoiser import check_finite
 from ..errors import EditingError
@@ -56,7 +56,7 @@ class TowerScorer:
         text_tower: texts -> features ``[B, P]``.
         side: pixels that the image tower takes.
         mean, std: normalisation of images in 0..1.
-        device: of the towers.
+        network: what holds the towers' weights; images go where they are. None: the towers compute on the CPU.
     """
 
     def __init__(
@@ -67,12 +67,17 @@ class TowerScorer:
         side: int,
         mean: Sequence[float],
         std: Sequence[float],
-        device: str | torch.device = "cpu",
+        network: nn.Module | None = None,
     ):
-        self.identity, self.side, self.device = identity, side, torch.device(device)
+        self.identity, self.side, self.network = identity, side, network
         self._image_tower, self._text_tower = image_tower, text_tower
         with torch.inference_mode(False):
-            self._mean, self._std = (torch.tensor(values, device=self.device).reshape(3, 1, 1) for values in (mean, std))
+            self._mean, self._std = (torch.tensor(values).reshape(3, 1, 1) for values in (mean, std))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers compute now; a host may move them."""
+        return torch.device("cpu") if self.network is None else next(self.network.parameters()).device
 
     def embed_images(self, images: Tensor) -> ImageEmbedding:
         """What CLIP makes of ``images [B, 3, H, W]`` in 0..1; differentiable.
@@ -100,7 +105,7 @@ class TowerScorer:
         pixels = images.to(self.device).float()
         if tuple(pixels.shape[-2:]) != (self.side, self.side):
             pixels = functional.interpolate(pixels, size=(self.side, self.side), mode="bicubic", antialias=True).clamp(0, 1)
-        return (pixels - self._mean) / self._std
+        return (pixels - self._mean.to(pixels)) / self._std.to(pixels)
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -117,7 +122,7 @@ def demo_scorer(demo: DemoModel) -> TowerScorer:
         return demo.text_features(strings)
 
     identity = content_hash("demo", demo.clip.visual_projection.weight, demo.clip.text_projection.weight)
-    return TowerScorer(identity, _transformers_tower(demo.clip), texts, side, (0.5,) * 3, (0.5,) * 3, demo.device)
+    return TowerScorer(identity, _transformers_tower(demo.clip), texts, side, (0.5,) * 3, (0.5,) * 3, demo.clip)
 
 
 def load_transformers_clip(folder: str | Path, device: str | torch.device = "cpu") -> TowerScorer:
@@ -153,13 +158,13 @@ def load_transformers_clip(folder: str | Path, device: str | torch.device = "cpu
     mean, std = _preprocessor_normalisation(source)
 
     def texts(strings: list[str]) -> Tensor:
-        batch = tokenizer(strings, padding="max_length", truncation=True, max_length=length, return_tensors="pt").to(device)
+        batch = tokenizer(strings, padding="max_length", truncation=True, max_length=length, return_tensors="pt").to(model.device)
         pooled = model.text_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).pooler_output
         features: Tensor = model.text_projection(pooled)
         return features
 
     identity = content_hash("transformers", model.visual_projection.weight, model.text_projection.weight)
-    return TowerScorer(identity, _transformers_tower(model), texts, model.config.vision_config.image_size, mean, std, device)
+    return TowerScorer(identity, _transformers_tower(model), texts, model.config.vision_config.image_size, mean, std, model)
 
 
 def load_open_clip(path: str | Path, architecture: str = "ViT-B-16", device: str | torch.device = "cpu") -> TowerScorer:
@@ -198,13 +203,13 @@ def load_open_clip(path: str | Path, architecture: str = "ViT-B-16", device: str
         return output["image_features"], output["image_intermediates"][-1]
 
     def texts(strings: list[str]) -> Tensor:
-        features: Tensor = model.encode_text(tokenizer(strings).to(device))
+        features: Tensor = model.encode_text(tokenizer(strings).to(model.text_projection.device))
         return features
 
     settings = open_clip.get_model_preprocess_cfg(model)
     side = settings["size"] if isinstance(settings["size"], int) else settings["size"][0]
     identity = content_hash("open_clip", architecture, *(weights[key] for key in ("visual.proj", "text_projection")))
-    return TowerScorer(identity, image_tower, texts, side, settings["mean"], settings["std"], device)
+    return TowerScorer(identity, image_tower, texts, side, settings["mean"], settings["std"], model)
 
 
 def _transformers_tower(model: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -108,25 +108,40 @@ class InversionEditor:
         check_quality(quality)
 
         def edit(crop: Tensor, masked: Tensor) -> Tensor:
-            inversion = self._inversion(crop, quality)
-            cells = repainted_cells(masked, (inversion.latents.shape[-2], inversion.latents.shape[-1]))[0]
-            step = GuidedStep(
-                self.denoiser, inversion, self.source_cond, self.target_cond, self.uncond,
-                self.cfg, self.guidance if quality == "full" else 0.0, self.guided_fraction, preset=self.preset, mask=cells,
-            )  # fmt: skip
-            latent = step.run(inversion.steps, self.callback)
+            picture = fingerprint(crop)
             with torch.no_grad():
-                return self.decode(latent)
+                latent = self._latent(crop, picture)
+            cells = repainted_cells(masked, (latent.shape[-2], latent.shape[-1]))[0]
+            edited = self.along_inversion(latent, picture, cells, quality)
+            with torch.no_grad():
+                return self.decode(edited)
 
         return self.framing.render(image, mask, box, edit)
 
-    def _inversion(self, crop: Tensor, quality: Quality) -> Inversion:
+    def along_inversion(self, latent: Tensor, picture: str, cells: Tensor, quality: Quality) -> Tensor:
+        """The edited latent of one picture; a host may wrap it in its own sampling.
+
+        Args:
+            latent: the picture's scaled latent ``[1, C, h, w]``.
+            picture: fingerprint of the picture, under which its inversion is kept.
+            cells: ``[1, h, w]``, 1 where to edit.
+        """
+        inversion = self._inversion(latent, picture, quality)
+        step = GuidedStep(
+            self.denoiser, inversion, self.source_cond, self.target_cond, self.uncond,
+            self.cfg, self.guidance if quality == "full" else 0.0, self.guided_fraction, preset=self.preset, mask=cells,
+        )  # fmt: skip
+        return step.run(inversion.steps, self.callback)
+
+    def _latent(self, crop: Tensor, picture: str) -> Tensor:
+        kept = [inversion.latents[0] for (other, _), inversion in self._kept.items() if other == picture]
+        return kept[0] if kept else self.encode(crop)
+
+    def _inversion(self, latent: Tensor, picture: str, quality: Quality) -> Inversion:
         steps = self.steps if quality == "full" else self.screen_steps
-        key = (fingerprint(crop), steps)
+        key = (picture, steps)
         if key in self._kept:
             return self._kept[key]
-        with torch.no_grad():
-            latent = self.encode(crop)
         if self.given is not None and steps == self.given.steps:
             if self.given.latents.shape[1:] != latent.shape:
                 raise EditingError(

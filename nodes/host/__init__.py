@@ -12,6 +12,8 @@
 ``vae``                   pictures into latents, and latents into pictures with gradients
 ``folders``               the pack's model folders, folders under input
 ``demo``                  the bundled demo model as MODEL, CLIP, VAE
+``regions``               the region search's box editors, rendering with the host; ``region_pictures``: MODEL and VAE for them
+``vision``                vision transformers and CLIP as models of the host
 ========================  =====================================================================================
 """
 
@@ -28,13 +30,18 @@ from .demo import load_demo_model
 from .denoiser import ComfyDenoiser, identity
 from .folders import input_folder, list_files, list_models, output_path, register_folders, resolve_file, resolve_model
 from .latents import latent_from_model, latent_to_model, noise_object, sigmas_out
+from .regions import inpaint_opener, inversion_opener, token_opener
 from .sampling import DenoiserGuider, run
 from .schema import (
     AttributeClassifierType,
+    ClipScorerType,
     ComfyExtension,
     EditDirectionType,
     InversionType,
+    RegionEditorType,
+    RegionNetworkType,
     SemanticEmbeddingType,
+    VisionFeaturesType,
     blocked,
     io,
     schema,
@@ -44,6 +51,7 @@ from .schema import (
 from .session import Session
 from .tokens import SessionInjector, TokenEncoder
 from .vae import SessionDecoder, decode_images, encode_images
+from .vision import hold_scorer, hold_vision
 
 __all__ = [
     "AttributeClassifierType",
@@ -73,8 +81,12 @@ __all__ = [
     "encode_images",
     "encode_sentences",
     "hold_classifier",
+    "hold_scorer",
+    "hold_vision",
     "identity",
+    "inpaint_opener",
     "input_folder",
+    "inversion_opener",
     "io",
     "latent_from_model",
     "latent_to_model",
@@ -90,6 +102,7 @@ __all__ = [
     "schema",
     "sigmas_out",
     "text_encoder_name",
+    "token_opener",
     "training_scope",
     "ui",
     "widget",

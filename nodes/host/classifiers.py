@@ -26,9 +26,23 @@ PICTURE_SIDE = 768
 class _Model(nn.Module):
     """The host sets attributes of its own (``device`` among them) on the network of a patcher."""
 
-    def __init__(self, classifier: ImageClassifier):
+    def __init__(self, network: nn.Module):
         super().__init__()
-        self.classifier = classifier
+        self.network = network
+
+
+def held_patcher(network: nn.Module) -> Any:
+    """The host's handle of a network that is not one of its own."""
+    return comfy.model_patcher.ModelPatcher(
+        _Model(network), load_device=model_management.get_torch_device(), offload_device=model_management.unet_offload_device()
+    )
+
+
+def bring(patcher: Any) -> None:
+    """Load the whole network of a :func:`held_patcher`, evicting others if need be; its weights are normal tensors afterwards."""
+    with torch.inference_mode(False):
+        model_management.load_models_gpu([patcher], force_full_load=True)
+        materialise(patcher.model, patcher.load_device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,18 +62,14 @@ def hold_classifier(make: Callable[[], ImageClassifier]) -> HeldClassifier:
     """Call ``make`` outside inference mode, so that the weights can take part in autograd, and hand the result to the host."""
     with gradient_scope(True):
         classifier = make()
-    patcher = comfy.model_patcher.ModelPatcher(
-        _Model(classifier), load_device=model_management.get_torch_device(), offload_device=model_management.unet_offload_device()
-    )
-    return HeldClassifier(classifier, patcher)
+    return HeldClassifier(classifier, held_patcher(classifier))
 
 
 @contextmanager
 def classifier_scope(held: HeldClassifier) -> Iterator[ImageClassifier]:
     """The classifier on the host's device, frozen, with gradients with respect to images possible inside."""
     with gradient_scope(True):
-        model_management.load_models_gpu([held.patcher], force_full_load=True)
-        materialise(held.patcher.model, held.patcher.load_device)
+        bring(held.patcher)
         with frozen([held.patcher.model]):
             yield held.classifier
 

@@ -7,7 +7,10 @@ from typing import Any
 #: Options of a widget that saved workflows depend on.
 FROZEN = ("default", "min", "max", "multiline", "control_after_generate", "advanced", "options")
 #: Combos whose choices depend on what is on disk.
-OPEN_COMBOS = {"inversion_file", "direction_file", "source_file", "pictures", "classifier_file", "embedding_file"}
+OPEN_COMBOS = {
+    "inversion_file", "direction_file", "source_file", "pictures", "classifier_file", "embedding_file",
+    "vision_model", "clip_model", "network_file", "token_model",
+}  # fmt: skip
 
 
 def _options(name: str, options: dict[str, Any]) -> dict[str, Any]:
