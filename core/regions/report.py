@@ -61,3 +61,24 @@ def search_report(search: RegionSearch) -> str:
         first, last = search.learner.history[0], search.learner.history[-1]
         lines.append(f"learned in {len(search.learner.history)} epochs: mean loss {first:.3f} to {last:.3f}")
     return "\n".join(lines)
+
+
+def policy_report(search: RegionSearch) -> str:
+    """How well the network chooses now, in a line: mean loss of its choice at every anchor, of chance and of the best box.
+
+    Only boxes whose loss is known count; empty before anything is.
+    """
+    rows = []
+    for number, table in enumerate(search.tables):
+        losses = table.losses()
+        known = losses.isfinite()
+        if search.learner is None or not known.any():
+            continue
+        choices = search.learner.logits(number).masked_fill(~known, float("-inf")).argmax(1)
+        for row, there, choice in zip(losses, known, choices, strict=True):
+            if there.any():
+                rows.append((float(row[choice]), float(row[there].mean()), float(row[there].min())))
+    if not rows:
+        return ""
+    chosen, chance, best = (sum(values) / len(rows) for values in zip(*rows, strict=True))
+    return f"mean loss at an anchor: {chosen:.3f} the network's choice, {chance:.3f} a box by chance, {best:.3f} the best box"

@@ -55,7 +55,7 @@ def _not_replaced(name: str) -> Any:
 
 def make_host() -> ModuleType:
     """A module with the names that ``nodes/*.py`` import from ``nodes.host``."""
-    names = ("Boolean", "Clip", "Combo", "Conditioning", "Float", "Guider", "Image", "Int", "Latent", "Mask", "Model", "Noise")
+    names = ("BBOX", "Boolean", "Clip", "Combo", "Conditioning", "Float", "Guider", "Image", "Int", "Latent", "Mask", "Model", "Noise")
     types = {name: Kind(name.upper()) for name in (*names, "Sigmas", "String", "Vae")}
     host = ModuleType(f"{PACK}.nodes.host")
     host.io = SimpleNamespace(**types, ComfyNode=object, NodeOutput=NodeOutput)
