@@ -22,8 +22,6 @@ from .region_models import CATEGORY, model_fingerprint
 from .region_types import RegionEditor
 
 TOKEN_MODELS, TOKEN_MARK = "diffusers", "model_index.json"
-LARGEST = 4096
-WHOLE = 100.0  # margin that reaches past every image
 
 
 def steps_inputs(steps: int, screening: int, unit: str) -> list[Any]:
@@ -50,7 +48,7 @@ def context_input() -> Any:
         "context",
         default=0.5,
         min=0.0,
-        max=WHOLE,
+        max=100.0,
         step=0.05,
         tooltip="What the model sees around a box, as a share of its longer side, on every side. 0: the box alone; 0.5 is usual; "
         "100: always the whole image.",
@@ -64,7 +62,7 @@ def working_size_input() -> Any:
         "working_size",
         default=512,
         min=0,
-        max=LARGEST,
+        max=4096,
         step=8,
         tooltip="Pixels to which the side of what is cut out is resized for the model: 512 for SD 1.x, 1024 for SDXL, 128 for the demo. "
         "0: as it is in the image.",
@@ -105,7 +103,11 @@ class RegionInpaintEditor(io.ComfyNode):
             inputs=[
                 widget(io.Model, "model", tooltip="What paints: a plain model, or an inpainting model, which fits its paint in better."),
                 widget(io.Vae, "vae", tooltip="The model's own VAE."),
-                widget(io.Conditioning, "positive", tooltip="What the box should show, from CLIP Text Encode."),
+                widget(
+                    io.Conditioning,
+                    "positive",
+                    tooltip="What the box should show, from CLIP Text Encode. Areas and ControlNets in it go by the crop.",
+                ),
                 widget(io.Conditioning, "negative", tooltip="What to steer away from; an empty prompt does. Not used at cfg 1."),
                 *steps_inputs(20, 2, "Steps"),
                 cfg_input("How strongly the prompt pulls. 1 is no extra pull; 3 to 8 is usual; higher follows the prompt more closely."),
@@ -193,10 +195,8 @@ class RegionInversionEditor(io.ComfyNode):
         given = {"steps": steps, "screen_steps": screening_steps, **settings}
         opener = inversion_opener(model, vae, source, target, negative, inversion, **given)
         steps = steps if inversion is None else inversion.steps
-        title = (
-            f"along the inversion: {steps} steps ({screening_steps} to screen), cfg {settings['cfg']:g}, guidance {settings['guidance']:g}"
-        )
-        return io.NodeOutput(RegionEditor(opener, title))
+        strengths = f"cfg {settings['cfg']:g}, guidance {settings['guidance']:g}"
+        return io.NodeOutput(RegionEditor(opener, f"along the inversion: {steps} steps ({screening_steps} to screen), {strengths}"))
 
 
 class RegionTokenEditor(io.ComfyNode):

@@ -27,6 +27,7 @@ from ...core.regions.editors import Editor, Quality
 from ...core.regions.paste import Framing
 from .attention import site_table
 from .classifiers import bring, held_patcher
+from .conditioning import require_conditioning
 from .gradients import normal_tensors
 from .latents import latent_from_model
 from .region_pictures import Pictures, reads_mask
@@ -38,25 +39,41 @@ Opener = Callable[[Tensor, Callback], AbstractContextManager[Editor]]
 ADVICE = "lower working_size"
 
 
+def prompted(make: Callable[[], Tensor]) -> Tensor:
+    """What ``make`` returns inside inference mode, where hosts run prompts, as a normal tensor."""
+    with torch.inference_mode():
+        made = make()
+    with torch.inference_mode(False):
+        return made.clone()
+
+
 class _Prompted:
-    """Renders as inside a prompt (inference mode), and hands them out as normal tensors."""
+    """An editor whose renders are :func:`prompted`."""
 
     def render(self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full") -> Tensor:
         """See ``core.regions.editors.Editor``."""
-        with torch.inference_mode():
-            result: Tensor = super().render(image, mask, box, seed=seed, quality=quality)  # type: ignore[misc]
-        with torch.inference_mode(False):
-            return result.clone()
+        plain: Any = super()
+        return prompted(lambda: plain.render(image, mask, box, seed=seed, quality=quality))
 
 
 @dataclass(eq=False)
 class _HostInpaintEditor(_Prompted, InpaintEditor):
-    """:class:`InpaintEditor` whose conditionings are CONDITIONING."""
+    """:class:`InpaintEditor` whose conditionings are CONDITIONING; ``told`` says that the model reads mask and masked picture."""
 
     pictures: Pictures = field(kw_only=True)
     told: bool = field(kw_only=True)
 
+    def preview(self, image: Tensor, *, seed: int = 0) -> Tensor:
+        return prompted(lambda: InpaintEditor.preview(self, image, seed=seed))
+
     def paint(self, source: Tensor, cells: Tensor, known: Tensor, noise: Tensor, steps: int) -> Tensor:
+        return self._sampled(source, cells, known, lambda bound, x: InpaintEditor.paint(bound, x, cells, known, noise, steps))
+
+    def glimpse(self, source: Tensor, known: Tensor, seed: int) -> Tensor:
+        everywhere = torch.ones_like(source[:, :1])
+        return self._sampled(source, everywhere, known, lambda bound, x: InpaintEditor.glimpse(bound, x, known, seed))
+
+    def _sampled(self, source: Tensor, cells: Tensor, known: Tensor, sample: Callable[[InpaintEditor, Tensor], Tensor]) -> Tensor:
         conds = {"positive": self.cond} if self.uncond is None else {"positive": self.cond, "negative": self.uncond}
         if self.told:
             side = self.framing.multiple  # hosts expect the mask in pixels
@@ -70,7 +87,7 @@ class _HostInpaintEditor(_Prompted, InpaintEditor):
             bound = copy(self)
             bound.denoiser = counted(session, self.denoiser)
             bound.cond, bound.uncond = session.conds["positive"], session.conds.get("negative")
-            return InpaintEditor.paint(bound, source.to(session.latent.device), cells, known, noise, steps)
+            return sample(bound, source.to(session.latent.device))
 
         return run(self.pictures.model, latent_from_model(self.pictures.model, source), conds, work, advice=ADVICE)
 
@@ -125,6 +142,7 @@ def inpaint_opener(
     """
     pictures = Pictures(model, vae)
     told = reads_mask(model)
+    require_conditioning(model, {"positive": positive, "negative": negative})
     framing = Framing(context, pictures.multiple, working_size or None, feather)
 
     def make(callback: Callback | None = None) -> Editor:
@@ -150,6 +168,7 @@ def inversion_opener(
     pictures = Pictures(model, vae)
     if reads_mask(model):
         raise EditingError("This is an inpainting model, which rebuilds no picture; wire a plain one, or use Region Inpaint Editor.")
+    require_conditioning(model, {"source": source, "target": target, "negative": negative or []})
     if settings["guidance"] > 0:
         site_table(model.model.diffusion_model)
     with torch.inference_mode(False):

@@ -3,11 +3,10 @@
 import gc
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 
-import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management as mm
-import folder_paths
 import pytest
 import torch
 from conftest import PACK, comfy_model, conditioning, diffusers_unet
@@ -159,6 +158,16 @@ def test_open_tells_progress_costs_and_names(pack, demo, plain):
     assert len({same, *others}) == 7
 
 
+def test_previews_are_whole_images(pack, demo, plain, nine):
+    image = picture()
+    for model, told in ((plain, 4), (nine[1], 9)):
+        with seen_by(model.model.diffusion_model) as heard, inpaint_editor(pack, model, demo[2])(image, lambda told: None) as editor:
+            guess = editor.preview(image, seed=1)
+            assert editor.preview_cost == editor.denoiser.evaluations.forward == 2
+        assert guess.shape == image.shape and 0 <= guess.min() < guess.max() <= 1 and not guess.is_inference()
+        assert heard[0].shape == (2, told, 6, 8) and (told == 4 or bool((heard[0][:, 4] == 1).all()))
+
+
 @pytest.mark.parametrize("inference", [True, False])
 def test_the_inversion_editor_takes_gradients_and_inverts_once(pack, demo, plain, inference):
     image = picture()
@@ -191,8 +200,9 @@ def test_a_ready_inversion_is_used(pack, demo, plain):
         result = editor.render(image, box_mask(image), BOX, seed=0, quality="full")
         assert editor.inversion_evaluations == 0 and editor.steps == 3
     torch.testing.assert_close(result, render(inversion_editor(pack, plain, demo[2]), image), rtol=0, atol=1e-3)
-    with torch.inference_mode(), pytest.raises(ValueError, match=r"against"):
-        inversion_editor(pack, demo[0], demo[2], ready)
+    foreign = replace(ready, identity=replace(ready.identity, family="sd2"))
+    with pytest.raises(ValueError, match=r"a sd. model against a sd. model"):
+        inversion_editor(pack, plain, demo[2], foreign)
 
 
 @pytest.mark.parametrize("make", [inpaint_editor, inversion_editor])
@@ -225,6 +235,9 @@ def test_what_cannot_be_used_is_said_at_once(pack, demo, plain, nine, flow, monk
         patch.setattr(plain.model.latent_format, "latent_dimensions", 3, raising=False)
         with pytest.raises(ValueError, match=r"video or sound; wire an image model"):
             inpaint_editor(pack, plain, vae)
+    for make in (inpaint_editor, inversion_editor):
+        with pytest.raises(ValueError, match="768 wide and this model reads 256; encode the prompt with the model's own CLIP"):
+            make(pack, demo[0], vae)
     with pytest.raises(ValueError, match=r"strength is 0; use"):
         inpaint_editor(pack, plain, vae, strength=0.0)
     with pytest.raises(ValueError, match=r"inpainting model.*Region Inpaint Editor\.$"):
@@ -246,49 +259,13 @@ def test_what_cannot_be_used_is_said_at_once(pack, demo, plain, nine, flow, monk
         render(inpaint_editor(pack, plain, vae), box=(60, 0, 10, 10))
 
 
-def test_vision_models_are_the_hosts_and_can_be_evicted(pack):
-    features, scorers = pack("core.regions.features"), pack("core.regions.clip_scorer")
-    model = pack("core.demo").load_demo_model()
-    image = picture(64, 64)
-    expected = features.demo_vision_features(model)(image)
-    towers = scorers.demo_scorer(model)
+def test_the_other_editor_nodes(pack, demo, plain):
+    editors = pack("nodes.region_editors")
+    conds = [conditioning("sd1", seed) for seed in (1, 2)]
+    shared = {"steps": 2, "screening_steps": 1, "cfg": 3.0, "working_size": 0, "feather": 2}
     with torch.inference_mode():
-        vision, scorer = (
-            pack.hold_vision(lambda: features.demo_vision_features(model)),
-            pack.hold_scorer(lambda: scorers.demo_scorer(model)),
-        )
-        assert torch.equal(vision(image).attention, expected.attention) and vision.identity == expected.vision
-        held = {id(loaded.model.model.network) for loaded in mm.current_loaded_models if hasattr(loaded.model.model, "network")}
-        assert id(vision) in held
-        mm.unload_all_models()
-        assert torch.equal(vision(image).features, expected.features)
-        assert scorer.identity == towers.identity
-        assert torch.equal(scorer.text_features(["a face"]), towers.text_features(["a face"]))
-        mm.unload_all_models()
-    pixels = image.clone().requires_grad_()
-    found = scorer.embed_images(pixels)
-    assert torch.equal(found.similarity, towers.embed_images(image).similarity)
-    (gradient,) = torch.autograd.grad(found.features[0, 0], pixels)
-    assert gradient.abs().sum() > 0
-    mm.unload_all_models()
-
-
-def test_folders_and_files_are_choices(pack, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    for kind in ("vision_features", "clip_scorer", "region_networks"):
-        monkeypatch.delitem(folder_paths.folder_names_and_paths, kind, raising=False)
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    home = tmp_path / "vision_features"
-    for name in ("dino/config.json", "dino/model.safetensors", "more/v2/config.json", "more/v2/deep/config.json", "more/own.safetensors"):
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        (home / name).write_bytes(b"{}")
-    assert pack.list_models("vision_features") == ["dino", "more/own.safetensors", "more/v2"]
-    assert pack.resolve_model("vision_features", "more/v2") == home / "more" / "v2"
-    assert pack.resolve_model("vision_features", "more/own.safetensors") == home / "more" / "own.safetensors"
-    for name in ("../up", "more", "absent", "", ".", "/etc", "dino/../dino"):
-        with pytest.raises(ValueError, match="is not in ComfyUI's vision_features folder"):
-            pack.resolve_model("vision_features", name)
-    nodes_pack = pack("nodes.region_models")
-    before = nodes_pack.model_fingerprint("vision_features", "dino")
-    (home / "dino" / "model.safetensors").write_bytes(b"longer")
-    assert nodes_pack.model_fingerprint("vision_features", "dino") != before
+        (inpaint,) = editors.RegionInpaintEditor.execute(plain, demo[2], *conds, strength=1.0, context=100.0, **shared).result
+        (invert,) = editors.RegionInversionEditor.execute(plain, demo[2], *conds, guidance=0.0, **shared).result
+    assert_only_the_box_changed(render(inpaint.open, picture(), quality="screen"), picture())
+    assert inpaint.describe() == "inpainting: 2 steps (1 to screen), cfg 3"
+    assert invert.describe() == "along the inversion: 2 steps (1 to screen), cfg 3, guidance 0"
