@@ -120,6 +120,8 @@ class VisionTransformer(nn.Module):
             depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
             if heads is None and self.width % HEAD_WIDTH:
                 raise EditingError(f"Its {self.width} channels do not divide into heads of {HEAD_WIDTH}; use a DINO or DINOv2 ViT.")
+            if heads is not None and (heads < 1 or self.width % heads):
+                raise EditingError(f"Its {self.width} channels do not divide into {heads} heads; give the number its page names.")
             self.heads = heads or self.width // HEAD_WIDTH
             self.patch_embed = nn.Module()
             self.patch_embed.proj = nn.Conv2d(3, self.width, self.patch, self.patch, bias="patch_embed.proj.bias" in weights)
