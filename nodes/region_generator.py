@@ -180,13 +180,12 @@ class RegionBoxGenerator(io.ComfyNode):
     def outputs(cls, search: RegionSearch, most: int, remarks: list[str]) -> Any:
         """The node's outputs and what it shows."""
         found, table = search.candidates(), search.tables[0]
-        shown_edits = found[:most] if most else found
-        edits = torch.cat([search.edited(candidate) for candidate in shown_edits]).movedim(1, -1)
-        picture = region_picture(table.image, search.views[0].attention[0], table.proposals, found, BEST)[None]
-        boxes = [list(candidate.box) for candidate in found]
         best = found[0]
         first = f"best box: {best.box.width} x {best.box.height} pixels at ({best.box.x}, {best.box.y}), score {best.score:.3f}"
         report = "\n".join(filter(None, [first, search_report(search), policy_report(search), *remarks]))
+        edits = torch.cat([search.edited(candidate) for candidate in (found[:most] if most else found)]).movedim(1, -1)
+        picture = region_picture(table.image, search.views[0].attention[0], table.proposals, found, BEST)[None]
+        boxes = [list(candidate.box) for candidate in found]
         return io.NodeOutput(
             search.mask(best), boxes, boxes_json(found, table.proposals.image_size), edits[:1], edits, score_table(found), picture,
             search.network, report, ui=shown(report, picture, cls),

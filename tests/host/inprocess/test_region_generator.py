@@ -1,0 +1,109 @@
+"""Region Box Generator and Region Network Trainer in the host, inside a prompt, on the demo model: searched, stopped and gone on with."""
+
+import comfy.model_management as mm
+import pytest
+import torch
+from conftest import PACK
+
+import nodes
+
+pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
+
+EDITOR = {"steps": 2, "screening_steps": 1, "cfg": 2.0, "strength": 1.0, "context": 100.0, "working_size": 64, "feather": 2}
+SIZES = "0.3, 0.6"
+
+
+@pytest.fixture(scope="module")
+def wired(pack):
+    """What the other nodes hand over: image, texts, models."""
+    with torch.inference_mode():
+        model, clip, vae = pack.load_demo_model()
+        image, caption, _, target = pack("nodes.demo").LoadDemoImage.execute(pictures="glasses: none to glasses", number=0).args[:4]
+        conds = [nodes.CLIPTextEncode().encode(clip, text)[0] for text in (target, "")]
+        models, editors = pack("nodes.region_models"), pack("nodes.region_editors")
+        editor = editors.RegionInpaintEditor.execute(model, vae, *conds, **EDITOR).args[0]
+        return {
+            "image": image,
+            "vision_features": models.LoadVisionFeatures.execute("demo model", 0).args[0],
+            "clip_scorer": models.LoadCLIPScorer.execute("demo model", "").args[0],
+            "region_editor": editor,
+            "source_text": caption,
+            "target_text": target,
+        }, vae
+
+
+@pytest.fixture(autouse=True)
+def fresh(pack, monkeypatch):
+    cache = pack("core.regions.cache").RenderCache()
+    for name in ("generator", "trainer"):
+        monkeypatch.setattr(pack(f"nodes.region_{name}"), "CACHE", cache)
+
+
+def execute(node, given):
+    defaults = {slot.id: slot.default for slot in node.define_schema().inputs if getattr(slot, "default", None) is not None}
+    wanted = {slot.id for slot in node.define_schema().inputs}
+    return node.execute(**{name: value for name, value in (defaults | given).items() if name in wanted}).args
+
+
+def generate(pack, wired, **changed):
+    node = pack("nodes.region_generator").RegionBoxGenerator
+    out = execute(node, wired[0] | {"anchors": 2, "sizes": SIZES, "strategy": "exact"} | changed)
+    names = ("mask", "boxes", "json", "edited", "candidates", "scores", "picture", "network", "report")
+    return dict(zip(names, out, strict=True))
+
+
+@torch.inference_mode()
+def test_boxes_masks_and_edits_fit_stock_nodes(pack, wired):
+    found, image = generate(pack, wired), wired[0]["image"]
+    assert found["edited"].shape == image.shape and found["mask"].shape == image.shape[:3]
+    outside = found["mask"] == 0
+    assert torch.equal(found["edited"][outside], image[outside]) and not torch.equal(found["edited"], image)
+    x, y, width, height = found["boxes"][0]
+    assert found["mask"].sum() == width * height == found["mask"][0, y : y + height, x : x + width].sum()
+    assert 2 <= len(found["boxes"]) == len(found["candidates"]) <= 4 and f"rendered {len(found['boxes'])} fully" in found["report"]
+    assert f"network evaluations: {len(found['boxes']) * 4} u" in found["report"], "two steps of two branches a box"
+    latent = nodes.VAEEncodeForInpaint().encode(wired[1], image, found["mask"], 2)[0]
+    assert latent["noise_mask"].shape[-2:] == image.shape[1:3]
+    again = generate(pack, wired)
+    assert "rendered 0 fully" in again["report"] and torch.equal(again["candidates"], found["candidates"])
+    tensors = [value for value in found.values() if torch.is_tensor(value)] + list(found["network"].parameters())
+    assert not any(value.is_inference() for value in tensors)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("strategy", "most"), [("halving", 4), ("soft mask", 2), ("sampled", 3)])
+def test_every_strategy_runs_inside_a_prompt(pack, wired, strategy, most):
+    found = generate(pack, wired, strategy=strategy, budget=3, epochs=2)
+    full = int(found["report"].split("rendered ")[1].split()[0])
+    assert 1 <= full <= most and found["scores"].count("\n") == len(found["boxes"])
+
+
+@torch.inference_mode()
+def test_cancel_hands_out_the_best_so_far_or_stops(pack, wired, monkeypatch):
+    previews, presses = [], [2]
+
+    def press(value, total, preview=None, **named):
+        previews.append(preview)
+        if [value] == presses:
+            presses.clear()
+            mm.interrupt_current_processing(True)
+
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", press)
+    with pytest.raises(mm.InterruptProcessingException):
+        generate(pack, wired, on_cancel=pack("nodes.region_widgets").STOP)
+    assert any(preview is not None for preview in previews)
+    rest = generate(pack, wired)
+    assert "2 were kept from earlier" in rest["report"]
+    presses.append(2)
+    found = generate(pack, wired, seed=1)
+    assert "stopped" in found["report"] and 2 <= len(found["boxes"]) < len(rest["boxes"])
+
+
+@torch.inference_mode()
+def test_a_trained_network_serves_the_generator(pack, wired):
+    node, image = pack("nodes.region_trainer").RegionNetworkTrainer, wired[0]["image"]
+    given = {"images": torch.cat([image, image.flip(2)]), "anchors": 2, "sizes": SIZES, "epochs": 3, "folder": "", "strategy": "halving"}
+    network, plot, report = execute(node, wired[0] | given)
+    assert "2 image(s)" in report and "learned in 3 epochs" in report and plot.shape[0] == 1
+    found = generate(pack, wired, region_network=network, strategy="policy")
+    assert 1 <= len(found["boxes"]) <= 2
