@@ -25,6 +25,10 @@ TECHNIQUES = (
     "caso_embeddings",
     "caso_edit",
     "caso_generate",
+    "region_models",
+    "region_editors",
+    "region_generator",
+    "region_trainer",
 )
 
 

@@ -12,6 +12,7 @@ TEXT_HEIGHT, PICTURE_HEIGHT = 130, 260
 #: Nodes that show a picture under their widgets.
 PICTURE_NODES = {
     "PreviewImage", "SaveImage", "LoadImage", "SemEdit_SPDInvInversion", "SemEdit_AutocorrDDIMInversion", "SemEdit_CASOEmbeddingTrainer",
+    "SemEdit_RegionBoxGenerator", "SemEdit_RegionNetworkTrainer",
 }  # fmt: skip
 
 
