@@ -81,7 +81,7 @@ def make_host() -> ModuleType:
         "apply_to_conditioning", "classifier_scope", "hold_classifier", "input_folder", "training_scope",
         "conditioning_from_tensors", "conditioning_tensors", "counting_bar",
         "encode_sentences", "identity", "latent_from_model", "load_demo_model", "noise_object", "output_path", "resolve_file",
-        "hold_scorer", "hold_vision", "inpaint_opener", "inversion_opener", "resolve_model", "token_opener",
+        "blocked", "decode_images", "hold_scorer", "hold_vision", "inpaint_opener", "inversion_opener", "resolve_model", "token_opener",
         "run", "sigmas_out", "text_encoder_name",
     ):  # fmt: skip
         setattr(host, name, _not_replaced(name))
