@@ -33,15 +33,23 @@ def test_workflows_that_are_named_exist():
     assert named and set(named) <= set(WORKFLOWS)
 
 
-@pytest.mark.parametrize("loader", ["CheckpointLoaderSimple"])
-def test_checkpoints_of_the_workflows_are_in_the_download_table(loader):
+@pytest.mark.parametrize(
+    "loader,choice,folder",
+    [
+        ("CheckpointLoaderSimple", "ckpt_name", "checkpoints"),
+        ("SemEdit_LoadVisionFeatures", "vision_model", "vision_features"),
+        ("SemEdit_LoadCLIPScorer", "clip_model", "clip_scorer"),
+    ],
+)
+def test_models_of_the_workflows_are_in_the_download_table(loader, choice, folder):
     table = section("Models for the other workflows")
     wanted = {
-        (stem, node["inputs"]["ckpt_name"])
+        (stem, node["inputs"][choice])
         for stem, prompt in WORKFLOWS.items()
         for node in prompt.values()
         if node["class_type"] == loader and f"`{stem}`" in README
     }
+    wanted = {(stem, name) for stem, name in wanted if name != "demo model"}
     assert wanted
     for stem, name in wanted:
-        assert re.search(rf"`{stem}`.*`{re.escape(name)}` \| `models/checkpoints/`", table)
+        assert re.search(rf"`{stem}`.*`{re.escape(name)}` \| `models/{folder}/`", table)
