@@ -31,7 +31,7 @@ from core.demo_classifier import AttributeClassifier
 SIDE, FOLD_IN = 128, 2
 DECODED = 1800  # pictures to decode
 MEMORY = 0.5  # share of a picture's last loss in its new difficulty
-HARD = {"mouth": 2.0, "eyes": 3.0, "top": 2.0, "hair_color": 2.0}
+HARD = {"mouth": 1.5, "eyes": 4.0, "top": 2.0, "hair_color": 4.0}
 
 
 @torch.no_grad()
