@@ -50,8 +50,8 @@ def box_inputs() -> list[Any]:
             default=3,
             min=1,
             max=64,
-            tooltip="Places to try: the patches that the vision model attends to most. The released code uses 9 side by side; with spread, 3 "
-            "already cover the objects at a third of the cost.",
+            tooltip="Places to try: the patches that the vision model attends to most. The released code uses 9 side by side; with spread, "
+            "3 already cover the objects at a third of the cost.",
         ),
         widget(
             io.String,
