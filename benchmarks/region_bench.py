@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from region_boxes import only, overlap, random_boxes, true_region
 from torch import Tensor
 
 from semantic_editing.core.demo import DemoModel, DemoPair
@@ -17,62 +18,20 @@ from semantic_editing.core.measures import attributes_kept, psnr, success
 from semantic_editing.core.regions.clip_scorer import demo_scorer
 from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
 from semantic_editing.core.regions.edit_invert import InversionEditor
-from semantic_editing.core.regions.editors import Quality
+from semantic_editing.core.regions.editors import Quality, Sharing
 from semantic_editing.core.regions.features import demo_vision_features
 from semantic_editing.core.regions.learning import RegionLearner, RegionTask
 from semantic_editing.core.regions.network import RegionNetwork
 from semantic_editing.core.regions.paste import Framing, repainted_cells
-from semantic_editing.core.regions.proposals import Anchor, Box, Proposals, propose
+from semantic_editing.core.regions.proposals import Box, Proposals, propose
 from semantic_editing.core.regions.ranking import Candidate, rank
 from semantic_editing.core.regions.rewards import ClipJudge, LossWeights
 from semantic_editing.core.regions.settings import LearningSettings, Strategy
 from semantic_editing.core.regions.table import RewardTable
 
-FAINT = 8 / 255  # differences of a pair's pictures below this are not its edit
 RANDOM, ATTENDED, OWN_SIZES = "random anchor, random size", "DINO anchor, random size", "DINO anchor, random one of our sizes"
 EXACT, HALVING, TRUE_BOX = "ours, exact", "ours, halving", "the true box"
 SIDE = 128
-
-
-def true_region(pair: DemoPair) -> Box:
-    """The tight box of the pixels in which source and target differ."""
-    changed = (pair.source - pair.target).abs().amax(0) >= FAINT
-    rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
-    x, y = int(columns[0]), int(rows[0])
-    return Box(x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
-
-
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes."""
-    width = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
-    height = min(one.y + one.height, other.y + other.height) - max(one.y, other.y)
-    common = max(width, 0) * max(height, 0)
-    return common / (one.width * one.height + other.width * other.height - common)
-
-
-def around(x: float, y: float, width: int, height: int, size: tuple[int, int]) -> Box:
-    """A box centred on a point, clipped to an image of ``size`` (height, width), at least a pixel."""
-    left, top = max(0, round(x - width / 2)), max(0, round(y - height / 2))
-    right, bottom = min(size[1], round(x + width / 2)), min(size[0], round(y + height / 2))
-    return Box(min(left, size[1] - 1), min(top, size[0] - 1), max(1, right - left), max(1, bottom - top))
-
-
-def random_boxes(centres: Sequence[tuple[float, float]] | int, size: tuple[int, int], generator: torch.Generator) -> Proposals:
-    """One box a centre with sides uniform in [0, W] and [0, H] (section 4.4 of the paper); a number draws the centres uniformly too."""
-    height, width = size
-    if isinstance(centres, int):
-        drawn = torch.rand(centres, 2, generator=generator)
-        centres = [(float(x) * width, float(y) * height) for x, y in drawn]
-    sides = torch.rand(len(centres), 2, generator=generator)
-    boxes = [around(x, y, round(float(w) * width), round(float(h) * height), size) for (x, y), (w, h) in zip(centres, sides, strict=True)]
-    return only(boxes, size)
-
-
-def only(boxes: Iterable[Box], size: tuple[int, int]) -> Proposals:
-    """Given boxes as proposals, an anchor each."""
-    kept = tuple(boxes)
-    anchors = tuple(Anchor(0, 0, box.x + box.width / 2, box.y + box.height / 2, 0.0) for box in kept)
-    return Proposals(size, anchors, tuple((box,) for box in kept), torch.ones(size, dtype=torch.bool))
 
 
 class SharedRenders:
@@ -81,22 +40,31 @@ class SharedRenders:
 
     Args:
         inner: gives texts, settings and cost.
-        image: ``[1, 3, H, W]``.
+        image: ``[1, 3, H, W]`` in 0..1.
     """
 
     def __init__(self, inner: InpaintEditor | InversionEditor, image: Tensor, batch: int):
         self.inner, self.image, self.batch, self.identity = inner, image, batch, inner.identity
+        self.shared_evaluations = 0  # counted by :meth:`overhead`, for each arm
         self._made: dict[tuple[Box, Quality, int], Tensor] = {}
-        self._inversions: dict[Quality, Inversion] = {}
+        self._inversions: dict[int, Inversion] = {}
+        self._whole: Tensor | None = None
         self._latent = inner.encode(image)
 
     def cost(self, quality: Quality) -> float:
         """u of a render."""
         return self.inner.cost(quality)
 
-    def overhead(self, qualities: Iterable[Quality]) -> float:
-        """u of the inversions behind renders of these qualities."""
-        return sum(kept.evaluations + kept.backward_passes for kept in (self._inversions.get(quality) for quality in qualities) if kept)
+    @property
+    def screening_cost(self) -> float:
+        """The inner editor's, see :class:`~.editors.Sharing`."""
+        return self.inner.screening_cost if isinstance(self.inner, Sharing) else 0.0
+
+    def overhead(self, qualities: Sequence[Quality]) -> float:
+        """u of the inversions behind renders of these qualities, and of the whole picture's edit for screening."""
+        inversions = {steps: self._inversions[steps] for steps in map(self._steps, qualities) if steps in self._inversions}
+        whole = self.inner.steps * (1 if self.inner.cfg == 1.0 else 2) if self._whole is not None and "screen" in qualities else 0
+        return whole + sum(inversion.evaluations + inversion.backward_passes for inversion in inversions.values())
 
     def render(self, image: Tensor, mask: Tensor, box: Box, *, seed: int, quality: Quality) -> Tensor:
         """As any editor."""
@@ -113,7 +81,7 @@ class SharedRenders:
             part = missing[start : start + self.batch]
             masks = torch.cat([only([box], size).mask(box) for box in part])
             cells = repainted_cells(masks, (self._latent.shape[-2], self._latent.shape[-1]))
-            pictures = self.inner.decode(self._latents(cells, quality, seed))
+            pictures = self._pictures(cells, quality, seed)
             for box, mask, picture in zip(part, masks, pictures, strict=True):
 
                 def edited(crop: Tensor, masked: Tensor, picture: Tensor = picture) -> Tensor:
@@ -121,18 +89,27 @@ class SharedRenders:
 
                 self._made[box, quality, seed] = self.inner.framing.render(self.image, mask[None], box, edited)
 
+    def _steps(self, quality: Quality) -> int:
+        return self.inner.steps if quality == "full" else self.inner.screen_steps or self.inner.steps
+
+    def _pictures(self, cells: Tensor, quality: Quality, seed: int) -> Tensor:
+        if quality == "full" or self.inner.screen_steps:
+            return self.inner.decode(self._latents(cells, quality, seed))
+        if self._whole is None:
+            self._whole = self.inner.decode(self._latents(torch.ones_like(cells[:1]), quality, seed))
+        return self._whole.expand(len(cells), -1, -1, -1)
+
     def _latents(self, cells: Tensor, quality: Quality, seed: int) -> Tensor:
         """Edited latents, one for each mask ``[B, 1, h, w]``, as the inner editor makes them one at a time."""
-        inner, count = self.inner, len(cells)
-        steps = inner.steps if quality == "full" else inner.screen_steps
+        inner, count, steps = self.inner, len(cells), self._steps(quality)
         if isinstance(inner, InpaintEditor):
             noise = torch.randn(self._latent.shape, generator=torch.Generator().manual_seed(seed))
             source, noise = self._latent.expand(count, -1, -1, -1), noise.expand(count, -1, -1, -1)
             settings = {"cfg": inner.cfg, "steps": steps, "strength": inner.strength}
             return inpaint(inner.denoiser, source, cells, noise, inner.cond, inner.uncond, **settings)
-        if quality not in self._inversions:
-            self._inversions[quality] = invert(inner.denoiser, self._latent, inner.source_cond, steps, inner.solver)
-        inversion = self._inversions[quality]
+        if steps not in self._inversions:
+            self._inversions[steps] = invert(inner.denoiser, self._latent, inner.source_cond, steps, inner.solver)
+        inversion = self._inversions[steps]
         many = replace(inversion, latents=inversion.latents.expand(-1, count, -1, -1, -1))
         step = GuidedStep(
             inner.denoiser, many, inner.source_cond, inner.target_cond, inner.uncond, inner.cfg,
@@ -166,7 +143,8 @@ class Bench:
                 demo.denoiser(), demo.encode_image, demo.decode, target, uncond, strength=options.strength, framing=framing, **shared
             )  # fmt: skip
         return InversionEditor(
-            demo.denoiser(), demo.encode_image, demo.decode, source, target, uncond, guidance=options.guidance, **shared
+            demo.denoiser(), demo.encode_image, demo.decode, source, target, uncond,
+            guidance=options.guidance, solver=options.solver, **shared
         )  # fmt: skip
 
     def run(self, pair: DemoPair, number: int) -> dict[str, Any]:
@@ -185,7 +163,8 @@ class PairBench:
         with torch.no_grad():
             self.features = bench.vision(self.image)
             self.renders = SharedRenders(bench.editor(pair), self.image, options.batch)
-        self.judge = ClipJudge(bench.scorer, self.image, pair.source_caption, pair.target_caption, crops=options.crops)
+        texts = [options.sentence.format(words) for words in pair.words]
+        self.judge = ClipJudge(bench.scorer, self.image, *texts, crops=options.crops)
         self.proposals = propose(
             self.features.attention[0], self.size, options.anchors, options.sizes, options.aspects, spread=options.spread
         )
@@ -200,12 +179,11 @@ class PairBench:
             drawn[RANDOM].append(random_boxes(len(centres), self.size, self.generator))
             drawn[ATTENDED].append(random_boxes(centres, self.size, self.generator))
             drawn[OWN_SIZES].append(only(map(self._any_size, self.proposals.boxes), self.size))
-        everything = [self.proposals, *(proposals for draws in drawn.values() for proposals in draws)]
-        self.renders.prepare([box for proposals in everything for row in proposals.boxes for box in row if box is not None])
+        boxes = [box for row in self.proposals.boxes for box in row if box is not None]
+        self.renders.prepare([*boxes, *(box for draws in drawn.values() for one in draws for row in one.boxes for box in row)])
         arms = {name: [self._best_of(proposals) for proposals in draws] for name, draws in drawn.items()}
         arms[EXACT], arms[HALVING] = [self._search("exact")], [self._search("halving")]
         arms[TRUE_BOX] = [self._best_of(only([self.truth], self.size))]
-        boxes = [box for row in self.proposals.boxes for box in row if box is not None]
         return {
             "edit": self.pair.edit, "truth": self.truth, "arms": arms, "boxes": len(set(boxes)),
             "best_iou": max(overlap(box, self.truth) for box in boxes),
@@ -229,8 +207,6 @@ class PairBench:
     def _search(self, strategy: Strategy) -> dict[str, Any]:
         """The pack's search. Its network is not trained: for one picture the ranking does not ask it."""
         table = self._table(self.proposals)
-        if strategy == "halving":
-            self.renders.prepare([box for row in self.proposals.boxes for box in row if box is not None], "screen")
         features = self.features.features[0]
         network = RegionNetwork(len(features), len(self.proposals.boxes[0]))
         task = RegionTask.of(table, features, network)

@@ -7,7 +7,8 @@ one of our own sizes for each anchor. Renders are shared, but u counts every arm
 The true pictures only measure, they never choose.
 
     python benchmarks/region_quality.py                # the tables of the README
-    python benchmarks/region_quality.py --pairs 1      # a quick look; a larger number later goes on from the same file
+    python benchmarks/region_quality.py --pairs 1      # a quick look; a larger number later goes on from the same file,
+                                                       # and two processes with other --edits may fill one file together
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from region_bench import ATTENDED, EXACT, HALVING, OWN_SIZES, RANDOM, Bench
 
 from semantic_editing.core.demo import load_demo_model
-from semantic_editing.core.regions.proposals import DEFAULT_ANCHORS, DEFAULT_SIZES
+from semantic_editing.core.regions.proposals import DEFAULT_SIZES
+from semantic_editing.core.regions.ranking import Choice
+from semantic_editing.core.solvers import Solver
 
 BARS = {RANDOM: 83.9, ATTENDED: 71.0}  # Table 2 of the paper
 RESAMPLES = 4000
-PLACE_ONLY = ("out", "threads", "pairs", "edits", "batch", "assets")  # options that change no record
+PLACE_ONLY = ("out", "threads", "pairs", "skip", "edits", "batch", "assets")  # options that change no record
 
 Record = dict[str, Any]
 
@@ -110,66 +114,76 @@ def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=8, help="pairs of each edit")
+    parser.add_argument("--skip", type=int, default=0, help="pairs of each edit left out at the start, as to tune on others")
     parser.add_argument("--edits", nargs="+", help="names of edits; all by default")
-    parser.add_argument("--editor", choices=["inpaint", "inversion"], default="inpaint")
-    parser.add_argument("--anchors", type=int, default=DEFAULT_ANCHORS)
-    parser.add_argument("--spread", type=int, default=0)
+    parser.add_argument("--editor", choices=["inpaint", "inversion"], default="inversion")
+    parser.add_argument("--anchors", type=int, default=4, help="K")
+    parser.add_argument("--spread", type=int, default=1, help="patches between anchors")
     parser.add_argument("--sizes", type=float, nargs="+", default=list(DEFAULT_SIZES))
     parser.add_argument("--aspects", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--screen-steps", type=int, default=4)
-    parser.add_argument("--cfg", type=float, default=2.0)
-    parser.add_argument("--negative", choices=["source", "empty"], default="empty")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument(
+        "--screen-steps", type=int, default=0, help="0: screening cuts boxes out of one edit of the whole (inversion editor)"
+    )
+    parser.add_argument("--cfg", type=float, default=1.5)
+    parser.add_argument("--negative", choices=["source", "empty"], default="source")
     parser.add_argument("--strength", type=float, default=1.0, help="of inpainting")
     parser.add_argument("--guidance", type=float, default=0.0, help="of the inversion editor")
+    parser.add_argument("--solver", choices=get_args(Solver), default="ddim", help="of the inversion editor")
+    parser.add_argument("--sentence", default="a portrait of a person, {}", help="what the judge reads, around the edit's words")
     parser.add_argument("--weights", type=float, nargs=3, default=[1.0, 1.0, 1.0], help="of L_Clip, L_Dir, L_Str (Eq. 3)")
     parser.add_argument("--crops", type=int, default=0, help="of the losses, besides the whole picture")
-    parser.add_argument("--choice", choices=["anchors", "all"], default="anchors", help="who may be best")
-    parser.add_argument("--draws", type=int, default=3, help="of each random arm")
+    parser.add_argument("--choice", choices=get_args(Choice), default="smallest", help="who is best")
+    parser.add_argument("--draws", type=int, default=2, help="of each random arm")
     parser.add_argument("--seed", type=int, default=0, help="of the random boxes")
     parser.add_argument("--batch", type=int, default=8, help="boxes rendered together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--assets", type=Path, help="another folder with the demo model's files")
-    parser.add_argument("--out", type=Path, default=Path("bench_out/region_quality.json"))
+    parser.add_argument("--out", type=Path, default=Path("bench_out/region_quality.jsonl"))
     return parser.parse_args()
 
 
-def earlier(path: Path, settings: dict[str, Any]) -> dict[str, Record]:
-    """Records of an interrupted or smaller run with the same settings."""
+def earlier(path: Path, settings: dict[str, Any]) -> dict[int, Record]:
+    """Records of an interrupted or smaller run, or of one beside this, with the same settings."""
     if not path.is_file():
         return {}
-    report = json.loads(path.read_text(encoding="utf-8"))
-    if report["settings"] != settings:
+    first, *lines = path.read_text(encoding="utf-8").splitlines()
+    if json.loads(first) != settings:
         raise SystemExit(f"{path} holds a run with other settings; choose another --out or delete it.")
-    return dict(report["records"])
+    return {entry["pair"]: entry for entry in map(json.loads, lines) if "pair" in entry}
+
+
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """A line of JSON at the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
 def main() -> None:
-    """Run what is missing, print the tables, write the JSON after every pair."""
+    """Run what is missing, one line of the file a pair, and print the tables."""
     arguments = options()
     torch.set_num_threads(arguments.threads)
     settings = {key: value for key, value in vars(arguments).items() if key not in PLACE_ONLY}
     records = earlier(arguments.out, settings)
     demo = load_demo_model(arguments.assets)
-    bench, order = Bench(demo, arguments), {id(pair): number for number, pair in enumerate(demo.pairs)}
-    pairs = {edit: demo.pairs_of(edit)[: arguments.pairs] for edit in arguments.edits or demo.edits}
-    wanted = [pairs[edit][index] for index in range(arguments.pairs) for edit in pairs if index < len(pairs[edit])]
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    for count, pair in enumerate(wanted):
-        key = str(order[id(pair)])
-        if key in records:
+    bench = Bench(demo, arguments)
+    numbers = {edit: [number for number, pair in enumerate(demo.pairs) if pair.edit == edit] for edit in arguments.edits or demo.edits}
+    chosen = [own[arguments.skip :][: arguments.pairs] for own in numbers.values()]
+    wanted = [number for row in zip_longest(*chosen) for number in row if number is not None]
+    if not arguments.out.is_file():
+        append(arguments.out, settings)
+    for count, number in enumerate(wanted, start=1):
+        if number in records:
             continue
         began = time.perf_counter()
-        records[key] = bench.run(pair, order[id(pair)])
-        partial = arguments.out.with_suffix(".part")
-        partial.write_text(json.dumps({"settings": settings, "records": records}, indent=1), encoding="utf-8")
-        partial.replace(arguments.out)
-        print(f"{count + 1} of {len(wanted)}: {pair.edit}, {time.perf_counter() - began:.0f} s", flush=True)
-    measured = [records[str(order[id(pair)])] for pair in wanted]
-    print(
-        f"\n{len(measured)} pairs, {arguments.editor} editor, {arguments.steps} steps\n\n{arm_table(measured)}\n\n{comparisons(measured)}"
-    )
-    print(f"\n{halving_line(measured)}\n\n{edit_table(measured)}\n\nwrote {arguments.out}")
+        records[number] = {"pair": number, **bench.run(demo.pairs[number], number)}
+        append(arguments.out, records[number])
+        print(f"{count} of {len(wanted)}: {records[number]['edit']}, {time.perf_counter() - began:.0f} s", flush=True)
+    measured = [records[number] for number in wanted]
+    print(f"\n{len(measured)} pairs, {arguments.editor} editor, {arguments.steps} steps\n")
+    parts = (arm_table(measured), comparisons(measured), halving_line(measured), edit_table(measured), f"wrote {arguments.out}")
+    print("\n\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from .proposals import Box
 from .rewards import Verdict
 from .table import RewardTable
 
-#: Who competes for the first place: the box of lowest loss of each anchor (the paper), or every rendered box.
-Choice = Literal["anchors", "all"]
+#: Who is first: the best by score of each anchor's box of lowest loss (the paper), of every rendered box, or the smallest of all
+#: boxes whose score is within :data:`TOLERANCE` of the best. CLIP does not see such differences well, and a smaller box changes less.
+Choice = Literal["anchors", "all", "smallest"]
+TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Candidate:
 
 
 def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
-    """Every fully rendered box, the best first: by score S (Eq. 7), with ``choice`` "anchors" each anchor's box of lowest loss first.
+    """Every fully rendered box, the best first: by score S (Eq. 7), with ``choice`` "anchors" each anchor's box of lowest loss first, with
+    "smallest" the boxes about as good as the best first, by area.
 
     Where nothing was fully rendered (a run that was stopped early), the screened boxes; empty where there are none.
     """
@@ -56,4 +59,12 @@ def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
         if losses:
             winners.add(min(losses, key=losses.__getitem__))
     candidates = [Candidate(c.box, c.anchor, c.slot, c.quality, c.verdict, c.loss, c.box in winners) for c in found.values()]
-    return sorted(candidates, key=lambda c: (choice == "anchors" and not c.chosen, -c.score, c.loss, c.box))
+    bound = max((c.score for c in candidates), default=0.0) - TOLERANCE
+
+    def order(c: Candidate) -> tuple[float, ...]:
+        if choice == "smallest":
+            good = c.score >= bound
+            return (not good, c.box.width * c.box.height if good else 0, -c.score, c.loss, *c.box)
+        return (choice == "anchors" and not c.chosen, -c.score, c.loss, *c.box)
+
+    return sorted(candidates, key=order)
