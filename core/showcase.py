@@ -18,6 +18,7 @@ from .directions import sentence_direction
 from .guidance import Preset, cross_attention_guided_edit
 from .inversion import Inversion, invert, reconstruct
 from .measures import attributes_kept, psnr, success
+from .regions.showcase import show_regions
 from .sentences import expand_words
 from .sheet import Cell
 
@@ -104,6 +105,8 @@ def run_showcase(demo: DemoModel, settings: Settings | None = None, report: Call
         _masked(demo, pairs, latents, source_cond, target_cond, settings, result)
         report("turning attributes up and down by learned embeddings")
         show_embeddings(demo, settings.steps, settings.pair, result)
+        report("letting edits find their own place")
+        show_regions(demo, settings.pair, result)
     return result
 
 

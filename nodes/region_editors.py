@@ -24,8 +24,8 @@ from .region_types import RegionEditor
 TOKEN_MODELS, TOKEN_MARK = "diffusers", "model_index.json"
 
 
-def steps_inputs(steps: int, screening: int, unit: str) -> list[Any]:
-    """Steps of full renders and of renders that only rank."""
+def steps_inputs(steps: int, screening: int, unit: str, none: str = "") -> list[Any]:
+    """Steps of full renders and of renders that only rank; ``none`` says what 0 of the latter means, where they may be 0."""
     return [
         widget(
             io.Int, "steps", default=steps, min=1, max=999, tooltip=f"{unit} of a full render, which is shown. More is finer and slower."
@@ -34,9 +34,9 @@ def steps_inputs(steps: int, screening: int, unit: str) -> list[Any]:
             io.Int,
             "screening_steps",
             default=screening,
-            min=1,
+            min=0 if none else 1,
             max=999,
-            tooltip=f"{unit} of a quick render that only ranks boxes (strategy halving). A tenth of steps is good.",
+            tooltip=f"{unit} of a quick render that only ranks boxes (strategy halving). {none or 'A tenth of steps is good.'}",
         ),
     ]  # fmt: skip
 
@@ -156,7 +156,7 @@ class RegionInversionEditor(io.ComfyNode):
                 widget(io.Vae, "vae", tooltip="The model's own VAE."),
                 widget(io.Conditioning, "source", tooltip="What the image shows; it is inverted with this prompt."),
                 widget(io.Conditioning, "target", tooltip="What the box should show instead, in about the same words."),
-                *steps_inputs(20, 4, "Steps"),
+                *steps_inputs(20, 0, "Steps", "0: the boxes are cut out of one edit of the whole image, which is best."),
                 cfg_input("How strongly the target prompt pulls. 1 is no extra pull; 3 to 7.5 is usual; higher edits more."),
                 widget(
                     io.Float,
@@ -196,7 +196,8 @@ class RegionInversionEditor(io.ComfyNode):
         opener = inversion_opener(model, vae, source, target, negative, inversion, **given)
         steps = steps if inversion is None else inversion.steps
         strengths = f"cfg {settings['cfg']:g}, guidance {settings['guidance']:g}"
-        return io.NodeOutput(RegionEditor(opener, f"along the inversion: {steps} steps ({screening_steps} to screen), {strengths}"))
+        screening = f"{screening_steps} to screen" if screening_steps else "screened by one whole edit"
+        return io.NodeOutput(RegionEditor(opener, f"along the inversion: {steps} steps ({screening}), {strengths}"))
 
 
 class RegionTokenEditor(io.ComfyNode):

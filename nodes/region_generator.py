@@ -20,6 +20,7 @@ from .region_widgets import (
     CACHE,
     CATEGORY,
     DEFAULTS,
+    SMALLEST,
     WINNERS,
     Stops,
     advanced_box_inputs,
@@ -77,10 +78,10 @@ class RegionBoxGenerator(io.ComfyNode):
                     io.Combo,
                     "winner",
                     options=list(WINNERS),
-                    default=next(iter(WINNERS)),
+                    default=SMALLEST,
                     advanced=True,
                     tooltip="Who may be first. Best of each anchor: the box of lowest loss of each place, as in the paper. All: every "
-                    "rendered box, by score alone.",
+                    "rendered box, by score alone. Smallest of the best: of the boxes that score about as well as the best, the smallest.",
                 ),
                 *judging_inputs(),
                 widget(

@@ -20,7 +20,8 @@ from .region_types import ClipScorerType, RegionEditorType, VisionFeaturesType
 
 CATEGORY = "semantic editing/regions"
 KEEP, STOP = "use the best so far", "stop everything"
-WINNERS = {"best of each anchor": "anchors", "all": "all"}
+SMALLEST = "smallest of the best"
+WINNERS = {"best of each anchor": "anchors", "all": "all", SMALLEST: "smallest"}
 #: Renders of all searches of this process, so that the next one only adds.
 CACHE = RenderCache()
 MOST_SEED = 1 << 63

@@ -26,7 +26,7 @@ SHOWN = {
     "demo_caso_train": ("Loss and accuracy",),
     "demo_caso_edit": ("Original", "Edited image", "True edited image (for comparison)"),
     "demo_caso_multi": ("Original", "Edited image"),
-    "demo_region_edit": ("Original", "What was looked at, and the best boxes", "Edited image", "True edited image (for comparison)"),
+    "demo_region_edit": ("Original", "The best boxes", "Edited image", "True edited image (for comparison)"),
     "demo_region_mask_to_inpaint": ("Original", "Mask that was found", "Edited image"),
 }
 

@@ -10,7 +10,8 @@ from workflow_graphs import PAIR, checkpoint_loader
 if TYPE_CHECKING:
     from graph_builder import Graph, Node, Output
 
-SOURCE, TARGET = "a person without glasses", "a person wearing glasses"
+SOURCE, TARGET = "a portrait of a person, without glasses", "a portrait of a person, wearing glasses"
+ANCHORS = 4
 
 
 def generator(
@@ -21,7 +22,8 @@ def generator(
     judging = graph.add("SemEdit_LoadCLIPScorer", column - 1, clip_model=clip)
     found = graph.add(
         "SemEdit_RegionBoxGenerator", column, image=image, vision_features=seeing.out("vision features"),
-        clip_scorer=judging.out("clip scorer"), region_editor=editor, source_text=texts[0], target_text=texts[1], width=360,
+        clip_scorer=judging.out("clip scorer"), region_editor=editor, source_text=texts[0], target_text=texts[1], anchors=ANCHORS,
+        width=360,
     )  # fmt: skip
     graph.add("PreviewAny", column, title="Scores", source=found.out("scores"), width=360, height=220)
     return found
@@ -44,11 +46,11 @@ def demo_region_edit(graph: Graph) -> None:
     ]
     editor = graph.add(
         "SemEdit_RegionInversionEditor", 1, model=model.out("MODEL"), vae=model.out("VAE"), source=prompts[0], target=prompts[1],
-        cfg=3.0, working_size=128,
+        steps=12, cfg=1.5, guidance=0.0, working_size=128,
     )  # fmt: skip
     found = generator(graph, 3, picture.out("image"), editor.out("region editor"), (SOURCE, TARGET))
     graph.add("SaveImage", 4, title="Edited image", images=found.out("edited"), filename_prefix="semantic_editing/demo_region_edit")
-    graph.add("PreviewImage", 4, title="What was looked at, and the best boxes", images=found.out("picture"))
+    graph.add("PreviewImage", 4, title="The best boxes", images=found.out("picture"))
     graph.add("PreviewImage", 4, title="All candidates, the best first", images=found.out("candidates"))
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title="True edited image (for comparison)", images=picture.out("edited image"))
@@ -109,7 +111,7 @@ def sd15_inpaint_region_edit(graph: Graph) -> None:
     texts = ("a dog", "a white rabbit")
     found = generator(graph, 3, picture.out("IMAGE"), editor.out("region editor"), texts, "dino-vitb16", "clip-vit-base-patch16")
     graph.add("SaveImage", 4, title="Edited image", images=found.out("edited"), filename_prefix="semantic_editing/sd15_region_edit")
-    graph.add("PreviewImage", 4, title="What was looked at, and the best boxes", images=found.out("picture"))
+    graph.add("PreviewImage", 4, title="The best boxes", images=found.out("picture"))
     graph.add("PreviewImage", 4, title="All candidates, the best first", images=found.out("candidates"))
     graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
 

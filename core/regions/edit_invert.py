@@ -26,19 +26,22 @@ class InversionEditor:
     """Box editor by the pack's own sampler (:class:`~..guidance.GuidedStep`): deterministic, layout kept, no seed needed.
 
     The picture is inverted once, whole, and its inversion kept for all boxes, until another picture comes. A latent pixel is edited
-    when the mask touches it; all others follow the source's trajectory. ``screen`` renders are not guided.
+    when the mask touches it; all others follow the source's trajectory. ``screen`` renders are not guided. The edit draws no random
+    numbers, so one edit of the whole picture tells much of what any box will show: by default screening pastes it into the boxes.
 
     Attributes:
         encode, decode: the VAE, ``[1, 3, h, w]`` in 0..1 to a scaled latent and back.
         source_cond, target_cond, uncond, cfg, guidance, guided_fraction, preset: see :class:`~..guidance.GuidedStep`.
         steps: of the inversion and of a full render.
-        screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none.
+        screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none. 0: it is cut out of one
+            edit of the whole picture, made once with ``steps``, and costs no evaluations of its own.
         solver: of the inversion, see :func:`~..inversion.invert`.
         given: a ready inversion of the picture, used for full renders instead of making one; ``steps`` is then its own.
         working_size, feather: see :class:`~.paste.Framing`.
         multiple: sides of the picture are brought to multiples of it, the pixels of a latent pixel.
         label, callback: see :class:`~.edit_inpaint.InpaintEditor`.
-        inversion_evaluations: forward and backward evaluations spent on inversions so far, which :meth:`cost` leaves out.
+        shared_evaluations: forward and backward evaluations spent so far on inversions and edits of the whole picture, which
+            :meth:`cost` leaves out.
 
     Raises:
         EditingError: steps below 1, an inversion of another model or of several pictures.
@@ -55,7 +58,7 @@ class InversionEditor:
     guided_fraction: float = 1.0
     preset: Preset = "carried"
     steps: int = 20
-    screen_steps: int = 8
+    screen_steps: int = 0
     solver: Solver = "auto"
     given: Inversion | None = None
     multiple: int = 8
@@ -63,8 +66,9 @@ class InversionEditor:
     feather: int = 4
     label: str = ""
     callback: Callback | None = None
-    inversion_evaluations: int = field(default=0, init=False)
+    shared_evaluations: int = field(default=0, init=False)
     _kept: dict[tuple[str, int], Inversion] = field(default_factory=dict, init=False, repr=False)
+    _whole: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.framing = Framing(float("inf"), self.multiple, self.working_size, self.feather)
@@ -73,9 +77,8 @@ class InversionEditor:
             if self.given.latents.shape[1] != 1:
                 raise EditingError(f"The inversion holds {self.given.latents.shape[1]} pictures; invert the picture to edit alone.")
             self.steps = self.given.steps
-        for steps in (self.steps, self.screen_steps):
-            if steps < 1:
-                raise EditingError(f"steps is {steps}; use 1 or more.")
+        if self.steps < 1 or self.screen_steps < 0:
+            raise EditingError(f"steps is {self.steps} and screen_steps {self.screen_steps}; use 1 or more, 0 or more.")
 
     @cached_property
     def identity(self) -> str:
@@ -86,15 +89,25 @@ class InversionEditor:
         return f"inversion/{fingerprint(self.denoiser.identity, conds, guidance, given, self.framing, self.label)}"
 
     def cost(self, quality: Quality) -> int:
-        """Network evaluations (u) of one render, forward and backward passes together, without the inversion."""
+        """Network evaluations (u) of one render, forward and backward passes together, without what all boxes share."""
         check_quality(quality)
-        branches = 1 if self.cfg == 1.0 else 2
+        branches = self._branches
         if quality == "screen":
             return self.screen_steps * branches
         guided = round(self.guided_fraction * self.steps) if self.guidance > 0 else 0
         # Maps of the source, maps of the edit and their gradient, then the prediction; "released" does it for each branch.
         guided_step = 4 * branches if self.preset == "released" else 3 + branches
         return guided * guided_step + (self.steps - guided) * branches
+
+    @property
+    def screening_cost(self) -> int:
+        """u that screening a picture costs once, whatever the number of boxes: its inversion, more where a solver iterates, and the
+        edit of the whole picture if there is one."""
+        return self.screen_steps or self.steps * (1 + self._branches)
+
+    @property
+    def _branches(self) -> int:
+        return 1 if self.cfg == 1.0 else 2
 
     def render(self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int = 0, quality: Quality = "full") -> Tensor:
         """The image ``[1, 3, H, W]`` with the box edited, bit-equal outside it; see :meth:`~.paste.Framing.render`.
@@ -111,6 +124,8 @@ class InversionEditor:
             picture = fingerprint(crop)
             with torch.no_grad():
                 latent = self._latent(crop, picture)
+            if quality == "screen" and self.screen_steps == 0:
+                return self._edited_whole(latent, picture)
             cells = repainted_cells(masked, (latent.shape[-2], latent.shape[-1]))[0]
             edited = self.along_inversion(latent, picture, cells, quality)
             with torch.no_grad():
@@ -133,12 +148,20 @@ class InversionEditor:
         )  # fmt: skip
         return step.run(inversion.steps, self.callback)
 
+    def _edited_whole(self, latent: Tensor, picture: str) -> Tensor:
+        if picture not in self._whole:
+            edited = self.along_inversion(latent, picture, torch.ones(1, *latent.shape[-2:]), "screen")
+            self.shared_evaluations += self.steps * self._branches
+            with torch.no_grad():
+                self._whole = {picture: self.decode(edited)}
+        return self._whole[picture]
+
     def _latent(self, crop: Tensor, picture: str) -> Tensor:
         kept = [inversion.latents[0] for (other, _), inversion in self._kept.items() if other == picture]
         return kept[0] if kept else self.encode(crop)
 
     def _inversion(self, latent: Tensor, picture: str, quality: Quality) -> Inversion:
-        steps = self.steps if quality == "full" else self.screen_steps
+        steps = self.steps if quality == "full" else self.screen_steps or self.steps
         key = (picture, steps)
         if key in self._kept:
             return self._kept[key]
@@ -150,7 +173,7 @@ class InversionEditor:
                 )
             return self.given
         inversion = invert(self.denoiser, latent, self.source_cond, steps, self.solver, callback=self.callback)
-        self.inversion_evaluations += int(inversion.forward_evaluations.sum() + inversion.backward_evaluations.sum())
+        self.shared_evaluations += int(inversion.forward_evaluations.sum() + inversion.backward_evaluations.sum())
         # Only inversions of the picture at hand are kept: a trajectory is many latents.
         self._kept = {other: kept for other, kept in self._kept.items() if other[0] == key[0]} | {key: inversion}
         return inversion

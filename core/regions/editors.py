@@ -54,7 +54,16 @@ class Previewing(Protocol):
 
 
 @runtime_checkable
-class Inverting(Protocol):
-    """An editor that inverts an image before it edits it, which :meth:`Editor.cost` leaves out."""
+class Sharing(Protocol):
+    """An editor whose renders of an image share work (its inversion, a whole edit to screen from) that :meth:`Editor.cost` leaves out.
 
-    inversion_evaluations: int
+    Attributes:
+        shared_evaluations: u of that so far.
+    """
+
+    shared_evaluations: int
+
+    @property
+    def screening_cost(self) -> float:
+        """u that screening any number of boxes of an image costs once, besides each box's own."""
+        ...

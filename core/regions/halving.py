@@ -21,7 +21,9 @@ class HalvingPlan:
         return sum(self.screened) + self.finalists
 
 
-def halving_plan(boxes: int, screen: float, full: float, *, share: float = 0.25, rungs: int = 2, keep: float = 1 / 3) -> HalvingPlan:
+def halving_plan(
+    boxes: int, screen: float, full: float, *, share: float = 0.25, rungs: int = 2, keep: float = 1 / 3, once: float = 0.0
+) -> HalvingPlan:
     """Plan a search of ``boxes`` that costs at most ``share * boxes * full``.
 
     All are screened once and one is rendered fully in any case, even where that alone costs more (few boxes, or screening renders
@@ -34,12 +36,16 @@ def halving_plan(boxes: int, screen: float, full: float, *, share: float = 0.25,
         share: of what rendering every box fully costs.
         rungs: screenings at most, each with other noise.
         keep: part of the boxes (the best) that survives a screening.
+        once: u that screening costs besides, whatever the number of boxes. Where screening a box costs nothing itself, its result
+            does not change either: there is one rung, and what is left goes into full renders.
     """
-    if boxes * screen + full >= boxes * full:
+    if boxes * screen + once + full >= boxes * full:
         return HalvingPlan((), boxes)
-    spare = share * boxes * full - full + SLACK
+    spare = share * boxes * full - full - once + SLACK
     screened: list[int] = []
     left = boxes
+    if not screen:
+        return HalvingPlan((boxes,), min(boxes, 1 + max(0, math.floor(spare / full))))
     for rung in range(rungs):
         if rung and (left == 1 or left * screen + full > spare):
             break

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EditingError
+from .editors import Sharing
 from .gradients import expected_loss, reinforce_loss
 from .halving import HalvingPlan, halving_plan
 from .network import RegionNetwork, gumbel_argmax, region_features
@@ -143,8 +144,12 @@ class RegionLearner:
 
     def _plan(self, number: int) -> HalvingPlan:
         task, settings = self.tasks[number], self.settings
-        screen, full = task.table.editor.cost("screen"), task.table.editor.cost("full")
-        return halving_plan(len(task.boxes), screen, full, share=settings.share, rungs=settings.rungs, keep=settings.keep)
+        editor = task.table.editor
+        once = editor.screening_cost if isinstance(editor, Sharing) else 0.0
+        return halving_plan(
+            len(task.boxes), editor.cost("screen"), editor.cost("full"),
+            share=settings.share, rungs=settings.rungs, keep=settings.keep, once=once,
+        )  # fmt: skip
 
     def _halve(self, number: int, boxes: list[Box]) -> None:
         table, plan = self.tasks[number].table, self._plan(number)
@@ -153,7 +158,9 @@ class RegionLearner:
             boxes = sorted(boxes, key=lambda box: totals[box])[:count]
             self._look(number, boxes, screen=True, draw=rung)
             for box in boxes:
-                totals[box] += table.evaluate(box, "screen", rung).loss(table.weights)
+                verdict = table.evaluate(box, "screen", rung)
+                # Survivors are picked by what decides in the end: the loss of an anchor's boxes, or the score of all.
+                totals[box] += verdict.loss(table.weights) if self.settings.choice == "anchors" else -verdict.score
         self._look(number, sorted(boxes, key=lambda box: totals[box])[: plan.finalists])
 
     def _fit(self) -> None:

@@ -17,7 +17,7 @@ from ..denoiser import Progress
 from ..errors import EditingError
 from .cache import RenderCache
 from .clip_scorer import ClipScorer, check_texts
-from .editors import Editor, Inverting, Previewing, Quality
+from .editors import Editor, Previewing, Quality, Sharing
 from .features import FeatureMap, VisionFeatures
 from .learning import RegionLearner, RegionTask
 from .network import RegionNetwork
@@ -160,7 +160,7 @@ class RegionSearch:
     @property
     def units(self) -> float:
         """Network sample-evaluations (u) spent so far, previews and inversions included."""
-        return self.preview_units + self._bench.inversion_units + sum(table.count.units for table in self.tables)
+        return self.preview_units + self._bench.shared_units + sum(table.count.units for table in self.tables)
 
     def _prepared(
         self, example: Example, features: VisionFeatures, scorer: ClipScorer, cache: RenderCache
@@ -203,7 +203,7 @@ class _Bench:
     """Keeps the editor of one image open at a time: a host lends its model to one session only."""
 
     def __init__(self, open_editor: OpenEditor, step: Callable[[Progress], None], rendered: Callable[[Tensor], None]):
-        self.inversion_units = 0
+        self.shared_units = 0
         self.rendered = rendered
         self._open, self._step = open_editor, step
         self._stack = ExitStack()
@@ -221,14 +221,14 @@ class _Bench:
         if self._current is None or self._current[0] is not image:
             self.__exit__(None, None, None)
             editor = self._stack.enter_context(self._open(image, self._step))
-            before = editor.inversion_evaluations if isinstance(editor, Inverting) else 0
+            before = editor.shared_evaluations if isinstance(editor, Sharing) else 0
             self._stack.callback(self._count, editor, before)
             self._current = image, editor
         return self._current[1]
 
     def _count(self, editor: Editor, before: int) -> None:
-        if isinstance(editor, Inverting):
-            self.inversion_units += editor.inversion_evaluations - before
+        if isinstance(editor, Sharing):
+            self.shared_units += editor.shared_evaluations - before
 
 
 class _BenchEditor:
@@ -248,6 +248,17 @@ class _BenchEditor:
         if quality not in self._costs:
             self._costs[quality] = self._bench.editor(self._image).cost(quality)
         return self._costs[quality]
+
+    @property
+    def shared_evaluations(self) -> int:
+        """The bench counts them for all images."""
+        return self._bench.shared_units
+
+    @property
+    def screening_cost(self) -> float:
+        """The editor's."""
+        editor = self._bench.editor(self._image)
+        return editor.screening_cost if isinstance(editor, Sharing) else 0.0
 
     def render(self, image: Tensor, mask: Tensor, box: Box, *, seed: int, quality: Quality) -> Tensor:
         """The editor's."""

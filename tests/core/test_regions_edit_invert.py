@@ -53,8 +53,8 @@ def test_cost_is_what_is_spent_beside_the_inversion(options, quality):
     edit = editor(denoiser, **options)
     render(edit, quality=quality)
     spent = denoiser.evaluations.forward + denoiser.evaluations.backward
-    assert spent - edit.inversion_evaluations == edit.cost(quality)
-    assert edit.inversion_evaluations == (3 if quality == "full" else 2)  # plain DDIM: one evaluation a step
+    assert spent - edit.shared_evaluations == edit.cost(quality)
+    assert edit.shared_evaluations == (3 if quality == "full" else 2)  # plain DDIM: one evaluation a step
     assert edit.cost("screen") <= edit.cost("full")
 
 
@@ -62,21 +62,37 @@ def test_one_inversion_for_all_boxes_until_another_picture_comes():
     edit = editor()
     for box in (BOX, (0, 0, 8, 8), (50, 30, 6, 10)):
         render(edit, box=box)
-    assert edit.inversion_evaluations == 3
+    assert edit.shared_evaluations == 3
     render(edit, quality="screen")
     render(edit, quality="screen", box=(0, 0, 8, 8))
     render(edit)
-    assert edit.inversion_evaluations == 5
+    assert edit.shared_evaluations == 5
     render(edit, 1 - picture())
     render(edit)
-    assert edit.inversion_evaluations == 11 and len(edit._kept) == 1
+    assert edit.shared_evaluations == 11 and len(edit._kept) == 1
 
 
 def test_equal_steps_share_the_inversion_and_only_full_is_guided():
     edit = editor(screen_steps=3)
     full, screen = render(edit), render(edit, quality="screen")
-    assert edit.inversion_evaluations == 3 and not torch.equal(full, screen)
+    assert edit.shared_evaluations == 3 and not torch.equal(full, screen)
     assert torch.equal(screen, render(editor(guidance=0.0)))
+
+
+def test_without_steps_of_its_own_screening_cuts_boxes_out_of_one_unguided_edit_of_the_picture():
+    denoiser, image = tiny_denoiser(), picture()
+    edit = editor(denoiser, screen_steps=0, feather=0)
+    assert edit.cost("screen") == 0
+    whole = render(editor(guidance=0.0, feather=0), image, (0, 0, 56, 40))
+    for x, y, width, height in (BOX, (0, 0, 8, 8), (50, 30, 6, 10)):
+        expected = image.clone()
+        expected[..., y : y + height, x : x + width] = whole[..., y : y + height, x : x + width]
+        torch.testing.assert_close(render(edit, image, (x, y, width, height), quality="screen"), expected, rtol=1e-4, atol=1e-5)
+    assert denoiser.evaluations.forward == edit.shared_evaluations == 3 + 3 * 2  # the inversion, the edit with two branches
+    render(edit, image)
+    assert denoiser.evaluations.forward + denoiser.evaluations.backward - edit.shared_evaluations == edit.cost("full")
+    render(edit, 1 - image, quality="screen")
+    assert edit.shared_evaluations == 18 and not torch.equal(render(edit, 1 - image, quality="screen"), render(edit, quality="screen"))
 
 
 def test_a_ready_inversion_is_used():
@@ -84,7 +100,7 @@ def test_a_ready_inversion_is_used():
     source = tiny_conds()[0]
     given = invert(denoiser, encode(image), source, 3, "ddim")
     edit = editor(denoiser, given=given, steps=50)
-    assert edit.steps == 3 and torch.equal(render(edit), render(editor(denoiser))) and edit.inversion_evaluations == 0
+    assert edit.steps == 3 and torch.equal(render(edit), render(editor(denoiser))) and edit.shared_evaluations == 0
     with pytest.raises(EditingError, match="own size"):
         render(edit, picture(48, 48))
     with pytest.raises(EditingError, match="another model"):
@@ -114,7 +130,9 @@ def test_identity_and_determinism():
 
 def test_bad_settings_are_refused():
     with pytest.raises(EditingError, match="steps is 0"):
-        editor(screen_steps=0)
+        editor(steps=0)
+    with pytest.raises(EditingError, match="screen_steps -1"):
+        editor(screen_steps=-1)
     with pytest.raises(EditingError, match="quality 'best'"):
         render(editor(), quality="best")
     with pytest.raises(EditingError, match="guidance is -1"):

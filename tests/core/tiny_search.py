@@ -110,10 +110,10 @@ class Previewer(Painter):
 
     def __init__(self):
         super().__init__()
-        self.inversion_evaluations = 0
+        self.shared_evaluations, self.screening_cost = 0, 0
 
     def preview(self, image, *, seed):
-        self.inversion_evaluations += 7
+        self.shared_evaluations += 7
         return torch.ones_like(image)
 
 

@@ -174,12 +174,12 @@ def test_the_inversion_editor_takes_gradients_and_inverts_once(pack, demo, plain
     opener = inversion_editor(pack, plain, demo[2])
     with torch.inference_mode(inference), opener(image, lambda told: None) as editor:
         result = editor.render(image, box_mask(image), BOX, seed=0, quality="full")
-        once = editor.inversion_evaluations
+        once = editor.shared_evaluations
         assert once > 0 and editor.denoiser.evaluations.backward >= 3  # a guided step each
         other = editor.render(image, box_mask(image, (0, 0, 16, 16)), (0, 0, 16, 16), seed=0, quality="full")
-        assert editor.inversion_evaluations == once
+        assert editor.shared_evaluations == once
         screened = editor.render(image, box_mask(image), BOX, seed=0, quality="screen")
-        assert editor.inversion_evaluations > once
+        assert editor.shared_evaluations > once
     for made, box in ((result, BOX), (other, (0, 0, 16, 16)), (screened, BOX)):
         assert_only_the_box_changed(made, image, box)
     unguided = render(inversion_editor(pack, plain, demo[2], guidance=0.0), image)
@@ -198,7 +198,7 @@ def test_a_ready_inversion_is_used(pack, demo, plain):
         ready = pack.run(plain, latent, {"source": conditioning("sd1", 1)}, work, gradients=True)
     with inversion_editor(pack, plain, demo[2], ready, steps=9)(image, lambda told: None) as editor:
         result = editor.render(image, box_mask(image), BOX, seed=0, quality="full")
-        assert editor.inversion_evaluations == 0 and editor.steps == 3
+        assert editor.shared_evaluations == 0 and editor.steps == 3
     torch.testing.assert_close(result, render(inversion_editor(pack, plain, demo[2]), image), rtol=0, atol=1e-3)
     foreign = replace(ready, identity=replace(ready.identity, family="sd2"))
     with pytest.raises(ValueError, match=r"a sd. model against a sd. model"):

@@ -1,0 +1,85 @@
+"""Edits that find their own place in portraits: Learnable Regions' part of ``semantic-editing demo``."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from ..demo import DemoModel
+from ..demo_data import DemoPair
+from ..denoiser import Callback
+from ..measures import attributes_kept, psnr
+from .clip_scorer import demo_scorer
+from .edit_invert import InversionEditor
+from .editors import Editor
+from .features import demo_vision_features
+from .picture import region_picture
+from .search import Example, RegionSearch, SearchSettings
+from .settings import LearningSettings
+
+if TYPE_CHECKING:
+    from ..showcase import Showcase
+
+EDITS = ("glasses: none to glasses", "top: short to hat")
+#: Found on the demo model; the model is small and follows its text strongly, so a low cfg and no guidance do.
+STEPS, CFG = 12, 1.5
+DRAWN = 256  # pixels of the drawn boxes on the sheet
+SENTENCE = "a portrait of a person, {}"  # what CLIP reads, around the words of the edit
+SEARCH = SearchSettings(anchors=4, spread=1, learning=LearningSettings("halving", choice="smallest"))
+
+
+def demo_region_editor(demo: DemoModel, pair: DemoPair) -> InversionEditor:
+    """The pack's own sampler along the picture's inversion, prompted by the captions of a demo pair."""
+    with torch.no_grad():
+        source, target = (demo.encode_text([caption]) for caption in (pair.source_caption, pair.target_caption))
+    return InversionEditor(demo.denoiser(), demo.encode_image, demo.decode, source, target, cfg=CFG, guidance=0.0, steps=STEPS)
+
+
+def show_regions(demo: DemoModel, number: int, result: Showcase) -> None:
+    """In a portrait find the box of each of :data:`EDITS` and edit inside it.
+
+    Args:
+        number: which pair of each edit.
+    """
+    features, scorer = demo_vision_features(demo), demo_scorer(demo)
+    figures = result.measures["regions"] = {}
+    for edit in EDITS:
+        pairs = demo.pairs_of(edit)
+        pair = pairs[number % len(pairs)]
+        example = Example(pair.source[None], *(SENTENCE.format(words) for words in pair.words))
+        editor = demo_region_editor(demo, pair)
+        search = RegionSearch([example], features, scorer, partial(_opened, editor), SEARCH)
+        search.run()
+        found = search.candidates()
+        edited = search.edited(found[0])
+        entry = _judged(demo, pair, edited)
+        figures[edit] = {"box": list(found[0].box), "score": found[0].score, "u": search.units, **entry}
+        stem = "region_" + edit.replace(": ", "_").replace(" ", "_")
+        drawn = region_picture(example.image, search.views[0].attention[0], search.tables[0].proposals, found).movedim(-1, 0)
+        drawn = avg_pool2d(drawn, drawn.shape[-1] // DRAWN)
+        cells = [
+            result.show(f"{stem}_source", pair.source, f"source\n{pair.source_caption}"),
+            result.show(f"{stem}_true", pair.target, "the true edited picture"),
+            result.show(f"{stem}_boxes", drawn, "what was looked at (red)\nand the best boxes"),
+            result.judged(f"{stem}_edited", edited[0], f"edited inside the best box\n{search.units:.0f} u", entry),
+        ]
+        result.rows.append((f"{edit}: the edit finds its own place (Learnable Regions)", cells))
+
+
+def _opened(editor: Editor, image: Tensor, step: Callback) -> AbstractContextManager[Editor]:
+    return nullcontext(editor)
+
+
+def _judged(demo: DemoModel, pair: DemoPair, edited: Tensor) -> dict[str, float]:
+    """Labels are the judge's, which has no part in the search."""
+    labels, true = demo.judge.labels(edited), demo.judge.labels(pair.target[None])
+    return {
+        "success": float(labels[0][pair.attribute] == pair.after),
+        "others_kept": float(attributes_kept(labels, true, pair.attribute)),
+        "psnr_to_true": float(psnr(edited, pair.target[None])),
+    }
