@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOOR = "0.3.64"
 DEMOS = (
     "demo_invert_reconstruct", "demo_word_edit", "demo_noise_regularised", "demo_caso_train", "demo_caso_edit", "demo_caso_multi",
+    "demo_region_edit", "demo_region_mask_to_inpaint",
 )  # fmt: skip
-CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit", "sd15_caso_edit")
+CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit", "sd15_caso_edit", "sd15_inpaint_region_edit")
 SHORT = {"steps": 4, "count": 8}  # for the tests that do not look at the picture
 
 
@@ -147,7 +148,7 @@ def test_only_the_persons_own_files_are_missing(name, server):
     with pytest.raises(PromptFailed) as caught:
         server.submit(api(name))
     wrong = {e["extra_info"]["input_name"] for node in caught.value.error["node_errors"].values() for e in node["errors"]}
-    assert wrong <= {"ckpt_name", "image", "embedding_file"} and "ckpt_name" in wrong
+    assert wrong <= {"ckpt_name", "image", "embedding_file", "vision_model", "clip_model"} and "ckpt_name" in wrong
 
 
 @pytest.mark.parametrize("name", ["demo_invert_reconstruct", "demo_noise_regularised"])
@@ -201,6 +202,36 @@ def test_two_embeddings_with_strengths_of_their_own(server):
     entry = server.queue(prompt)
     (report,) = entry["outputs"][node_of(prompt, "PreviewAny")]["text"]
     assert "glasses +6" in report and "beard +4.8" in report
+
+
+def best_box(entry, prompt):
+    """x, y, width, height of the first row of the scores."""
+    (number,) = [number for number, node in prompt.items() if node["_meta"]["title"] == "Scores"]
+    (table,) = entry["outputs"][number]["text"]
+    return [int(word.strip(",*")) for word in table.splitlines()[1].split()[1:5]]
+
+
+def test_the_edit_finds_its_place_and_changes_nothing_outside(server):
+    prompt = api("demo_region_edit")
+    entry = server.queue(prompt, timeout=900)
+    original, edited = (picture(server, entry, prompt, title) for title in ("Original", "Edited image"))
+    x, y, width, height = best_box(entry, prompt)
+    outside = torch.ones(128, 128, dtype=torch.bool)
+    outside[y : y + height, x : x + width] = False
+    assert outside.any() and torch.equal(edited[:, outside], original[:, outside])
+    labels = load_demo_model().judge.labels(torch.stack([original, edited]))
+    assert [row["facial_hair"] for row in labels] == ["none", "beard"]
+
+
+def test_the_found_mask_serves_stock_nodes(server):
+    prompt = api("demo_region_mask_to_inpaint")
+    entry = server.queue(prompt, timeout=900)
+    mask, original, edited = (picture(server, entry, prompt, title) for title in ("Mask that was found", "Original", "Edited image"))
+    x, y, width, height = best_box(entry, prompt)
+    box = torch.zeros(128, 128)
+    box[y : y + height, x : x + width] = 1
+    assert torch.equal(mask, box.expand(3, -1, -1))
+    assert torch.equal(edited[:, box == 0], original[:, box == 0]) and not torch.equal(edited, original)
 
 
 def test_second_run_is_cached(server):
