@@ -106,7 +106,7 @@ def run_showcase(demo: DemoModel, settings: Settings | None = None, report: Call
         report("turning attributes up and down by learned embeddings")
         show_embeddings(demo, settings.steps, settings.pair, result)
         report("letting edits find their own place")
-        show_regions(demo, settings.pair, result)
+        show_regions(demo, settings.steps, settings.pair, result)
     return result
 
 

@@ -34,17 +34,18 @@ SENTENCE = "a portrait of a person, {}"  # what CLIP reads, around the words of 
 SEARCH = SearchSettings(anchors=4, spread=1, learning=LearningSettings("halving", choice="smallest"))
 
 
-def demo_region_editor(demo: DemoModel, pair: DemoPair) -> InversionEditor:
+def demo_region_editor(demo: DemoModel, pair: DemoPair, steps: int = STEPS) -> InversionEditor:
     """The pack's own sampler along the picture's inversion, prompted by the captions of a demo pair."""
     with torch.no_grad():
         source, target = (demo.encode_text([caption]) for caption in (pair.source_caption, pair.target_caption))
-    return InversionEditor(demo.denoiser(), demo.encode_image, demo.decode, source, target, cfg=CFG, guidance=0.0, steps=STEPS)
+    return InversionEditor(demo.denoiser(), demo.encode_image, demo.decode, source, target, cfg=CFG, guidance=0.0, steps=steps)
 
 
-def show_regions(demo: DemoModel, number: int, result: Showcase) -> None:
+def show_regions(demo: DemoModel, steps: int, number: int, result: Showcase) -> None:
     """In a portrait find the box of each of :data:`EDITS` and edit inside it.
 
     Args:
+        steps: of a full render, at most :data:`STEPS`.
         number: which pair of each edit, :data:`FURTHER` on.
     """
     features, scorer = demo_vision_features(demo), demo_scorer(demo)
@@ -52,8 +53,9 @@ def show_regions(demo: DemoModel, number: int, result: Showcase) -> None:
     for edit in EDITS:
         pairs = demo.pairs_of(edit)
         pair = pairs[(number + FURTHER) % len(pairs)]
-        example = Example(pair.source[None], *(SENTENCE.format(words) for words in pair.words))
-        editor = demo_region_editor(demo, pair)
+        before, after = (SENTENCE.format(words) for words in pair.words)
+        example = Example(pair.source[None], before, after)
+        editor = demo_region_editor(demo, pair, min(steps, STEPS))
         search = RegionSearch([example], features, scorer, partial(_opened, editor), SEARCH)
         search.run()
         found = search.candidates()

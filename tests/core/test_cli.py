@@ -15,6 +15,7 @@ from semantic_editing.core.checkpoints import load_checkpoint
 from semantic_editing.core.demo_data import FOLDER
 from semantic_editing.core.directions import EditDirection
 from semantic_editing.core.errors import EditingError
+from semantic_editing.core.regions import showcase as region_showcase
 from semantic_editing.tests.core.tiny_models import tiny_scheduler, tiny_unet
 
 WIDTH = 12  # of tiny_unet's text
@@ -225,10 +226,21 @@ def test_demo_writes_a_sheet_pictures_and_measures(tmp_path, monkeypatch, capsys
     assert sorted(measures["embeddings"]) == embeddings
     for figures in measures["embeddings"].values():
         assert all(figures[way]["u_forward"] >= 1 + 2 and figures[way]["u_backward"] == 0 for way in ("added", "removed"))
+    # Regions: an inversion, the whole edit to screen from and the finalists, 2 forwards a step; outside the box no pixel changes.
+    assert set(measures["regions"]) == set(region_showcase.EDITS)
+    for edit, figures in measures["regions"].items():
+        assert figures["u"] >= 2 + 2 * 2 + 2 * 2
+        stem = "region_" + edit.replace(": ", "_").replace(" ", "_")
+        source, edited = (np.array(Image.open(tmp_path / "out" / f"{stem}_{name}.png")) for name in ("source", "edited"))
+        x, y, width, height = figures["box"]
+        changed = (source != edited).any(2)
+        assert changed[y : y + height, x : x + width].any()
+        changed[y : y + height, x : x + width] = False
+        assert not changed.any()
     sheet = Image.open(tmp_path / "out" / "contact_sheet.png")
     assert sheet.width > 5 * 128 and sheet.height > 4 * 128
     written = sorted(os.listdir(tmp_path / "out"))
-    assert len(written) == 2 + 5 + 5 * 2 + 3 + 6 * len(embeddings)
+    assert len(written) == 2 + 5 + 5 * 2 + 3 + 6 * len(embeddings) + 4 * len(region_showcase.EDITS)
     assert "wrote" in capsys.readouterr().out
 
 
