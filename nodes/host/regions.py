@@ -111,7 +111,7 @@ class _HostInversionEditor(_Prompted, InversionEditor):
             if self.given is not None:
                 bound.given = replace(self.given, latents=self.given.latents.to(session.latent.device))
             edited = InversionEditor.along_inversion(bound, session.latent, picture, normal_tensors(cells), quality)
-            self._kept, self._whole, self.shared_evaluations = bound._kept, bound._whole, bound.shared_evaluations
+            self._kept, self.shared_evaluations = bound._kept, bound.shared_evaluations
             return edited
 
         # Always with gradients: the guidance takes them, and inversions where iterations alone do not converge.

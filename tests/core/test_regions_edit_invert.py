@@ -139,3 +139,12 @@ def test_bad_settings_are_refused():
         render(editor(guidance=-1.0))
     with pytest.raises(EditingError, match="box is empty"):
         render(editor(), box=(5, 5, 0, 5))
+
+
+@pytest.mark.parametrize("options", [{"screen_steps": 0}, {"screen_steps": 2}, {"screen_steps": 0, "cfg": 1.0}])
+def test_what_screening_is_said_to_cost_is_what_it_costs(options):
+    edit = editor(**options)
+    for box in (BOX, (0, 0, 8, 8)):
+        render(edit, quality="screen", box=box)
+    spent = edit.denoiser.evaluations.forward + edit.denoiser.evaluations.backward
+    assert spent == edit.screening_cost + 2 * edit.cost("screen")

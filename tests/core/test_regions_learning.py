@@ -186,18 +186,44 @@ def full_table(proposals):
 
 
 def test_a_plan_of_halving_keeps_its_share_and_spends_what_it_can():
-    for boxes, screen, share, rungs, keep in itertools.product(
-        (1, 2, 3, 7, 21, 63), (1, 4, 8, 20), (0.1, 0.25, 1.0), (1, 2, 3), (0.2, 1 / 3, 1.0)
+    for boxes, screen, share, rungs, keep, once in itertools.product(
+        (1, 2, 3, 7, 21, 63), (1, 4, 8, 20), (0.1, 0.25, 1.0), (1, 2, 3), (0.2, 1 / 3, 1.0), (0, 60)
     ):
         full = 40
-        plan = halving_plan(boxes, screen, full, share=share, rungs=rungs, keep=keep)
-        cost = sum(plan.screened) * screen + plan.finalists * full
-        least = min(boxes * screen + full, boxes * full)
+        plan = halving_plan(boxes, screen, full, share=share, rungs=rungs, keep=keep, once=once)
+        cost = sum(plan.screened) * screen + plan.finalists * full + (once if plan.screened else 0)
+        least = min(boxes * screen + once + full, boxes * full)
         assert cost <= max(share * boxes * full, least) + 1e-6 and cost <= boxes * full and 1 <= plan.finalists <= boxes
         assert list(plan.screened) == sorted(plan.screened, reverse=True) and plan.screened[:1] in ((), (boxes,))
         survivors = math.ceil(plan.screened[-1] * keep - 1e-9) if plan.screened else boxes
         assert plan.finalists == survivors or cost + full > share * boxes * full or cost <= least
     assert halving_plan(21, 4, 40).screened == (21, 7) and halving_plan(21, 4, 40).finalists == 2
+
+
+def test_where_screening_a_box_is_free_the_rest_of_the_share_renders_finalists():
+    """28 boxes of 24 u make a share of 168; less 36 for the whole edit, five are left."""
+    plan = halving_plan(28, 0, 24, once=36)
+    assert plan.screened == (28,) and plan.finalists == 5
+    assert halving_plan(2, 0, 24, once=36).finalists == 2, "dearer than rendering both"
+
+
+@pytest.mark.parametrize(("choice", "first"), [("anchors", "least loss"), ("all", "highest score"), ("smallest", "highest score")])
+def test_finalists_are_picked_by_what_decides_in_the_end(choice, first):
+    class Torn:
+        """The smaller the box, the less the loss; the larger, the higher the score."""
+
+        identity = "torn"
+
+        def __call__(self, edited):
+            area = float((edited > 0).float().mean())
+            return Verdict(area, 0.0, 0.0, area, 1.0)
+
+    table = RewardTable(black_image(), tiny_proposals(), Painter(), Torn())
+    learner = search(table, strategy="halving", epochs=0, choice=choice, share=0.01)
+    learner.run()
+    (finalist,) = table.evaluated
+    areas = {box: box.width * box.height for box in learner.tasks[0].boxes}
+    assert areas[finalist] == (min if first == "least loss" else max)(areas.values())
 
 
 def test_a_screening_loss_is_moved_by_the_mean_difference_to_full_renders():
