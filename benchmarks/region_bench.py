@@ -219,8 +219,13 @@ class PairBench:
         seen = demo.judge.labels(edited)
         return {
             "box": best.box, "iou": overlap(best.box, self.truth), "score": best.score, "loss": best.loss,
-            "success": float(success(seen, self.pair.attribute, self.pair.after)),
+            "success": float(success(seen, self.pair.attribute, self.pair.after)), "clip": self._clip_success(edited),
             "kept": float(attributes_kept(seen, self.expected, self.pair.attribute)),
             "psnr": float(psnr(edited, self.pair.target[None])),
             "u": table.count.units + self.renders.overhead(qualities),
         }  # fmt: skip
+
+    def _clip_success(self, edited: Tensor) -> float:
+        """Whether CLIP finds the target text nearer than the source text."""
+        features = self.bench.scorer.embed_images(edited).features[0]
+        return float(features @ self.judge.text_change > 0)

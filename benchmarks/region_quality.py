@@ -64,13 +64,15 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def arm_table(records: list[Record]) -> str:
     """Markdown: one row an arm."""
-    lines = ["| box | IoU with the true region | score S | success | others kept | PSNR to true, dB | u per edit |", "|---" * 7 + "|"]
+    header = "| box | IoU with the true region | score S | CLIP success | success | others kept | PSNR to true, dB | u per edit |"
+    lines = [header, "|---" * 8 + "|"]
     for arm in records[0]["arms"]:
-        iou, score, done, kept, decibel, u = (
+        iou, score, clip, done, kept, decibel, u = (
             average(records, lambda record, arm=arm, key=key: mean(record, arm, key))
-            for key in ("iou", "score", "success", "kept", "psnr", "u")
+            for key in ("iou", "score", "clip", "success", "kept", "psnr", "u")
         )
-        lines.append(f"| {arm} | {iou:.3f} | {score:.4f} | {100 * done:.1f} % | {100 * kept:.1f} % | {decibel:.2f} | {u:.0f} |")
+        shares = " | ".join(f"{100 * value:.1f} %" for value in (clip, done, kept))
+        lines.append(f"| {arm} | {iou:.3f} | {score:.4f} | {shares} | {decibel:.2f} | {u:.0f} |")
     return "\n".join(lines)
 
 
