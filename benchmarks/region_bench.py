@@ -15,6 +15,7 @@ from semantic_editing.core.demo import DemoModel, DemoPair
 from semantic_editing.core.guidance import GuidedStep
 from semantic_editing.core.inversion import Inversion, invert
 from semantic_editing.core.measures import attributes_kept, psnr, success
+from semantic_editing.core.regions.changes import with_changes
 from semantic_editing.core.regions.clip_scorer import demo_scorer
 from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
 from semantic_editing.core.regions.edit_invert import InversionEditor
@@ -29,7 +30,7 @@ from semantic_editing.core.regions.rewards import ClipJudge, LossWeights
 from semantic_editing.core.regions.settings import LearningSettings, Strategy
 from semantic_editing.core.regions.table import RewardTable
 
-RANDOM, ATTENDED, OWN_SIZES = "random anchor, random size", "DINO anchor, random size", "DINO anchor, random one of our sizes"
+RANDOM, ATTENDED, OWN_SIZES = "random place, random size", "attended place, random size", "attended place, a random one of our sizes"
 EXACT, HALVING, TRUE_BOX = "ours, exact", "ours, halving", "the true box"
 SIDE = 128
 
@@ -88,6 +89,11 @@ class SharedRenders:
                     return picture[None]
 
                 self._made[box, quality, seed] = self.inner.framing.render(self.image, mask[None], box, edited)
+
+    def change(self) -> Tensor:
+        """Where the edit acts, see :class:`~.editors.Locating`."""
+        whole = self._pictures(torch.ones(1, 1, *self._latent.shape[-2:]), "screen", 0)
+        return (whole - self.inner.decode(self._latent)).abs().mean(1)[0]
 
     def _steps(self, quality: Quality) -> int:
         return self.inner.steps if quality == "full" else self.inner.screen_steps or self.inner.steps
@@ -165,20 +171,22 @@ class PairBench:
             self.renders = SharedRenders(bench.editor(pair), self.image, options.batch)
         texts = [options.sentence.format(words) for words in pair.words]
         self.judge = ClipJudge(bench.scorer, self.image, *texts, crops=options.crops)
-        self.proposals = propose(
-            self.features.attention[0], self.size, options.anchors, options.sizes, options.aspects, spread=options.spread
-        )
+        self.proposals = self._attended(options.anchors)
+        if options.changes:
+            with torch.no_grad():
+                self.proposals = with_changes(self.proposals, self.renders.change(), options.changes)
         self.generator = torch.Generator().manual_seed(options.seed * 100_003 + number)
         self.expected = bench.demo.judge.labels(pair.target[None])
 
     def run(self) -> dict[str, Any]:
         """One record of the report."""
-        centres = [(anchor.x, anchor.y) for anchor in self.proposals.anchors]
+        attended = self._attended(len(self.proposals.anchors))
+        centres = [(anchor.x, anchor.y) for anchor in attended.anchors]
         drawn: dict[str, list[Proposals]] = {RANDOM: [], ATTENDED: [], OWN_SIZES: []}
         for _ in range(self.options.draws):
             drawn[RANDOM].append(random_boxes(len(centres), self.size, self.generator))
             drawn[ATTENDED].append(random_boxes(centres, self.size, self.generator))
-            drawn[OWN_SIZES].append(only(map(self._any_size, self.proposals.boxes), self.size))
+            drawn[OWN_SIZES].append(only(map(self._any_size, attended.boxes), self.size))
         boxes = [box for row in self.proposals.boxes for box in row if box is not None]
         self.renders.prepare([*boxes, *(box for draws in drawn.values() for one in draws for row in one.boxes for box in row)])
         arms = {name: [self._best_of(proposals) for proposals in draws] for name, draws in drawn.items()}
@@ -189,6 +197,10 @@ class PairBench:
             "best_iou": max(overlap(box, self.truth) for box in boxes),
             "psnr_unedited": float(psnr(self.image, self.pair.target[None])),
         }  # fmt: skip
+
+    def _attended(self, anchors: int) -> Proposals:
+        options = self.options
+        return propose(self.features.attention[0], self.size, anchors, options.sizes, options.aspects, spread=options.spread)
 
     def _any_size(self, row: Sequence[Box | None]) -> Box:
         boxes = [box for box in row if box is not None]
@@ -212,7 +224,8 @@ class PairBench:
         task = RegionTask.of(table, features, network)
         settings = LearningSettings(strategy, epochs=0, choice=self.options.choice)
         ((best, *_),) = RegionLearner(network, [task], settings).run()
-        return self._figures(table, best, ["full"] if strategy == "exact" else ["full", "screen"])
+        whole = strategy == "halving" or self.options.changes
+        return self._figures(table, best, ["full", "screen"] if whole else ["full"])
 
     def _figures(self, table: RewardTable, best: Candidate, qualities: list[Quality]) -> dict[str, Any]:
         edited, demo = table.render(best.box), self.bench.demo

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import EditingError
+from ..core.regions.changes import DEFAULT_CHANGES
 from ..core.regions.network import RegionNetwork
 from ..core.regions.picture import region_picture
 from ..core.regions.report import boxes_json, policy_report, score_table, search_report
@@ -20,7 +21,7 @@ from .region_widgets import (
     CACHE,
     CATEGORY,
     DEFAULTS,
-    SMALLEST,
+    TIGHTEST,
     WINNERS,
     Stops,
     advanced_box_inputs,
@@ -78,10 +79,11 @@ class RegionBoxGenerator(io.ComfyNode):
                     io.Combo,
                     "winner",
                     options=list(WINNERS),
-                    default=SMALLEST,
+                    default=TIGHTEST,
                     advanced=True,
                     tooltip="Who may be first. Best of each anchor: the box of lowest loss of each place, as in the paper. All: every "
-                    "rendered box, by score alone. Smallest of the best: of the boxes that score about as well as the best, the smallest.",
+                    "rendered box, by score alone. Tightest of the best: of the boxes that score about as well as the best, the one that "
+                    "frames best what the edit changes (Region Inversion Editor), or the smallest.",
                 ),
                 *judging_inputs(),
                 widget(
@@ -102,6 +104,15 @@ class RegionBoxGenerator(io.ComfyNode):
                     tooltip="Images in the candidates batch, the best ones. 0: all that were rendered.",
                 ),
                 cancel_input(),
+                widget(
+                    io.Int,
+                    "change_anchors",
+                    default=DEFAULT_CHANGES,
+                    min=0,
+                    max=64,
+                    tooltip="Places to try besides: where one edit of the whole image changes it most, with boxes around what changed. "
+                    "Only Region Inversion Editor can tell; others pay nothing. Off with strategy policy.",
+                ),
                 widget(
                     io.Mask, "mask", optional=True, tooltip="Where edits may be (white), or may not: see mask_use. Of the image's size."
                 ),

@@ -20,8 +20,8 @@ from .region_types import ClipScorerType, RegionEditorType, VisionFeaturesType
 
 CATEGORY = "semantic editing/regions"
 KEEP, STOP = "use the best so far", "stop everything"
-SMALLEST = "smallest of the best"
-WINNERS = {"best of each anchor": "anchors", "all": "all", SMALLEST: "smallest"}
+TIGHTEST = "tightest of the best"
+WINNERS = {"best of each anchor": "anchors", "all": "all", TIGHTEST: "tightest"}
 #: Renders of all searches of this process, so that the next one only adds.
 CACHE = RenderCache()
 MOST_SEED = 1 << 63
@@ -154,7 +154,7 @@ def cancel_input() -> Any:
 
 def search_settings(
     *, anchors: int, sizes: str, aspect_ratios: str, spread: int, clip_weight: float, direction_weight: float, structure_weight: float,
-    crops: int, seed: int, mask_use: str = "restrict", **learning: Any,
+    crops: int, seed: int, mask_use: str = "restrict", change_anchors: int = 0, **learning: Any,
 ) -> SearchSettings:  # fmt: skip
     """The settings of a search by the widgets' values; ``learning`` are fields of ``LearningSettings``.
 
@@ -167,6 +167,7 @@ def search_settings(
     return SearchSettings(
         anchors, numbers_in(sizes, "sizes"), numbers_in(aspect_ratios, "aspect_ratios"), spread,
         "exclude" if mask_use == "exclude" else "restrict", weights, crops, LearningSettings(seed=seed % MOST_SEED, **learning),
+        change_anchors,
     )  # fmt: skip
 
 

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 #: Chosen by eye: one of the pairs whose edit succeeds.
 PAIR, NUMBER = "facial hair: none to beard", 2
 TEXTS = "a portrait of a person, clean shaven", "a portrait of a person, with a beard"
-ANCHORS = 4
 
 
 def generator(
-    graph: Graph, column: int, image: Output, editor: Output, texts: tuple[str, str], vision: str = "demo model", clip: str = "demo model"
-) -> Node:
+    graph: Graph, column: int, image: Output, editor: Output, texts: tuple[str, str], anchors: int, vision: str = "demo model",
+    clip: str = "demo model",
+) -> Node:  # fmt: skip
     """Vision model and judge in the column before, then the Region Box Generator with its tables."""
     seeing = graph.add("SemEdit_LoadVisionFeatures", column - 1, vision_model=vision)
     judging = graph.add("SemEdit_LoadCLIPScorer", column - 1, clip_model=clip)
     found = graph.add(
         "SemEdit_RegionBoxGenerator", column, image=image, vision_features=seeing.out("vision features"),
-        clip_scorer=judging.out("clip scorer"), region_editor=editor, source_text=texts[0], target_text=texts[1], anchors=ANCHORS,
+        clip_scorer=judging.out("clip scorer"), region_editor=editor, source_text=texts[0], target_text=texts[1], anchors=anchors,
         width=360,
     )  # fmt: skip
     graph.add("PreviewAny", column, title="Scores", source=found.out("scores"), width=360, height=220)
@@ -46,7 +46,8 @@ def demo_region_edit(graph: Graph) -> None:
     graph.note(
         "# The edit finds its own place\n\n**Region Box Generator** tries boxes around what the picture shows, lets the **editor** fill "
         "each, and ranks the results by CLIP: does it look like the target text, does the rest stay?\n\nThe red parts of its picture are "
-        "what the vision model looks at; the strong frames are the best boxes. Outside the best box no pixel changes.\n\nThe demo world "
+        "what the vision model looks at; blue points are where the edit itself acts; the strong frames are the best boxes. "
+        "Outside the best box no pixel changes.\n\nThe demo world "
         "knows the true answer; it is shown beside the edit.",
         0, title="What this shows", height=330,
     )  # fmt: skip
@@ -55,7 +56,7 @@ def demo_region_edit(graph: Graph) -> None:
         for title, text in (("Source prompt (caption)", "caption"), ("Target prompt (caption of the edit)", "edited caption"))
     ]
     editor = searching(graph, model, *prompts)
-    found = generator(graph, 3, picture.out("image"), editor.out("region editor"), TEXTS)
+    found = generator(graph, 3, picture.out("image"), editor.out("region editor"), TEXTS, 2)
     graph.add("SaveImage", 4, title="Edited image", images=found.out("edited"), filename_prefix="semantic_editing/demo_region_edit")
     graph.add("PreviewImage", 4, title="The best boxes", images=found.out("picture"))
     graph.add("PreviewImage", 4, title="All candidates, the best first", images=found.out("candidates"))
@@ -78,7 +79,7 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
     prompts = {"positive": target.out("CONDITIONING"), "negative": empty.out("CONDITIONING")}
     source = graph.add("CLIPTextEncode", 1, title="Source prompt", clip=model.out("CLIP"), text=picture.out("caption"))
     editor = searching(graph, model, source.out("CONDITIONING"), target.out("CONDITIONING"))
-    found = generator(graph, 3, picture.out("image"), editor.out("region editor"), TEXTS)
+    found = generator(graph, 3, picture.out("image"), editor.out("region editor"), TEXTS, 2)
     encoded = graph.add("VAEEncode", 4, pixels=picture.out("image"), vae=model.out("VAE"))
     masked = graph.add("SetLatentNoiseMask", 4, samples=encoded.out("LATENT"), mask=found.out("mask"))
     sampled = graph.add(
@@ -114,7 +115,7 @@ def sd15_inpaint_region_edit(graph: Graph) -> None:
         negative=negative.out("CONDITIONING"), cfg=7.5,
     )  # fmt: skip
     texts = ("a dog", "a white rabbit")
-    found = generator(graph, 3, picture.out("IMAGE"), editor.out("region editor"), texts, "dino-vitb16", "clip-vit-base-patch16")
+    found = generator(graph, 3, picture.out("IMAGE"), editor.out("region editor"), texts, 4, "dino-vitb16", "clip-vit-base-patch16")
     graph.add("SaveImage", 4, title="Edited image", images=found.out("edited"), filename_prefix="semantic_editing/sd15_region_edit")
     graph.add("PreviewImage", 4, title="The best boxes", images=found.out("picture"))
     graph.add("PreviewImage", 4, title="All candidates, the best first", images=found.out("candidates"))

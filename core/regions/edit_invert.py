@@ -18,7 +18,8 @@ from ..solvers import Solver
 from .edit_inpaint import ImageMap
 from .editors import Quality
 from .fingerprint import fingerprint
-from .paste import Framing, check_quality, repainted_cells
+from .paste import Framing, check_quality, repainted_cells, resized
+from .proposals import Box
 
 
 @dataclass(eq=False)
@@ -133,6 +134,22 @@ class InversionEditor:
 
         return self.framing.render(image, mask, box, edit)
 
+    @torch.no_grad()
+    def change(self, image: Tensor) -> Tensor:
+        """How much the edit of the whole image changes it, see :class:`~.editors.Locating`.
+
+        It is compared to what the VAE makes of the image, so that the VAE's own error is no change. Costs the inversion and the
+        whole edit, which screening shares.
+
+        Returns:
+            ``[h, w]``: mean absolute difference over the channels, at the size worked at.
+        """
+        height, width = image.shape[-2:]
+        crop = resized(image, self.framing.crop(height, width, Box(0, 0, width, height)).size)
+        picture = fingerprint(crop)
+        latent = self._latent(crop, picture)
+        return (self._edited_whole(latent, picture) - self.decode(latent)).abs().mean(1)[0]
+
     def along_inversion(self, latent: Tensor, picture: str, cells: Tensor, quality: Quality) -> Tensor:
         """The edited latent of one picture; a host may wrap it in its own sampling.
 
@@ -151,7 +168,7 @@ class InversionEditor:
     def _edited_whole(self, latent: Tensor, picture: str) -> Tensor:
         if picture not in self._whole:
             edited = self.along_inversion(latent, picture, torch.ones(1, *latent.shape[-2:]), "screen")
-            self.shared_evaluations += self.steps * self._branches
+            self.shared_evaluations += (self.screen_steps or self.steps) * self._branches
             with torch.no_grad():
                 self._whole = {picture: self.decode(edited)}
         return self._whole[picture]

@@ -67,3 +67,12 @@ class Sharing(Protocol):
     def screening_cost(self) -> float:
         """u that screening any number of boxes of an image costs once, besides each box's own."""
         ...
+
+
+@runtime_checkable
+class Locating(Protocol):
+    """An editor that can show where it would change a whole image, because it keeps the layout."""
+
+    def change(self, image: Tensor) -> Tensor:
+        """How much an edit of all of ``image [1, 3, H, W]`` changes it, ``[h, w]`` of any size, 0 or more."""
+        ...

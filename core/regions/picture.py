@@ -11,12 +11,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..sheet import to_picture
-from .proposals import Box, Proposals
+from .proposals import Box, FoundBy, Proposals
 from .ranking import Candidate
 
 SMALLEST = 512  # pixels of the shorter side; smaller images are enlarged by a whole number
 HEAT = (255, 60, 0)
-FAINT, ANCHOR, LABEL = (255, 255, 255), (255, 230, 0), (0, 0, 0)
+FAINT, LABEL = (255, 255, 255), (0, 0, 0)
+PLACES: dict[FoundBy, tuple[int, int, int]] = {"attention": (255, 230, 0), "change": (0, 230, 255)}
 RANKS = ((60, 220, 90), (70, 170, 255), (230, 120, 255))  # the best, the second, all others that are drawn strongly
 STRENGTH = 0.6  # opacity of the heat where attention is highest
 FAINTNESS = 0.35  # opacity of the boxes that are not among the best
@@ -45,7 +46,7 @@ def region_picture(image: Tensor, attention: Tensor, proposals: Proposals, candi
     draw = ImageDraw.Draw(canvas)
     for anchor in proposals.anchors:
         x, y = anchor.x * scale, anchor.y * scale
-        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=ANCHOR, outline=LABEL)
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=PLACES[anchor.found_by], outline=LABEL)
     strong = list(enumerate(candidates[:best], start=1))
     for rank, candidate in reversed(strong):  # the best on top
         draw.rectangle(_frame(candidate.box, scale), outline=colour_of(rank), width=3)

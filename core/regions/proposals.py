@@ -19,6 +19,7 @@ DEFAULT_ANCHORS = 9
 MOST_PROPOSALS = 64  # a box of each would be rendered for every anchor
 
 MaskUse = Literal["restrict", "exclude"]
+FoundBy = Literal["attention", "change"]
 
 
 class Box(NamedTuple):
@@ -32,13 +33,17 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Anchor:
-    """A patch that attention chose (the paper's C_i): its grid cell, its centre in image pixels, its attention."""
+    """A patch that attention chose (the paper's C_i): its grid cell, its centre in image pixels, its attention.
+
+    ``found_by`` "change": a cell of the map of what an edit changed, see :func:`~.changes.with_changes`, and the change there.
+    """
 
     row: int
     column: int
     x: float
     y: float
     attention: float
+    found_by: FoundBy = "attention"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +55,14 @@ class Proposals:
         anchors: K, the most attended first.
         boxes: ``[K][M]``; None where an earlier slot of the same anchor has the same box (clipped by the image's edge).
         allowed: ``[H, W]`` bool: pixels that an edit may change.
+        change: ``[H, W]``, 0 or more: how much an edit of the whole image changed each of them, if that is known.
     """
 
     image_size: tuple[int, int]
     anchors: tuple[Anchor, ...]
     boxes: tuple[tuple[Box | None, ...], ...]
     allowed: Tensor
+    change: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:
@@ -72,6 +79,17 @@ class Proposals:
         if box is None:
             raise EditingError(f"Anchor {anchor} has no box in slot {slot}; use the slots that Proposals.valid names.")
         return box
+
+    def tightness(self, box: Box) -> float:
+        """How well a box frames what the edit changed: its share of the change minus its share of the image. Larger is better.
+
+        Of two boxes the one that takes in more change than area is tighter. Where the change is not known, the smaller one is.
+        """
+        area = box.width * box.height / (self.image_size[0] * self.image_size[1])
+        if self.change is None:
+            return -area
+        inside = self.change[box.y : box.y + box.height, box.x : box.x + box.width].sum() / self.change.sum()
+        return float(inside) - area
 
     def mask(self, box: Box) -> Tensor:
         """``[1, H, W]`` float: 1 on the allowed pixels of ``box``."""
@@ -132,7 +150,7 @@ def propose(
     ]
     kept: list[tuple[Anchor, tuple[Box | None, ...]]] = []
     for anchor in chosen:
-        boxes = _unique([_tight(_around(anchor, side, image_size), allowed) for side in sides])
+        boxes = unique([tight(_around(anchor, side, image_size), allowed) for side in sides])
         if any(box is not None for box in boxes):
             kept.append((anchor, boxes))
     if not kept:
@@ -196,7 +214,7 @@ def _around(anchor: Anchor, side: tuple[int, int], image_size: tuple[int, int]) 
     return Box(left, top, right - left, bottom - top) if right > left and bottom > top else None
 
 
-def _tight(box: Box | None, allowed: Tensor) -> Box | None:
+def tight(box: Box | None, allowed: Tensor) -> Box | None:
     """The frame of the allowed pixels in ``box``, None where there are none."""
     if box is None:
         return None
@@ -208,5 +226,6 @@ def _tight(box: Box | None, allowed: Tensor) -> Box | None:
     return Box(x, y, int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1)
 
 
-def _unique(boxes: list[Box | None]) -> tuple[Box | None, ...]:
+def unique(boxes: list[Box | None]) -> tuple[Box | None, ...]:
+    """``boxes`` with None in place of every one that came before."""
     return tuple(box if box not in boxes[:index] else None for index, box in enumerate(boxes))

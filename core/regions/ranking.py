@@ -10,9 +10,10 @@ from .proposals import Box
 from .rewards import Verdict
 from .table import RewardTable
 
-#: Who is first: the best by score of each anchor's box of lowest loss (the paper), of every rendered box, or the smallest of all
-#: boxes whose score is within :data:`TOLERANCE` of the best. CLIP does not see such differences well, and a smaller box changes less.
-Choice = Literal["anchors", "all", "smallest"]
+#: Who is first: the best by score of each anchor's box of lowest loss (the paper), of every rendered box, or the tightest of all
+#: boxes whose score is within :data:`TOLERANCE` of the best. CLIP does not see such differences well: it is the box that best frames
+#: what the edit changed, see :meth:`~.proposals.Proposals.tightness`, and where that is not known the smallest, which changes least.
+Choice = Literal["anchors", "all", "tightest"]
 TOLERANCE = 0.02
 
 
@@ -42,7 +43,7 @@ class Candidate:
 
 def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
     """Every fully rendered box, the best first: by score S (Eq. 7), with ``choice`` "anchors" each anchor's box of lowest loss first, with
-    "smallest" the boxes about as good as the best first, by area.
+    "tightest" the boxes about as good as the best first, by how tightly they frame the edit.
 
     Where nothing was fully rendered (a run that was stopped early), the screened boxes; empty where there are none.
     """
@@ -62,9 +63,9 @@ def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
     bound = max((c.score for c in candidates), default=0.0) - TOLERANCE
 
     def order(c: Candidate) -> tuple[float, ...]:
-        if choice == "smallest":
+        if choice == "tightest":
             good = c.score >= bound
-            return (not good, c.box.width * c.box.height if good else 0, -c.score, c.loss, *c.box)
+            return (not good, -table.proposals.tightness(c.box) if good else 0, -c.score, c.loss, *c.box)
         return (choice == "anchors" and not c.chosen, -c.score, c.loss, *c.box)
 
     return sorted(candidates, key=order)

@@ -50,10 +50,12 @@ def search_report(search: RegionSearch) -> str:
     """A few lines on what was searched and what it cost, all images together."""
     counts = [table.count for table in search.tables]
     boxes = sum(len({box for row in table.proposals.boxes for box in row if box is not None}) for table in search.tables)
-    anchors = sum(len(table.proposals.anchors) for table in search.tables)
+    anchors = [anchor for table in search.tables for anchor in table.proposals.anchors]
+    changed = sum(anchor.found_by == "change" for anchor in anchors)
+    where = f"{len(anchors)} anchors" + (f" ({changed} of them where the edit acts)" if changed else "")
     full, screen, reused = (sum(getattr(count, name) for count in counts) for name in ("full", "screen", "reused"))
     lines = [
-        f"{search.settings.learning.strategy}: {boxes} different boxes around {anchors} anchors in {len(counts)} image(s)",
+        f"{search.settings.learning.strategy}: {boxes} different boxes around {where} in {len(counts)} image(s)",
         f"rendered {full} fully and {screen} as screening; {reused} were kept from earlier",
         f"network evaluations: {search.units:.0f} u",
     ]

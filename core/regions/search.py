@@ -16,8 +16,9 @@ from torch import Tensor
 from ..denoiser import Progress
 from ..errors import EditingError
 from .cache import RenderCache
+from .changes import DEFAULT_CHANGES, with_changes
 from .clip_scorer import ClipScorer, check_texts
-from .editors import Editor, Previewing, Quality, Sharing
+from .editors import Editor, Locating, Previewing, Quality, Sharing
 from .features import FeatureMap, VisionFeatures
 from .learning import RegionLearner, RegionTask
 from .network import RegionNetwork
@@ -59,6 +60,9 @@ class SearchSettings:
         weights: of the losses.
         crops: see :class:`~.rewards.ClipJudge`.
         learning: the strategy; its seed is that of the renders, the crops and a new network too.
+        changes: in the search of one image, further anchors where one edit of the whole image changes it, see
+            :func:`~.changes.with_changes`. None with an editor that cannot tell (see :class:`~.editors.Locating`), nor with the
+            strategy "policy": a trained network knows attended places.
     """
 
     anchors: int = DEFAULT_ANCHORS
@@ -69,6 +73,11 @@ class SearchSettings:
     weights: LossWeights = field(default_factory=LossWeights)
     crops: int = 0
     learning: LearningSettings = field(default_factory=LearningSettings)
+    changes: int = DEFAULT_CHANGES
+
+    def __post_init__(self) -> None:
+        if self.changes < 0:
+            raise EditingError(f"changes is {self.changes}; use 0 (only what the vision model attends to) or more.")
 
 
 class RegionSearch:
@@ -131,6 +140,8 @@ class RegionSearch:
         """
         with self._bench:
             soft = self.settings.learning.strategy == "soft mask"
+            if self.settings.changes and len(self.tables) == 1 and self.settings.learning.strategy != "policy":
+                self._locate(self.tables[0])
             tasks = [
                 RegionTask.of(table, view.features[0], self.network, self._preview(number) if soft else None)
                 for number, (table, view) in enumerate(zip(self.tables, self.views, strict=True))
@@ -174,6 +185,11 @@ class RegionSearch:
         judge = ClipJudge(scorer, example.image, example.source_text, example.target_text, crops=settings.crops, seed=seed)
         editor = _BenchEditor(self._bench, example.image)
         return view, RewardTable(example.image, proposals, editor, judge, settings.weights, seed, cache)
+
+    def _locate(self, table: RewardTable) -> None:
+        editor = self._bench.editor(table.image)
+        if isinstance(editor, Locating):
+            table.proposals = with_changes(table.proposals, editor.change(table.image), self.settings.changes)
 
     def _preview(self, number: int) -> Tensor:
         editor = self._bench.editor(self.tables[number].image)

@@ -31,7 +31,7 @@ FURTHER = 2  # pairs after the one asked for: there both edits succeed, chosen b
 STEPS, CFG = 12, 1.5
 DRAWN = 256  # pixels of the drawn boxes on the sheet
 SENTENCE = "a portrait of a person, {}"  # what CLIP reads, around the words of the edit
-SEARCH = SearchSettings(anchors=4, spread=1, learning=LearningSettings("halving", choice="smallest"))
+SEARCH = SearchSettings(anchors=2, spread=1, learning=LearningSettings("halving", choice="tightest"))
 
 
 def demo_region_editor(demo: DemoModel, pair: DemoPair, steps: int = STEPS) -> InversionEditor:

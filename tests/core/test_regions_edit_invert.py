@@ -148,3 +148,19 @@ def test_what_screening_is_said_to_cost_is_what_it_costs(options):
         render(edit, quality="screen", box=box)
     spent = edit.denoiser.evaluations.forward + edit.denoiser.evaluations.backward
     assert spent == edit.screening_cost + 2 * edit.cost("screen")
+
+
+@pytest.mark.parametrize("options", [{"screen_steps": 0}, {"screen_steps": 2}, {"screen_steps": 0, "working_size": 48}])
+def test_the_change_is_that_of_the_whole_edit_against_the_decoded_picture_and_screening_shares_it(options):
+    edit = editor(**options)
+    change = edit.change(picture())
+    spent = edit.denoiser.evaluations.forward
+    steps = options["screen_steps"] or 3
+    assert spent == edit.shared_evaluations == 3 * steps  # the inversion, the edit with two branches
+    if "working_size" not in options:
+        whole = render(editor(guidance=0.0, steps=steps, screen_steps=0, feather=0), box=(0, 0, 56, 40))
+        expected = (whole - decode(encode(picture()))).abs().mean(1)[0]
+        torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-5)
+    if not options["screen_steps"]:
+        render(edit, quality="screen")
+        assert edit.denoiser.evaluations.forward == spent, "screening cuts boxes out of the same edit"

@@ -207,7 +207,7 @@ def test_where_screening_a_box_is_free_the_rest_of_the_share_renders_finalists()
     assert halving_plan(2, 0, 24, once=36).finalists == 2, "dearer than rendering both"
 
 
-@pytest.mark.parametrize(("choice", "first"), [("anchors", "least loss"), ("all", "highest score"), ("smallest", "highest score")])
+@pytest.mark.parametrize(("choice", "first"), [("anchors", "least loss"), ("all", "highest score"), ("tightest", "highest score")])
 def test_finalists_are_picked_by_what_decides_in_the_end(choice, first):
     class Torn:
         """The smaller the box, the less the loss; the larger, the higher the score."""

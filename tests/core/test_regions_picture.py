@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from semantic_editing.core.regions.picture import ANCHOR, FAINTNESS, HEAT, SMALLEST, STRENGTH, colour_of, heated, region_picture
+from semantic_editing.core.regions.picture import FAINTNESS, HEAT, PLACES, SMALLEST, STRENGTH, colour_of, heated, region_picture
 from semantic_editing.core.regions.proposals import Box, propose
 from semantic_editing.core.regions.ranking import Candidate
 from semantic_editing.core.regions.rewards import Verdict
@@ -58,7 +58,7 @@ def test_anchors_faint_boxes_and_ranks():
     (anchor,) = proposals.anchors
     boxes = [Box(2, 2, 30, 30), Box(40, 40, 30, 30), Box(90, 50, 30, 30), Box(20, 60, 20, 20)]
     picture = region_picture(grey(), attention(), proposals, candidates(*boxes), best=3)
-    assert pixel(picture, int(anchor.x * SCALE), int(anchor.y * SCALE)) == list(ANCHOR)
+    assert pixel(picture, int(anchor.x * SCALE), int(anchor.y * SCALE)) == list(PLACES["attention"])
     faint = proposals.box(0, 1)
     x, y = faint.x * SCALE, (faint.y + faint.height) * SCALE - 1
     bare = pixel(region_picture(grey(), attention(), propose(attention(), SIZE, anchors=1, sizes=(0.1,)), []), x, y)

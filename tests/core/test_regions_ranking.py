@@ -11,14 +11,14 @@ from semantic_editing.core.regions.rewards import LossWeights, Verdict
 BOXES = (Box(0, 0, 8, 8), Box(0, 0, 4, 4), Box(4, 4, 2, 2), Box(1, 1, 3, 3))
 
 
-def table(scores, evaluated=BOXES):
+def table(scores, evaluated=BOXES, change=None):
     """What ranking asks of a table; the loss falls with the area, so that anchors' choices are their largest boxes."""
     verdicts = {
         box: Verdict(1 / (box.width * box.height), 0.0, 0.0, score / 2, 0.0)
         for box, score in zip(BOXES, scores, strict=True)
         if box in evaluated
     }
-    proposals = Proposals((8, 8), (Anchor(0, 0, 4, 4, 1.0),) * 2, (BOXES[:2], BOXES[2:]), torch.ones(8, 8, dtype=torch.bool))
+    proposals = Proposals((8, 8), (Anchor(0, 0, 4, 4, 1.0),) * 2, (BOXES[:2], BOXES[2:]), torch.ones(8, 8, dtype=torch.bool), change)
     return SimpleNamespace(
         evaluated=list(verdicts), proposals=proposals, weights=LossWeights(), known=lambda box, quality: verdicts.get(box)
     )
@@ -26,13 +26,22 @@ def table(scores, evaluated=BOXES):
 
 def test_the_smallest_box_about_as_good_as_the_best_is_first_and_the_rest_follow_by_score():
     scores = (1.5, 1.5 - 0.9 * TOLERANCE, 1.5 - 1.1 * TOLERANCE, 1.5 - 0.5 * TOLERANCE)
-    order = [candidate.box for candidate in rank(table(scores), "smallest")]
+    order = [candidate.box for candidate in rank(table(scores), "tightest")]
     assert order == [BOXES[3], BOXES[1], BOXES[0], BOXES[2]]
     assert [candidate.box for candidate in rank(table(scores), "all")] == [BOXES[0], BOXES[3], BOXES[1], BOXES[2]]
     assert [candidate.box for candidate in rank(table(scores), "anchors")] == [BOXES[0], BOXES[3], BOXES[1], BOXES[2]]
 
 
+def test_where_the_change_is_known_the_box_that_frames_it_is_first():
+    """BOXES[1] holds all of the change in 1/4 of the image: 0.75; [0] 0.0, [2] -1/16, [3] 9/16 - 9/64."""
+    change = torch.zeros(8, 8)
+    change[:4, :4] = 0.3
+    found = table((1.5, 1.49, 1.49, 1.495), change=change)
+    assert [found.proposals.tightness(box) for box in BOXES] == [0.0, 0.75, -1 / 16, 9 / 16 - 9 / 64]
+    assert [candidate.box for candidate in rank(found, "tightest")] == [BOXES[1], BOXES[3], BOXES[0], BOXES[2]]
+
+
 def test_a_clearly_better_box_is_first_whatever_its_size_and_equal_areas_go_by_score():
-    assert rank(table((2.0, 1.0, 1.2, 1.1)), "smallest")[0].box == BOXES[0]
-    assert [c.box for c in rank(table((1.0, 1.0, 1.0, 1.0)), "smallest")] == [BOXES[2], BOXES[3], BOXES[1], BOXES[0]]
-    assert rank(table((1.0,) * 4, evaluated=()), "smallest") == []
+    assert rank(table((2.0, 1.0, 1.2, 1.1)), "tightest")[0].box == BOXES[0]
+    assert [c.box for c in rank(table((1.0, 1.0, 1.0, 1.0)), "tightest")] == [BOXES[2], BOXES[3], BOXES[1], BOXES[0]]
+    assert rank(table((1.0,) * 4, evaluated=()), "tightest") == []

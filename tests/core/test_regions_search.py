@@ -9,6 +9,7 @@ from semantic_editing.core.errors import EditingError
 from semantic_editing.core.regions.cache import RenderCache
 from semantic_editing.core.regions.learning import LearningSettings
 from semantic_editing.core.regions.network import RegionNetwork
+from semantic_editing.core.regions.proposals import Box
 from semantic_editing.core.regions.report import boxes_json, score_table, search_report
 from semantic_editing.core.regions.search import Example, RegionSearch, SearchSettings
 from semantic_editing.tests.core.tiny_regions import Painter
@@ -227,3 +228,42 @@ def test_what_it_refuses_before_the_first_render(changed, said):
         settings = SearchSettings(anchors=3, sizes=SIZES, learning=given["learning"])
         RegionSearch(given["examples"], looking(), WantsBox(box_at((0, 0), 0.5)), shop.open, settings, given["network"]).run()
     assert str(caught.value).endswith(".") and "\n" not in str(caught.value) and not shop.calls
+
+
+class Locator(Painter):
+    """Says that it acts in :data:`ACTS`, off every place that is attended to."""
+
+    def change(self, image):
+        change = torch.zeros(image.shape[-2:])
+        change[ACTS.y : ACTS.y + ACTS.height, ACTS.x : ACTS.x + ACTS.width] = 0.4
+        return change
+
+
+ACTS = Box(2, 14, 20, 8)
+
+
+def test_an_editor_that_can_tell_adds_the_places_where_it_acts():
+    found = {}
+    for changes in (0, 1):
+        search = tiny_search(ACTS, Shop(Locator), boxes={"changes": changes}, strategy="exact", choice="all")
+        search.run()
+        found[changes] = search.candidates()[0].score
+        by_change = [anchor.found_by == "change" for anchor in search.tables[0].proposals.anchors]
+        assert by_change == [False] * 3 + [True] * changes
+        assert ("where the edit acts" in search_report(search)) == bool(changes)
+    assert search.tables[0].proposals.anchors[search.candidates()[0].anchor].found_by == "change"
+    assert found[1] > found[0]
+
+
+def test_a_trained_network_and_a_training_keep_to_attended_places():
+    trained = RegionNetwork(48, 3, vision=looking().identity)
+    policy = tiny_search(ACTS, Shop(Locator), network=trained, strategy="policy")
+    policy.run()
+    examples = [Example(tiny_image(seed), "the source", "the target") for seed in (0, 1)]
+    settings = SearchSettings(anchors=2, sizes=SIZES, learning=LearningSettings("exact", epochs=1))
+    training = RegionSearch(examples, looking(), WantsBox(ACTS), Shop(Locator).open, settings)
+    training.run()
+    for table in (*policy.tables, *training.tables):
+        assert {anchor.found_by for anchor in table.proposals.anchors} == {"attention"}
+    with pytest.raises(EditingError, match="changes is -1"):
+        SearchSettings(changes=-1)

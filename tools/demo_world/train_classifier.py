@@ -31,7 +31,7 @@ from core.demo_classifier import AttributeClassifier
 SIDE, FOLD_IN = 128, 2
 DECODED = 1800  # pictures to decode
 MEMORY = 0.5  # share of a picture's last loss in its new difficulty
-HARD = {"mouth": 1.5, "eyes": 4.0, "top": 2.0, "hair_color": 4.0}
+HARD = {"mouth": 1.5, "eyes": 8.0, "top": 2.0, "hair_color": 3.0}
 
 
 @torch.no_grad()
@@ -57,11 +57,11 @@ def unfolded(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def disturb(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     """Sometimes blurred, sometimes noisy, a little brighter or darker."""
-    if rng.random() < 0.3:
+    if rng.random() < 0.15:
         side = int(SIDE * rng.uniform(0.4, 1))
         pictures = functional.interpolate(pictures, size=(side, side), mode="area")
         pictures = functional.interpolate(pictures, size=(SIDE, SIDE), mode="bilinear")
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         pictures = pictures + torch.randn_like(pictures) * rng.random() * 0.15
     return pictures * rng.uniform(0.88, 1.08) + rng.uniform(-0.06, 0.06)
 
