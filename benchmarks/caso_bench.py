@@ -33,25 +33,7 @@ ATTRIBUTES = {
 BATCH = 16
 HELD = 8
 REBUILT_STEPS, OWN_CLASS_STRENGTHS = 20, (0.1, 0.3, 1.0)  # of the reconstruction by an image's own class
-SEGA_SHARE = 0.05  # of the guidance's elements that SEGA keeps, the largest ones
-
-
-class LargestOnly:
-    """A denoiser whose conditional predictions differ from the first one only where they differ most (SEGA, Brack et al. 2023)."""
-
-    def __init__(self, denoiser: Any):
-        self.denoiser, self.identity, self.evaluations = denoiser, denoiser.identity, denoiser.evaluations
-
-    def __call__(self, x: Tensor, sigma: Any, cond: Any, **options: Any) -> Tensor:
-        """As it is."""
-        return self.denoiser(x, sigma, cond, **options)
-
-    def batch(self, x: Tensor, sigma: Any, conds: Any, **options: Any) -> list[Tensor]:
-        """The first prediction, and the others with all but the largest differences from it taken back."""
-        base, *others = self.denoiser.batch(x, sigma, conds, **options)
-        shifts = [other - base for other in others]
-        limits = [shift.abs().flatten(1).quantile(1 - SEGA_SHARE, dim=1).view(-1, 1, 1, 1) for shift in shifts]
-        return [base, *(base + shift * (shift.abs() >= limit) for shift, limit in zip(shifts, limits, strict=True))]
+SEGA = 0.05  # focus of the text in the way of SEGA (Brack et al. 2023)
 
 
 @dataclass(frozen=True)
@@ -122,13 +104,12 @@ class Bench:
         parts = self.encode(images).split(BATCH)
         return [invert_to_window(self.demo.denoiser(), part, self.uncond, self.arguments.steps, Window(start)) for part in parts]
 
-    def edit(self, inverted: list[tuple[Inversion, Window]], cond: Any, strength: float, sega: bool = False) -> tuple[Tensor, float]:
+    def edit(self, inverted: list[tuple[Inversion, Window]], cond: Any, strength: float, focus: float = 1.0) -> tuple[Tensor, float]:
         """Edited images ``[B, 3, H, W]`` and forwards per image, inversion included."""
         edited, u, count = [], 0.0, 0
         for inversion, window in inverted:
             denoiser = self.demo.denoiser()
-            guide: Any = LargestOnly(denoiser) if sega else denoiser
-            edited.append(semantic_edit(guide, inversion, self.uncond, [GuidanceTerm(cond, strength)], window))
+            edited.append(semantic_edit(denoiser, inversion, self.uncond, [GuidanceTerm(cond, strength, focus=focus)], window))
             u += denoiser.evaluations.forward + inversion.evaluations * len(inversion.noise)
             count += len(inversion.noise)
         return self.decode(torch.cat(edited)), u / count
@@ -163,24 +144,32 @@ class Bench:
             self.measure(true, task.forth, task.extra, pair.after, "true picture through the VAE", 0.0, 0.0),
             self.measure(plain, task.forth, task.extra, pair.after, "reconstruction", 0.0, u),
         ]
-        methods = [("text", text, False, self.arguments.text_strengths), ("text, SEGA", text, True, self.arguments.text_strengths)]
+        options = self.arguments
+        methods = [
+            ("text", text, 1.0, options.text_strengths),
+            ("text, SEGA", text, SEGA, options.text_strengths),
+            ("CASO, focused", learned, options.focus, options.focused_strengths),
+            ("CASO", learned, 1.0, options.strengths),
+        ]
         if as_printed is not None:
-            methods.append(("CASO, the paper's loss", as_printed.condition(self.injector), False, self.arguments.strengths))
-        for label, cond, sega, strengths in [*methods, ("CASO", learned, False, self.arguments.strengths)]:
+            methods.insert(2, ("CASO, the paper's loss", as_printed.condition(self.injector), 1.0, options.strengths))
+        for label, cond, focus, strengths in methods:
             for strength in strengths:
-                images, u = self.edit(inverted, cond, strength, sega)
+                images, u = self.edit(inverted, cond, strength, focus)
                 rows.append(self.measure(images, task.forth, task.extra, pair.after, label, strength, u))
         removal = []
         if task.back:
             having = self.invert(torch.stack([pair.source for pair in task.back]), task.start)
-            for strength in (0.0, *(-value for value in self.arguments.strengths)):
-                label = "CASO" if strength else "reconstruction"
-                removal.append(self.remove(task, having, label, learned, strength))
+            removal.append(self.remove(task, having, "reconstruction", learned, 0.0))
+            for label, _, focus, strengths in methods[-2:]:
+                removal += [self.remove(task, having, label, learned, -strength, focus) for strength in strengths]
         return {"rows": rows, "removal": removal, "proposition_2": self.proposition(task, sources, inverted, images)}
 
-    def remove(self, task: Task, inverted: list[tuple[Inversion, Window]], label: str, cond: Any, strength: float) -> dict[str, Any]:
+    def remove(
+        self, task: Task, inverted: list[tuple[Inversion, Window]], label: str, cond: Any, strength: float, focus: float = 1.0
+    ) -> dict[str, Any]:
         """Negative strength on pictures that have the attribute; success is that the judge no longer sees it."""
-        images, u = self.edit(inverted, cond, strength)
+        images, u = self.edit(inverted, cond, strength, focus)
         row = self.measure(images, task.back, task.extra[:0], task.back[0].after, label, strength, u)
         for name, judge in (("guide", self.demo.classifier), ("judge", self.judge)):
             row[f"success_{name}"] = 1 - float(success(judge.labels(images), task.back[0].attribute, task.back[0].before).mean())

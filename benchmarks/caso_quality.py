@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="of the whole trajectory")
     parser.add_argument("--start", type=float, help="where guidance starts, for all attributes")
     parser.add_argument("--strengths", type=float, nargs="+", default=[3.0, 6.0, 9.0], help="of CASO")
+    parser.add_argument("--focused-strengths", type=float, nargs="+", default=[6.0, 9.0, 12.0], help="of CASO with --focus")
+    parser.add_argument("--focus", type=float, default=0.1, help="share of the latent's elements that focused CASO guides")
     parser.add_argument("--text-strengths", type=float, nargs="+", default=[1.5, 3.0, 5.0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--assets", type=Path, help="another folder with the demo model's files")

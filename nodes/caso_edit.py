@@ -13,7 +13,7 @@ from ..core.caso.embedding import GuidanceTerm
 from ..core.errors import EditingError
 from ..core.inversion import Inversion
 from .caso_embeddings import CATEGORY, Chosen
-from .caso_widgets import ADVICE, EMPTY, Guidance, guidance_inputs, source_inputs
+from .caso_widgets import ADVICE, EMPTY, Guidance, focus_input, guidance_inputs, source_inputs
 from .guidance import EulerOnly, on_device
 from .host import (
     DenoiserGuider,
@@ -75,6 +75,7 @@ class CASOEditSampler(io.ComfyNode):
                     tooltip="Pictures of the strip output, from -strength to +strength; 5 is good, an odd number has the unedited one in "
                     "its middle. 0: no strip. Each costs an edit, and a VAE must be wired.",
                 ),
+                focus_input(),
                 widget(io.Latent, "latent", optional=True, tooltip="The image, from VAE Encode: it is inverted here, as far as needed."),
                 widget(
                     InversionType,
@@ -147,6 +148,7 @@ class CASOGuider(io.ComfyNode):
                 *source_inputs(),
                 widget(InversionType, "inversion", tooltip="Of the image, made with an empty prompt, e.g. by SPDInv Inversion."),
                 *edit_inputs(),
+                focus_input(),
                 mask_input(),
             ],
             outputs=[io.Guider.Output("guider", display_name="guider", tooltip="Wire it into SamplerCustomAdvanced, with sampler euler.")],

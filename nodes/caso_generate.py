@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.caso.editing import PRESETS, generate
 from .caso_embeddings import CATEGORY, Chosen
-from .caso_widgets import ADVICE, EMPTY, WHOLE, Guidance, guidance_inputs, source_inputs
+from .caso_widgets import ADVICE, EMPTY, WHOLE, Guidance, focus_input, guidance_inputs, source_inputs
 from .host import Session, io, latent_from_model, run, schema, widget
 from .inputs import seed_input
 from .reports import report_output, shown
@@ -36,6 +36,7 @@ class CASOGenerate(io.ComfyNode):
                 *guidance_inputs(STRENGTH, WHOLE, [WHOLE, *PRESETS]),
                 widget(io.Int, "steps", default=50, min=1, max=999, tooltip="Steps of sampling; 20 to 50 is usual."),
                 seed_input("Which noise to start from; the same seed makes the same image."),
+                focus_input(),
                 widget(
                     io.Conditioning,
                     "base",

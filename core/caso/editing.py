@@ -71,12 +71,27 @@ def invert_to_window(
 
 
 def steered(denoiser: Denoiser, x: Tensor, sigma: float, uncond: Any, terms: Sequence[GuidanceTerm]) -> Tensor:
-    """``D_u + sum_i strength_i * (D_i - D_u)`` at ``x [B, C, H, W]``, in one network call of ``(1 + terms) * B`` rows (Eq. 2)."""
+    """``D_u + sum_i strength_i * (D_i - D_u)`` at ``x [B, C, H, W]``, in one network call of ``(1 + terms) * B`` rows (Eq. 2).
+
+    A term with a focus below 1 counts only where its difference is largest.
+    """
     if not terms:
         return denoiser(x, sigma, uncond)
     base, *conditional = denoiser.batch(x, sigma, [uncond, *(term.cond for term in terms)])
-    shift = sum(((prediction - base) * term.strength for prediction, term in zip(conditional, terms, strict=True)), torch.zeros_like(base))
+    shift = torch.zeros_like(base)
+    for prediction, term in zip(conditional, terms, strict=True):
+        shift = shift + focused(prediction - base, term.focus) * term.strength
     return base + shift
+
+
+def focused(shift: Tensor, share: float) -> Tensor:
+    """``shift [B, C, H, W]`` with all but the largest ``share`` of each image's elements (by magnitude, at least one) set to 0."""
+    if share == 1:
+        return shift
+    sizes = shift.abs().flatten(1).float()
+    kept = max(1, round(share * sizes.shape[1]))
+    least = sizes.topk(kept, dim=1).values[:, -1:]
+    return shift * (sizes >= least).reshape(shift.shape)
 
 
 @dataclass

@@ -177,13 +177,23 @@ class GuidanceTerm:
 
     The guided prediction is ``D_u + sum_i strength_i * (D_i - D_u)`` (Eq. 2 for one term): 0 is off, 1 the plain
     conditional prediction, a negative value leads the other way.
+
+    Attributes:
+        focus: share of the latent's elements that are guided, those where ``D_i - D_u`` is largest, at each step and in each image
+            apart; 1 is all, the paper's edit. SEGA's way to leave the rest of the image alone (Brack et al. 2023, Eq. 6).
+
+    Raises:
+        EditingError: values out of range.
     """
 
     cond: Any
     strength: float
     label: str = ""
+    focus: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.focus <= 1:
+            raise EditingError(f"focus is {self.focus:g}; use a share above 0 and at most 1, which guides everywhere.")
         if not abs(self.strength) <= MAX_STRENGTH:
             limit = f"{MAX_STRENGTH:g}"
             raise EditingError(f"The strength is {self.strength:g}; use a value from -{limit} to {limit}, usually -10 to 10.")
@@ -212,16 +222,17 @@ def concatenate(embeddings: Sequence[SemanticEmbedding]) -> SemanticEmbedding:
 
 
 def guidance_terms(
-    injector: TokenInjector, chosen: Sequence[tuple[SemanticEmbedding, float]], *, joined: bool = True
+    injector: TokenInjector, chosen: Sequence[tuple[SemanticEmbedding, float]], *, joined: bool = True, focus: float = 1.0
 ) -> list[GuidanceTerm]:  # fmt: skip
     """Embeddings with strengths as guidance terms; a strength of 0 costs nothing.
 
     Args:
         joined: embeddings of equal strength share one prompt, in the order given (the paper's concatenation, one evaluation);
             others, and all when False, get an evaluation of their own, because a prompt has only one strength.
+        focus: of each term.
 
     Raises:
-        EditingError: another text encoder, a strength out of range, too many tokens.
+        EditingError: another text encoder, a strength or focus out of range, too many tokens.
     """
     groups: dict[Any, list[SemanticEmbedding]] = {}
     for number, (embedding, strength) in enumerate(chosen):
@@ -232,7 +243,7 @@ def guidance_terms(
     for key, members in groups.items():
         together = concatenate(members)
         strength = key if joined else key[0]
-        terms.append(GuidanceTerm(together.condition(injector), strength, together.target))
+        terms.append(GuidanceTerm(together.condition(injector), strength, together.target, focus))
     return terms
 
 

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from semantic_editing.core.caso.editing import SemanticStep, Window, generate, interpolate, invert_to_window, semantic_edit, steered
+from semantic_editing.core.caso.editing import (
+    SemanticStep,
+    Window,
+    focused,
+    generate,
+    interpolate,
+    invert_to_window,
+    semantic_edit,
+    steered,
+)
 from semantic_editing.core.caso.embedding import GuidanceTerm
 from semantic_editing.core.denoiser import euler_step
 from semantic_editing.core.errors import EditingError
@@ -182,3 +191,31 @@ def test_bad_windows_models_and_masks_are_refused(case):
         semantic_edit(denoiser, inversion, uncond, [], Window(0.3), mask=torch.zeros(3, 8, 8))
     with pytest.raises(EditingError, match="no strengths"):
         interpolate(denoiser, inversion, uncond, [GuidanceTerm(cond, 1.0)], [])
+
+
+def test_focus_guides_only_where_the_difference_is_largest_in_each_image(case):
+    denoiser, inversion, uncond, cond = case
+    x, sigma = inversion.latents[5], float(inversion.sigmas[5])
+    with torch.no_grad():
+        base = denoiser(x, sigma, uncond)
+        shift = denoiser(x, sigma, cond) - base
+        got = steered(denoiser, x, sigma, uncond, [GuidanceTerm(cond, 2.0, focus=0.1), GuidanceTerm(cond, -0.5)])
+    kept = round(0.1 * shift[0].numel())
+    expected = base - 0.5 * shift
+    for image, change in zip(expected, shift, strict=True):
+        largest = sorted(range(change.numel()), key=lambda index: -abs(float(change.flatten()[index])))[:kept]
+        image.view(-1)[largest] += 2.0 * change.flatten()[largest]
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_focus_of_all_is_the_papers_edit_and_the_least_is_one_element():
+    shift = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    assert focused(shift, 1.0) is shift
+    assert ((focused(shift, 0.001) != 0).flatten(1).sum(1) == 1).all() and focused(shift, 0.001).abs().max() == shift.abs().max()
+    assert torch.equal(focused(shift, 0.999999), shift)
+
+
+@pytest.mark.parametrize("focus", [0.0, -0.1, 1.1, float("nan")])
+def test_a_focus_out_of_range_is_refused(focus):
+    with pytest.raises(EditingError, match="focus is"):
+        GuidanceTerm(None, 1.0, focus=focus)
