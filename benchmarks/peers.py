@@ -1,12 +1,14 @@
-"""Ours against diffusers' pix2pix-zero pipeline, on the same weights, in one run: u, wall and peak-memory ratios.
+"""Ours against diffusers' pix2pix-zero pipeline, and solver against solver, on the same weights, in one run: u, wall and memory ratios.
 
 Each contender runs in a process of its own (so that peaks do not mix), several rounds in turn; the table gives
-medians and ratios to diffusers, of wall time and of processor time (which other work on the machine hardly changes).
-Peak memory is read from /proc, so this benchmark runs on Linux. The task is the whole edit of one latent: inversion with
-the regularised DDIM of the paper (ours also with SPDInv), then the cross-attention-guided edit at cfg 5, guidance 0.1.
+medians and ratios to the first, of wall time and of processor time (which other work on the machine hardly changes).
+Peak memory is read from /proc, so this benchmark runs on Linux. The task "edit" is the whole edit of one latent: inversion
+with the regularised DDIM of the paper (ours also with SPDInv), then the cross-attention-guided edit at cfg 5, guidance 0.1.
+The task "inversion" is our inversion alone, by every solver, against plain DDIM.
 
     python benchmarks/peers.py --size demo --steps 50
     python benchmarks/peers.py --size sd15 --steps 2     # real SD1.5 U-Net size, random weights
+    python benchmarks/peers.py --task inversion --size demo --steps 50
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ import time
 import warnings
 from pathlib import Path
 
-CONTENDERS = ("diffusers pix2pix-zero", "ours autocorr + guided", "ours SPDInv auto + guided")
+PIPELINE, AUTOCORR, SPDINV = "diffusers pix2pix-zero", "ours autocorr + guided", "ours SPDInv auto + guided"
+#: By task; the first is what the others are compared to. Those of "inversion" are names of solvers.
+CONTENDERS = {
+    "edit": (PIPELINE, AUTOCORR, SPDINV),
+    "inversion": ("ddim", "fixed_point", "anderson", "auto", "gradient"),
+}
 CFG, GUIDANCE = 5.0, 0.1
 
 
@@ -100,6 +107,16 @@ def run_ours(unet, scheduler, latent, source, target, steps: int, spdinv: bool):
     return cross_attention_guided_edit(denoiser, inversion, source, target, cfg=CFG, guidance=GUIDANCE)
 
 
+def run_solver(unet, scheduler, latent, source, steps: int, solver: str):
+    """The inversion alone."""
+    from semantic_editing.core.backends.diffusers import DiffusersDenoiser
+    from semantic_editing.core.inversion import invert
+
+    inversion = invert(DiffusersDenoiser(unet, scheduler), latent, source, steps, solver)
+    worst = 0.0 if solver == "ddim" else float(inversion.residuals.max())
+    return inversion.noise, worst
+
+
 def resident_megabytes(field: str) -> float:
     """``VmRSS`` (now) or ``VmHWM`` (peak since the last reset) of this process in MB, from Linux's /proc."""
     status = Path("/proc/self/status").read_text()
@@ -123,13 +140,17 @@ def child(contender: str, size: str, steps: int, seed: int, side: int) -> dict[s
     count_rows(unet, tally)
     reset_peak()
     before, start, cpu = resident_megabytes("VmRSS"), time.perf_counter(), time.process_time()
-    if contender == CONTENDERS[0]:
+    worst = float("nan")
+    if contender == PIPELINE:
         result = run_diffusers(unet, vae, scheduler, latent, source, target, steps)
+    elif contender in CONTENDERS["edit"]:
+        result = run_ours(unet, scheduler, latent, source, target, steps, spdinv=contender == SPDINV)
     else:
-        result = run_ours(unet, scheduler, latent, source, target, steps, spdinv=contender == CONTENDERS[2])
+        result, worst = run_solver(unet, scheduler, latent, source, steps, contender)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     assert torch.isfinite(torch.as_tensor(result)).all(), f"{contender} produced NaN"
-    return {"wall": wall, "cpu": cpu, "loaded_mb": before, "peak_mb": resident_megabytes("VmHWM"), **tally}
+    peak = resident_megabytes("VmHWM")
+    return {"wall": wall, "cpu": cpu, "loaded_mb": before, "peak_mb": peak, "worst_residual": worst, **tally}
 
 
 def main() -> None:
@@ -141,32 +162,41 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", type=int, default=64, help="side of sd15's latent, an eighth of the image's")
     parser.add_argument("--out", type=Path, default=Path("bench_out/peers.json"))
-    parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--task", choices=list(CONTENDERS), default="edit")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(child(arguments.child, arguments.size, arguments.steps, arguments.seed, arguments.side)))
         return
-    figures: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    contenders = CONTENDERS[arguments.task]
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for _ in range(arguments.rounds):
-        for name in CONTENDERS:
+        for name in contenders:
             command = [sys.executable, __file__, "--child", name, "--size", arguments.size, "--steps", str(arguments.steps)]
             command += ["--seed", str(arguments.seed), "--side", str(arguments.side)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             figures[name].append(json.loads(output.splitlines()[-1]))
             print(f"{name}: {figures[name][-1]}", file=sys.stderr, flush=True)
-    base = figures[CONTENDERS[0]]
-    print(f"{arguments.size}, {arguments.steps} steps, {arguments.rounds} rounds (medians; ratios to diffusers, round by round)\n")
-    print("| contender | u forward | u backward | wall ratio | CPU time ratio | peak memory ratio | memory above the loaded model, MB |")
-    print("|---|---|---|---|---|---|---|")
+    base = figures[contenders[0]]
+    print(f"{arguments.size}, {arguments.steps} steps, {arguments.rounds} rounds (medians; ratios to {contenders[0]}, round by round)\n")
+    residual = "| worst residual " if arguments.task == "inversion" else ""
+    print(
+        f"| contender | u forward | u backward {residual}| wall ratio | CPU time ratio | peak memory ratio | above the loaded model, MB |"
+    )
+    print("|---" * (8 if residual else 7) + "|")
     for name, rounds in figures.items():
         wall, cpu, peak = (
             statistics.median(r[figure] / b[figure] for r, b in zip(rounds, base, strict=True)) for figure in ("wall", "cpu", "peak_mb")
         )
         above = statistics.median(r["peak_mb"] - r["loaded_mb"] for r in rounds)
-        print(f"| {name} | {rounds[0]['forward']} | {rounds[0]['backward']} | {wall:.2f} | {cpu:.2f} | {peak:.2f} | {above:.0f} |")
+        worst = f"| {rounds[0]['worst_residual']:.1e} " if residual else ""
+        counts = f"{rounds[0]['forward']} | {rounds[0]['backward']}"
+        print(f"| {name} | {counts} {worst}| {wall:.2f} | {cpu:.2f} | {peak:.2f} | {above:.0f} |")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(
-        json.dumps({"size": arguments.size, "side": arguments.side, "steps": arguments.steps, "rounds": figures}, indent=1)
+        json.dumps(
+            {"task": arguments.task, "size": arguments.size, "side": arguments.side, "steps": arguments.steps, "rounds": figures}, indent=1
+        )
     )
     print(f"\nwrote {arguments.out}")
 

@@ -19,7 +19,7 @@ from semantic_editing.core.regions.changes import with_changes
 from semantic_editing.core.regions.clip_scorer import demo_scorer
 from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
 from semantic_editing.core.regions.edit_invert import InversionEditor
-from semantic_editing.core.regions.editors import Quality, Sharing
+from semantic_editing.core.regions.editors import Locating, Quality, Sharing
 from semantic_editing.core.regions.features import demo_vision_features
 from semantic_editing.core.regions.learning import RegionLearner, RegionTask
 from semantic_editing.core.regions.network import RegionNetwork
@@ -64,7 +64,7 @@ class SharedRenders:
     def overhead(self, qualities: Sequence[Quality]) -> float:
         """u of the inversions behind renders of these qualities, and of the whole picture's edit for screening."""
         inversions = {steps: self._inversions[steps] for steps in map(self._steps, qualities) if steps in self._inversions}
-        whole = self.inner.steps * (1 if self.inner.cfg == 1.0 else 2) if self._whole is not None and "screen" in qualities else 0
+        whole = self._steps("screen") * (1 if self.inner.cfg == 1.0 else 2) if self._whole is not None and "screen" in qualities else 0
         return whole + sum(inversion.evaluations + inversion.backward_passes for inversion in inversions.values())
 
     def render(self, image: Tensor, mask: Tensor, box: Box, *, seed: int, quality: Quality) -> Tensor:
@@ -92,8 +92,7 @@ class SharedRenders:
 
     def change(self) -> Tensor:
         """Where the edit acts, see :class:`~.editors.Locating`."""
-        whole = self._pictures(torch.ones(1, 1, *self._latent.shape[-2:]), "screen", 0)
-        return (whole - self.inner.decode(self._latent)).abs().mean(1)[0]
+        return (self._edited_whole() - self.inner.decode(self._latent)).abs().mean(1)[0]
 
     def _steps(self, quality: Quality) -> int:
         return self.inner.steps if quality == "full" else self.inner.screen_steps or self.inner.steps
@@ -101,9 +100,12 @@ class SharedRenders:
     def _pictures(self, cells: Tensor, quality: Quality, seed: int) -> Tensor:
         if quality == "full" or self.inner.screen_steps:
             return self.inner.decode(self._latents(cells, quality, seed))
+        return self._edited_whole().expand(len(cells), -1, -1, -1)
+
+    def _edited_whole(self) -> Tensor:
         if self._whole is None:
-            self._whole = self.inner.decode(self._latents(torch.ones_like(cells[:1]), quality, seed))
-        return self._whole.expand(len(cells), -1, -1, -1)
+            self._whole = self.inner.decode(self._latents(torch.ones(1, 1, *self._latent.shape[-2:]), "screen", 0))
+        return self._whole
 
     def _latents(self, cells: Tensor, quality: Quality, seed: int) -> Tensor:
         """Edited latents, one for each mask ``[B, 1, h, w]``, as the inner editor makes them one at a time."""
@@ -172,7 +174,7 @@ class PairBench:
         texts = [options.sentence.format(words) for words in pair.words]
         self.judge = ClipJudge(bench.scorer, self.image, *texts, crops=options.crops)
         self.proposals = self._attended(options.anchors)
-        if options.changes:
+        if options.changes and isinstance(self.renders.inner, Locating):
             with torch.no_grad():
                 self.proposals = with_changes(self.proposals, self.renders.change(), options.changes)
         self.generator = torch.Generator().manual_seed(options.seed * 100_003 + number)

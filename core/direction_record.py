@@ -18,6 +18,8 @@ LEGACY_SUFFIXES = (".pt", ".pth", ".bin")
 TOKENS = 77
 #: Text encoders of published embeddings by width; those files carry no name.
 ENCODER_OF_WIDTH = {768: "clip_l 768", 1024: "clip_h 1024"}
+#: Whose states prompts of a width usually are, for messages.
+STATES_OF_WIDTH = ENCODER_OF_WIDTH | {2048: "clip_l 768 + clip_g 1280"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +94,14 @@ class EditDirection:
         if not -MAX_STRENGTH <= strength <= MAX_STRENGTH:
             raise EditingError(f"The direction's strength is {strength:g}; use a value from -3 to 3.")
         length, width = self.embeds.shape[1:]
-        if embeds.ndim != 3 or embeds.shape[2] != width:
+        if embeds.ndim != 3:
+            raise EditingError(f"The prompt has shape {list(embeds.shape)}; use [batch, tokens, width].")
+        if embeds.shape[2] != width:
+            theirs = STATES_OF_WIDTH.get(embeds.shape[2], "another text encoder")
+            own = self.text_encoder or STATES_OF_WIDTH.get(width, "another text encoder")
             raise EditingError(
-                f"The prompt has shape {list(embeds.shape)} and the edit direction is {width} wide; "
-                "use a direction made with this model's text encoder."
+                f"The prompt comes from {theirs} ({embeds.shape[2]} wide) and the edit direction from {own} ({width} wide); "
+                "make the direction with this model's text encoder."
             )
         if embeds.shape[1] % length:
             raise EditingError(

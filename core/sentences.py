@@ -75,26 +75,35 @@ def expand_words(words: Sequence[str], count: int = DEFAULT_COUNT, seed: int = 0
     ]
 
 
-def sentences_of(text: str, mode: Mode = "auto", count: int = DEFAULT_COUNT, seed: int = 0, bank: Bank = "general") -> list[str]:
-    """Sentences from a text field, one a line: as they are, or one word or phrase put into ``count`` sentences.
+def sentences_of(
+    texts: Sequence[str], mode: Mode = "auto", count: int = DEFAULT_COUNT, seed: int = 0, bank: Bank = "general"
+) -> list[list[str]]:  # fmt: skip
+    """Sentences from text fields, a list for each: lines as they are, or a word or phrase put into ``count`` sentences.
+
+    The words among ``texts`` are expanded together, so that they share their sentences.
 
     Args:
         mode: ``"auto"``: a single line without a full stop at its end is a word, all else are sentences. ``"words"``,
             ``"sentences"``: one of the two without guessing.
 
     Raises:
-        EditingError: nothing but blank lines, several lines where one word is wanted, or an unknown mode.
+        EditingError: nothing but blank lines, several lines where one word is wanted, an unknown mode; see :func:`expand_words`.
     """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    fields = [[line.strip() for line in text.splitlines() if line.strip()] for text in texts]
     if mode not in get_args(Mode):
         raise EditingError(f"There is no mode {mode!r}; use one of {', '.join(get_args(Mode))}.")
-    if not lines:
+    if not all(fields):
         raise EditingError("The sentence list is empty; write one word, or sentences one per line.")
-    if mode == "words" and len(lines) > 1:
-        raise EditingError(f"There are {len(lines)} lines where one word or phrase is wanted; write one line or use the mode 'sentences'.")
-    if mode == "sentences" or (mode == "auto" and (len(lines) > 1 or lines[0].endswith((".", "!", "?")))):
-        return lines
-    return expand_word(lines[0], count, seed, bank)
+    longest = max(map(len, fields))
+    if mode == "words" and longest > 1:
+        raise EditingError(f"There are {longest} lines where one word or phrase is wanted; write one line or use the mode 'sentences'.")
+    words = [lines[0] for lines in fields if _is_word(lines, mode)]
+    expanded = iter(expand_words(words, count, seed, bank) if words else [])
+    return [next(expanded) if _is_word(lines, mode) else lines for lines in fields]
+
+
+def _is_word(lines: list[str], mode: Mode) -> bool:
+    return mode == "words" or (mode == "auto" and len(lines) == 1 and not lines[0].endswith((".", "!", "?")))
 
 
 def noun_phrase(word: str, adjective: str = "") -> str:

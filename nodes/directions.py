@@ -93,7 +93,7 @@ class SentenceEditDirection(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, source: str, target: str, mode: Any, bank: Any, count: int, seed: int) -> Any:
         """Encode both sides in batches; EditingError for an empty side or an over-long sentence."""
-        sources, targets = (sentences_of(text, mode, count, seed, bank) for text in (source, target))
+        sources, targets = sentences_of([source, target], mode, count, seed, bank)
         direction = sentence_direction(
             lambda sentences: encode_sentences(clip, sentences),
             sources,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ class _Kept:
 
 
 class RenderCache:
-    """Rendered edits by key, the longest unused dropped first, and all verdicts.
+    """Rendered edits and maps by key, the longest unused dropped first, and all verdicts.
 
     Args:
         max_bytes: of pixels held.
@@ -78,9 +79,21 @@ class RenderCache:
             _inside(merged, box).copy_(_inside(plain, box))
             inside_only = torch.equal(merged, plain)
         pixels = (_inside(plain, box) if inside_only else plain).clone()
+        self._hold(key, _Kept(pixels, inside_only))
+
+    def map(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor under ``key``, made by ``make`` where it is not kept yet."""
+        kept = self._kept.get(key)
+        if kept is None:
+            kept = _Kept(make().detach().cpu().clone(), False)
+            self._hold(key, kept)
+        self._kept.move_to_end(key)
+        return kept.pixels.clone()
+
+    def _hold(self, key: str, kept: _Kept) -> None:
         self._forget(key)
-        self._kept[key] = _Kept(pixels, inside_only)
-        self._bytes += pixels.numel() * pixels.element_size()
+        self._kept[key] = kept
+        self._bytes += kept.pixels.numel() * kept.pixels.element_size()
         while self._bytes > self.max_bytes and len(self._kept) > 1:
             self._forget(next(iter(self._kept)))
 

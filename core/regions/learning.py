@@ -66,7 +66,7 @@ class RegionLearner:
         tasks: images with their tables.
 
     Raises:
-        EditingError: no tasks, a budget below one box for each anchor, or "soft mask" without a preview.
+        EditingError: no tasks, a budget below one box for each anchor, "soft mask" without a preview, or a network of another shape.
     """
 
     def __init__(self, network: RegionNetwork, tasks: Sequence[RegionTask], settings: LearningSettings):
@@ -86,6 +86,8 @@ class RegionLearner:
         self._regions = [task.regions.to(self._device) for task in self.tasks]
         with torch.inference_mode(False):
             self._optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+        for number in range(len(self.tasks)):  # a network of another shape is told before the first render
+            self.logits(number)
 
     def run(self, callback: Callback | None = None) -> list[list[Candidate]]:
         """Search, and return :meth:`results`.
@@ -94,8 +96,6 @@ class RegionLearner:
             EditingError: from the editor or the judge.
         """
         self._callback = callback or self._callback
-        for number in range(len(self.tasks)):  # a network of another shape is told before the first render
-            self.logits(number)
         if self.settings.strategy == "sampled":
             self._sample()
         elif self.settings.strategy in ("soft mask", "policy"):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..denoiser import Progress
 from ..errors import EditingError
-from .cache import RenderCache
+from .cache import RenderCache, content_hash
 from .changes import DEFAULT_CHANGES, with_changes
 from .clip_scorer import ClipScorer, check_texts
 from .editors import Editor, Locating, Previewing, Quality, Sharing
@@ -124,6 +124,7 @@ class RegionSearch:
             view, table = self._prepared(example, features, scorer, cache)
             self.views.append(view)
             self.tables.append(table)
+        self._attended = self.tables[0].proposals
         channels, slots = self.views[0].features.shape[1], len(self.tables[0].proposals.boxes[0])
         if network is None:
             self.network = RegionNetwork(channels, slots, seed=self.settings.learning.seed, vision=features.identity)
@@ -140,13 +141,10 @@ class RegionSearch:
         """
         with self._bench:
             soft = self.settings.learning.strategy == "soft mask"
-            if self.settings.changes and len(self.tables) == 1 and self.settings.learning.strategy != "policy":
-                self._locate(self.tables[0])
-            tasks = [
-                RegionTask.of(table, view.features[0], self.network, self._preview(number) if soft else None)
-                for number, (table, view) in enumerate(zip(self.tables, self.views, strict=True))
-            ]
-            self.learner = RegionLearner(self.network, tasks, self.settings.learning)
+            previews = [self._preview(number) if soft else None for number in range(len(self.tables))]
+            self.learner = self._learner(previews)  # it refuses what cannot work before the whole image is edited
+            if self._locate():
+                self.learner = self._learner(previews)
             self._planned = self.learner.planned()
             self.learner.run(self._told)
 
@@ -186,10 +184,26 @@ class RegionSearch:
         editor = _BenchEditor(self._bench, example.image)
         return view, RewardTable(example.image, proposals, editor, judge, settings.weights, seed, cache)
 
-    def _locate(self, table: RewardTable) -> None:
+    def _learner(self, previews: Sequence[Tensor | None]) -> RegionLearner:
+        parts = zip(self.tables, self.views, previews, strict=True)
+        tasks = [RegionTask.of(table, view.features[0], self.network, preview) for table, view, preview in parts]
+        return RegionLearner(self.network, tasks, self.settings.learning)
+
+    def _locate(self) -> bool:
+        """Add the places where the edit acts, if they are wanted and the editor can tell; True where it did."""
+        settings, table = self.settings, self.tables[0]
+        wanted = settings.changes if len(self.tables) == 1 and settings.learning.strategy != "policy" else 0
+        if settings.learning.strategy == "sampled":  # its budget must last for a box of each place
+            wanted = min(wanted, settings.learning.budget - len(self._attended.anchors))
+        if wanted <= 0:
+            return False
         editor = self._bench.editor(table.image)
-        if isinstance(editor, Locating):
-            table.proposals = with_changes(table.proposals, editor.change(table.image), self.settings.changes)
+        if not isinstance(editor, Locating):
+            return False
+        key = content_hash("change", table.image, table.editor.identity)
+        change = table.cache.map(key, lambda: editor.change(table.image))
+        table.proposals = with_changes(self._attended, change, wanted)
+        return True
 
     def _preview(self, number: int) -> Tensor:
         editor = self._bench.editor(self.tables[number].image)
@@ -224,6 +238,7 @@ class _Bench:
         self._open, self._step = open_editor, step
         self._stack = ExitStack()
         self._current: tuple[Tensor, Editor] | None = None
+        self._before = 0
 
     def __enter__(self) -> None:
         return None
@@ -237,14 +252,17 @@ class _Bench:
         if self._current is None or self._current[0] is not image:
             self.__exit__(None, None, None)
             editor = self._stack.enter_context(self._open(image, self._step))
-            before = editor.shared_evaluations if isinstance(editor, Sharing) else 0
-            self._stack.callback(self._count, editor, before)
+            self._before = editor.shared_evaluations if isinstance(editor, Sharing) else 0
             self._current = image, editor
+            self._stack.callback(self._count, editor)
         return self._current[1]
 
-    def _count(self, editor: Editor, before: int) -> None:
-        if isinstance(editor, Sharing):
-            self.shared_units += editor.shared_evaluations - before
+    def shared(self, editor: Editor) -> int:
+        """u that the open editor's renders have shared since it was opened."""
+        return editor.shared_evaluations - self._before if isinstance(editor, Sharing) else 0
+
+    def _count(self, editor: Editor) -> None:
+        self.shared_units += self.shared(editor)
 
 
 class _BenchEditor:
@@ -272,9 +290,9 @@ class _BenchEditor:
 
     @property
     def screening_cost(self) -> float:
-        """The editor's."""
+        """The editor's, or what its renders share already where that is more."""
         editor = self._bench.editor(self._image)
-        return editor.screening_cost if isinstance(editor, Sharing) else 0.0
+        return max(editor.screening_cost, self._bench.shared(editor)) if isinstance(editor, Sharing) else 0.0
 
     def render(self, image: Tensor, mask: Tensor, box: Box, *, seed: int, quality: Quality) -> Tensor:
         """The editor's."""

@@ -98,6 +98,9 @@ class _HostInversionEditor(_Prompted, InversionEditor):
 
     pictures: Pictures = field(kw_only=True)
 
+    def change(self, image: Tensor) -> Tensor:
+        return prompted(lambda: InversionEditor.change(self, image))
+
     def along_inversion(self, latent: Tensor, picture: str, cells: Tensor, quality: Quality) -> Tensor:
         conds = {"source": self.source_cond, "positive": self.target_cond}
         if self.uncond is not None:

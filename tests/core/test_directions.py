@@ -134,8 +134,9 @@ def test_strength_out_of_range_is_refused(strength):
 @pytest.mark.parametrize(
     ("prompt", "pooled", "said"),
     [
-        (torch.zeros(1, LENGTH, WIDTH + 1), None, "3 wide"),
-        (torch.zeros(LENGTH, WIDTH), None, "3 wide"),
+        (torch.zeros(1, LENGTH, WIDTH + 1), None, r"another text encoder \(4 wide\) and the edit direction from clip_l 3 \(3 wide\)"),
+        (torch.zeros(1, LENGTH, 2048), None, r"from clip_l 768 \+ clip_g 1280 \(2048 wide\)"),
+        (torch.zeros(LENGTH, WIDTH), None, r"use \[batch, tokens, width\]"),
         (torch.zeros(1, LENGTH + 1, WIDTH), None, "6 tokens and the edit direction 5"),
         (torch.zeros(1, LENGTH, WIDTH), torch.zeros(1, POOLED + 1), "3 wide and the edit direction's 2"),
     ],

@@ -267,3 +267,53 @@ def test_a_trained_network_and_a_training_keep_to_attended_places():
         assert {anchor.found_by for anchor in table.proposals.anchors} == {"attention"}
     with pytest.raises(EditingError, match="changes is -1"):
         SearchSettings(changes=-1)
+
+
+class CountingLocator(Locator):
+    """Says what telling costs."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared_evaluations, self.screening_cost = 0, 0
+
+    def change(self, image):
+        self.shared_evaluations += 11
+        return super().change(image)
+
+
+def test_where_the_edit_acts_is_asked_once_for_an_image_and_an_editor():
+    cache = RenderCache()
+    searches = [tiny_search(ACTS, Shop(CountingLocator), cache=cache, boxes={"changes": 2}, strategy="exact") for _ in range(2)]
+    for search in searches:
+        search.run()
+    assert searches[0].units > 11 and searches[1].units == 0
+    first = searches[1].tables[0].proposals
+    searches[1].run()
+    again = searches[1].tables[0].proposals
+    assert again.anchors == first.anchors and again.boxes == first.boxes, "a second run adds nothing"
+
+
+@pytest.mark.parametrize(
+    ("learning", "said"),
+    [({"strategy": "sampled", "budget": 2}, "budget is 2 for 3 anchors"), ({"strategy": "soft mask"}, "cannot preview")],
+)
+def test_what_cannot_work_is_refused_before_the_whole_image_is_edited(learning, said):
+    shop = Shop(CountingLocator)
+    with pytest.raises(EditingError, match=said):
+        tiny_search(ACTS, shop, **learning).run()
+    assert sum(painter.shared_evaluations for painter in shop.painters) == 0
+
+
+@pytest.mark.parametrize(("budget", "added"), [(3, 0), (4, 1), (9, 1)])
+def test_a_budget_that_does_not_last_for_more_places_gets_none(budget, added):
+    search = tiny_search(ACTS, Shop(CountingLocator), strategy="sampled", budget=budget)
+    search.run()
+    assert len(search.tables[0].proposals.anchors) == 3 + added, "there is one place where the edit acts"
+
+
+def test_halving_pays_for_telling_where_the_edit_acts():
+    """12 boxes of 20 u: 35 % are 84 u, less 24 u of screening for 3 full renders, or 2 if 11 u are spent before."""
+    for editor, finalists in ((Locator, 3), (CountingLocator, 2)):
+        search = tiny_search(ACTS, Shop(editor), strategy="halving", rungs=1, share=0.35)
+        search.run()
+        assert search.tables[0].count.screen == 12 and search.tables[0].count.full == finalists and search.units <= 84

@@ -97,12 +97,20 @@ def test_sentences_are_short_enough_for_clip():
     ],
 )
 def test_own_sentences_are_taken_as_they_are(text, mode, expected):
-    assert sentences_of(text, mode, 10) == expected
+    assert sentences_of([text], mode, 10) == [expected]
 
 
 @pytest.mark.parametrize("mode", ["auto", "words"])
 def test_a_single_line_is_a_word(mode):
-    assert sentences_of(" cat \n", mode, 20, 3) == expand_word("cat", 20, 3)
+    assert sentences_of([" cat \n"], mode, 20, 3) == [expand_word("cat", 20, 3)]
+
+
+def test_words_of_both_sides_share_their_sentences_whatever_kind_they_are():
+    """Each expanded alone, the two would share a tenth of their portraits: details that fit one word are left out for it only."""
+    words = ["wearing glasses", "red hair"]
+    source, target = sentences_of(words, count=200, bank="portrait")
+    assert [sentence.replace(words[0], words[1]) for sentence in source] == target
+    assert sentences_of(["cat", "One dog.\nTwo dogs."], count=5) == [expand_word("cat", 5), ["One dog.", "Two dogs."]]
 
 
 @pytest.mark.parametrize(
@@ -114,9 +122,9 @@ def test_a_single_line_is_a_word(mode):
         (lambda: expand_word("cat", 0), "use 1 to 2000"),
         (lambda: expand_word("cat", 2001), "use 1 to 2000"),
         (lambda: expand_word("cat", bank="poems"), "no sentence bank"),
-        (lambda: sentences_of(" \n "), "sentence list is empty"),
-        (lambda: sentences_of("cat\ndog", "words"), "2 lines"),
-        (lambda: sentences_of("cat", "guess"), "no mode"),
+        (lambda: sentences_of(["cat", " \n "]), "sentence list is empty"),
+        (lambda: sentences_of(["cat\ndog"], "words"), "2 lines"),
+        (lambda: sentences_of(["cat"], "guess"), "no mode"),
         (
             lambda: expand_word("hair glasses beard mouth eyes skin hoodie background", 2000, bank="portrait"),
             "fewer than 2000 sentences",

@@ -107,3 +107,24 @@ def test_a_trained_network_serves_the_generator(pack, wired):
     assert "2 image(s)" in report and "learned in 3 epochs" in report and plot.shape[0] == 1
     found = generate(pack, wired, region_network=network, strategy="policy")
     assert 1 <= len(found["boxes"]) <= 2
+
+
+@torch.inference_mode()
+def test_the_inversion_editor_shows_where_it_acts_and_a_rerun_costs_nothing(pack, wired):
+    given, vae = wired
+    model, clip, _ = pack.load_demo_model()
+    conds = [nodes.CLIPTextEncode().encode(clip, given[text])[0] for text in ("source_text", "target_text")]
+    node = pack("nodes.region_editors").RegionInversionEditor
+    wires = {"model": model, "vae": vae, "source": conds[0], "target": conds[1]}
+    settings = {"steps": 4, "cfg": 1.5, "guidance": 0.0, "working_size": 128}
+    (editor,) = execute(node, wires | settings)
+    found = generate(pack, wired, region_editor=editor, change_anchors=1, anchors=1, winner="tightest of the best")
+    assert "around 2 anchors (1 of them where the edit acts)" in found["report"]
+    # The inversion takes 4 steps or some more, the edit of the whole image 8, and each box 8.
+    units = int(found["report"].split("evaluations: ")[1].split()[0])
+    assert 8 * len(found["boxes"]) + 12 <= units <= 8 * len(found["boxes"]) + 12 + 4 * 8
+    assert not found["network"].state_dict()[next(iter(found["network"].state_dict()))].is_inference()
+    again = generate(pack, wired, region_editor=editor, change_anchors=1, anchors=1, winner="tightest of the best")
+    assert "evaluations: 0 u" in again["report"] and again["boxes"] == found["boxes"]
+    alone = generate(pack, wired, region_editor=editor, change_anchors=0, anchors=1)
+    assert "around 1 anchors" in alone["report"] and set(map(tuple, alone["boxes"])) <= set(map(tuple, found["boxes"]))
