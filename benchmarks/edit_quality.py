@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from quality_tables import at_equal_success, edit_table, tables, with_cfg
+from quality_tables import at_equal_success, edit_table, tables, with_cfg, without
 from torch import Tensor
 
 from semantic_editing.core.demo import DemoModel, DemoPair, load_demo_model
@@ -242,7 +242,13 @@ def main() -> None:
             curves[method.name] = [run(work, replace(method, cfg=cfg)) for cfg in sorted(arguments.cfgs)]
         named = [with_cfg(row) for curve in curves.values() for row in curve]
         print(f"\n{len(work.pairs)} pairs, {arguments.curve_steps} steps: others kept / by the 2nd judge / PSNR to true\n")
-        print(f"{at_equal_success(curves)}\n\n{tables([work.roundtrip, *named], arguments.leave_out)}", flush=True)
+        print(f"{at_equal_success(curves)}\n")
+        if arguments.leave_out:
+            fewer = {name: without(curve, arguments.leave_out) for name, curve in curves.items()}
+            print(f"Without {', '.join(arguments.leave_out)}:\n\n{at_equal_success(fewer)}\n")
+        print(f"{tables([work.roundtrip, *named], arguments.leave_out)}\n")
+        for number, cfg in enumerate(sorted(arguments.cfgs)):
+            print(f"cfg {cfg:g}:\n\n{edit_table([curve[number] for curve in curves.values()])}\n", flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     arguments.out.write_text(json.dumps({"settings": settings, "rows": rows, "curves": curves}, indent=1))
