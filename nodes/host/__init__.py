@@ -15,23 +15,17 @@
 ``regions``               the region search's box editors, rendering with the host; ``region_pictures``: MODEL and VAE for them
 ``vision``                vision transformers and CLIP as models of the host
 ========================  =====================================================================================
+
+Only what every node needs (``schema``, ``folders``) is imported here. The other parts load when one of their names is first
+asked for, so that a part that does not import costs only the nodes that need it.
 """
 
-from .classifiers import HeldClassifier, StoppableBar, classifier_scope, hold_classifier, training_scope
-from .conditioning import (
-    apply_to_conditioning,
-    conditioning_from_tensors,
-    conditioning_tensors,
-    counting_bar,
-    encode_sentences,
-    text_encoder_name,
-)
-from .demo import load_demo_model
-from .denoiser import ComfyDenoiser, identity
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .folders import input_folder, list_files, list_models, output_path, register_folders, resolve_file, resolve_model
-from .latents import latent_from_model, latent_to_model, noise_object, sigmas_out
-from .regions import inpaint_opener, inversion_opener, token_opener
-from .sampling import DenoiserGuider, run
 from .schema import (
     AttributeClassifierType,
     ClipScorerType,
@@ -48,10 +42,26 @@ from .schema import (
     ui,
     widget,
 )
-from .session import Session
-from .tokens import SessionInjector, TokenEncoder
-from .vae import SessionDecoder, decode_images, encode_images
-from .vision import hold_scorer, hold_vision
+
+if TYPE_CHECKING:
+    from .classifiers import HeldClassifier, StoppableBar, classifier_scope, hold_classifier, training_scope
+    from .conditioning import (
+        apply_to_conditioning,
+        conditioning_from_tensors,
+        conditioning_tensors,
+        counting_bar,
+        encode_sentences,
+        text_encoder_name,
+    )
+    from .demo import load_demo_model
+    from .denoiser import ComfyDenoiser, identity
+    from .latents import latent_from_model, latent_to_model, noise_object, sigmas_out
+    from .regions import inpaint_opener, inversion_opener, token_opener
+    from .sampling import DenoiserGuider, run
+    from .session import Session
+    from .tokens import SessionInjector, TokenEncoder
+    from .vae import SessionDecoder, decode_images, encode_images
+    from .vision import hold_scorer, hold_vision
 
 __all__ = [
     "AttributeClassifierType",
@@ -107,3 +117,44 @@ __all__ = [
     "ui",
     "widget",
 ]
+
+#: Which part each of the names above is in that loads on first use.
+_PARTS = {
+    "classifiers": ("HeldClassifier", "StoppableBar", "classifier_scope", "hold_classifier", "training_scope"),
+    "conditioning": (
+        "apply_to_conditioning",
+        "conditioning_from_tensors",
+        "conditioning_tensors",
+        "counting_bar",
+        "encode_sentences",
+        "text_encoder_name",
+    ),
+    "demo": ("load_demo_model",),
+    "denoiser": ("ComfyDenoiser", "identity"),
+    "latents": ("latent_from_model", "latent_to_model", "noise_object", "sigmas_out"),
+    "regions": ("inpaint_opener", "inversion_opener", "token_opener"),
+    "sampling": ("DenoiserGuider", "run"),
+    "session": ("Session",),
+    "tokens": ("SessionInjector", "TokenEncoder"),
+    "vae": ("SessionDecoder", "decode_images", "encode_images"),
+    "vision": ("hold_scorer", "hold_vision"),
+}
+_PART_OF = {name: part for part, names in _PARTS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """The public name ``name`` of a part not loaded yet.
+
+    Raises:
+        AttributeError: there is no such name.
+        ImportError: its part does not import.
+    """
+    if name not in _PART_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    part = f"{__name__}.{_PART_OF[name]}"
+    try:
+        value = getattr(importlib.import_module(part), name)
+    except AttributeError as error:  # ``from .host import name`` would make an unexplained "cannot import name" of it
+        raise ImportError(f"{part} is broken: {error}") from error
+    globals()[name] = value
+    return value

@@ -1,7 +1,9 @@
 """The promises of the package itself: what it requires, what it imports and when, and who may know ComfyUI."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +110,28 @@ def test_every_package_is_listed():
         for path in (ROOT / folder).rglob("*.py")
     }
     assert listed == found
+
+
+def files_in(*folders: str) -> list[str]:
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return [path.relative_to(ROOT).as_posix() for path in found]
+
+
+def test_the_registry_package_leaves_out_only_what_the_nodes_do_without(tmp_path):
+    """``.comfyignore`` has the syntax of ``.gitignore``, where ``docs/`` also means ``web/docs/``."""
+    git = shutil.which("git")
+    if git is None:
+        pytest.skip("git, which reads the patterns, is not installed")
+    shipped = files_in("assets", "core", "docs", "locales", "nodes", "web", "workflows")
+    shipped += ["__init__.py", "cli.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "CHANGELOG.md"]
+    left_out = files_in("tests", "benchmarks", "tools", ".ci")
+    assert {"docs/contact_sheet.jpg", "web/docs/SemEdit_SPDInvInversion.md"} <= set(shipped) and "tests/nodes/snapshot.json" in left_out
+    settings = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | settings
+    subprocess.run([git, "init", "--quiet", str(tmp_path)], check=True, env=environment)
+    shutil.copy(ROOT / ".comfyignore", tmp_path / ".git" / "info" / "exclude")
+    command = [git, "-C", str(tmp_path), "-c", f"core.excludesFile={os.devnull}", "check-ignore", "--no-index", "-z", "--stdin"]
+    names = "\0".join([*shipped, *left_out])
+    done = subprocess.run(command, input=names, capture_output=True, encoding="utf-8", env=environment)
+    assert done.returncode in (0, 1), done.stderr  # 1: nothing is ignored
+    assert set(done.stdout.split("\0")) - {""} == set(left_out)
