@@ -123,8 +123,9 @@ def flow_model():
     with torch.random.fork_rng():
         torch.manual_seed(5)
         base = comfy.model_base.SD3(config)
-        for parameter in base.diffusion_model.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
+        # The table of positions is a buffer of memory as it was found, NaN at times; a checkpoint would bring it along.
+        for tensor in (*base.diffusion_model.parameters(), *base.diffusion_model.buffers()):
+            torch.nn.init.normal_(tensor, std=0.05)
     return comfy.model_patcher.ModelPatcher(base, load_device=CPU, offload_device=CPU)
 
 

@@ -45,11 +45,12 @@ def test_denoised_equals_diffusers(pack, models, family, height, width, batch):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_bf16_agrees_with_fp32(pack, models, family):
+@pytest.mark.parametrize(("height", "width", "batch"), SIZES)
+def test_bf16_agrees_with_fp32(pack, models, family, height, width, batch):
     """bf16 storage with fp32 latents: 8 bits of mantissa through about 30 layers."""
     pair = models(family)
     half = comfy_model(pack, family, pair.unet, torch.bfloat16)
-    cond, x = conditioning(family), noise(2, 4, 8, 8, seed=4)
+    cond, x = conditioning(family), noise(batch, 4, height, width, seed=4)
     out = [pack.run(m, {"samples": x}, {"positive": cond}, lambda s: s.denoiser(x, 2.0, s.conds["positive"])) for m in (pair.model, half)]
     assert out[1].dtype == torch.float32
     error = (out[0] - out[1]).norm() / out[0].norm()
