@@ -191,10 +191,11 @@ def test_a_batch_equals_single_images(family, preset):
         torch.testing.assert_close(together[row : row + 1], alone, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bf16_autocast_stays_near_fp32(family):
+def test_bf16_autocast_stays_near_fp32(family, shape):
     denoiser, (source, target, uncond) = tiny_denoiser(family), tiny_conds(family)
-    inversion = tiny_source(denoiser, family)
+    inversion = tiny_source(denoiser, family, shape)
     exact = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, cfg=2.0)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, cfg=2.0)

@@ -70,6 +70,42 @@ def test_gradients_of_stock_loaded_weights_in_a_prompt(server, checkpoint):
     assert torch.equal(before, after)
 
 
+def test_pack_nodes_on_stock_loaded_weights_in_a_prompt(server, checkpoint):
+    """Loaded, sampled, inverted by descent, edited with guidance, sampled again, all in one prompt: the stock sampler gives the
+    same bits before and after, so the nodes could differentiate inference tensors and left the model as it was."""
+    fresh = f"fresh_{checkpoint}"  # another name, or the loader would be cached from a prompt before
+    (server.base / "models" / "checkpoints" / fresh).symlink_to(server.base / "models" / "checkpoints" / checkpoint)
+    prompt = graph(fresh) | stock("nodes_before", ["loader", 0], 1.0) | stock("nodes_after", ["loader", 0], 1.0)
+    del prompt["probe"]
+    prompt["latent"]["inputs"]["batch_size"] = 1
+    prompt |= {
+        "target": {"class_type": "SemEditTest_MakeConditioning", "inputs": {"seed": 3, "width": 768}},
+        "invert": {
+            "class_type": "SemEdit_SPDInvInversion",
+            "inputs": {
+                "model": ["loader", 0], "positive": ["positive", 0], "latent": ["nodes_before", 0], "steps": 2, "solver": "gradient",
+                "tolerance": 0.0, "max_iterations": 2, "optimizer": "adamw", "learning_rate": 1e-3,
+            },
+        },
+        "edit": {
+            "class_type": "SemEdit_CrossAttnGuidedSampler",
+            "inputs": {
+                "model": ["loader", 0], "inversion": ["invert", 0], "target": ["target", 0], "negative": ["negative", 0], "cfg": 5.0,
+                "guidance": 0.1, "guided_fraction": 1.0, "resolution": "all", "preset": "lockstep",
+            },
+        },
+        "empty": {"class_type": "LatentMultiply", "inputs": {"samples": ["edit", 0], "multiplier": 0.0}},  # so that the edit comes first
+    }  # fmt: skip
+    prompt["nodes_after"]["inputs"]["latent_image"] = ["empty", 0]
+    entry = server.queue(prompt)
+    assert "loader" not in dict(entry["status"]["messages"])["execution_cached"]["nodes"]
+    assert "6 forward, 4 backward" in entry["outputs"]["invert"]["text"][0]
+    assert "8 forward, 2 backward" in entry["outputs"]["edit"]["text"][0]
+    before, after = saved(server, "nodes_before"), saved(server, "nodes_after")
+    assert before.shape == (1, 4, 12, 8) and bool(torch.isfinite(before).all()) and float(before.std()) > 0
+    assert torch.equal(before, after)
+
+
 def test_an_error_is_told_and_the_next_run_works(server, checkpoint):
     reference = report(server.queue(graph(checkpoint, nonce=1)))
     with pytest.raises(PromptFailed) as caught:
