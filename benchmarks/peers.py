@@ -113,7 +113,7 @@ def run_solver(unet, scheduler, latent, source, steps: int, solver: str):
     from semantic_editing.core.inversion import invert
 
     inversion = invert(DiffusersDenoiser(unet, scheduler), latent, source, steps, solver)
-    worst = 0.0 if solver == "ddim" else float(inversion.residuals.max())
+    worst = float("nan") if solver == "ddim" else float(inversion.residuals.max())  # DDIM measures none
     return inversion.noise, worst
 
 

@@ -49,13 +49,14 @@ def caso_source(graph: Graph) -> tuple[Node, Node, Output]:
 
 
 def edit(
-    graph: Graph, column: int, loader: Node, latent: Output, embedding: Output, name: str, strength: float, window: str, strip: int = 0
+    graph: Graph, column: int, loader: Node, latent: Output, embedding: Output, name: str, strength: float, window: str, focus: float,
+    strip: int = 0,
 ) -> Node:  # fmt: skip
     """Edit sampler, its report and its picture."""
     painter = {"vae": loader.out("VAE")} if strip else {}
     edited = graph.add(
         "SemEdit_CASOEditSampler", column, model=loader.out("MODEL"), clip=loader.out("CLIP"), semantic_embedding=embedding, latent=latent,
-        strength=strength, window=window, interpolate=strip, width=330, **painter,
+        strength=strength, window=window, interpolate=strip, focus=focus, width=330, **painter,
     )  # fmt: skip
     graph.add("PreviewAny", column, title="Report", source=edited.out("report"), width=330, height=160)
     show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image")
@@ -68,7 +69,7 @@ def demo_caso_edit(graph: Graph) -> None:
     """A bundled embedding turned up and down."""
     model, picture, latent = caso_source(graph)
     loaded = graph.add("SemEdit_CASOEmbeddingLoader", 1, clip=model.out("CLIP"), embedding_file="demo: glasses")
-    edit(graph, 2, model, latent, loaded.out("embedding"), "demo_caso_edit", DEMO_STRENGTH, "middle", strip=5)
+    edit(graph, 2, model, latent, loaded.out("embedding"), "demo_caso_edit", DEMO_STRENGTH, "middle", DEMO_FOCUS, strip=5)
     graph.add("PreviewImage", 4, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 4, title="True edited image (for comparison)", images=picture.out("edited image"))
     graph.note(
@@ -87,9 +88,9 @@ def demo_caso_multi(graph: Graph) -> None:
         for name in ("glasses", "beard")
     )
     both = graph.add(
-        "SemEdit_CASOCombine", 2, first=first.out("embedding"), second=second.out("embedding"), first_strength=1.0, second_strength=0.8
+        "SemEdit_CASOCombine", 2, first=first.out("embedding"), second=second.out("embedding"), first_strength=0.8, second_strength=1.0
     )
-    edit(graph, 3, model, latent, both.out("embedding"), "demo_caso_multi", DEMO_STRENGTH, "middle")
+    edit(graph, 3, model, latent, both.out("embedding"), "demo_caso_multi", DEMO_STRENGTH_OF_TWO, "middle", DEMO_FOCUS)
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.note(
         "# Two attributes at once\n\n**CASO Combine** joins *glasses* and *beard*. Each has its own strength, which multiplies the "
@@ -113,12 +114,13 @@ def sd15_caso_edit(graph: Graph) -> None:
     )  # fmt: skip
     encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
     loaded = graph.add("SemEdit_CASOEmbeddingLoader", 1, clip=loader.out("CLIP"), embedding_file="my_attribute.safetensors")
-    edit(graph, 2, loader, encoded.out("LATENT"), loaded.out("embedding"), "sd15_caso_edit", 5.0, "fine", strip=5)
+    edit(graph, 2, loader, encoded.out("LATENT"), loaded.out("embedding"), "sd15_caso_edit", 5.0, "fine", 1.0, strip=5)
     graph.add("PreviewImage", 4, title="Original", images=picture.out("IMAGE"))
 
 
 #: Found by eye on the demo model.
-DEMO_STRENGTH = 6.0
+DEMO_STRENGTH, DEMO_STRENGTH_OF_TWO = 4.0, 5.0
+DEMO_FOCUS = 0.1  # of SEGA: measured to leave more of the rest alone
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     describe.__name__: describe for describe in (demo_caso_train, demo_caso_edit, demo_caso_multi, sd15_caso_edit)
