@@ -33,7 +33,7 @@ from .host import (
 )
 from .reports import plot_output, report_output, shown
 
-SAVE_EVERY = 10  # steps, besides every look at the held-out pictures
+SAVE_EVERY = 10  # steps, besides every look at the held-out pictures; the picture that is shown is new then, too
 ADVICE = "lower batch_size or the size of the pictures, or switch checkpointing on"
 
 
@@ -107,14 +107,19 @@ class CASOEmbeddingTrainer(io.ComfyNode):
 
             def report(_: Any) -> None:
                 looked = trainer.history[-1].held is not None
-                if looked or trainer.step % SAVE_EVERY == 0 or trainer.step == settings.steps:
+                saving = looked or trainer.step % SAVE_EVERY == 0 or trainer.step == settings.steps
+                if saving:
                     save_training(trainer, files.state, overwrite=True)
-                bar.show(trainer.step, settings.steps, Outcome.of(trainer).picture() if looked else None)
+                bar.show(trainer.step, settings.steps, Outcome.of(trainer).picture() if saving else None)
 
             with bar.catching():
                 trainer.run(report)
+            if bar.cancelled is not None and trainer.step:
+                save_training(trainer, files.state, overwrite=True)
+                with bar.catching():
+                    trainer.look_if_none()  # so that there is something to keep and to show
             outcome = Outcome.of(trainer)
-            if trainer.best_found.vectors:  # pressed before the first look, there is nothing worth keeping
+            if trainer.best_found.vectors:  # else pressed in the first step, or again in that look
                 outcome.save(files)
             return outcome
 
@@ -126,8 +131,8 @@ class CASOEmbeddingTrainer(io.ComfyNode):
             model, sizes, empty, work, gradients=True, recompute=checkpointing, seed=settings.seed, advice=ADVICE, companions=companions
         )
         bar.finish()
-        report = "\n".join(filter(None, [outcome.report(files, len(pictures) - held, held), skipped_report(skipped)]))
-        samples, plot = outcome.samples[None], outcome.plot[None]
+        report = "\n".join(filter(None, [outcome.report(files, len(pictures) - held), skipped_report(skipped)]))
+        samples, plot = outcome.shown()[None], outcome.plot[None]
         text = "\n".join(f"embedding:{path.stem}" for path in files.embeddings)
         return io.NodeOutput(((outcome.embeddings[0], 1.0),), samples, plot, report, text, ui=shown(report, samples, cls))
 

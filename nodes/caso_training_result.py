@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.caso.embedding import SemanticEmbedding
 from ..core.caso.training import EmbeddingTrainer
-from ..core.caso.training_report import sample_sheet, training_plot
+from ..core.caso.training_report import last_pictures, sample_sheet, training_plot
 from ..core.denoiser import Evaluations
 from ..core.errors import EditingError
 from ..core.pictures import save_picture
@@ -53,33 +53,44 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a training has come to: embeddings, figures, and pictures ``[H, W, 3]`` in 0..1."""
+    """What a training has come to: embeddings, figures, and pictures ``[H, W, 3]`` in 0..1.
+
+    ``samples`` is None before a look at the held-out pictures, and where none are held out; ``figures_of`` says whose ``loss``
+    and ``accuracy`` are given.
+    """
 
     embeddings: list[SemanticEmbedding]
     plot: Tensor
-    samples: Tensor
+    samples: Tensor | None
+    held_out: int
     evaluations: Evaluations
     steps: int
     best_step: int
+    figures_of: str
     loss: float
     accuracy: float
 
     @staticmethod
     def of(trainer: EmbeddingTrainer) -> Outcome:
-        """The state of ``trainer``; figures are the held-out pictures' last ones, or the training's where none are held out."""
+        """The state of ``trainer``; figures are the held-out pictures' last ones, or the training's where there are none."""
         looks = [entry.held for entry in trainer.history if entry.held is not None]
         last = looks[-1] if looks else (trainer.history[-1] if trainer.history else None)
-        plot = training_plot(trainer)
-        samples = as_tensor(sample_sheet(trainer)) if looks else plot
         loss, accuracy = (float("nan"), float("nan")) if last is None else (last.loss, last.accuracy)
+        samples = None if last_pictures(trainer) is None else as_tensor(sample_sheet(trainer))
         return Outcome(
-            trainer.best(), plot, samples, trainer.denoiser.evaluations, trainer.step, trainer.best_found.step + 1, loss, accuracy
-        )
+            trainer.best(), training_plot(trainer), samples, 0 if trainer.held is None else len(trainer.held),
+            trainer.denoiser.evaluations, trainer.step, trainer.best_found.step + 1,
+            "last look" if looks else "last step, in training", loss, accuracy,
+        )  # fmt: skip
+
+    def shown(self) -> Tensor:
+        """The samples, or the curves where there are none."""
+        return self.plot if self.samples is None else self.samples
 
     def picture(self) -> Any:
         """Curves above samples, as a PIL picture to show while it runs."""
-        width = max(self.plot.shape[1], self.samples.shape[1])
-        parts = [self.plot] if self.samples is self.plot else [self.plot, self.samples]
+        parts = [self.plot] if self.samples is None else [self.plot, self.samples]
+        width = max(part.shape[1] for part in parts)
         padded = [torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[1]), value=1.0) for part in parts]
         return to_picture(torch.cat(padded).movedim(-1, 0))
 
@@ -87,16 +98,19 @@ class Outcome:
         """Write embeddings and pictures, each file whole or not at all."""
         for embedding, path in zip(self.embeddings, files.embeddings, strict=True):
             embedding.save(path, overwrite=True)
-        for picture, path in ((self.samples, files.samples), (self.plot, files.plot)):
+        pictures = {files.plot: self.plot}
+        if self.samples is not None or not self.held_out:  # curves never replace samples that are to come again
+            pictures[files.samples] = self.shown()
+        for path, picture in pictures.items():
             save_picture(path, to_picture(picture.movedim(-1, 0)), overwrite=True)
 
-    def report(self, files: Files, pictures: int, held: int) -> str:
+    def report(self, files: Files, pictures: int) -> str:
         """A few lines for people."""
         cost = self.evaluations
         return (
             f"saved {', '.join(path.name for path in files.embeddings)}\n"
-            f"{self.steps} steps on {pictures} pictures, {held} held out; best at step {self.best_step}\n"
-            f"last look: loss {self.loss:.3f}, {100 * self.accuracy:.0f} % classified as asked\n"
+            f"{self.steps} steps on {pictures} pictures, {self.held_out} held out; best at step {self.best_step}\n"
+            f"{self.figures_of}: loss {self.loss:.3f}, {100 * self.accuracy:.0f} % classified as asked\n"
             f"network evaluations: {cost.forward:.0f} forward, {cost.backward:.0f} backward"
         )
 

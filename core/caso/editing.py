@@ -70,28 +70,35 @@ def invert_to_window(
     return inversion, Window(1.0, (last - 1) / first, window.single_step)
 
 
-def steered(denoiser: Denoiser, x: Tensor, sigma: float, uncond: Any, terms: Sequence[GuidanceTerm]) -> Tensor:
+def steered(
+    denoiser: Denoiser, x: Tensor, sigma: float, uncond: Any, terms: Sequence[GuidanceTerm], mask: Tensor | None = None
+) -> Tensor:  # fmt: skip
     """``D_u + sum_i strength_i * (D_i - D_u)`` at ``x [B, C, H, W]``, in one network call of ``(1 + terms) * B`` rows (Eq. 2).
 
-    A term with a focus below 1 counts only where its difference is largest.
+    A term with a focus below 1 counts only where its difference is largest: inside ``mask [B or 1, 1, H, W]``, where one is given.
     """
     if not terms:
         return denoiser(x, sigma, uncond)
     base, *conditional = denoiser.batch(x, sigma, [uncond, *(term.cond for term in terms)])
     shift = torch.zeros_like(base)
     for prediction, term in zip(conditional, terms, strict=True):
-        shift = shift + focused(prediction - base, term.focus) * term.strength
+        shift = shift + focused(prediction - base, term.focus, mask) * term.strength
     return base + shift
 
 
-def focused(shift: Tensor, share: float) -> Tensor:
-    """``shift [B, C, H, W]`` with all but the largest ``share`` of each image's elements (by magnitude, at least one) set to 0."""
+def focused(shift: Tensor, share: float, mask: Tensor | None = None) -> Tensor:
+    """``shift [B, C, H, W]`` with all but the largest ``share`` of each image's elements (by magnitude, at least one) set to 0.
+
+    Args:
+        mask: ``[B or 1, 1, H, W]``; only elements where it is above 0 are ranked, and ``share`` is of them. None ranks all.
+    """
     if share == 1:
         return shift
-    sizes = shift.abs().flatten(1).float()
-    kept = max(1, round(share * sizes.shape[1]))
-    least = sizes.topk(kept, dim=1).values[:, -1:]
-    return shift * (sizes >= least).reshape(shift.shape)
+    inside = (torch.ones_like(shift) if mask is None else mask.to(shift.device).expand_as(shift)).flatten(1) > 0
+    sizes = shift.abs().flatten(1).float().masked_fill(~inside, -1.0)
+    kept = (share * inside.sum(1, keepdim=True).double()).round().long().clamp(min=1)
+    least = sizes.sort(dim=1, descending=True).values.gather(1, kept - 1)
+    return shift * ((sizes >= least) & inside).reshape(shift.shape)
 
 
 @dataclass
@@ -133,7 +140,7 @@ class SemanticStep(SourceStep):
     def _edited(self, x: Tensor, level: int) -> Tensor:
         with torch.no_grad():
             terms = self.terms if self.is_guided(level) else ()
-            denoised = steered(self.denoiser, x, self._levels(level)[0], self.uncond, terms)
+            denoised = steered(self.denoiser, x, self._levels(level)[0], self.uncond, terms, self.mask)
         check_finite(denoised, f"The prediction at step {self.inversion.steps - level + 1}")
         return denoised
 

@@ -9,21 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..classifiers.pickles import read_network_pickle
 from ..denoiser import check_finite
-from ..directions import ENCODER_OF_WIDTH
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
 from .seams import MAX_TOKENS, TokenInjector, TokenVectors, encoder_title
+from .textual_inversion import SINGLE_KEY, named_vectors, pickled_vectors
 
 FILE_FORMAT = "semantic_editing.embedding"
 FILE_VERSION = "1"
-SINGLE_KEY = "emb_params"  # of textual-inversion files with one text encoder; ComfyUI also accepts the encoder's name
-ENCODERS = ("clip_l", "clip_g", "clip_h")  # keys of textual-inversion files, in the order of a model's encoders
 LEGACY_SUFFIXES = (".pt", ".pth", ".bin")
-RELEASED_WEIGHT, RELEASED_BIAS = "0.weight", "0.bias"
 MAX_STRENGTH = 100.0
 
 
@@ -121,16 +116,20 @@ class SemanticEmbedding:
     def load(path: str | Path) -> SemanticEmbedding:
         """Read a textual-inversion file (ours or another program's), or a linear layer of the released CASO code (.pt).
 
+        Of .pt and .bin files AUTOMATIC1111's layout (``string_to_param``) and diffusers' (token -> vectors) are read too.
+
         Raises:
             EditingError: missing, damaged, hostile, or nothing of the kind.
         """
         source = Path(path)
         if source.suffix.lower() in LEGACY_SUFFIXES:
-            return _released(source)
+            vectors, released = pickled_vectors(source)
+            facts: dict[str, Any] = {"method": "caso", "info": {"file": source.name}} if released else {}
+            return SemanticEmbedding(vectors, target=source.stem, **facts)
         tensors, metadata = load_tensors(source)
         if metadata.get(FORMAT_KEY, FILE_FORMAT).startswith("semantic_editing.") and metadata.get(FORMAT_KEY, FILE_FORMAT) != FILE_FORMAT:
             raise EditingError(f"{source.name} is a {metadata[FORMAT_KEY]} file; choose a textual-inversion embedding.")
-        vectors = _named(tensors, metadata.get("base_model", ""), source.name)
+        vectors = named_vectors(tensors, metadata.get("base_model", ""), source.name)
         if metadata.get(FORMAT_KEY) != FILE_FORMAT:
             return SemanticEmbedding(vectors, target=source.stem)
         info = metadata_json(metadata, "info", source.name)
@@ -138,37 +137,6 @@ class SemanticEmbedding:
             vectors, metadata.get("base_model", ""), metadata.get("attribute", ""), metadata.get("target", ""),
             metadata.get("method", ""), info if isinstance(info, dict) else {},
         )  # fmt: skip
-
-
-def _named(tensors: Mapping[str, Tensor], base_model: str, file_name: str) -> dict[str, Tensor]:
-    """Token vectors by encoder from the tensors of a textual-inversion file."""
-    if SINGLE_KEY in tensors:
-        tensor = _rows(tensors[SINGLE_KEY])
-        name = base_model.split(" ")[0] if base_model else ENCODER_OF_WIDTH.get(tensor.shape[-1], "clip_l").split(" ")[0]
-        return {name: tensor}
-    found = {name: _rows(tensors[name]) for name in ENCODERS if name in tensors}
-    if not found:
-        keys = ", ".join(list(tensors)[:3])
-        raise EditingError(f"{file_name} is no textual-inversion file (it holds: {keys}); choose one with emb_params or clip_l.")
-    return found
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor.float()[None] if tensor.ndim == 1 else tensor.float()
-
-
-def _released(source: Path) -> SemanticEmbedding:
-    """The released code learns ``Linear(1, D)`` on a constant 1: the vector is W[:, 0] + b (section 3.2 of its trainer)."""
-    state = read_network_pickle(source, "embedding").tensors
-    weight, bias = state.get(RELEASED_WEIGHT), state.get(RELEASED_BIAS)
-    if weight is None or bias is None or weight.ndim != 2 or weight.shape[1] != 1 or bias.shape != weight.shape[:1]:
-        raise EditingError(
-            f"{source.name} is not a CASO linear layer ({RELEASED_WEIGHT} [width, 1] and {RELEASED_BIAS} [width]); "
-            "choose such a file or a textual-inversion .safetensors."
-        )
-    vector = (weight[:, 0].float() + bias.float())[None]
-    name = ENCODER_OF_WIDTH.get(vector.shape[1], f"clip_l {vector.shape[1]}")
-    return SemanticEmbedding({name.split(" ")[0]: vector}, target=source.stem, method="caso", info={"file": source.name})
 
 
 @dataclass(frozen=True, eq=False)

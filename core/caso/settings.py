@@ -80,12 +80,13 @@ class TrainingSettings:
 class HeldCheck:
     """How the embeddings do on pictures they were not learned from, without augmentation.
 
-    ``images [K * H, 3, H', W']`` in 0..1, those of the first target class first; ``accuracy`` is the share classified as asked.
+    ``images [K * H, 3, H', W']`` in 0..1, those of the first target class first, None where only the figures were saved;
+    ``accuracy`` is the share classified as asked.
     """
 
     loss: float
     accuracy: float
-    images: Tensor
+    images: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)

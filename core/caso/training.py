@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 import torch.nn.functional as functional
@@ -21,9 +21,10 @@ from ..errors import EditingError
 from ..inversion import check_latent
 from .embedding import SemanticEmbedding
 from .objective import Objective, Verdict
-from .schedule import Draw, NoiseLevels, Schedule, noisy, seeded
+from .schedule import NoiseLevels, Schedule, noisy, seeded
 from .seams import ImageDecoder, TokenInjector, clamp_through, empty_condition
 from .settings import HeldCheck, TrainingProgress, TrainingSettings
+from .training_memory import Key, Memory
 
 METHOD = "caso"
 ADAM_BETAS = (0.9, 0.999)
@@ -69,7 +70,7 @@ class EmbeddingTrainer:
         self.step = 0
         self.history: list[TrainingProgress] = []
         self.smoothed = 0.0
-        self.best_found = BestFound()
+        self.scheduled, self.extra = BestFound(), BestFound()
         shape = (len(settings.targets), settings.tokens)
         with torch.inference_mode(False):
             self.latents = check_latent(latents, denoiser.identity).clone()
@@ -80,14 +81,19 @@ class EmbeddingTrainer:
                 list(self.moves.values()), lr=settings.learning_rate, betas=ADAM_BETAS, weight_decay=settings.weight_decay
             )
             self.empty = empty_condition(injector)
-        self._unconditional: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._together = self.schedule.first_met(settings.steps) if settings.bank else {}
-        self._held_start: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        together = self.schedule.first_met(settings.steps) if settings.bank else {}
+        self._unconditional, self._before, self._before_draft = Memory(together), Memory(together), Memory(together)
+        self._held_start: tuple[Tensor, Tensor, Tensor, Tensor | None] | None = None
 
     @property
     def vectors(self) -> dict[str, Tensor]:
         """The token vectors as they are now, ``[K, n, D]`` for each encoder, with gradient."""
         return {name: self.start[name] + self.injector.token_scale[name] * move for name, move in self.moves.items()}
+
+    @property
+    def best_found(self) -> BestFound:
+        """The best of all looks. One outside the schedule counts until training goes on, so that a stop never changes the end."""
+        return self.extra if self.extra.score < self.scheduled.score else self.scheduled
 
     def run(self, callback: Callable[[TrainingProgress], None] | None = None) -> list[SemanticEmbedding]:
         """Train the steps that are left; returns :meth:`best`.
@@ -98,10 +104,13 @@ class EmbeddingTrainer:
         Raises:
             EditingError: a loss that is not a number.
         """
+        if self.history and self.history[-1].held is None and self._look_due():  # it was stopped in the middle of that look
+            self.look()
         while self.step < self.settings.steps:
             progress = self.advance()
             if callback is not None:
                 callback(progress)
+        self.look_if_none()
         return self.best()
 
     def advance(self) -> TrainingProgress:
@@ -113,7 +122,28 @@ class EmbeddingTrainer:
         progress = self._train_step()
         self.step += 1
         self.history.append(progress)
-        return progress
+        self.extra = BestFound()
+        if self.held is None:
+            self._keep_if_best(self.smoothed / (1 - SMOOTHING**self.step))
+        elif self._look_due() or self.step == self.settings.steps:
+            self.look()
+        return self.history[-1]
+
+    def look(self) -> None:
+        """Look at the held pictures now, if there are any: what is seen stands beside the last step, and counts for the best."""
+        if self.held is None or not self.history:
+            return
+        check = self._check()
+        self.history[-1] = replace(self.history[-1], held=check)
+        if self._look_due():
+            self._keep_if_best(check.loss)
+        else:
+            self.extra = self._found(check.loss)
+
+    def look_if_none(self) -> None:
+        """:meth:`look`, unless there are pictures of an earlier look; a resumed training has figures only."""
+        if all(entry.held is None or entry.held.images is None for entry in self.history):
+            self.look()
 
     def best(self) -> list[SemanticEmbedding]:
         """The best embeddings so far, one for each target class; the untrained start before the first step."""
@@ -136,14 +166,16 @@ class EmbeddingTrainer:
         drafting = self.draft_decoder is not None and self.step < settings.draft_fraction * settings.steps
         decoder = self.draft_decoder if drafting and self.draft_decoder is not None else self.decoder
         with torch.inference_mode(False), torch.enable_grad():
-            x, sigma = self._noisy([(draw.image, draw.slot) for draw in draws])
-            unconditional, before = self._unconditional_of(draws, x, sigma)
+            keys = [(draw.image, draw.slot) for draw in draws]
+            x, sigma = self._noisy(keys)
+            unconditional = self._unconditional_of(keys, x, sigma)
+            before = self._before_of(keys, unconditional, decoder) if self._keeps else None
             targets = torch.tensor([draw.target for draw in draws])
             predicted = self._guided(x, sigma, unconditional, targets)
             changes = seeded(settings.seed, "augment", self.step)
             images = augmented(clamp_through(decoder(predicted)), settings.augment, settings.flip, changes)
             reconstruction = functional.mse_loss(predicted, self.latents[[draw.image for draw in draws]])
-            verdict = self.objective(images, targets, before if self._keeps else None)
+            verdict = self.objective(images, targets, before)
             loss = self._total(verdict, reconstruction)
             check_finite(loss.detach(), f"The loss at step {self.step + 1}")
             moves = list(self.moves.values())
@@ -152,14 +184,9 @@ class EmbeddingTrainer:
             self.optimizer.step()
         value = float(loss.detach())
         self.smoothed = SMOOTHING * self.smoothed + (1 - SMOOTHING) * value
-        held = self._check() if self._check_due() else None
-        if self.held is None:
-            self._keep_if_best(self.smoothed / (1 - SMOOTHING ** (self.step + 1)))
-        elif held is not None:
-            self._keep_if_best(held.loss)
         parts = (verdict.classification, reconstruction, verdict.others, verdict.right.float().mean())
         classification, rebuilt, others, accuracy = (float(part.detach()) for part in parts)
-        return TrainingProgress(self.step, settings.steps, value, classification, rebuilt, others, accuracy, held)
+        return TrainingProgress(self.step, settings.steps, value, classification, rebuilt, others, accuracy, held=None)
 
     def _guided(self, x: Tensor, sigma: Tensor, unconditional: Tensor, targets: Tensor) -> Tensor:
         """Guided prediction of the clean latent (Eq. 2 in Eq. 10), ``targets [B]`` numbers of target classes."""
@@ -171,35 +198,36 @@ class EmbeddingTrainer:
         kept = self.settings.reconstruction * reconstruction.to(verdict.classification.device)
         return verdict.classification + kept + self.settings.keep_others * verdict.others
 
-    def _noisy(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def _noisy(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
         seed = self.settings.seed
         latents = self.latents[[image for image, _ in keys]]
         return noisy(latents, self.denoiser.identity, self.levels, [(seed, "noise", *key) for key in keys])
 
-    def _unconditional_of(self, draws: list[Draw], x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`_unedited` of a step's samples; from memory where this image met this noise before."""
+    def _unconditional_of(self, keys: list[Key], x: Tensor, sigma: Tensor) -> Tensor:
+        """The unconditional prediction of a step's samples; from memory where this image met this noise before."""
         if not self.settings.bank:
             return self._unedited(x, sigma)
-        keys = [(draw.image, draw.slot) for draw in draws]
-        for key in keys:
-            if key not in self._unconditional:
-                together = list(self._together[key])
-                found = self._unedited(*self._noisy(together))
-                self._unconditional |= dict(zip(together, zip(*found, strict=True), strict=True))
-        predictions, appearances = zip(*(self._unconditional[key] for key in keys), strict=True)
-        return torch.stack(predictions), torch.stack(appearances)
+        return self._unconditional.rows(keys, lambda new: self._unedited(*self._noisy(new)))
+
+    def _before_of(self, keys: list[Key], unconditional: Tensor, decoder: ImageDecoder) -> Tensor:
+        """How the other attributes look in these predictions, seen through ``decoder``, which must be the step's own."""
+        if not self.settings.bank:
+            return self._appearance(unconditional, decoder)
+        memory = self._before_draft if decoder is self.draft_decoder else self._before
+        return memory.rows(keys, lambda new: self._appearance(self._unconditional.known(new), decoder))
 
     @torch.no_grad()
-    def _unedited(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The unconditional prediction and how the other attributes look in it (empty where that does not count)."""
-        prediction = self.denoiser(x, sigma, self.empty)
-        if not self._keeps:
-            return prediction, prediction.new_zeros(len(prediction), 0)
-        return prediction, self.objective.appearance(self.decoder(prediction).clamp(0, 1))
+    def _unedited(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.denoiser(x, sigma, self.empty)
 
-    def _check_due(self) -> bool:
-        every, number = self.settings.check_every, self.step + 1
-        return self.held is not None and (number == self.settings.steps or (every > 0 and number % every == 0))
+    @torch.no_grad()
+    def _appearance(self, prediction: Tensor, decoder: ImageDecoder) -> Tensor:
+        return self.objective.appearance(decoder(prediction).clamp(0, 1))
+
+    def _look_due(self) -> bool:
+        """Whether the schedule has a look after the steps taken; the last step's is besides, as it depends on how many there are."""
+        every = self.settings.check_every
+        return every > 0 and self.step % every == 0
 
     @torch.no_grad()
     def _check(self) -> HeldCheck:
@@ -207,18 +235,22 @@ class EmbeddingTrainer:
         if self._held_start is None:
             keys: list[tuple[object, ...]] = [(self.settings.seed, "held", number) for number in range(len(self.held))]
             x, sigma = noisy(self.held, self.denoiser.identity, NoiseLevels(self.levels.sigmas, self.levels.level, 0.0), keys)
-            self._held_start = x, sigma, *self._unedited(x, sigma)
+            unedited = self._unedited(x, sigma)
+            self._held_start = x, sigma, unedited, self._appearance(unedited, self.decoder) if self._keeps else None
         x, sigma, unconditional, before = self._held_start
         images, losses, right = [], [], []
         for number in range(len(self.settings.targets)):
             targets = torch.full((len(x),), number)
             predicted = self._guided(x, sigma, unconditional, targets)
             images.append(self.decoder(predicted).clamp(0, 1))
-            verdict = self.objective(images[-1], targets, before if self._keeps else None)
+            verdict = self.objective(images[-1], targets, before)
             losses.append(self._total(verdict, functional.mse_loss(predicted, self.held)))
             right.append(verdict.right.float().mean())
         return HeldCheck(float(torch.stack(losses).mean()), float(torch.stack(right).mean()), torch.cat(images))
 
     def _keep_if_best(self, score: float) -> None:
-        if score < self.best_found.score:
-            self.best_found = BestFound(score, self.step, {name: tensor.detach().clone() for name, tensor in self.vectors.items()})
+        if score < self.scheduled.score:
+            self.scheduled = self._found(score)
+
+    def _found(self, score: float) -> BestFound:
+        return BestFound(score, self.step - 1, {name: tensor.detach().clone() for name, tensor in self.vectors.items()})

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from PIL import Image
 from torch import Tensor
 
 from ..curves_plot import curves_plot
 from ..errors import EditingError
 from ..sheet import contact_sheet
-from .settings import HeldCheck
 from .training import EmbeddingTrainer
 
 
 def training_plot(trainer: EmbeddingTrainer) -> Tensor:
-    """Loss and accuracy over the steps, ``[H, W, 3]`` in 0..1; a line marks the step that was kept.
+    """Loss and accuracy over the steps, ``[H, W, 3]`` in 0..1, and their last values in words; a line marks the step that was kept.
 
     Blue is the training batch; red are the held-out pictures, whose figures stand until the next look at them.
     """
@@ -21,24 +22,37 @@ def training_plot(trainer: EmbeddingTrainer) -> Tensor:
     for entry in trainer.history:
         loss.append(loss[-1] if entry.held is None else entry.held.loss)
         accuracy.append(accuracy[-1] if entry.held is None else entry.held.accuracy)
+    trained = {"loss": [entry.loss for entry in trainer.history], "accuracy": [entry.accuracy for entry in trainer.history]}
     panels = {
-        "loss: training blue, held-out red": {"training": [entry.loss for entry in trainer.history], "held": loss[1:]},
-        "classified as asked": {"training": [entry.accuracy for entry in trainer.history], "held": accuracy[1:]},
+        f"loss{_now(trained['loss'], loss, '.3f')}": {"training": trained["loss"], "held-out": loss[1:]},
+        f"classified as asked{_now(trained['accuracy'], accuracy, '.0%')}": {"training": trained["accuracy"], "held-out": accuracy[1:]},
     }
-    return curves_plot(panels, mark=max(trainer.best_found.step, 0), axis="step")
+    return curves_plot(panels, mark=trainer.best_found.step if trainer.best_found.vectors else None, axis="step")
+
+
+def _now(trained: list[float], held: list[float], form: str) -> str:
+    """The last figures in words, so that a person can read them while it runs."""
+    parts = [f" {trained[-1]:{form}}" if trained else "", "" if math.isnan(held[-1]) else f" (held-out {held[-1]:{form}})"]
+    return "".join(parts)
 
 
 def sample_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Image:
     """The last look at the held-out pictures: a row for each target class.
 
     Raises:
-        EditingError: nothing was held out, or it was not looked at yet.
+        EditingError: nothing was held out, or it was not looked at yet (since resuming).
     """
-    check: HeldCheck | None = next((entry.held for entry in reversed(trainer.history) if entry.held is not None), None)
-    if check is None:
+    images = last_pictures(trainer)
+    if images is None:
         raise EditingError("There is no look at held-out pictures yet; hold some out and train for some steps.")
     rows = []
-    groups = check.images.chunk(len(trainer.settings.targets))
+    groups = images.chunk(len(trainer.settings.targets))
     for target, images in zip(trainer.settings.targets, groups, strict=True):
         rows.append((f"{trainer.settings.attribute}: {target}", [(image, "") for image in images]))
     return contact_sheet(rows, scale)
+
+
+def last_pictures(trainer: EmbeddingTrainer) -> Tensor | None:
+    """Pictures ``[K * H, 3, H', W']`` of the last look of this run that has some; None if there is none yet."""
+    looks = (entry.held for entry in reversed(trainer.history))
+    return next((look.images for look in looks if look is not None and look.images is not None), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
-from .settings import TrainingProgress
+from .settings import HeldCheck, TrainingProgress
 from .training import BestFound, EmbeddingTrainer
 
 FILE_FORMAT = "semantic_editing.embedding_training"
@@ -26,6 +27,8 @@ FREE = {"steps", "check_every"}
 def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write everything that :func:`resume_training` needs: vectors, AdamW's moments, the best so far, the history.
 
+    A look outside the schedule (after the last step, or at a stop) is left out: a training that goes on never had it.
+
     Raises:
         EditingError: the file exists and ``overwrite`` is False, or it cannot be written.
     """
@@ -33,12 +36,16 @@ def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: boo
     for name, move in trainer.moves.items():
         tensors[f"move.{name}"] = move
         tensors |= {f"{moment}.{name}": trainer.optimizer.state[move][moment] for moment in MOMENTS if trainer.step}
-    tensors |= {f"best.{name}": vectors for name, vectors in trainer.best_found.vectors.items()}
+    best = trainer.scheduled
+    tensors |= {f"best.{name}": vectors for name, vectors in best.vectors.items()}
     figures = [[getattr(entry, name) for name in FIGURES] for entry in trainer.history]
     tensors["history"] = torch.tensor(figures, dtype=torch.float64).reshape(-1, len(FIGURES))
+    looks = [None if entry.step == trainer.extra.step else entry.held for entry in trainer.history]
+    seen = [(math.nan, math.nan) if look is None else (look.loss, look.accuracy) for look in looks]
+    tensors["held"] = torch.tensor(seen, dtype=torch.float64).reshape(-1, 2)
     progress = {
         "step": trainer.step, "smoothed": trainer.smoothed,
-        "best_step": trainer.best_found.step, "best_score": trainer.best_found.score if trainer.best_found.vectors else None,
+        "best_step": best.step, "best_score": best.score if best.vectors else None,
     }  # fmt: skip
     metadata = {
         FORMAT_KEY: FILE_FORMAT,
@@ -66,7 +73,10 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     try:
         best = {encoder: tensors[f"best.{encoder}"] for encoder in trainer.moves} if progress["best_score"] is not None else {}
         step, smoothed, best_step = int(progress["step"]), float(progress["smoothed"]), int(progress["best_step"])
-        history = [dict(zip(FIGURES, row, strict=True)) for row in tensors["history"].tolist()]
+        figures = [dict(zip(FIGURES, row, strict=True)) for row in tensors["history"].tolist()]
+        seen = tensors["held"].tolist() if "held" in tensors else [(math.nan, math.nan)] * step  # older files lack it
+        looks = [None if math.isnan(loss) else HeldCheck(loss, accuracy, None) for loss, accuracy in seen]
+        history = list(zip(figures, looks, strict=True))
         moves = {encoder: tensors[f"move.{encoder}"] for encoder in trainer.moves}
         moments = {encoder: {key: tensors[f"{key}.{encoder}"] for key in MOMENTS} for encoder in trainer.moves} if step else {}
     except (KeyError, TypeError, ValueError) as error:
@@ -81,8 +91,8 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
             if step:
                 trainer.optimizer.state[move] = {"step": torch.tensor(float(step)), **moments[encoder]}
     trainer.step, trainer.smoothed = step, smoothed
-    trainer.history = [TrainingProgress(number, trainer.settings.steps, **row, held=None) for number, row in enumerate(history)]
-    trainer.best_found = BestFound(float(progress["best_score"]), best_step, best) if best else BestFound()
+    trainer.history = [TrainingProgress(number, trainer.settings.steps, **row, held=look) for number, (row, look) in enumerate(history)]
+    trainer.scheduled = BestFound(float(progress["best_score"]), best_step, best) if best else BestFound()
 
 
 def _run(trainer: EmbeddingTrainer) -> dict[str, Any]:

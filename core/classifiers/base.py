@@ -154,9 +154,10 @@ class ImageClassifier(nn.Module):
         return names.index(label)
 
     def describe(self) -> str:
-        """One line for people: classes, input, fingerprint."""
+        """One line for people: classes, input size and normalisation, fingerprint."""
         classes = "; ".join(f"{attribute}: {_shortened(names)}" for attribute, names in self.heads.items())
-        return f"{classes} | sees {self.size[1]} x {self.size[0]} pixels | fingerprint {self.fingerprint}"
+        sees = f"sees {self.size[1]} x {self.size[0]} pixels, {_normalisation(self.mean, self.std)}"
+        return f"{classes} | {sees} | fingerprint {self.fingerprint}"
 
 
 def two_classes(layer: nn.Linear) -> nn.Linear:
@@ -167,6 +168,15 @@ def two_classes(layer: nn.Linear) -> nn.Linear:
     if layer.bias is not None:
         made.bias = nn.Parameter((signs * layer.bias.detach()).squeeze(1), requires_grad=False)
     return made
+
+
+def _normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
+    """In words: by name where it has one."""
+    for name, (known_mean, known_std) in NORMALISATIONS.items():
+        if torch.allclose(torch.tensor([*mean, *std]), torch.tensor([*known_mean, *known_std]), rtol=0, atol=1e-4):
+            return f"normalised to {name}"
+    figures = (" ".join(f"{value:.3g}" for value in values) for values in (mean, std))
+    return "normalised by mean {}, std {}".format(*figures)
 
 
 def _shortened(names: list[str], most: int = 12) -> str:

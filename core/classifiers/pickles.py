@@ -37,7 +37,7 @@ STORAGES = {
 }
 #: Classes whose instances may stand in a network, by module.
 PARTS = {
-    "torch.nn.modules.container": ("Sequential", "ModuleList", "ModuleDict"),
+    "torch.nn.modules.container": ("Sequential", "ModuleList", "ModuleDict", "ParameterDict"),
     "torch.nn.modules.conv": ("Conv2d",),
     "torch.nn.modules.linear": ("Linear", "Identity"),
     "torch.nn.modules.batchnorm": ("BatchNorm2d",),
@@ -48,6 +48,8 @@ PARTS = {
     "torchvision.models.vgg": ("VGG",),
     "torchvision.models.resnet": ("ResNet", "Bottleneck", "BasicBlock"),
 }
+#: Under this key the original textual-inversion program and AUTOMATIC1111's keep their vectors, beside facts that nothing needs.
+TERMS = "string_to_param"
 #: The class of CASO's published classifiers; its module depends on the script that saved it.
 PUBLISHED = "BinaryClassifier"
 
@@ -57,7 +59,8 @@ class PickledNetwork:
     """What a file held.
 
     Attributes:
-        kind: name of the outermost class, e.g. "BinaryClassifier", or "state_dict" for a plain table of tensors.
+        kind: name of the outermost class, e.g. "BinaryClassifier", "state_dict" for a plain table of tensors, or
+            "textual_inversion" for a table of the tensors under :data:`TERMS`.
         tensors: parameters and buffers by their dotted names, as ``state_dict()`` would give them.
     """
 
@@ -101,6 +104,8 @@ def _read(archive: zipfile.ZipFile, name: str, what: str) -> PickledNetwork:
         raise EditingError(f"{name} was saved on a big-endian machine and cannot be read here; save it as safetensors.")
     value = _Reader(archive.read(pickles[0]), name, what).load()
     kind = value.kind if isinstance(value, _Inert) else "state_dict"
+    if isinstance(value, dict) and TERMS in value:
+        kind, value = "textual_inversion", value[TERMS]
     views = _views(value.tables if isinstance(value, _Inert) else {"_parameters": value}, name, what)
     if not views:
         raise EditingError(f"{name} holds no weights; choose another file.")

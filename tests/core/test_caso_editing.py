@@ -215,6 +215,42 @@ def test_focus_of_all_is_the_papers_edit_and_the_least_is_one_element():
     assert torch.equal(focused(shift, 0.999999), shift)
 
 
+def test_inside_a_mask_focus_ranks_and_counts_only_what_is_inside():
+    shift = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(2, 1, 4, 5)
+    mask[0, :, 1:3, 2:] = 1.0  # 18 elements over three channels
+    mask[1, :, 0, 0] = 0.25  # 3: a border that counts in part is inside
+    outside = (mask == 0).expand_as(shift)
+    loud = torch.where(outside, shift * 100, shift)  # the largest elements are all where nothing may change
+    kept = focused(loud, 0.5, mask)
+    for image, (change, count) in enumerate(zip(shift, (9, 2), strict=True)):
+        inside = [index for index in range(change.numel()) if not outside[image].flatten()[index]]
+        largest = sorted(inside, key=lambda index: -abs(float(change.flatten()[index])))[:count]
+        expected = torch.zeros_like(change).flatten()
+        expected[largest] = change.flatten()[largest]
+        assert torch.equal(kept[image].flatten(), expected)
+    assert torch.equal(focused(shift, 0.3, torch.ones(1, 1, 4, 5)), focused(shift, 0.3))
+    assert not focused(shift, 0.3, torch.zeros(1, 1, 4, 5)).any() and focused(shift, 1.0, mask) is shift
+
+
+def test_a_small_mask_does_not_swallow_a_focused_edit(case):
+    denoiser, inversion, uncond, cond = case
+    mask, terms, window = torch.zeros(1, 8, 8), [GuidanceTerm(cond, 8.0, focus=0.05)], Window(0.5, single_step=True)
+    mask[:, 3:5, 3:5] = 1  # 16 elements of 256, fewer of which are among the largest 13 of all than among their own
+    plain = semantic_edit(denoiser, inversion, uncond, [], window, mask=mask)
+    edited = semantic_edit(denoiser, inversion, uncond, terms, window, mask=mask)
+    x, sigma = inversion.latents[5], float(inversion.sigmas[5])
+    step = SemanticStep(denoiser, inversion, uncond, terms, window, mask)
+    with torch.no_grad():
+        shift = denoiser(x, sigma, cond) - denoiser(x, sigma, uncond)
+        change = step._edited(x, 5) - denoiser(x, sigma, uncond)
+    top = (shift * mask).abs().flatten(1).argmax(1)  # 5 % of 16 is one element, the largest inside
+    for image, place in enumerate(top.tolist()):
+        assert (change[image].abs() > 1e-3 * change.abs().max()).nonzero().shape[0] == 1
+        torch.testing.assert_close(change[image].flatten()[place], 8.0 * shift[image].flatten()[place], rtol=1e-3, atol=1e-4)
+        assert float((edited - plain)[image].abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize("focus", [0.0, -0.1, 1.1, float("nan")])
 def test_a_focus_out_of_range_is_refused(focus):
     with pytest.raises(EditingError, match="focus is"):

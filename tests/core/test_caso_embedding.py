@@ -78,16 +78,62 @@ def test_the_released_linear_layer_is_weight_plus_bias(tmp_path, whole):
     assert loaded.encoder_name == "clip_l 768" and loaded.target == path.stem
 
 
+def by_automatic1111(vector):
+    facts = {"name": "mine", "step": 500, "sd_checkpoint": None, "sd_checkpoint_name": "v1-5"}
+    return {"string_to_token": {"*": 265}, "string_to_param": {"*": vector}} | facts
+
+
+def by_the_original_program(vector):
+    return {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(vector)})}
+
+
+@pytest.mark.parametrize(("layout", "suffix"), [
+    (by_automatic1111, "pt"), (by_the_original_program, "pt"), (lambda vector: {"<my-thing>": vector}, "bin"),
+    (lambda vector: {"<my-thing>": vector[0]}, "bin"), (lambda vector: {"emb_params": vector}, "pt"),
+    (lambda vector: {"clip_l": vector}, "pt"),
+])  # fmt: skip
+def test_other_programs_pickled_textual_inversions_load(tmp_path, layout, suffix):
+    vector = vectors(768, 1 if suffix == "bin" else 3)
+    torch.save(layout(vector.clone()), tmp_path / f"mine.{suffix}")
+    loaded = SemanticEmbedding.load(tmp_path / f"mine.{suffix}")
+    assert loaded.encoder_name == "clip_l 768" and loaded.target == "mine" and loaded.method == ""
+    torch.testing.assert_close(loaded.vectors["clip_l"], vector, rtol=0, atol=0)
+    assert not loaded.vectors["clip_l"].requires_grad
+
+
+def test_two_encoders_of_one_pickle_load_and_diffusers_layout_in_safetensors_too(tmp_path):
+    torch.save({"clip_l": vectors(768), "clip_g": vectors(1280)}, tmp_path / "xl.pt")
+    assert SemanticEmbedding.load(tmp_path / "xl.pt").encoder_name == "clip_l 768 + clip_g 1280"
+    save_file({"<my-thing>": vectors(1024, 2).half()}, tmp_path / "learned_embeds.safetensors")
+    loaded = SemanticEmbedding.load(tmp_path / "learned_embeds.safetensors")
+    torch.testing.assert_close(loaded.vectors["clip_h"], vectors(1024, 2).half().float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [
+    {"a": torch.zeros(1, 768), "b": torch.zeros(1, 768)}, {"weight": torch.zeros(768)}, {"x": torch.zeros(1, 77, 768)},
+    by_automatic1111(torch.zeros(76, 768)), {"string_to_param": "nothing"}, {"string_to_param": {}},
+    {"string_to_param": [torch.zeros(1, 768)]},
+])  # fmt: skip
+def test_pickles_of_tensors_that_are_no_textual_inversion_are_refused(tmp_path, value):
+    torch.save(value, tmp_path / "other.pt")
+    with pytest.raises(EditingError):
+        SemanticEmbedding.load(tmp_path / "other.pt")
+
+
 class Hostile:
     def __reduce__(self):
         return (exec, ("raise SystemExit('code ran')",))
 
 
-@pytest.mark.parametrize("how", ["torch", "pickle"])
+@pytest.mark.parametrize("how", ["torch", "pickle", "string_to_param", "beside it", "diffusers"])
 def test_a_hostile_pickle_is_refused_without_running(tmp_path, how):
-    path = tmp_path / "evil.pt"
-    if how == "torch":
-        torch.save({"0.weight": torch.zeros(768, 1), "0.bias": Hostile()}, path)
+    path, good = tmp_path / "evil.pt", torch.zeros(1, 768)
+    bad = {
+        "torch": {"0.weight": torch.zeros(768, 1), "0.bias": Hostile()}, "string_to_param": by_automatic1111(Hostile()),
+        "beside it": by_automatic1111(good) | {"sd_checkpoint": Hostile()}, "diffusers": {"<thing>": good, "more": [Hostile()]},
+    }  # fmt: skip
+    if how in bad:
+        torch.save(bad[how], path)
     else:
         path.write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(EditingError, match=r"evil\.pt") as caught:

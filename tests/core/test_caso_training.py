@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+from semantic_editing.core.caso import training_report
 from semantic_editing.core.caso.schedule import NoiseLevels, Schedule, noisy
 from semantic_editing.core.caso.seams import empty_condition
-from semantic_editing.core.caso.settings import TrainingSettings
-from semantic_editing.core.caso.training_report import sample_sheet, training_plot
+from semantic_editing.core.caso.settings import HeldCheck, TrainingSettings
+from semantic_editing.core.caso.training_report import last_pictures, sample_sheet, training_plot
 from semantic_editing.core.caso.training_state import resume_training, save_training
+from semantic_editing.core.classifiers.base import ImageClassifier
 from semantic_editing.core.errors import EditingError
 from semantic_editing.tests.core.oracles import sd_sigmas
 from semantic_editing.tests.core.tiny_caso import TinyDecoder, tiny_classifier, tiny_trainer
@@ -103,7 +105,7 @@ def test_a_step_costs_two_forwards_and_one_backward_a_sample_and_less_where_the_
 def test_the_bank_changes_cost_only(network):
     kept = tiny_trainer(LATENTS, network=network, bank=1, steps=4)
     fresh = tiny_trainer(LATENTS, network=network, bank=1, steps=4)
-    fresh._unconditional_of = lambda draws, x, sigma: fresh._unedited(x, sigma)
+    fresh._unconditional_of = lambda keys, x, sigma: fresh._unedited(x, sigma)
     for one, other in zip(kept.run(), fresh.run(), strict=True):
         torch.testing.assert_close(one.vectors["clip_l"], other.vectors["clip_l"], rtol=1e-4, atol=1e-6)
 
@@ -122,6 +124,111 @@ def test_resumed_is_the_same_as_uninterrupted_to_the_bit(network, tmp_path, bank
     torch.testing.assert_close(got[0].vectors["clip_l"], expected[0].vectors["clip_l"], rtol=0, atol=0)
     assert [entry.loss for entry in second.history] == [entry.loss for entry in whole.history]
     assert second.best_found.step == whole.best_found.step
+
+
+def judged(trainer, losses):
+    """A trainer whose looks at the held pictures have given losses, by the number of steps taken."""
+    trainer._check = lambda: HeldCheck(losses[trainer.step], 0.5, torch.zeros(2, 3, 16, 16))
+    return trainer
+
+
+#: The look after the last of 5 steps is the best of all but in no schedule; of the scheduled ones that of step 4 is.
+LOSSES = {2: 0.6, 4: 0.5, 5: 0.1, 6: 0.7, 8: 0.65, 9: 0.55}
+
+
+@pytest.mark.parametrize("scripted", [True, False])
+def test_steps_raised_on_resuming_end_as_the_longer_run_does(network, tmp_path, scripted):
+    def trainer(steps):
+        made = tiny_trainer(LATENTS, HELD, network=network, steps=steps, learning_rate=0.3)
+        return judged(made, LOSSES) if scripted else made
+
+    whole, short = trainer(9), trainer(5)
+    expected = whole.run()
+    path = tmp_path / "state.safetensors"
+    short.run(lambda progress: save_training(short, path, overwrite=True))
+    if scripted:
+        assert short.best_found.step == 4 and whole.best_found.step == 3, "a finished run may have its last step"
+    longer = trainer(9)
+    resume_training(longer, path)
+    assert longer.step == 5
+    got = longer.run()
+    torch.testing.assert_close(got[0].vectors["clip_l"], expected[0].vectors["clip_l"], rtol=0, atol=0)
+    assert (longer.best_found.step, longer.best_found.score) == (whole.best_found.step, whole.best_found.score)
+    looks = [[(entry.step, entry.held.loss, entry.held.accuracy) for entry in run.history if entry.held] for run in (longer, whole)]
+    assert looks[0] == looks[1], "the curve of the held-out pictures goes on where it was"
+
+
+@pytest.mark.parametrize("steps", [4, 5])  # the last look is one of the schedule, and besides it
+def test_a_finished_training_resumed_looks_once_and_has_the_same_result(network, tmp_path, steps):
+    whole = tiny_trainer(LATENTS, HELD, network=network, steps=steps, learning_rate=0.3)
+    expected = whole.run()
+    path = save_training(whole, tmp_path / "state.safetensors")
+    again = tiny_trainer(LATENTS, HELD, network=network, steps=steps)
+    with pytest.raises(EditingError, match="another learning rate"):
+        resume_training(again, path)
+    again = tiny_trainer(LATENTS, HELD, network=network, steps=steps, learning_rate=0.3)
+    resume_training(again, path)
+    assert last_pictures(again) is None
+    got = again.run(lambda progress: pytest.fail("no step is left"))
+    torch.testing.assert_close(got[0].vectors["clip_l"], expected[0].vectors["clip_l"], rtol=0, atol=0)
+    torch.testing.assert_close(last_pictures(again), last_pictures(whole), rtol=0, atol=0)
+    assert again.denoiser.evaluations.forward == 4 and again.denoiser.evaluations.backward == 0  # 2 pictures, with and without
+    held = [[entry.held and (entry.held.loss, entry.held.accuracy) for entry in run.history] for run in (again, whole)]
+    assert held[0] == held[1] and held[1][-1] is not None
+
+
+def test_a_state_without_held_figures_is_still_read(network, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = save_training(stopped(tiny_trainer(LATENTS, HELD, network=network), 3), tmp_path / "new.safetensors")
+    with safe_open(path, framework="pt") as stream:
+        kept = {key: stream.get_tensor(key) for key in stream.keys() if key != "held"}  # noqa: SIM118
+        save_file(kept, tmp_path / "old.safetensors", stream.metadata())
+    trainer = tiny_trainer(LATENTS, HELD, network=network)
+    resume_training(trainer, tmp_path / "old.safetensors")
+    assert trainer.step == 3 and [entry.held for entry in trainer.history] == [None] * 3
+
+
+def test_a_stop_before_the_first_look_looks_once_and_leaves_no_trace_in_the_run(network, tmp_path):
+    whole = tiny_trainer(LATENTS, HELD, network=network, check_every=4)
+    expected = whole.run()
+    first = stopped(tiny_trainer(LATENTS, HELD, network=network, check_every=4), 3)
+    assert not first.best_found.vectors
+    first.look_if_none()
+    assert first.best()[0].info["steps"] == 3 and sample_sheet(first).width > 0
+    torch.testing.assert_close(first.best()[0].vectors["clip_l"], first.vectors["clip_l"][0].detach(), rtol=0, atol=0)
+    looks = first.denoiser.evaluations.forward
+    first.look_if_none()
+    assert first.denoiser.evaluations.forward == looks, "once"
+    second = tiny_trainer(LATENTS, HELD, network=network, check_every=4)
+    resume_training(second, save_training(first, tmp_path / "state.safetensors"))
+    assert [entry.held for entry in second.history] == [None] * 3
+    torch.testing.assert_close(second.run()[0].vectors["clip_l"], expected[0].vectors["clip_l"], rtol=0, atol=0)
+    assert second.best_found.step == whole.best_found.step
+
+
+def test_a_stop_in_the_middle_of_a_look_has_that_look_on_resuming(network, tmp_path):
+    whole = tiny_trainer(LATENTS, HELD, network=network)
+    expected = whole.run()
+    first = tiny_trainer(LATENTS, HELD, network=network)
+    check, calls = first._check, []
+
+    def pressed():
+        calls.append(first.step)
+        if first.step == 4:
+            raise Stop
+        return check()
+
+    first._check = pressed
+    with pytest.raises(Stop):
+        first.run()
+    assert calls == [2, 4] and first.step == len(first.history) == 4
+    second = tiny_trainer(LATENTS, HELD, network=network)
+    resume_training(second, save_training(first, tmp_path / "state.safetensors"))
+    torch.testing.assert_close(second.run()[0].vectors["clip_l"], expected[0].vectors["clip_l"], rtol=0, atol=0)
+    held = [[entry.held and entry.held.loss for entry in run.history] for run in (second, whole)]
+    assert held[0] == held[1]
 
 
 def test_cancel_keeps_the_best_so_far(network):
@@ -167,6 +274,29 @@ def test_the_draft_decoder_serves_the_first_steps_only(network):
 
     tiny_trainer(LATENTS, draft=Counting(), network=network, steps=5, draft_fraction=0.6, **PLAIN).run()
     assert len(calls) == 3
+
+
+def two_headed():
+    one = tiny_classifier()
+    hair = torch.nn.Linear(54, 2, bias=False)
+    hair.weight.data.copy_(2 * torch.randn(2, 54, generator=torch.Generator().manual_seed(2)))
+    heads = {"glasses": ["no", "yes", "maybe"], "hair": ["a", "b"]}
+    return ImageClassifier(one.trunk, [*one.last, hair], heads, (16, 16), (0.5,) * 3, (0.5,) * 3, "two")
+
+
+@pytest.mark.parametrize("bank", [0, 2])
+def test_other_attributes_are_compared_through_one_decoder(network, bank):
+    """The neutral start is the empty prompt, so that nothing changes: a difference between before and after is the decoders'."""
+    decoders, seen = (TinyDecoder(), lambda latent: TinyDecoder()(latent) - 0.4), []
+    options = {"keep_others": 1.0, "steps": 6, "draft_fraction": 0.5, "bank": bank, "learning_rate": 1e-9, **PLAIN}
+    trainer = tiny_trainer(LATENTS, draft=decoders[1], network=network, classifier=two_headed(), **options)
+    trainer.run(lambda progress: seen.append((progress.others, trainer.denoiser.evaluations.forward)))
+    assert max(abs(others) for others, _ in seen) < 1e-4
+    looks = [trainer.objective.appearance(decoder(LATENTS).clamp(0, 1)) for decoder in decoders]
+    assert float(trainer.objective._changed(*looks)) > 0.5, "the two decoders do look different to the classifier"
+    plain = tiny_trainer(LATENTS, network=network, classifier=two_headed(), **options)
+    plain.run()
+    assert seen[-1][1] == plain.denoiser.evaluations.forward, "the change of decoder costs no evaluation of the network"
 
 
 def test_runs_under_inference_mode_with_inference_tensors(network):
@@ -243,11 +373,17 @@ def test_a_state_of_another_training_or_a_damaged_one_is_refused(network, tmp_pa
         resume_training(tiny_trainer(LATENTS, network=network), path)
 
 
-def test_plot_and_sheet_show_the_run(network):
+def test_plot_and_sheet_show_the_run(network, monkeypatch):
     trainer = tiny_trainer(LATENTS, HELD, network=network, targets=("yes", "no"), steps=4, check_every=2)
     with pytest.raises(EditingError, match="no look"):
         sample_sheet(trainer)
     trainer.run()
     plot, sheet = training_plot(trainer), sample_sheet(trainer, scale=2)
+    titles = []
+    monkeypatch.setattr(training_report, "curves_plot", lambda panels, **named: titles.extend(panels))
+    training_plot(trainer)
+    last, held = trainer.history[-1], trainer.history[-1].held
+    assert titles[0] == f"loss {last.loss:.3f} (held-out {held.loss:.3f})"
+    assert titles[1] == f"classified as asked {last.accuracy:.0%} (held-out {held.accuracy:.0%})"
     assert plot.ndim == 3 and plot.shape[-1] == 3 and float(plot.std()) > 0.01
     assert sheet.width >= 2 * 2 * 16 and sheet.height >= 2 * 2 * 16

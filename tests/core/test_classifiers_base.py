@@ -114,6 +114,14 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do():
     assert "hair: red, black, none" in net.describe() and "3 x 2 pixels" in net.describe()
 
 
+def test_the_normalisation_is_declared_by_name_or_in_figures():
+    imagenet = classifier(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    assert "normalised to imagenet" in imagenet.describe()
+    assert "normalised to -1..1" in classifier(mean=(0.5,) * 3, std=(0.5,) * 3).describe()
+    odd = classifier(mean=(0.1, 0.25, 0.3), std=(0.5, 1.0, 2.0))
+    assert "mean 0.1 0.25 0.3, std 0.5 1 2" in odd.describe()
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (1, 8, 8, 3)])
 def test_images_of_another_shape_are_refused(shape):
     with pytest.raises(EditingError, match="needs \\[batch, 3, height, width\\]"):

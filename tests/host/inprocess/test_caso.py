@@ -131,6 +131,93 @@ def test_cancel_keeps_the_best_and_going_on_ends_as_if_it_never_happened(pack, d
 
 
 @torch.inference_mode()
+def test_cancel_before_the_first_look_keeps_something_and_shows_the_curves(pack, demo, images, folders, monkeypatch):
+    shown = []
+
+    def press(value, total, preview=None, **named):
+        shown.append(preview)
+        if value == 2:
+            mm.interrupt_current_processing(True)
+
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", press)
+    monkeypatch.setattr(pack("nodes.caso_trainer"), "SAVE_EVERY", 1)
+    with pytest.raises(mm.InterruptProcessingException):
+        train(pack, demo, images, check_every=0)
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", None)
+    assert all(preview is not None and preview[1].width >= 640 for preview in shown), "curves without a look"
+    kept = pack("core.caso.embedding").SemanticEmbedding.load(folders / "embeddings" / "mine.safetensors")
+    assert kept.info["steps"] == 2 and (folders / "embeddings" / "mine.preview.png").is_file()
+    straight = vectors_of(train(pack, demo, images, check_every=0, filename="straight")[0])
+    resumed = vectors_of(train(pack, demo, images, check_every=0, resume=True)[0])
+    torch.testing.assert_close(resumed, straight, rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_a_finished_training_resumed_keeps_its_samples_and_figures(pack, demo, images, folders):
+    first = train(pack, demo, images)
+    preview = folders / "embeddings" / "mine.preview.png"
+    before = preview.read_bytes()
+    second = train(pack, demo, images, resume=True)
+    assert torch.equal(vectors_of(first[0]), vectors_of(second[0]))
+    assert torch.equal(first[1], second[1]) and preview.read_bytes() == before and not torch.equal(second[1], second[2])
+    looks = [[line for line in report.splitlines() if "last look" in line] for report in (first[3], second[3])]
+    assert looks[0] == looks[1] != []
+    curves = train(pack, demo, images, filename="alone", held_out=0, steps=1)
+    assert "last step, in training: loss" in curves[3] and torch.equal(curves[1], curves[2])
+
+
+@torch.inference_mode()
+def test_a_draft_vae_decodes_all_but_the_last_steps_and_is_compared_with_itself(pack, demo, images, folders, monkeypatch):
+    module, calls, runs = pack("nodes.caso_trainer"), [], []
+    draft = pack.load_demo_model()[2]
+    assert draft is not demo[2] and draft.first_stage_model is not demo[2].first_stage_model
+    for name, vae in (("full", demo[2]), ("draft", draft)):
+        decode = vae.first_stage_model.decode
+        shift = 0.5 if name == "draft" else 0.0  # another look, of which the training must learn nothing
+
+        def counted(latent, name=name, decode=decode, shift=shift):
+            calls.append(name)
+            return decode(latent) + shift
+
+        monkeypatch.setattr(vae.first_stage_model, "decode", counted)
+
+    class Watched(module.EmbeddingTrainer):
+        def __init__(self, *given):
+            super().__init__(*given)
+            runs.append(self)
+
+        def advance(self):
+            calls.append("step")
+            return super().advance()
+
+    monkeypatch.setattr(module, "EmbeddingTrainer", Watched)
+    train(pack, demo, images, draft_vae=draft, steps=5, check_every=0, augmentation=0.0, flip=False, learning_rate=0.0001)
+    steps = " ".join(calls).split("step")[1:]
+    assert [set(step.split()) for step in steps] == [{"draft"}] * 4 + [{"full"}]
+    first = runs[0].history[0]
+    assert abs(first.others) < 1e-4, "the neutral start changes nothing, whatever decodes it"
+    with torch.no_grad():
+        looks = [runs[0].objective.appearance(images[:1].movedim(-1, 1) + shift) for shift in (0.0, 0.25)]
+    assert float(runs[0].objective._changed(*looks)) > 1e-3, "what the two decoders show differs to the classifier"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", ["automatic1111", "diffusers"])
+def test_other_programs_pickled_textual_inversions_are_what_the_stock_node_reads(pack, folders, layout):
+    demo = pack.load_demo_model()
+    vectors = vectors_of(made_up(pack, demo))
+    (folders / "embeddings").mkdir()
+    name, saved = "theirs.pt", {"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "theirs", "step": 9}
+    if layout == "diffusers":
+        name, saved = "theirs.bin", {"<thing>": vectors}
+    torch.save(saved, folders / "embeddings" / name)
+    chosen, conditioning, prompt, _ = node(pack, "caso_embeddings", "CASOEmbeddingLoader").execute(demo[1], name).args
+    torch.testing.assert_close(vectors_of(chosen), vectors, rtol=0, atol=0)
+    assert prompt == "embedding:theirs"
+    torch.testing.assert_close(conditioning[0][0], stock(demo[1], prompt)[0][0], rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
 def test_what_the_trainer_refuses(pack, demo, images, folders):
     (folders / "embeddings").mkdir()
     (folders / "embeddings" / "mine.safetensors").write_bytes(b"precious")
@@ -189,6 +276,48 @@ def test_guider_paints_what_the_edit_sampler_paints(pack, demo, images):
     assert float((again - edited["samples"]).norm() / edited["samples"].norm()) < 1e-3
     source = pack.latent_from_model(model, inversion.latents[0])["samples"]
     torch.testing.assert_close(edited["samples"][..., :3], source[..., :3], rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_focus_is_the_cores_in_all_three_nodes(pack, demo, images):
+    """Focused edits and pictures against core's functions with a term of that focus, on the same loaded MODEL."""
+    model, clip, vae = demo
+    chosen, focus, mask = made_up(pack, demo), 0.2, torch.zeros(1, 64, 64)
+    mask[:, 16:40, 16:40] = 1
+    editing, embedding = pack("core.caso.editing"), pack("core.caso.embedding")
+    latent = nodes.VAEEncode().encode(vae, images[:2])[0]
+    conds = {"positive": stock(clip, ""), "term": chosen[0][0].condition(pack.TokenEncoder(clip))}
+
+    def core(share):
+        def work(session):
+            uncond, terms = session.conds["positive"], [embedding.GuidanceTerm(session.conds["term"], 3.0, focus=share)]
+            source = pack("core.inversion").invert(session.denoiser, session.latent, uncond, 6, "ddim")
+            noise = torch.randn(session.latent.shape, generator=torch.Generator().manual_seed(7))
+            edited = editing.semantic_edit(session.denoiser, source, uncond, terms, editing.Window(0.5), mask=mask)
+            return source, edited, editing.generate(session.denoiser, noise, uncond, terms, 4)
+
+        return pack.run(model, latent, conds, work)
+
+    inversion, expected, pictured = core(focus)
+    _, whole, _ = core(1.0)
+    edited, _, report = edit(pack, demo, chosen, inversion=inversion, mask=mask, focus=focus)
+    found = pack.latent_to_model(model, edited)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    effect = float((expected - whole).norm())
+    assert effect > 0.02, "focus does something"
+    assert "guided where it pulls most (20 %)" in report
+    assert "pulls most" not in edit(pack, demo, chosen, inversion=inversion)[2]
+    guider = node(pack, "caso_edit", "CASOGuider").execute(model, clip, chosen, inversion, strength=3.0, mask=mask, focus=focus, **WINDOW)
+    start, sigmas, still = pack("nodes.reports").inversion_values(model, inversion)[1:]
+    sampler = SamplerCustomAdvanced()
+    sample = getattr(sampler, "sample", None) or sampler.execute
+    again = sample(still, guider.args[0], comfy.samplers.sampler_object("euler"), sigmas, start)[0]
+    assert float((pack.latent_to_model(model, again) - expected).norm()) < 0.1 * effect  # a host's sampler rounds
+    generate = node(pack, "caso_generate", "CASOGenerate").execute
+    given = {"strength": 3.0, "steps": 4, "seed": 7, "focus": focus} | WINDOW | {"window": "whole"}
+    made, report = generate(model, clip, chosen, latent, **given).args
+    torch.testing.assert_close(pack.latent_to_model(model, made), pictured, rtol=0, atol=1e-5)
+    assert "guided where it pulls most (20 %)" in report
 
 
 @torch.inference_mode()
