@@ -55,13 +55,26 @@ def tables(rows: list[dict[str, Any]], leave_out: list[str]) -> str:
     return "\n\n".join([table(rows)] + ([f"Without {', '.join(leave_out)}:\n\n{table(without(rows, leave_out))}"] if leave_out else []))
 
 
+def undominated(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows than which no other both succeeds and keeps at least as much (and one of them more)."""
+    figures = [(row["all"]["success_classifier"], row["all"]["kept_classifier"]) for row in rows]
+
+    def beaten(own: tuple[float, float]) -> bool:
+        return any(other != own and other[0] >= own[0] and other[1] >= own[1] for other in figures)
+
+    return [row for row, own in zip(rows, figures, strict=True) if not beaten(own)]
+
+
 def at_equal_success(curves: dict[str, list[dict[str, Any]]], points: int = 4) -> str:
     """Markdown: what each method keeps at the same success, read off its curve over cfg.
+
+    A cfg that both succeeds less and keeps less than another of the method is left out: no one would choose it.
 
     Args:
         curves: method -> its rows at rising cfg.
         points: levels of success, spread over the range that all methods reach.
     """
+    curves = {name: undominated(rows) for name, rows in curves.items()}
     seen = {name: [row["all"]["success_classifier"] for row in rows] for name, rows in curves.items()}
     low, high = max(min(values) for values in seen.values()), min(max(values) for values in seen.values())
     if low > high:
