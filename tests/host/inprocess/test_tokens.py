@@ -164,7 +164,6 @@ def test_gradient_through_the_whole_demo_model_is_the_finite_difference(pack):
             injector.bind(session), decoder.bind(session)
             x = noise(2, 4, 8, 8, seed=2) * 2
             start = injector.end_vectors["clip_l"].expand(1, 1, -1)
-            direction = noise(*start.shape, seed=3) * injector.token_scale["clip_l"]
 
             def loss(vectors):
                 images = decoder(session.denoiser(x, torch.tensor([1.0, 2.0]), injector({"clip_l": vectors})))
@@ -173,6 +172,8 @@ def test_gradient_through_the_whole_demo_model_is_the_finite_difference(pack):
 
             leaf = start.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(loss(leaf), [leaf])
+            # Steepest uphill the change of the loss stands out from what fp32 rounds away; a part missing in the gradient would show.
+            direction = gradient / gradient.norm() * injector.token_scale["clip_l"] * start.numel() ** 0.5
             with torch.no_grad():
                 ends = [loss(start + sign * 1e-2 * direction) for sign in (1, -1)]
             parameters = [p for patcher in (injector.patcher, decoder.patcher, held.patcher) for p in patcher.model.parameters()]
@@ -184,7 +185,7 @@ def test_gradient_through_the_whole_demo_model_is_the_finite_difference(pack):
         conds = {"positive": stock(clip, "")}
         found, expected, gradient = pack.run(model, empty, conds, work, gradients=True, companions=companions)
     assert float(gradient.norm()) > 0
-    assert found == pytest.approx(expected, rel=0.03)
+    assert found == pytest.approx(expected, rel=0.02)
 
 
 @demo_only
