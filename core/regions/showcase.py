@@ -25,8 +25,8 @@ from .settings import LearningSettings
 if TYPE_CHECKING:
     from ..showcase import Showcase
 
-EDITS = ("glasses: none to glasses", "facial hair: none to beard")
-FURTHER = 2  # pairs after the one asked for: there both edits succeed, chosen by eye
+#: Edit -> how many pairs after the one asked for: there it succeeds, chosen by eye.
+EDITS = {"glasses: none to glasses": 5, "facial hair: none to beard": 2}
 #: Found on the demo model; the model is small and follows its text strongly, so a low cfg and no guidance do.
 STEPS, CFG = 12, 1.5
 DRAWN = 256  # pixels of the drawn boxes on the sheet
@@ -46,13 +46,13 @@ def show_regions(demo: DemoModel, steps: int, number: int, result: Showcase) -> 
 
     Args:
         steps: of a full render, at most :data:`STEPS`.
-        number: which pair of each edit, :data:`FURTHER` on.
+        number: which pair of each edit, as many further as :data:`EDITS` says.
     """
     features, scorer = demo_vision_features(demo), demo_scorer(demo)
     figures = result.measures["regions"] = {}
-    for edit in EDITS:
+    for edit, further in EDITS.items():
         pairs = demo.pairs_of(edit)
-        pair = pairs[(number + FURTHER) % len(pairs)]
+        pair = pairs[(number + further) % len(pairs)]
         before, after = (SENTENCE.format(words) for words in pair.words)
         example = Example(pair.source[None], before, after)
         editor = demo_region_editor(demo, pair, min(steps, STEPS))
