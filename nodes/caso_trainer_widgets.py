@@ -202,6 +202,14 @@ def trainer_inputs() -> list[Any]:
             "besides, but holds fine attributes such as a smile back. A classifier of one attribute has no others.",
         ),
         widget(
+            io.String,
+            "start_words",
+            default="",
+            advanced=True,
+            tooltip="A word for what changes, not for how: hair to learn red hair. Learning starts from it, and tokens before it start "
+            "neutral, so give tokens one more than the words. Colors need it. Empty: from nothing, as in the paper.",
+        ),
+        widget(
             io.Image, "images", optional=True, tooltip="Pictures to learn from, in place of a folder; 100 to 200 of the kind to be edited."
         ),
         widget(

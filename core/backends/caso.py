@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +30,7 @@ class TextTower:
         name: "clip_l", "clip_g" or "clip_h".
         network: transformers' ``CLIPTextModel`` or ``CLIPTextModelWithProjection``.
         start, end, pad: token ids; ``pad`` follows the first ``end`` up to ``length`` tokens.
+        tokenize: token ids of a text, without start and end.
     """
 
     name: str
@@ -37,6 +38,7 @@ class TextTower:
     start: int
     end: int
     pad: int
+    tokenize: Callable[[str], list[int]]
     length: int = 77
 
     @property
@@ -89,6 +91,12 @@ class TransformersInjector:
         return TextCond(at_least_fp32(torch.cat(states, -1)), pooled)
 
 
+    def word_vectors(self, text: str) -> TokenVectors:
+        """See :class:`~..caso.seams.TokenInjector`; fp32, on the CPU."""
+        ids = {tower.name: torch.tensor(tower.tokenize(text), dtype=torch.long) for tower in self.towers}
+        return {tower.name: tower.table.weight.detach()[ids[tower.name]].float().cpu() for tower in self.towers}
+
+
 def checkpoint_injector(model: Checkpoint) -> TransformersInjector:
     """The injector of an SD1, SD2 or SDXL checkpoint."""
     pipeline = model.pipeline
@@ -97,7 +105,10 @@ def checkpoint_injector(model: Checkpoint) -> TransformersInjector:
         parts.append((pipeline.text_encoder_2, pipeline.tokenizer_2))
     names = [part.rsplit(" ", 1)[0] for part in model.encoder_name.split(" + ")]
     towers = [
-        TextTower(name, network, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length)
+        TextTower(
+            name, network, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, _ids_by(tokenizer),
+            tokenizer.model_max_length,
+        )  # fmt: skip
         for name, (network, tokenizer) in zip(names, parts, strict=True)
     ]
     return TransformersInjector(towers, "penultimate" if model.is_xl else "last", model.is_xl)
@@ -106,7 +117,11 @@ def checkpoint_injector(model: Checkpoint) -> TransformersInjector:
 def demo_injector(demo: DemoModel) -> TransformersInjector:
     """The injector of the demo model, whose one text tower is read as Stable Diffusion 1 reads its own."""
     start, *_, end = demo.tokenize([""])[0].tolist()
-    return TransformersInjector([TextTower("clip_l", demo.clip.text_model, start, end, end)])
+    return TransformersInjector([TextTower("clip_l", demo.clip.text_model, start, end, end, _ids_by(demo.tokenizer))])
+
+
+def _ids_by(tokenizer: Any) -> Callable[[str], list[int]]:
+    return lambda text: list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def checkpoint_decoder(model: Checkpoint, recompute: bool = False) -> DiffusersDecoder:

@@ -40,6 +40,10 @@ class TokenInjector(Protocol):
         """
         ...
 
+    def word_vectors(self, text: str) -> TokenVectors:
+        """The table's rows of the tokens of ``text``, each ``[n, D]``, without gradient; n is 0 for an empty text."""
+        ...
+
 
 class ImageDecoder(Protocol):
     """The latent decoder of a model, differentiable; any cheaper one (TAESD) has the same shape."""
@@ -61,6 +65,28 @@ def empty_condition(injector: TokenInjector) -> Any:
     """The empty prompt's conditioning, one row, without gradient: the paper's null text."""
     with torch.no_grad():
         return injector({encoder: torch.zeros(1, 0, width) for encoder, width in injector.widths.items()})
+
+
+def start_vectors(injector: TokenInjector, tokens: int, words: str = "") -> TokenVectors:
+    """Where learning starts, ``[tokens, D]`` for each encoder: ``words``, and :attr:`TokenInjector.end_vectors` before them.
+
+    The neutral vectors come first because a causal encoder lets a word see only what stands before it, and what describes a
+    thing stands before its name: "<learned> hair".
+
+    Raises:
+        EditingError: more words than ``tokens``, or words that the encoders know nothing of or count differently.
+    """
+    rows = {encoder: vectors.detach().float().cpu() for encoder, vectors in injector.word_vectors(words.strip()).items()}
+    counts = {len(vectors) for vectors in rows.values()}
+    if len(counts) != 1 or (words.strip() and 0 in counts):
+        raise EditingError(f"The text encoder cannot begin from {words.strip()!r}; use plain words, or none.")
+    (count,) = counts
+    if count > tokens:
+        raise EditingError(
+            f"The start words {words.strip()!r} are {count} tokens, but tokens is {tokens}; set tokens to {count} or more, or use fewer words."
+        )
+    ends = {encoder: vector.detach().float().cpu().expand(tokens - count, -1) for encoder, vector in injector.end_vectors.items()}
+    return {encoder: torch.cat([ends[encoder], vectors]) for encoder, vectors in rows.items()}
 
 
 def check_vectors(vectors: TokenVectors, injector_widths: Mapping[str, int]) -> tuple[int, int]:

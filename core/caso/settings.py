@@ -28,6 +28,8 @@ class TrainingSettings:
         keep_others: weight of what the classifier sees of its *other* attributes: they must stay what they are without the
             embedding (ours, not the paper's); 0 turns it off. A classifier of one attribute has no others.
         tokens: vectors of each embedding.
+        start_words: what learning starts from: the word for what changes ("hair"), not for how. It stands last of the vectors, those
+            before it start neutral. Empty: all are neutral, as the paper's.
         bank: noises for each image; the unconditional prediction is evaluated once for each and kept, which is exact. 0 draws
             new noise every time and evaluates every time.
         augment, flip: strength of the random changes before the classifier, see :func:`~..classifiers.augment.augmented`.
@@ -54,6 +56,7 @@ class TrainingSettings:
     draft_fraction: float = 0.8
     check_every: int = 25
     seed: int = 0
+    start_words: str = ""
 
     def __post_init__(self) -> None:
         if not self.targets or len(set(self.targets)) != len(self.targets):

@@ -22,7 +22,7 @@ from ..inversion import check_latent
 from .embedding import SemanticEmbedding
 from .objective import Objective, Verdict
 from .schedule import NoiseLevels, Schedule, noisy, seeded
-from .seams import ImageDecoder, TokenInjector, clamp_through, empty_condition
+from .seams import ImageDecoder, TokenInjector, clamp_through, empty_condition, start_vectors
 from .settings import HeldCheck, TrainingProgress, TrainingSettings
 from .training_memory import Key, Memory
 
@@ -75,7 +75,7 @@ class EmbeddingTrainer:
         with torch.inference_mode(False):
             self.latents = check_latent(latents, denoiser.identity).clone()
             self.held = None if held is None or not len(held) else check_latent(held, denoiser.identity).clone()
-            self.start = {name: vector.clone().float().cpu() for name, vector in injector.end_vectors.items()}
+            self.start = {name: vectors.clone() for name, vectors in start_vectors(injector, settings.tokens, settings.start_words).items()}
             self.moves = {name: torch.zeros(*shape, width, requires_grad=True) for name, width in injector.widths.items()}
             self.optimizer = torch.optim.AdamW(
                 list(self.moves.values()), lr=settings.learning_rate, betas=ADAM_BETAS, weight_decay=settings.weight_decay

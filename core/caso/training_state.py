@@ -22,6 +22,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 FIGURES = ("loss", "classification", "reconstruction", "others", "accuracy")
 #: What may differ in a resumed run: training for longer, or looking at the held pictures more often.
 FREE = {"steps", "check_every"}
+#: Settings that older files lack, and what they were trained with.
+ABSENT = {"start_words": ""}
 
 
 def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -67,7 +69,7 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     saved: Any = metadata_json(metadata, "run", name)
     progress: Any = metadata_json(metadata, "progress", name)
     current = json.loads(json.dumps(_run(trainer)))
-    different = [key for key in current if not isinstance(saved, dict) or saved.get(key) != current[key]]
+    different = [key for key in current if not isinstance(saved, dict) or saved.get(key, ABSENT.get(key)) != current[key]]
     if different:
         raise EditingError(f"{name} belongs to a training with another {different[0].replace('_', ' ')}; use the same ones or start anew.")
     try:

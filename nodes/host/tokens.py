@@ -60,6 +60,22 @@ class TokenEncoder:
         module = getattr(network, name)
         return module.transformer.get_input_embeddings().weight, module.special_tokens["end"]
 
+    def word_vectors(self, text: str) -> TokenVectors:
+        """See :class:`~...core.caso.seams.TokenInjector`. As anywhere in the host, ``embedding:name`` stands for a file's vectors;
+        emphasis, as in (hair:1.2), says nothing."""
+        blocks = self.clip.tokenize(text)
+        found: dict[str, Tensor] = {}
+        for name in self.names:
+            table, end = self._encoder(self.clip.cond_stage_model, name)
+            rows: list[Tensor] = []
+            for block in blocks[name.removeprefix(PREFIX)]:
+                for token, *_ in block[1:]:
+                    if not isinstance(token, Tensor) and token == end:
+                        break
+                    rows.append(torch.as_tensor(token if isinstance(token, Tensor) else table[token]).detach().float().cpu())
+            found[name] = torch.stack(rows).clone() if rows else torch.zeros(0, self.widths[name])
+        return found
+
     def tokens(self, vectors: TokenVectors) -> dict[str, list[list[tuple[Any, float]]]]:
         """The host's tokens of ``vectors``, each ``[B, n, D]``: B blocks of 77 for each encoder.
 

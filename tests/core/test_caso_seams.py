@@ -8,14 +8,13 @@ import torch
 from semantic_editing.core.backends.caso import (
     DemoDecoder,
     DiffusersDecoder,
-    TextTower,
     TransformersInjector,
     checkpoint_decoder,
     checkpoint_injector,
     demo_injector,
     unet_recomputation,
 )
-from semantic_editing.core.caso.seams import clamp_through, empty_condition
+from semantic_editing.core.caso.seams import clamp_through, empty_condition, start_vectors
 from semantic_editing.core.caso.settings import TrainingSettings
 from semantic_editing.core.caso.training import EmbeddingTrainer
 from semantic_editing.core.checkpoints import Checkpoint
@@ -23,7 +22,7 @@ from semantic_editing.core.demo import load_demo_model
 from semantic_editing.core.errors import EditingError
 from semantic_editing.tests.core.test_recompute import kept_bytes
 from semantic_editing.tests.core.test_single_file import tiny_pipeline
-from semantic_editing.tests.core.tiny_caso import END, PAD, START, TOKENS, TinyDecoder, text_network, tiny_classifier, tiny_injector
+from semantic_editing.tests.core.tiny_caso import END, PAD, START, TOKENS, TinyDecoder, text_network, tiny_classifier, tiny_injector, tiny_tower
 from semantic_editing.tests.core.tiny_models import tiny_denoiser, tiny_latent
 
 WORDS = ["red", "red hair", ""]
@@ -72,7 +71,7 @@ def test_a_row_of_the_batch_is_its_own_prompt_and_the_hook_is_gone_afterwards():
 
 
 def test_the_hook_is_gone_even_when_the_encoder_fails():
-    tower = TextTower("clip_l", text_network(), START, END, PAD, TOKENS)
+    tower = tiny_tower(text_network())
     with pytest.raises(RuntimeError):
         tower.encode(torch.zeros(1, 1, 5), "last")
     assert not tower.table._forward_hooks
@@ -80,7 +79,7 @@ def test_the_hook_is_gone_even_when_the_encoder_fails():
 
 def test_gradient_through_the_whole_chain_is_the_finite_difference_and_reaches_only_the_vectors():
     denoiser, decoder, classifier = tiny_denoiser(dtype=torch.float64), TinyDecoder().double(), tiny_classifier()
-    injector = TransformersInjector([TextTower("clip_l", text_network().double(), START, END, PAD, TOKENS)])
+    injector = TransformersInjector([tiny_tower(text_network().double())])
     x = tiny_latent(2).double()
     generator = torch.Generator().manual_seed(1)
     vectors = torch.randn(1, 2, injector.widths["clip_l"], generator=generator, dtype=torch.float64) * 0.3
@@ -179,3 +178,30 @@ def test_the_demo_models_seams_agree_with_its_own_text_and_pictures():
     leaf = latent.clone().requires_grad_()
     DemoDecoder(demo, recompute=True)(leaf).sum().backward()
     assert float(leaf.grad.abs().min()) > 0
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_word_vectors_are_the_rows_that_the_tokenizer_would_look_up(checkpoint, text):
+    injector = checkpoint_injector(checkpoint)
+    found = injector.word_vectors(text)
+    assert list(found) == list(injector.widths)
+    embeds, _ = checkpoint.encode_text([text])
+    torch.testing.assert_close(injector({name: rows[None] for name, rows in found.items()}).embeds, embeds, rtol=0, atol=1e-5)
+
+
+def test_learning_starts_with_neutral_vectors_before_the_words():
+    injector = tiny_injector()
+    table, end = injector.towers[0].table.weight, injector.end_vectors["clip_l"]
+    started = start_vectors(injector, 3, " 5 7 ")["clip_l"]
+    torch.testing.assert_close(started, torch.stack([end, table[5], table[7]]), rtol=0, atol=0)
+    torch.testing.assert_close(start_vectors(injector, 2)["clip_l"], end.expand(2, -1), rtol=0, atol=0)
+    torch.testing.assert_close(start_vectors(injector, 1, "5")["clip_l"], table[5:6], rtol=0, atol=0)
+
+
+def test_start_words_that_do_not_fit_are_refused():
+    with pytest.raises(EditingError, match=r"'1 2 3' are 3 tokens, but tokens is 2; set tokens to 3"):
+        start_vectors(tiny_injector(), 2, "1 2 3")
+    injector = tiny_injector()
+    injector.word_vectors = lambda text: {"clip_l": torch.zeros(0, injector.widths["clip_l"])}
+    with pytest.raises(EditingError, match="cannot begin from 'embedding:lost'"):
+        start_vectors(injector, 2, "embedding:lost")

@@ -1,5 +1,7 @@
 """CASO training: the loss and its gradient by brute force, the cost, what is kept, and resuming to the same bits."""
 
+import json
+
 import pytest
 import torch
 from torch.nn import functional
@@ -12,6 +14,7 @@ from semantic_editing.core.caso.training_report import last_pictures, sample_she
 from semantic_editing.core.caso.training_state import resume_training, save_training
 from semantic_editing.core.classifiers.base import ImageClassifier
 from semantic_editing.core.errors import EditingError
+from semantic_editing.core.files import load_tensors, save_tensors
 from semantic_editing.tests.core.oracles import sd_sigmas
 from semantic_editing.tests.core.tiny_caso import TinyDecoder, tiny_classifier, tiny_trainer
 from semantic_editing.tests.core.tiny_models import tiny_latent, tiny_unet
@@ -307,6 +310,23 @@ def test_runs_under_inference_mode_with_inference_tensors(network):
         (made,) = trainer.run()
     (expected,) = tiny_trainer(LATENTS, LATENTS[:1], network=network, steps=2).run()
     torch.testing.assert_close(made.vectors["clip_l"], expected.vectors["clip_l"], rtol=0, atol=0)
+
+
+def test_training_starts_from_the_start_words_and_a_state_from_before_them_is_still_read(network, tmp_path):
+    options = {"network": network, "steps": 1, "tokens": 2, "learning_rate": 1e-9}
+    trainer = tiny_trainer(LATENTS, HELD, start_words="5", **options)
+    ((started,), injector) = trainer.run(), trainer.injector
+    expected = torch.stack([injector.end_vectors["clip_l"], injector.towers[0].table.weight[5]])
+    torch.testing.assert_close(started.vectors["clip_l"], expected, rtol=0, atol=1e-6)
+    assert started.info["settings"]["start_words"] == "5"
+    path = save_training(tiny_trainer(LATENTS, HELD, **options), tmp_path / "state.safetensors")
+    tensors, metadata = load_tensors(path)
+    run = json.loads(metadata["run"])
+    del run["start_words"]
+    old = save_tensors(tmp_path / "old.safetensors", tensors, metadata | {"run": json.dumps(run)})
+    resume_training(tiny_trainer(LATENTS, HELD, **options), old)
+    with pytest.raises(EditingError, match="another start words"):
+        resume_training(tiny_trainer(LATENTS, HELD, start_words="5", **options), old)
 
 
 def test_the_global_generator_is_left_alone(network):

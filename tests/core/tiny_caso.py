@@ -37,7 +37,12 @@ def text_network(width: int = TEXT_WIDTH, seed: int = 0, projection: int | None 
 
 
 def tiny_injector(seed: int = 0) -> TransformersInjector:
-    return TransformersInjector([TextTower("clip_l", text_network(seed=seed), START, END, PAD, TOKENS)])
+    return TransformersInjector([tiny_tower(text_network(seed=seed))])
+
+
+def tiny_tower(network) -> TextTower:
+    """Reads numbers as words."""
+    return TextTower("clip_l", network, START, END, PAD, lambda text: [int(word) for word in text.split()], TOKENS)
 
 
 class TinyDecoder(nn.Module):

@@ -69,6 +69,7 @@ def clip(request):
 def test_a_words_table_rows_give_its_stock_conditioning(pack, clip, text):
     encoder = pack.TokenEncoder(clip)
     assert_same(encoder(rows_of(clip, text)), stock(clip, text))
+    assert_same(encoder({name: rows[None] for name, rows in encoder.word_vectors(text).items()}), stock(clip, text))
     assert encoder.encoder_name == pack.text_encoder_name(clip)
     for name, vector in encoder.end_vectors.items():
         torch.testing.assert_close(vector, table(clip, name)[49407])
@@ -132,6 +133,9 @@ def test_a_saved_embedding_is_the_same_in_the_stock_node(pack, tmp_path, kind):
     made = pack("core.caso.embedding").SemanticEmbedding(vectors, encoder.encoder_name, "mouth", "smile")
     made.save(tmp_path / "my_attribute.safetensors")
     assert_same(made.condition(encoder), stock(clip, "embedding:my_attribute"))
+    again = encoder.word_vectors(f"embedding:my_attribute {WORD}")
+    for name, rows in again.items():
+        torch.testing.assert_close(rows, torch.cat([vectors[name], rows_of(clip, WORD)[name][0]]), rtol=0, atol=0)
 
 
 demo_only = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
