@@ -12,6 +12,7 @@ from torch import Tensor
 
 from semantic_editing.core.backends.caso import DemoDecoder, demo_injector
 from semantic_editing.core.caso.analysis import class_mean_cosines, reconstruction_errors
+from semantic_editing.core.caso.demo_recipes import RECIPES
 from semantic_editing.core.caso.editing import Window, invert_to_window, semantic_edit
 from semantic_editing.core.caso.embedding import GuidanceTerm, SemanticEmbedding
 from semantic_editing.core.caso.seams import empty_condition
@@ -23,7 +24,7 @@ from semantic_editing.core.demo_data import pictures_without
 from semantic_editing.core.inversion import Inversion
 from semantic_editing.core.measures import attributes_kept, psnr, success
 
-#: Name -> (edit whose pairs are the truth, the way back, where guidance starts).
+#: Name, as of its recipe -> (edit whose pairs are the truth, the way back, where guidance starts).
 ATTRIBUTES = {
     "glasses": ("glasses: none to glasses", "glasses: glasses to none", 0.5),
     "smile": ("mouth: sad to smile", "mouth: smile to sad", 0.5),
@@ -79,15 +80,17 @@ class Bench:
         with torch.no_grad():
             return torch.cat([self.demo.decode(part) for part in latents.split(BATCH)])
 
-    def train(self, task: Task, keep_others: float) -> tuple[SemanticEmbedding, dict[str, Any]]:
+    def recipe(self, task: Task) -> TrainingSettings:
+        """Ours for this attribute, with what the command line changes."""
+        return RECIPES[task.name].settings(**self.arguments.training)
+
+    def paper(self, task: Task) -> TrainingSettings:
+        """The paper's, in no more steps than ours."""
+        return RECIPES[task.name].paper(steps=min(TrainingSettings.steps, self.recipe(task).steps))
+
+    def train(self, task: Task, settings: TrainingSettings) -> tuple[SemanticEmbedding, dict[str, Any]]:
         """One attribute from its pictures: the embedding, and what it cost."""
-        pair, options = task.forth[0], self.arguments
         latents, denoiser = self.encode(task.training), self.demo.denoiser()
-        settings = TrainingSettings(
-            pair.attribute, (pair.after,), steps=options.train_steps, batch=options.train_batch, learning_rate=options.learning_rate,
-            reconstruction=options.reconstruction, cfg=options.train_cfg, level=options.level, band=options.band, tokens=options.tokens,
-            keep_others=keep_others,
-        )  # fmt: skip
         trainer = EmbeddingTrainer(denoiser, self.injector, self.decoder, self.classifier, latents[HELD:], settings, latents[:HELD])
         began = time.perf_counter()
         (embedding,) = trainer.run()
@@ -133,7 +136,7 @@ class Bench:
         return row
 
     def attribute(self, task: Task, embedding: SemanticEmbedding, as_printed: SemanticEmbedding | None) -> dict[str, Any]:
-        """All methods on one attribute; ``as_printed`` was learned with the paper's loss alone."""
+        """All methods on one attribute; ``as_printed`` was learned as the paper does."""
         pair = task.forth[0]
         sources = torch.cat([torch.stack([pair.source for pair in task.forth]), task.extra])
         inverted = self.invert(sources, task.start)
@@ -148,11 +151,11 @@ class Bench:
         methods = [
             ("text", text, 1.0, options.text_strengths),
             ("text, SEGA", text, SEGA, options.text_strengths),
-            ("CASO, focused", learned, options.focus, options.focused_strengths),
+            ("CASO, focused", learned, options.focus, options.strengths),
             ("CASO", learned, 1.0, options.strengths),
         ]
         if as_printed is not None:
-            methods.insert(2, ("CASO, the paper's loss", as_printed.condition(self.injector), 1.0, options.strengths))
+            methods.insert(2, ("CASO, the paper's", as_printed.condition(self.injector), 1.0, options.paper_strengths))
         for label, cond, focus, strengths in methods:
             for strength in strengths:
                 images, u = self.edit(inverted, cond, strength, focus)

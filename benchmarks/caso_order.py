@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--strength", type=float, default=7.0)
+    parser.add_argument("--strength", type=float, default=3.0)
     parser.add_argument("--start", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--assets", type=Path, help="another folder with the demo model's files")

@@ -90,7 +90,6 @@ class TransformersInjector:
         pooled = at_least_fp32(outputs[-1].text_embeds) if self.pooled else None
         return TextCond(at_least_fp32(torch.cat(states, -1)), pooled)
 
-
     def word_vectors(self, text: str) -> TokenVectors:
         """See :class:`~..caso.seams.TokenInjector`; fp32, on the CPU."""
         ids = {tower.name: torch.tensor(tower.tokenize(text), dtype=torch.long) for tower in self.towers}
@@ -105,11 +104,8 @@ def checkpoint_injector(model: Checkpoint) -> TransformersInjector:
         parts.append((pipeline.text_encoder_2, pipeline.tokenizer_2))
     names = [part.rsplit(" ", 1)[0] for part in model.encoder_name.split(" + ")]
     towers = [
-        TextTower(
-            name, network, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, _ids_by(tokenizer),
-            tokenizer.model_max_length,
-        )  # fmt: skip
-        for name, (network, tokenizer) in zip(names, parts, strict=True)
+        TextTower(name, network, by.bos_token_id, by.eos_token_id, by.pad_token_id, _ids_by(by), by.model_max_length)
+        for name, (network, by) in zip(names, parts, strict=True)
     ]
     return TransformersInjector(towers, "penultimate" if model.is_xl else "last", model.is_xl)
 

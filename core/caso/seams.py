@@ -82,9 +82,7 @@ def start_vectors(injector: TokenInjector, tokens: int, words: str = "") -> Toke
         raise EditingError(f"The text encoder cannot begin from {words.strip()!r}; use plain words, or none.")
     (count,) = counts
     if count > tokens:
-        raise EditingError(
-            f"The start words {words.strip()!r} are {count} tokens, but tokens is {tokens}; set tokens to {count} or more, or use fewer words."
-        )
+        raise EditingError(f"The start words {words.strip()!r} are {count} tokens, but tokens is {tokens}; set tokens to {count} or more.")
     ends = {encoder: vector.detach().float().cpu().expand(tokens - count, -1) for encoder, vector in injector.end_vectors.items()}
     return {encoder: torch.cat([ends[encoder], vectors]) for encoder, vectors in rows.items()}
 

@@ -22,7 +22,17 @@ from semantic_editing.core.demo import load_demo_model
 from semantic_editing.core.errors import EditingError
 from semantic_editing.tests.core.test_recompute import kept_bytes
 from semantic_editing.tests.core.test_single_file import tiny_pipeline
-from semantic_editing.tests.core.tiny_caso import END, PAD, START, TOKENS, TinyDecoder, text_network, tiny_classifier, tiny_injector, tiny_tower
+from semantic_editing.tests.core.tiny_caso import (
+    END,
+    PAD,
+    START,
+    TOKENS,
+    TinyDecoder,
+    text_network,
+    tiny_classifier,
+    tiny_injector,
+    tiny_tower,
+)
 from semantic_editing.tests.core.tiny_models import tiny_denoiser, tiny_latent
 
 WORDS = ["red", "red hair", ""]
