@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--without-paper", action="store_true", help="do not measure the paper's training beside ours")
     parser.add_argument("--steps", type=int, default=20, help="of the whole trajectory")
     parser.add_argument("--start", type=float, help="where guidance starts, for all attributes")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[1.5, 2.0, 3.0, 5.0], help="of CASO, with and without --focus")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[2.0, 3.0, 5.0, 8.0], help="of CASO, with and without --focus")
     parser.add_argument("--focus", type=float, default=0.1, help="share of the latent's elements that focused CASO guides")
     parser.add_argument("--paper-strengths", type=float, nargs="+", default=[7.0, 11.0], help="of CASO trained the paper's way")
     parser.add_argument("--text-strengths", type=float, nargs="+", default=[1.5, 3.0])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semantic_editing.core.demo import DemoModel, DemoPair
 from semantic_editing.core.guidance import GuidedStep
-from semantic_editing.core.inversion import Inversion, invert
+from semantic_editing.core.inversion import Inversion
 from semantic_editing.core.measures import attributes_kept, psnr, success
 from semantic_editing.core.regions.changes import with_changes
 from semantic_editing.core.regions.clip_scorer import demo_scorer
@@ -21,6 +21,7 @@ from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
 from semantic_editing.core.regions.edit_invert import InversionEditor
 from semantic_editing.core.regions.editors import Locating, Quality, Sharing
 from semantic_editing.core.regions.features import demo_vision_features
+from semantic_editing.core.regions.fingerprint import fingerprint
 from semantic_editing.core.regions.learning import RegionLearner, RegionTask
 from semantic_editing.core.regions.network import RegionNetwork
 from semantic_editing.core.regions.paste import Framing, repainted_cells
@@ -48,7 +49,6 @@ class SharedRenders:
         self.inner, self.image, self.batch, self.identity = inner, image, batch, inner.identity
         self.shared_evaluations = 0  # counted by :meth:`overhead`, for each arm
         self._made: dict[tuple[Box, Quality, int], Tensor] = {}
-        self._inversions: dict[int, Inversion] = {}
         self._whole: Tensor | None = None
         self._latent = inner.encode(image)
 
@@ -61,11 +61,14 @@ class SharedRenders:
         """The inner editor's, see :class:`~.editors.Sharing`."""
         return self.inner.screening_cost if isinstance(self.inner, Sharing) else 0.0
 
-    def overhead(self, qualities: Sequence[Quality]) -> float:
-        """u of the inversions behind renders of these qualities, and of the whole picture's edit for screening."""
-        inversions = {steps: self._inversions[steps] for steps in map(self._steps, qualities) if steps in self._inversions}
-        whole = self._steps("screen") * (1 if self.inner.cfg == 1.0 else 2) if self._whole is not None and "screen" in qualities else 0
-        return whole + sum(inversion.evaluations + inversion.backward_passes for inversion in inversions.values())
+    def overhead(self, qualities: Sequence[Quality], located: bool) -> float:
+        """u of the inversions behind renders of these qualities, of the whole picture's edit for screening, and of :meth:`change`."""
+        if isinstance(self.inner, InpaintEditor):
+            return 0.0
+        inversions = {self._steps(quality): self._inversion(quality) for quality in qualities}
+        whole = 0 if self.inner.screen_steps or "screen" not in qualities else self.inner.steps * (1 if self.inner.cfg == 1.0 else 2)
+        made = sum(inversion.evaluations + inversion.backward_passes for inversion in inversions.values())
+        return made + whole + (self.inner.located if located else 0)
 
     def render(self, image: Tensor, mask: Tensor, box: Box, *, seed: int, quality: Quality) -> Tensor:
         """As any editor."""
@@ -92,7 +95,12 @@ class SharedRenders:
 
     def change(self) -> Tensor:
         """Where the edit acts, see :class:`~.editors.Locating`."""
-        return (self._edited_whole() - self.inner.decode(self._latent)).abs().mean(1)[0]
+        assert isinstance(self.inner, InversionEditor)
+        return self.inner.change(self.image)
+
+    def _inversion(self, quality: Quality) -> Inversion:
+        assert isinstance(self.inner, InversionEditor)
+        return self.inner.inversion(self._latent, fingerprint(self.image), quality)
 
     def _steps(self, quality: Quality) -> int:
         return self.inner.steps if quality == "full" else self.inner.screen_steps or self.inner.steps
@@ -115,9 +123,7 @@ class SharedRenders:
             source, noise = self._latent.expand(count, -1, -1, -1), noise.expand(count, -1, -1, -1)
             settings = {"cfg": inner.cfg, "steps": steps, "strength": inner.strength}
             return inpaint(inner.denoiser, source, cells, noise, inner.cond, inner.uncond, **settings)
-        if steps not in self._inversions:
-            self._inversions[steps] = invert(inner.denoiser, self._latent, inner.source_cond, steps, inner.solver)
-        inversion = self._inversions[steps]
+        inversion = self._inversion(quality)
         many = replace(inversion, latents=inversion.latents.expand(-1, count, -1, -1, -1))
         step = GuidedStep(
             inner.denoiser, many, inner.source_cond, inner.target_cond, inner.uncond, inner.cfg,
@@ -226,10 +232,9 @@ class PairBench:
         task = RegionTask.of(table, features, network)
         settings = LearningSettings(strategy, epochs=0, choice=self.options.choice)
         ((best, *_),) = RegionLearner(network, [task], settings).run()
-        whole = strategy == "halving" or self.options.changes
-        return self._figures(table, best, ["full", "screen"] if whole else ["full"])
+        return self._figures(table, best, ["full", "screen"] if strategy == "halving" else ["full"], located=bool(self.options.changes))
 
-    def _figures(self, table: RewardTable, best: Candidate, qualities: list[Quality]) -> dict[str, Any]:
+    def _figures(self, table: RewardTable, best: Candidate, qualities: list[Quality], located: bool = False) -> dict[str, Any]:
         edited, demo = table.render(best.box), self.bench.demo
         seen = demo.judge.labels(edited)
         return {
@@ -237,7 +242,7 @@ class PairBench:
             "success": float(success(seen, self.pair.attribute, self.pair.after)), "clip": self._clip_success(edited),
             "kept": float(attributes_kept(seen, self.expected, self.pair.attribute)),
             "psnr": float(psnr(edited, self.pair.target[None])),
-            "u": table.count.units + self.renders.overhead(qualities),
+            "u": table.count.units + self.renders.overhead(qualities, located),
         }  # fmt: skip
 
     def _clip_success(self, edited: Tensor) -> float:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from workflow_graphs import checkpoint_loader, show
 
+from semantic_editing.core.caso.demo_recipes import RECIPES
+
 if TYPE_CHECKING:
     from graph_builder import Graph, Node, Output
 
@@ -16,6 +18,7 @@ PAIR, FIRST_TO_LEARN_FROM = "glasses: none to glasses", 48
 
 def demo_caso_train(graph: Graph) -> None:
     """Glasses, learned from a classifier and pictures without captions."""
+    recipe = RECIPES["glasses"].settings()
     model = graph.add("SemEdit_LoadDemoModel", 0)
     pictures = graph.add(
         "SemEdit_LoadDemoImage", 0, title="Pictures to learn from", pictures="everyone", number=FIRST_TO_LEARN_FROM, count=128
@@ -24,8 +27,9 @@ def demo_caso_train(graph: Graph) -> None:
     trainer = graph.add(
         "SemEdit_CASOEmbeddingTrainer", 1, model=model.out("MODEL"), clip=model.out("CLIP"), vae=model.out("VAE"),
         attribute_classifier=classifier.out("classifier"), images=pictures.out("image"), attribute="glasses", targets="glasses",
-        filename="demo_glasses", overwrite=True, image_size=128, noise_level=0.5, band=0.2,
-        keep_others=1.0, checkpointing=False, width=360,
+        filename="demo_glasses", overwrite=True, image_size=128, checkpointing=False, width=360, steps=recipe.steps,
+        noise_level=recipe.level, band=recipe.band, learning_rate=recipe.learning_rate, cfg=recipe.cfg, tokens=recipe.tokens,
+        keep_others=recipe.keep_others, start_words=recipe.start_words,
     )  # fmt: skip
     graph.add("PreviewImage", 2, title="Held-out pictures, changed in one step", images=trainer.out("samples"))
     graph.add("PreviewImage", 2, title="Loss and accuracy", images=trainer.out("plot"))
@@ -33,10 +37,10 @@ def demo_caso_train(graph: Graph) -> None:
     graph.add("PreviewAny", 2, title="Write this into any prompt", source=trainer.out("prompt text"), height=120)
     graph.note(
         "# Learn an attribute from a classifier\n\n**CASO Embedding Trainer** learns *glasses* from a classifier and 128 pictures; no "
-        "captions, no words. It takes some minutes on a CPU.\n\nThe result is a textual inversion: `embedding:demo_glasses` works in the "
+        "captions, and of words only where to begin: *start_words* `face`. It takes some minutes on a CPU.\n\nThe result is a textual inversion: `embedding:demo_glasses` works in the "
         "stock *CLIP Text Encode*, and *CASO Embedding Loader* lists it for `demo_caso_edit`.\n\nTry another *attribute* and *targets*: "
-        "`mouth` and `smile`, `facial_hair` and `beard`, `hair_color` and `red`.",
-        0, title="What this shows", height=300,
+        "`mouth` and `smile` (*start_words* `mouth`), `facial_hair` and `beard` (`face`), `hair_color` and `red` (`hair`).",
+        0, title="What this shows", height=320,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Where an edit acts: places and boxes found on how one edit of the whole image changed it. Ours, the paper has attention only.
+"""Where an edit acts: places and boxes found on how strongly the text pulls at the image. Ours, the paper has attention only.
 
-An editor that keeps the layout (along an inversion) changes most where the text asks it to, and attention does not know the text:
-"hair" and "background" are rarely what a vision model looks at. The boxes frame what changed, so they need not be square.
+An editor that keeps the layout (along an inversion) can tell what the text asks it to change, and attention does not know the text:
+"hair" and "background" are rarely what a vision model looks at. The boxes frame the change, so they need not be square.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ BLUR = 2.0  # standard deviation
 GAP = 4  # parts of a region may be so far apart
 APART = 16  # two places are further apart in a row or a column
 HIGHEST, LOWEST = 0.8, 0.1  # range of the levels, as shares of the place's own change
+FLOOR = 0.3  # share of the strongest change below which a change does not count when a box's tightness is measured
 
 
 def with_changes(proposals: Proposals, change: Tensor, count: int) -> Proposals:
@@ -30,7 +31,7 @@ def with_changes(proposals: Proposals, change: Tensor, count: int) -> Proposals:
     falling shares of the peak, the smallest box first like those of the other anchors.
 
     Args:
-        change: ``[h, w]``, 0 or more, of any size: how much an edit of the whole image changed it.
+        change: ``[h, w]``, 0 or more, of any size: how much the edit acts there.
         count: anchors to add; fewer where the change has no further peak that reaches a tenth of the first.
 
     Raises:
@@ -53,7 +54,9 @@ def with_changes(proposals: Proposals, change: Tensor, count: int) -> Proposals:
         x, y = (column + 0.5) * width / grid[1], (row + 0.5) * height / grid[0]
         anchors.append(Anchor(row, column, x, y, float(strength[row, column]), "change"))
         rows.append(boxes)
-    return Proposals(proposals.image_size, tuple(anchors), tuple(rows), proposals.allowed, shown)
+    strong = (strength - FLOOR * strength.max()).clamp(min=0)
+    counted = functional.interpolate(strong[None, None], proposals.image_size, mode="bilinear")[0, 0] * proposals.allowed
+    return Proposals(proposals.image_size, tuple(anchors), tuple(rows), proposals.allowed, counted)
 
 
 def shares(count: int) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoiser import Callback, Denoiser
+from ..denoiser import Callback, Denoiser, Progress
 from ..errors import EditingError
 from ..guidance import GuidedStep, Preset
 from ..inversion import Inversion, invert
@@ -20,6 +20,8 @@ from .editors import Quality
 from .fingerprint import fingerprint
 from .paste import Framing, check_quality, repainted_cells, resized
 from .proposals import Box
+
+LOCATE_EVERY = 2  # steps of the inversion
 
 
 @dataclass(eq=False)
@@ -41,8 +43,9 @@ class InversionEditor:
         working_size, feather: see :class:`~.paste.Framing`.
         multiple: sides of the picture are brought to multiples of it, the pixels of a latent pixel.
         label, callback: see :class:`~.edit_inpaint.InpaintEditor`.
-        shared_evaluations: forward and backward evaluations spent so far on inversions and edits of the whole picture, which
-            :meth:`cost` leaves out.
+        shared_evaluations: forward and backward evaluations spent so far on inversions, edits of the whole picture and
+            :meth:`change`, which :meth:`cost` leaves out.
+        located: those of the last :meth:`change` among them, without the inversion.
 
     Raises:
         EditingError: steps below 1, an inversion of another model or of several pictures.
@@ -68,6 +71,7 @@ class InversionEditor:
     label: str = ""
     callback: Callback | None = None
     shared_evaluations: int = field(default=0, init=False)
+    located: int = field(default=0, init=False)
     _kept: dict[tuple[str, int], Inversion] = field(default_factory=dict, init=False, repr=False)
     _whole: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -102,9 +106,9 @@ class InversionEditor:
 
     @property
     def screening_cost(self) -> int:
-        """u that screening a picture costs once, whatever the number of boxes: its inversion, more where a solver iterates, and the
-        edit of the whole picture if there is one."""
-        return self.screen_steps or self.steps * (1 + self._branches)
+        """u that screening a picture costs once, whatever the number of boxes: its inversion, more where a solver iterates, the edit of
+        the whole picture if there is one, and what :meth:`change` has cost."""
+        return self.located + (self.screen_steps or self.steps * (1 + self._branches))
 
     @property
     def _branches(self) -> int:
@@ -136,19 +140,42 @@ class InversionEditor:
 
     @torch.no_grad()
     def change(self, image: Tensor) -> Tensor:
-        """How much the edit of the whole image changes it, see :class:`~.editors.Locating`.
+        """How strongly the text pulls at each place of the image, see :class:`~.editors.Locating`.
 
-        It is compared to what the VAE makes of the image, so that the VAE's own error is no change. Costs the inversion and the
-        whole edit, which screening shares.
+        DiffEdit's mask (Couairon et al. 2023, section 3.2): what the two texts predict at noised copies of the image is compared. Here
+        the copies are points of its own inversion, and the difference is seen through the decoder, which is finer than the latent.
+        The finished edit tells less: what its steps drag along, and what the inversion misses, adds up in it.
 
         Returns:
-            ``[h, w]``: mean absolute difference over the channels, at the size worked at.
+            ``[h, w]``: mean absolute difference over the channels and the points, at the size worked at.
         """
         height, width = image.shape[-2:]
         crop = resized(image, self.framing.crop(height, width, Box(0, 0, width, height)).size)
         picture = fingerprint(crop)
         latent = self._latent(crop, picture)
-        return (self._edited_whole(latent, picture) - self.decode(latent)).abs().mean(1)[0]
+        plain = self.decode(latent)
+        seen = [(self.decode(latent + pull) - plain).abs().mean(1)[0] for pull in self.pulls(latent, picture)]
+        return torch.stack(seen).mean(0)
+
+    def pulls(self, latent: Tensor, picture: str) -> list[Tensor]:
+        """Prediction for the target text minus that for the source text, each ``[1, C, h, w]``, at every second point of the inversion.
+
+        Args:
+            latent, picture: see :meth:`along_inversion`, whose sampling a host may wrap around this as well.
+        """
+        inversion = self.inversion(latent, picture, "screen")
+        conds = [self.source_cond, self.target_cond]
+        levels = range(inversion.steps, 0, -LOCATE_EVERY)
+        pulls = []
+        for number, level in enumerate(levels):
+            with torch.no_grad():
+                source, target = self.denoiser.batch(inversion.latents[level], float(inversion.sigmas[level]), conds)
+            pulls.append(target - source)
+            if self.callback is not None:
+                self.callback(Progress(number, len(levels), 0, 1, target))
+        self.shared_evaluations += len(conds) * len(levels)
+        self.located = len(conds) * len(levels)
+        return pulls
 
     def along_inversion(self, latent: Tensor, picture: str, cells: Tensor, quality: Quality) -> Tensor:
         """The edited latent of one picture; a host may wrap it in its own sampling.
@@ -158,7 +185,7 @@ class InversionEditor:
             picture: fingerprint of the picture, under which its inversion is kept.
             cells: ``[1, h, w]``, 1 where to edit.
         """
-        inversion = self._inversion(latent, picture, quality)
+        inversion = self.inversion(latent, picture, quality)
         step = GuidedStep(
             self.denoiser, inversion, self.source_cond, self.target_cond, self.uncond,
             self.cfg, self.guidance if quality == "full" else 0.0, self.guided_fraction, preset=self.preset, mask=cells,
@@ -177,7 +204,12 @@ class InversionEditor:
         kept = [inversion.latents[0] for (other, _), inversion in self._kept.items() if other == picture]
         return kept[0] if kept else self.encode(crop)
 
-    def _inversion(self, latent: Tensor, picture: str, quality: Quality) -> Inversion:
+    def inversion(self, latent: Tensor, picture: str, quality: Quality) -> Inversion:
+        """The picture's inversion for renders of a quality, made once; see :meth:`along_inversion` for the arguments.
+
+        Raises:
+            EditingError: a given inversion of another size.
+        """
         steps = self.steps if quality == "full" else self.screen_steps or self.steps
         key = (picture, steps)
         if key in self._kept:

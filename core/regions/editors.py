@@ -74,5 +74,5 @@ class Locating(Protocol):
     """An editor that can show where it would change a whole image, because it keeps the layout."""
 
     def change(self, image: Tensor) -> Tensor:
-        """How much an edit of all of ``image [1, 3, H, W]`` changes it, ``[h, w]`` of any size, 0 or more."""
+        """How much an edit of all of ``image [1, 3, H, W]`` acts at each place, ``[h, w]`` of any size, 0 or more."""
         ...

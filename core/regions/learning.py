@@ -23,7 +23,7 @@ from .gradients import expected_loss, reinforce_loss
 from .halving import HalvingPlan, halving_plan
 from .network import RegionNetwork, gumbel_argmax, region_features
 from .proposals import Box
-from .ranking import Candidate, rank
+from .ranking import Candidate, preferences, rank
 from .settings import LearningProgress, LearningSettings
 from .soft_mask import box_masks, soft_mask_loss
 from .table import RewardTable
@@ -154,14 +154,22 @@ class RegionLearner:
     def _halve(self, number: int, boxes: list[Box]) -> None:
         table, plan = self.tasks[number].table, self._plan(number)
         totals = dict.fromkeys(boxes, 0.0)
+        by_loss = self.settings.choice == "anchors"
+
+        def best(boxes: list[Box], rungs: int) -> list[Box]:
+            """Sorted by what decides in the end: the loss of an anchor's boxes, or the score of all, or the preference."""
+            means = {box: totals[box] / max(rungs, 1) for box in boxes}
+            if self.settings.choice == "tightest":
+                means = preferences(table, means)
+            return sorted(boxes, key=lambda box: means[box] if by_loss else -means[box])
+
         for rung, count in enumerate(plan.screened):
-            boxes = sorted(boxes, key=lambda box: totals[box])[:count]
+            boxes = best(boxes, rung)[:count]
             self._look(number, boxes, screen=True, draw=rung)
             for box in boxes:
                 verdict = table.evaluate(box, "screen", rung)
-                # Survivors are picked by what decides in the end: the loss of an anchor's boxes, or the score of all.
-                totals[box] += verdict.loss(table.weights) if self.settings.choice == "anchors" else -verdict.score
-        self._look(number, sorted(boxes, key=lambda box: totals[box])[: plan.finalists])
+                totals[box] += verdict.loss(table.weights) if by_loss else verdict.score
+        self._look(number, best(boxes, len(plan.screened))[: plan.finalists])
 
     def _fit(self) -> None:
         """Minimise the expected loss over what the tables know."""

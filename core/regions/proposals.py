@@ -55,7 +55,7 @@ class Proposals:
         anchors: K, the most attended first.
         boxes: ``[K][M]``; None where an earlier slot of the same anchor has the same box (clipped by the image's edge).
         allowed: ``[H, W]`` bool: pixels that an edit may change.
-        change: ``[H, W]``, 0 or more: how much an edit of the whole image changed each of them, if that is known.
+        change: ``[H, W]``, 0 or more: how much the edit acts on each of them where it acts strongly, if that is known.
     """
 
     image_size: tuple[int, int]
@@ -81,7 +81,7 @@ class Proposals:
         return box
 
     def tightness(self, box: Box) -> float:
-        """How well a box frames what the edit changed: its share of the change minus its share of the image. Larger is better.
+        """How well a box frames where the edit acts: its share of the change minus its share of the image. Larger is better.
 
         Of two boxes the one that takes in more change than area is tighter. Where the change is not known, the smaller one is.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +11,8 @@ from .proposals import Box
 from .rewards import Verdict
 from .table import RewardTable
 
-#: Who is first: the best by score of each anchor's box of lowest loss (the paper), of every rendered box, or the tightest of all
-#: boxes whose score is within :data:`TOLERANCE` of the best. CLIP does not see such differences well: it is the box that best frames
-#: what the edit changed, see :meth:`~.proposals.Proposals.tightness`, and where that is not known the smallest, which changes least.
+#: Who is first: the best by score of each anchor's box of lowest loss (the paper), of every rendered box, or by score and by how
+#: tightly the box frames the edit, see :func:`preferences`.
 Choice = Literal["anchors", "all", "tightest"]
 TOLERANCE = 0.02
 
@@ -41,9 +41,24 @@ class Candidate:
         return self.verdict.score
 
 
+def preferences(table: RewardTable, scores: Mapping[Box, float]) -> dict[Box, float]:
+    """How much each box is preferred by "tightest", higher is better; ``scores`` are S of Eq. 7. Ours: CLIP hardly sees small things.
+
+    Where it is known where the text pulls: the box's share of the best box's gain over the unedited image, plus its tightness (see
+    :meth:`~.proposals.Proposals.tightness`). Else, and where nothing gains, the tightest (the smallest, which changes
+    least) of the boxes whose score is within :data:`TOLERANCE` of the best comes first, and then the others by score.
+    """
+    best = max(scores.values(), default=0.0)
+    tightness = table.proposals.tightness
+    if table.proposals.change is not None and best > table.unedited_score:
+        gain = best - table.unedited_score
+        return {box: (score - table.unedited_score) / gain + tightness(box) for box, score in scores.items()}
+    return {box: 1 + tightness(box) if score >= best - TOLERANCE else score - best for box, score in scores.items()}
+
+
 def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
     """Every fully rendered box, the best first: by score S (Eq. 7), with ``choice`` "anchors" each anchor's box of lowest loss first, with
-    "tightest" the boxes about as good as the best first, by how tightly they frame the edit.
+    "tightest" by :func:`preferences`.
 
     Where nothing was fully rendered (a run that was stopped early), the screened boxes; empty where there are none.
     """
@@ -60,12 +75,9 @@ def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
         if losses:
             winners.add(min(losses, key=losses.__getitem__))
     candidates = [Candidate(c.box, c.anchor, c.slot, c.quality, c.verdict, c.loss, c.box in winners) for c in found.values()]
-    bound = max((c.score for c in candidates), default=0.0) - TOLERANCE
+    preferred = preferences(table, {c.box: c.score for c in candidates}) if choice == "tightest" else {}
 
     def order(c: Candidate) -> tuple[float, ...]:
-        if choice == "tightest":
-            good = c.score >= bound
-            return (not good, -table.proposals.tightness(c.box) if good else 0, -c.score, c.loss, *c.box)
-        return (choice == "anchors" and not c.chosen, -c.score, c.loss, *c.box)
+        return (choice == "anchors" and not c.chosen, -preferred.get(c.box, 0.0), -c.score, c.loss, *c.box)
 
     return sorted(candidates, key=order)

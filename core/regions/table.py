@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -101,6 +102,11 @@ class RewardTable:
         self.count.units += self.editor.cost(quality)
         self.cache.put(key, edited, self.image, box)
         return edited
+
+    @cached_property
+    def unedited_score(self) -> float:
+        """S (Eq. 7) of the image as it is."""
+        return self.judge(self.image).score
 
     def _key(self, box: Box, quality: Quality, draw: int) -> str:
         settings = f"{quality} {self.seed + draw} {tuple(box)}"

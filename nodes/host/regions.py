@@ -102,6 +102,12 @@ class _HostInversionEditor(_Prompted, InversionEditor):
         return prompted(lambda: InversionEditor.change(self, image))
 
     def along_inversion(self, latent: Tensor, picture: str, cells: Tensor, quality: Quality) -> Tensor:
+        return self._in_session(latent, lambda bound, x: InversionEditor.along_inversion(bound, x, picture, normal_tensors(cells), quality))
+
+    def pulls(self, latent: Tensor, picture: str) -> list[Tensor]:
+        return list(self._in_session(latent, lambda bound, x: torch.stack(InversionEditor.pulls(bound, x, picture))))
+
+    def _in_session(self, latent: Tensor, sample: Callable[[InversionEditor, Tensor], Tensor]) -> Tensor:
         conds = {"source": self.source_cond, "positive": self.target_cond}
         if self.uncond is not None:
             conds["negative"] = self.uncond
@@ -113,9 +119,9 @@ class _HostInversionEditor(_Prompted, InversionEditor):
             bound.uncond = session.conds.get("negative")
             if self.given is not None:
                 bound.given = replace(self.given, latents=self.given.latents.to(session.latent.device))
-            edited = InversionEditor.along_inversion(bound, session.latent, picture, normal_tensors(cells), quality)
-            self._kept, self.shared_evaluations = bound._kept, bound.shared_evaluations
-            return edited
+            made = sample(bound, session.latent)
+            self._kept, self.shared_evaluations, self.located = bound._kept, bound.shared_evaluations, bound.located
+            return made
 
         # Always with gradients: the guidance takes them, and inversions where iterations alone do not converge.
         return run(self.pictures.model, latent_from_model(self.pictures.model, latent), conds, work, gradients=True, advice=ADVICE)

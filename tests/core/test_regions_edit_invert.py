@@ -151,16 +151,33 @@ def test_what_screening_is_said_to_cost_is_what_it_costs(options):
 
 
 @pytest.mark.parametrize("options", [{"screen_steps": 0}, {"screen_steps": 2}, {"screen_steps": 0, "working_size": 48}])
-def test_the_change_is_that_of_the_whole_edit_against_the_decoded_picture_and_screening_shares_it(options):
+def test_the_change_is_what_the_target_text_pulls_at_along_the_inversion_seen_through_the_decoder(options):
     edit = editor(**options)
     change = edit.change(picture())
-    spent = edit.denoiser.evaluations.forward
     steps = options["screen_steps"] or 3
-    assert spent == edit.shared_evaluations == 3 * steps  # the inversion, the edit with two branches
+    levels = [steps, *([1] if steps == 3 else [])]  # every second one
+    assert edit.denoiser.evaluations.forward == edit.shared_evaluations == steps + 2 * len(levels)
+    assert edit.located == 2 * len(levels) and bool((change >= 0).all()) and float(change.max()) > 0
     if "working_size" not in options:
-        whole = render(editor(guidance=0.0, steps=steps, screen_steps=0, feather=0), box=(0, 0, 56, 40))
-        expected = (whole - decode(encode(picture()))).abs().mean(1)[0]
-        torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-5)
-    if not options["screen_steps"]:
-        render(edit, quality="screen")
-        assert edit.denoiser.evaluations.forward == spent, "screening cuts boxes out of the same edit"
+        latent = encode(picture())
+        trajectory = invert(edit.denoiser, latent, edit.source_cond, steps, edit.solver)
+        seen = []
+        for level in levels:
+            x, sigma = trajectory.latents[level], float(trajectory.sigmas[level])
+            pull = edit.denoiser(x, sigma, edit.target_cond) - edit.denoiser(x, sigma, edit.source_cond)
+            seen.append((decode(latent + pull) - decode(latent)).abs().mean(1)[0])
+        torch.testing.assert_close(change, sum(seen) / len(seen), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"screen_steps": 0}, {"screen_steps": 2}])
+def test_looking_where_the_edit_acts_shares_the_inversion_with_screening_and_counts_with_it(options):
+    edit = editor(**options)
+    edit.change(picture())
+    render(edit, quality="screen")
+    assert edit.denoiser.evaluations.forward == edit.screening_cost + edit.cost("screen")
+
+
+def test_no_text_pulls_anywhere_where_both_say_the_same():
+    edit = editor()
+    edit.target_cond = edit.source_cond
+    assert float(edit.change(picture()).abs().max()) == 0

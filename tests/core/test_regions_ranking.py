@@ -11,7 +11,7 @@ from semantic_editing.core.regions.rewards import LossWeights, Verdict
 BOXES = (Box(0, 0, 8, 8), Box(0, 0, 4, 4), Box(4, 4, 2, 2), Box(1, 1, 3, 3))
 
 
-def table(scores, evaluated=BOXES, change=None):
+def table(scores, evaluated=BOXES, change=None, unedited=0.5):
     """What ranking asks of a table; the loss falls with the area, so that anchors' choices are their largest boxes."""
     verdicts = {
         box: Verdict(1 / (box.width * box.height), 0.0, 0.0, score / 2, 0.0)
@@ -20,7 +20,11 @@ def table(scores, evaluated=BOXES, change=None):
     }
     proposals = Proposals((8, 8), (Anchor(0, 0, 4, 4, 1.0),) * 2, (BOXES[:2], BOXES[2:]), torch.ones(8, 8, dtype=torch.bool), change)
     return SimpleNamespace(
-        evaluated=list(verdicts), proposals=proposals, weights=LossWeights(), known=lambda box, quality: verdicts.get(box)
+        evaluated=list(verdicts),
+        proposals=proposals,
+        weights=LossWeights(),
+        known=lambda box, quality: verdicts.get(box),
+        unedited_score=unedited,
     )
 
 
@@ -39,6 +43,16 @@ def test_where_the_change_is_known_the_box_that_frames_it_is_first():
     found = table((1.5, 1.49, 1.49, 1.495), change=change)
     assert [found.proposals.tightness(box) for box in BOXES] == [0.0, 0.75, -1 / 16, 9 / 16 - 9 / 64]
     assert [candidate.box for candidate in rank(found, "tightest")] == [BOXES[1], BOXES[3], BOXES[0], BOXES[2]]
+
+
+def test_the_share_of_the_gain_counts_as_much_as_the_tightness():
+    change = torch.zeros(8, 8)
+    change[:4, :4] = 0.3
+    # [1] gains 0.3 of what [0] does and is 0.75 tighter; then 0.2 of it
+    assert rank(table((1.5, 0.8, 0.5, 0.5), change=change), "tightest")[0].box == BOXES[1]
+    assert rank(table((1.5, 0.7, 0.5, 0.5), change=change), "tightest")[0].box == BOXES[0]
+    # nothing gains: the best scores, the smallest of those about as good
+    assert rank(table((0.5, 0.2, 0.1, 0.3), change=change, unedited=0.9), "tightest")[0].box == BOXES[0]
 
 
 def test_a_clearly_better_box_is_first_whatever_its_size_and_equal_areas_go_by_score():
