@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .settings import TrainingSettings
@@ -28,14 +28,12 @@ class DemoRecipe:
 
     def settings(self, **changes: Any) -> TrainingSettings:
         """Ours: a word to start from with a free vector before it, the other attributes held, a low guidance scale."""
-        ours: dict[str, Any] = {
-            "tokens": 2, "start_words": self.start_words, "cfg": 3.0, "keep_others": 1.0, "learning_rate": 0.03, "steps": 250,
-        }  # fmt: skip
-        return self.paper(**(ours | changes))
+        base = self.paper(tokens=2, start_words=self.start_words, cfg=3.0, keep_others=1.0, learning_rate=0.03, steps=250)
+        return replace(base, **changes)
 
     def paper(self, **changes: Any) -> TrainingSettings:
-        """The paper's: one neutral vector, no look at other attributes, guidance 10; 150 steps."""
-        return TrainingSettings(**({"attribute": self.attribute, "targets": (self.target,), "level": self.level, "band": BAND} | changes))
+        """The paper's loss, guidance 10 and one neutral vector, 150 steps, at the same noise levels as ours."""
+        return replace(TrainingSettings(self.attribute, (self.target,), level=self.level, band=BAND), **changes)
 
 
 RECIPES = {
