@@ -82,8 +82,9 @@ class RegionBoxGenerator(io.ComfyNode):
                     default=TIGHTEST,
                     advanced=True,
                     tooltip="Who may be first. Best of each anchor: the box of lowest loss of each place, as in the paper. All: every "
-                    "rendered box, by score alone. Tightest of the best: of the boxes that score about as well as the best, the one that "
-                    "frames best what the edit changes (Region Inversion Editor), or the smallest.",
+                    "rendered box, by score alone. Tightest of the best: where it is known where the text acts "
+                    "(Region Inversion Editor), a box's share of the best gain in score and how well it frames that place decide; else the "
+                    "smallest of those that score about as well as the best.",
                 ),
                 *judging_inputs(),
                 widget(
@@ -110,7 +111,7 @@ class RegionBoxGenerator(io.ComfyNode):
                     default=DEFAULT_CHANGES,
                     min=0,
                     max=64,
-                    tooltip="Places to try besides: where one edit of the whole image changes it most, with boxes around what changed. "
+                    tooltip="Places to try besides: where the target text pulls at the image most, with boxes that frame them. "
                     "Only Region Inversion Editor can tell; others pay nothing. Off with strategy policy.",
                 ),
                 widget(

@@ -60,7 +60,7 @@ class SearchSettings:
         weights: of the losses.
         crops: see :class:`~.rewards.ClipJudge`.
         learning: the strategy; its seed is that of the renders, the crops and a new network too.
-        changes: in the search of one image, further anchors where one edit of the whole image changes it, see
+        changes: in the search of one image, further anchors where the text pulls most, see
             :func:`~.changes.with_changes`. None with an editor that cannot tell (see :class:`~.editors.Locating`), nor with the
             strategy "policy": a trained network knows attended places.
     """
