@@ -123,7 +123,7 @@ def sd15_caso_edit(graph: Graph) -> None:
 
 
 #: Found by eye on the demo model.
-DEMO_STRENGTH, DEMO_STRENGTH_OF_TWO = 4.0, 5.0
+DEMO_STRENGTH, DEMO_STRENGTH_OF_TWO = 3.0, 3.0
 DEMO_FOCUS = 0.1  # of SEGA: measured to leave more of the rest alone
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {

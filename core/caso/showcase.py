@@ -17,9 +17,9 @@ from .seams import empty_condition
 if TYPE_CHECKING:
     from ..showcase import Showcase
 
-MOST = 3  # embeddings, to keep the command quick
+MOST = 4  # embeddings, to keep the command quick
 #: Found by eye on the demo model, for each of its embeddings; STRENGTH is for any other.
-STRENGTHS, STRENGTH, WINDOW = {"beard": 5.0, "glasses": 4.0, "smile": 11.0}, 6.0, PRESETS["middle"]
+STRENGTHS, STRENGTH, WINDOW = {"beard": 3.0, "glasses": 3.0, "red_hair": 3.0, "smile": 5.0}, 3.0, PRESETS["middle"]
 FOCUS = 0.1  # leaves more of the rest alone at the same success, see README
 
 

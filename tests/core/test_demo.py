@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from semantic_editing.core.caso.demo_recipes import RECIPES
+from semantic_editing.core.caso.embedding import SemanticEmbedding
 from semantic_editing.core.demo import CLIP_ROWS, DemoModel, expand_token_table, load_demo_model
 from semantic_editing.core.demo_classifier import AttributeClassifier, load_classifier
-from semantic_editing.core.demo_data import FOLDER, DemoData, pictures_without
+from semantic_editing.core.demo_data import FOLDER, DemoData, embedding_files, pictures_without
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import save_tensors
 from semantic_editing.core.measures import psnr
@@ -312,3 +315,11 @@ def test_the_shipped_classifiers_see_the_true_edits(demo, name):
 def test_the_two_classifiers_are_different_networks(demo):
     shapes = [[tuple(parameter.shape) for parameter in net.parameters()] for net in (demo.classifier, demo.judge)]
     assert shapes[0] != shapes[1]
+
+
+def test_the_shipped_embeddings_are_those_of_the_recipes():
+    found = {name.replace("_", " "): SemanticEmbedding.load(path) for name, path in embedding_files(FOLDER).items()}
+    assert set(found) == set(RECIPES)
+    for name, recipe in RECIPES.items():
+        assert found[name].info["settings"] == json.loads(json.dumps(asdict(recipe.settings())))
+        assert (found[name].attribute, found[name].target) == (recipe.attribute, recipe.target)
