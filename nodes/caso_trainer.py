@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..core.caso.pictures import square_pictures
 from ..core.caso.seams import empty_condition
 from ..core.caso.training import EmbeddingTrainer
 from ..core.caso.training_state import resume_training, save_training
 from ..core.classifiers.pictures import skipped_report
-from ..core.errors import EditingError
 from .caso_embeddings import CATEGORY, embedding_output
 from .caso_trainer_widgets import trainer_inputs, training_settings
 from .caso_training_result import Files, Outcome
@@ -23,14 +20,13 @@ from .host import (
     SessionInjector,
     StoppableBar,
     TokenEncoder,
-    counting_bar,
     encode_images,
-    input_folder,
     io,
     latent_to_model,
     run,
     schema,
 )
+from .picture_input import gathered
 from .reports import plot_output, report_output, shown
 
 SAVE_EVERY = 10  # steps, besides every look at the held-out pictures; the picture that is shown is new then, too
@@ -135,22 +131,6 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         samples, plot = outcome.shown()[None], outcome.plot[None]
         text = "\n".join(f"embedding:{path.stem}" for path in files.embeddings)
         return io.NodeOutput(((outcome.embeddings[0], 1.0),), samples, plot, report, text, ui=shown(report, samples, cls))
-
-
-def gathered(folder: str, images: Tensor | None, image_size: int) -> tuple[Tensor, list[str]]:
-    """``([N, H, W, 3], names of unreadable files)`` of the folder or the batch.
-
-    Raises:
-        EditingError: neither, both, or whatever is wrong with them.
-    """
-    if images is not None:
-        if folder.strip():
-            raise EditingError("Both a folder and images are given; empty the folder or unwire the images.")
-        return images[..., :3].float(), []
-    if not folder.strip():
-        raise EditingError("There are no pictures to learn from; name a folder of pictures, or wire images.")
-    pictures, skipped = square_pictures(input_folder(folder.strip()), image_size, counting_bar())
-    return pictures.movedim(1, -1), skipped
 
 
 NODES = [CASOEmbeddingTrainer]

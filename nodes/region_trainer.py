@@ -14,9 +14,9 @@ from ..core.regions.network import RegionNetwork
 from ..core.regions.report import policy_report, search_report
 from ..core.regions.search import Example, RegionSearch
 from ..core.regions.settings import STRATEGIES, LearningSettings
-from .caso_trainer import gathered
 from .host import StoppableBar, io, schema, widget
 from .inputs import seed_input
+from .picture_input import gathered
 from .region_types import RegionNetworkType
 from .region_widgets import (
     CACHE,

@@ -37,9 +37,10 @@ def demo_caso_train(graph: Graph) -> None:
     graph.add("PreviewAny", 2, title="Write this into any prompt", source=trainer.out("prompt text"), height=120)
     graph.note(
         "# Learn an attribute from a classifier\n\n**CASO Embedding Trainer** learns *glasses* from a classifier and 128 pictures; no "
-        "captions, and of words only where to begin: *start_words* `face`. It takes some minutes on a CPU.\n\nThe result is a textual inversion: `embedding:demo_glasses` works in the "
-        "stock *CLIP Text Encode*, and *CASO Embedding Loader* lists it for `demo_caso_edit`.\n\nTry another *attribute* and *targets*: "
-        "`mouth` and `smile` (*start_words* `mouth`), `facial_hair` and `beard` (`face`), `hair_color` and `red` (`hair`).",
+        "captions, and of words only where to begin: *start_words* `face`. It takes some minutes on a CPU.\n\nThe result is a textual "
+        "inversion: `embedding:demo_glasses` works in the stock *CLIP Text Encode*, and *CASO Embedding Loader* lists it for "
+        "`demo_caso_edit`.\n\nTry another *attribute* and *targets*: `mouth` and `smile` (*start_words* `mouth`), `facial_hair` and "
+        "`beard` (`face`), `hair_color` and `red` (`hair`).",
         0, title="What this shows", height=320,
     )  # fmt: skip
 

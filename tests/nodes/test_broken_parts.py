@@ -111,6 +111,7 @@ REGIONS_STAY = {
         ("nodes.host.vision", "region_models", {"demo", "spdinv", "guidance", "classifiers", "caso_edit", "region_generator"}),
         ("nodes.host.classifiers", "classifiers", {"demo", "spdinv", "guidance", "caso_edit", "caso_generate"}),
         ("nodes.host.demo", "demo", {"spdinv", "autocorr", "guidance", "classifiers", "caso_edit", "region_editors"}),
+        ("core.caso.training", "caso_trainer", {"demo", "caso_edit", "caso_embeddings", "caso_generate", "region_trainer"}),
         ("nodes.host.vae", "caso_trainer", {"demo", "spdinv", "guidance", "classifiers", "caso_generate"}),
         ("nodes.host.sampling", "spdinv", {"demo", "directions", "direction_files", "classifiers", "caso_embeddings", "region_models"}),
     ],
