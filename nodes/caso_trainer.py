@@ -8,6 +8,7 @@ import torch
 
 from ..core.caso.seams import empty_condition
 from ..core.caso.training import EmbeddingTrainer
+from ..core.caso.training_report import progress_line
 from ..core.caso.training_state import resume_training, save_training
 from ..core.classifiers.pictures import skipped_report
 from .caso_embeddings import CATEGORY, embedding_output
@@ -106,7 +107,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
                 saving = looked or trainer.step % SAVE_EVERY == 0 or trainer.step == settings.steps
                 if saving:
                     save_training(trainer, files.state, overwrite=True)
-                bar.show(trainer.step, settings.steps, Outcome.of(trainer).picture() if saving else None)
+                bar.show(trainer.step, settings.steps, Outcome.of(trainer).picture() if saving else None, progress_line(trainer))
 
             with bar.catching():
                 trainer.run(report)

@@ -36,6 +36,14 @@ def _now(trained: list[float], held: list[float], form: str) -> str:
     return "".join(parts)
 
 
+def progress_line(trainer: EmbeddingTrainer) -> str:
+    """Where the training is, in one line: the figures of the last step, and of the last look at the held-out pictures."""
+    last = trainer.history[-1]
+    looks = [entry.held for entry in trainer.history if entry.held is not None]
+    held = f"; held-out: loss {looks[-1].loss:.3f}, {looks[-1].accuracy:.0%} as asked" if looks else ""
+    return f"step {trainer.step} of {trainer.settings.steps}: loss {last.loss:.3f}, {last.accuracy:.0%} as asked{held}"
+
+
 def sample_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Image:
     """The last look at the held-out pictures: a row for each target class.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import comfy.model_management as model_management
 import comfy.model_patcher
 import comfy.utils
 import torch
+from comfy_execution.utils import get_executing_context
 from torch import nn
 
 from ...core.classifiers.base import ImageClassifier
@@ -88,6 +90,14 @@ def training_scope(weights: int) -> Iterator[torch.device]:
         yield device
 
 
+def progress_text(text: str) -> None:
+    """Write a line under the node that runs; nothing outside a server's prompt."""
+    server = getattr(sys.modules.get("server"), "PromptServer", None)
+    running, context = getattr(server, "instance", None), get_executing_context()
+    if running is not None and context is not None:
+        running.send_progress_text(text, context.node_id)
+
+
 class StoppableBar:
     """A progress bar that remembers a press of Cancel instead of raising at once, so that work done can be kept first."""
 
@@ -101,11 +111,13 @@ class StoppableBar:
             self.show(done, total, picture)
         return self.cancelled is not None
 
-    def show(self, done: int, total: int, picture: Any = None) -> None:
-        """Move the bar; a press of Cancel raises at once."""
+    def show(self, done: int, total: int, picture: Any = None, text: str = "") -> None:
+        """Move the bar, and write ``text`` under the node; a press of Cancel raises at once."""
         if self.bar is None:
             self.bar = comfy.utils.ProgressBar(total)
         model_management.throw_exception_if_processing_interrupted()
+        if text:
+            progress_text(text)
         self.bar.update_absolute(done, total, None if picture is None else ("JPEG", picture, PICTURE_SIDE))
 
     @contextmanager

@@ -22,7 +22,7 @@ from semantic_editing.tests.nodes import fake_host
 ROOT = Path(__file__).parents[2]
 HOST = ROOT / "nodes" / "host"
 SNAPSHOT = Path(__file__).with_name("snapshot.json")
-COMFYUI = ("comfy", "folder_paths", "latent_preview")
+COMFYUI = ("comfy", "comfy_execution", "folder_paths", "latent_preview")
 FRESH = itertools.count()
 
 

@@ -1,5 +1,9 @@
 """The CASO nodes in the host, inside a prompt, on the demo model: trained, saved, loaded, applied, cancelled and gone on with."""
 
+import re
+import sys
+from types import SimpleNamespace
+
 import comfy.model_management as mm
 import comfy.samplers
 import folder_paths
@@ -150,6 +154,20 @@ def test_cancel_before_the_first_look_keeps_something_and_shows_the_curves(pack,
     straight = vectors_of(train(pack, demo, images, check_every=0, filename="straight")[0])
     resumed = vectors_of(train(pack, demo, images, check_every=0, resume=True)[0])
     torch.testing.assert_close(resumed, straight, rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_loss_and_accuracy_are_written_under_the_node_while_it_runs(pack, demo, images, folders, monkeypatch):
+    from comfy_execution.utils import CurrentNodeContext
+
+    written = []
+    stand_in = SimpleNamespace(instance=SimpleNamespace(send_progress_text=lambda text, node_id: written.append((text, node_id))))
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=stand_in))
+    with CurrentNodeContext("prompt", "7", None):
+        train(pack, demo, images)
+    assert [node_id for _, node_id in written] == ["7"] * 4
+    assert re.fullmatch(r"step 1 of 4: loss \d+\.\d{3}, \d+% as asked", written[0][0])
+    assert re.fullmatch(r"step 2 of 4: loss .* as asked; held-out: loss \d+\.\d{3}, \d+% as asked", written[1][0])
 
 
 @torch.inference_mode()
