@@ -39,8 +39,8 @@ def demo_caso_train(graph: Graph) -> None:
         "# Learn an attribute from a classifier\n\n**CASO Embedding Trainer** learns *glasses* from a classifier and 128 pictures; no "
         "captions, and of words only where to begin: *start_words* `face`. It takes some minutes on a CPU.\n\nThe result is a textual "
         "inversion: `embedding:demo_glasses` works in the stock *CLIP Text Encode*, and *CASO Embedding Loader* lists it for "
-        "`demo_caso_edit`.\n\nTry another *attribute* and *targets*: `mouth` and `smile` (*start_words* `mouth`), `facial_hair` and "
-        "`beard` (`face`), `hair_color` and `red` (`hair`).",
+        "`demo_caso_edit`.\n\nTry another *attribute* and *targets*: `mouth` and `smile` (*start_words* `mouth`), `hair_color` and "
+        "`red` (`hair`), `facial_hair` and `beard` (none, *tokens* 1, *cfg* 10).",
         0, title="What this shows", height=320,
     )  # fmt: skip
 
@@ -93,7 +93,7 @@ def demo_caso_multi(graph: Graph) -> None:
         for name in ("glasses", "beard")
     )
     both = graph.add(
-        "SemEdit_CASOCombine", 2, first=first.out("embedding"), second=second.out("embedding"), first_strength=0.8, second_strength=1.0
+        "SemEdit_CASOCombine", 2, first=first.out("embedding"), second=second.out("embedding"), first_strength=0.6, second_strength=1.0
     )
     edit(graph, 3, model, latent, both.out("embedding"), "demo_caso_multi", DEMO_STRENGTH_OF_TWO, "middle", DEMO_FOCUS)
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
@@ -124,7 +124,7 @@ def sd15_caso_edit(graph: Graph) -> None:
 
 
 #: Found by eye on the demo model.
-DEMO_STRENGTH, DEMO_STRENGTH_OF_TWO = 3.0, 3.0
+DEMO_STRENGTH, DEMO_STRENGTH_OF_TWO = 3.0, 5.0
 DEMO_FOCUS = 0.1  # of SEGA: measured to leave more of the rest alone
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {

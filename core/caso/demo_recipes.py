@@ -17,7 +17,7 @@ class DemoRecipe:
 
     Attributes:
         attribute, target: as the demo's classifier calls them.
-        start_words: the word for what changes.
+        start_words: the word for what changes; "" where learning from nothing went better.
         level: noise level L; coarse things are decided earlier.
     """
 
@@ -27,8 +27,10 @@ class DemoRecipe:
     level: float
 
     def settings(self, **changes: Any) -> TrainingSettings:
-        """Ours: a word to start from with a free vector before it, the other attributes held, a low guidance scale."""
-        base = self.paper(tokens=2, start_words=self.start_words, cfg=3.0, keep_others=1.0, learning_rate=0.03, steps=250)
+        """Ours: the other attributes held, and a word to start from with a free vector before it, which needs less guidance."""
+        base = self.paper(keep_others=1.0)
+        if self.start_words:
+            base = replace(base, tokens=2, start_words=self.start_words, cfg=3.0, learning_rate=0.03, steps=250)
         return replace(base, **changes)
 
     def paper(self, **changes: Any) -> TrainingSettings:
@@ -39,6 +41,6 @@ class DemoRecipe:
 RECIPES = {
     "glasses": DemoRecipe("glasses", "glasses", "face", 0.5),
     "smile": DemoRecipe("mouth", "smile", "mouth", 0.4),
-    "beard": DemoRecipe("facial_hair", "beard", "face", 0.5),
+    "beard": DemoRecipe("facial_hair", "beard", "", 0.5),
     "red hair": DemoRecipe("hair_color", "red", "hair", 0.6),
 }
