@@ -46,6 +46,8 @@ def with_changes(proposals: Proposals, change: Tensor, count: int) -> Proposals:
     scale = min(1.0, MAP_SIDE / min(height, width))
     grid = (max(1, round(height * scale)), max(1, round(width * scale)))
     strength = blurred(_on_grid(shown, grid)) * (_on_grid(proposals.allowed.float(), grid) >= 0.5)
+    if not strength.any():  # all of the change lies in cells that the mask hardly touches
+        return proposals
     anchors, rows = list(proposals.anchors), list(proposals.boxes)
     slots = len(rows[0])
     for row, column in _peaks(strength, count):

@@ -64,6 +64,16 @@ def test_no_change_and_none_asked_add_nothing():
     assert with_changes(attended(), planted((1.0, Box(0, 0, 9, 9))), 0).boxes == attended().boxes
 
 
+def test_a_change_where_the_mask_is_thinner_than_the_maps_cells_adds_nothing():
+    mask = torch.zeros(4 * HEIGHT, 4 * WIDTH)
+    mask[:, : 2 * WIDTH] = 1
+    mask[::4, 2 * WIDTH :] = 1  # a quarter of each cell
+    whole = attended(mask, (4 * HEIGHT, 4 * WIDTH))
+    assert 4 * HEIGHT > 2 * MAP_SIDE
+    found = with_changes(whole, planted((0.9, Box(3 * WIDTH, 100, 60, 60)), size=(4 * HEIGHT, 4 * WIDTH)), 2)
+    assert found is whole and found.change is None
+
+
 def test_a_mask_keeps_places_and_boxes_inside_it():
     mask = torch.zeros(HEIGHT, WIDTH)
     mask[:, : WIDTH // 2] = 1
