@@ -40,7 +40,7 @@ class DemoRecipe:
 
 RECIPES = {
     "glasses": DemoRecipe("glasses", "glasses", "face", 0.5),
-    "smile": DemoRecipe("mouth", "smile", "mouth", 0.5),
+    "smile": DemoRecipe("mouth", "smile", "mouth", 0.4),
     "beard": DemoRecipe("facial_hair", "beard", "", 0.5),
     "red hair": DemoRecipe("hair_color", "red", "hair", 0.6),
 }
