@@ -222,7 +222,7 @@ def test_two_embeddings_with_strengths_of_their_own(server):
     prompt = short(api("demo_caso_multi"))
     entry = server.queue(prompt)
     (report,) = entry["outputs"][node_of(prompt, "PreviewAny")]["text"]
-    assert "glasses +4" in report and "beard +5" in report and "guided where it pulls most (10 %)" in report
+    assert "glasses +3" in report and "beard +5" in report and "guided where it pulls most (10 %)" in report
 
 
 def best_box(entry, prompt):
