@@ -205,6 +205,7 @@ def trainer_inputs() -> list[Any]:
             io.String,
             "start_words",
             default="",
+            optional=True,  # API prompts saved before it was there run on
             advanced=True,
             tooltip="A word for what changes, not for how: hair to learn red hair. Learning starts from it, and tokens before it start "
             "neutral, so give tokens one more than the words. Colors need it. Empty: from nothing, as in the paper.",

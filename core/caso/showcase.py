@@ -45,7 +45,7 @@ def show_embeddings(demo: DemoModel, steps: int, number: int, result: Showcase) 
             result.show(f"embedding_{name}_true_without", having.source, "the true edited picture"),
             result.judged(f"embedding_{name}_removed", taken, f"strength {-strength:+g}", down),
         ]
-        result.rows.append((f"{name.replace('_', ' ')}, up and down by an embedding that a classifier taught (CASO, no words)", cells))
+        result.rows.append((f"{name.replace('_', ' ')}, up and down by an embedding that a classifier taught (CASO)", cells))
 
 
 def known_embeddings(demo: DemoModel) -> dict[str, tuple[SemanticEmbedding, list[DemoPair]]]:
