@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MOST = 4  # embeddings, to keep the command quick
 #: Found by eye on the demo model, for each of its embeddings; STRENGTH is for any other.
-STRENGTHS, STRENGTH, WINDOW = {"beard": 5.0, "glasses": 3.0, "red_hair": 3.0, "smile": 5.0}, 3.0, PRESETS["middle"]
+STRENGTHS, STRENGTH, WINDOW = {"beard": 5.0, "glasses": 3.0, "red_hair": 5.0, "smile": 5.0}, 3.0, PRESETS["middle"]
 FOCUS = 0.1  # leaves more of the rest alone at the same success, see README
 
 
