@@ -12,7 +12,7 @@ from torch import Tensor
 
 from semantic_editing.core.backends.caso import DemoDecoder, demo_injector
 from semantic_editing.core.caso.analysis import class_mean_cosines, reconstruction_errors
-from semantic_editing.core.caso.demo_recipes import RECIPES
+from semantic_editing.core.caso.demo_recipes import RECIPES, DemoRecipe
 from semantic_editing.core.caso.editing import Window, invert_to_window, semantic_edit
 from semantic_editing.core.caso.embedding import GuidanceTerm, SemanticEmbedding
 from semantic_editing.core.caso.seams import empty_condition
@@ -20,44 +20,47 @@ from semantic_editing.core.caso.settings import TrainingSettings
 from semantic_editing.core.caso.training import EmbeddingTrainer
 from semantic_editing.core.classifiers.loaders import load_image_classifier
 from semantic_editing.core.demo import DemoModel, DemoPair
-from semantic_editing.core.demo_data import pictures_without
+from semantic_editing.core.demo_data import DemoData, pictures_without
 from semantic_editing.core.inversion import Inversion
 from semantic_editing.core.measures import attributes_kept, psnr, success
 
-#: Name, as of its recipe -> (edit whose pairs are the truth, the way back, where guidance starts).
+#: Name, as of its recipe -> edit whose pairs are the truth.
 ATTRIBUTES = {
-    "glasses": ("glasses: none to glasses", "glasses: glasses to none", 0.5),
-    "smile": ("mouth: sad to smile", "mouth: smile to sad", 0.5),
-    "beard": ("facial hair: none to beard", "facial hair: beard to none", 0.5),
-    "red hair": ("hair color: black to red", None, 0.7),
+    "glasses": "glasses: none to glasses",
+    "smile": "mouth: sad to smile",
+    "beard": "facial hair: none to beard",
+    "red hair": "hair color: black to red",
 }
 BATCH = 16
-HELD = 8
+HELD = 24  # of the pictures to learn from, to decide what is best
 REBUILT_STEPS, OWN_CLASS_STRENGTHS = 20, (0.1, 0.3, 1.0)  # of the reconstruction by an image's own class
-SEGA = 0.05  # focus of the text in the way of SEGA (Brack et al. 2023)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is done for one attribute: unseen pictures with their truth, and pictures to learn from."""
+    """What is done for one attribute: unseen pairs without and with it, their way back, and pictures to learn from."""
 
-    name: str
+    recipe: DemoRecipe
     forth: list[DemoPair]
     back: list[DemoPair]
-    extra: Tensor  # further unseen pictures without the attribute
     training: Tensor
-    start: float
 
 
-def make_task(demo: DemoModel, name: str, pictures: int, unseen: int, start: float | None) -> Task:
+def make_task(demo: DemoModel, name: str, pictures: int, unseen: int) -> Task:
     """Training pictures are sources of other edits that lack the attribute; none of their faces is edited."""
-    forth_name, back_name, own_start = ATTRIBUTES[name]
-    forth = demo.pairs_of(forth_name)[:unseen]
-    back = demo.pairs_of(back_name)[:unseen] if back_name else []
-    key, target = forth[0].attribute, forth[0].after
-    others = pictures_without(demo.pairs, key, target)
-    training, extra = others[:pictures], others[pictures : pictures + max(0, unseen - len(forth))]
-    return Task(name, forth, back, extra, training, start if start is not None else own_start)
+    edit = ATTRIBUTES[name]
+    forth = [*demo.pairs_of(edit), *DemoData(demo.folder / "unseen").pairs_of(edit)][:unseen]
+    training = pictures_without(demo.pairs, forth[0].attribute, forth[0].after)[:pictures]
+    return Task(RECIPES[name], forth, [undone(pair) for pair in forth], training)
+
+
+def undone(pair: DemoPair) -> DemoPair:
+    """The same pair the other way."""
+    edit = f"{pair.attribute.replace('_', ' ')}: {pair.after} to {pair.before}"
+    return DemoPair(
+        pair.target, pair.source, edit, pair.attribute, pair.after, pair.before,
+        pair.target_caption, pair.source_caption, pair.target_attributes, pair.source_attributes,
+    )  # fmt: skip
 
 
 class Bench:
@@ -82,11 +85,11 @@ class Bench:
 
     def recipe(self, task: Task) -> TrainingSettings:
         """Ours for this attribute, with what the command line changes."""
-        return RECIPES[task.name].settings(**self.arguments.training)
+        return task.recipe.settings(**self.arguments.training)
 
     def paper(self, task: Task) -> TrainingSettings:
         """The paper's, in no more steps than ours."""
-        return RECIPES[task.name].paper(steps=min(TrainingSettings.steps, self.recipe(task).steps))
+        return task.recipe.paper(steps=min(TrainingSettings.steps, self.recipe(task).steps))
 
     def train(self, task: Task, settings: TrainingSettings) -> tuple[SemanticEmbedding, dict[str, Any]]:
         """One attribute from its pictures: the embedding, and what it cost."""
@@ -117,63 +120,51 @@ class Bench:
             count += len(inversion.noise)
         return self.decode(torch.cat(edited)), u / count
 
-    def measure(
-        self, images: Tensor, pairs: list[DemoPair], extra: Tensor, wanted: str, label: str, strength: float, u: float
-    ) -> dict[str, Any]:
-        """Figures of edited ``images``, of the pairs first and then of ``extra``, which have no true picture and thus no PSNR.
-
-        The other attributes of an edited extra picture must be those of the picture itself.
-        """
+    def measure(self, images: Tensor, pairs: list[DemoPair], label: str, strength: float, u: float) -> dict[str, Any]:
+        """Figures of edited ``images``, one for each pair."""
         key = pairs[0].attribute
         targets = torch.stack([pair.target for pair in pairs])
-        kept = torch.cat([targets, extra])[: len(images)]
         row: dict[str, Any] = {"method": label, "strength": strength, "u": u, "images": len(images)}
         for name, judge in (("guide", self.demo.classifier), ("judge", self.judge)):
             seen = judge.labels(images)
-            row[f"success_{name}"] = float(success(seen, key, wanted).mean())
-            row[f"kept_{name}"] = float(attributes_kept(seen, judge.labels(kept), key).mean())
-        row["psnr_true"] = float(psnr(images[: len(pairs)], targets).mean())
+            row[f"success_{name}"] = float(success(seen, key, pairs[0].after).mean())
+            row[f"kept_{name}"] = float(attributes_kept(seen, judge.labels(targets), key).mean())
+        row["psnr_true"] = float(psnr(images, targets).mean())
         return row
 
     def attribute(self, task: Task, embedding: SemanticEmbedding, as_printed: SemanticEmbedding | None) -> dict[str, Any]:
         """All methods on one attribute; ``as_printed`` was learned as the paper does."""
-        pair = task.forth[0]
-        sources = torch.cat([torch.stack([pair.source for pair in task.forth]), task.extra])
-        inverted = self.invert(sources, task.start)
-        text, learned = self.demo.encode_text([pair.words[1]]), embedding.condition(self.injector)
+        options, start, focus = self.arguments, task.recipe.start, task.recipe.focus
+        sources = torch.stack([pair.source for pair in task.forth])
+        inverted = self.invert(sources, start)
+        text, learned = self.demo.encode_text([task.forth[0].words[1]]), embedding.condition(self.injector)
         plain, u = self.edit(inverted, self.uncond, 0.0)
         true = self.decode(self.encode(torch.stack([pair.target for pair in task.forth])))
         rows = [
-            self.measure(true, task.forth, task.extra, pair.after, "true picture through the VAE", 0.0, 0.0),
-            self.measure(plain, task.forth, task.extra, pair.after, "reconstruction", 0.0, u),
+            self.measure(true, task.forth, "true picture through the VAE", 0.0, 0.0),
+            self.measure(plain, task.forth, "reconstruction", 0.0, u),
         ]
-        options = self.arguments
         methods = [
             ("text", text, 1.0, options.text_strengths),
-            ("text, SEGA", text, SEGA, options.text_strengths),
-            ("CASO, focused", learned, options.focus, options.strengths),
+            ("text, SEGA", text, focus, options.strengths),
             ("CASO", learned, 1.0, options.strengths),
+            ("CASO, focused", learned, focus, options.strengths),
         ]
         if as_printed is not None:
             methods.insert(2, ("CASO, the paper's", as_printed.condition(self.injector), 1.0, options.paper_strengths))
-        for label, cond, focus, strengths in methods:
+        for label, cond, part, strengths in methods:
             for strength in strengths:
-                images, u = self.edit(inverted, cond, strength, focus)
-                rows.append(self.measure(images, task.forth, task.extra, pair.after, label, strength, u))
-        removal = []
-        if task.back:
-            having = self.invert(torch.stack([pair.source for pair in task.back]), task.start)
-            removal.append(self.remove(task, having, "reconstruction", learned, 0.0))
-            for label, _, focus, strengths in methods[-2:]:
-                removal += [self.remove(task, having, label, learned, -strength, focus) for strength in strengths]
+                images, u = self.edit(inverted, cond, strength, part)
+                rows.append(self.measure(images, task.forth, label, strength, u))
+        removal, having = [], self.invert(torch.stack([pair.source for pair in task.back]), start)
+        for strength in (0.0, *options.strengths):
+            removed, u = self.edit(having, learned, -strength, focus)
+            removal.append(self.removed(removed, task, -strength, u))
         return {"rows": rows, "removal": removal, "proposition_2": self.proposition(task, sources, inverted, images)}
 
-    def remove(
-        self, task: Task, inverted: list[tuple[Inversion, Window]], label: str, cond: Any, strength: float, focus: float = 1.0
-    ) -> dict[str, Any]:
-        """Negative strength on pictures that have the attribute; success is that the judge no longer sees it."""
-        images, u = self.edit(inverted, cond, strength, focus)
-        row = self.measure(images, task.back, task.extra[:0], task.back[0].after, label, strength, u)
+    def removed(self, images: Tensor, task: Task, strength: float, u: float) -> dict[str, Any]:
+        """Figures of pictures that had the attribute; success is that the judge no longer sees it."""
+        row = self.measure(images, task.back, "CASO, focused" if strength else "reconstruction", strength, u)
         for name, judge in (("guide", self.demo.classifier), ("judge", self.judge)):
             row[f"success_{name}"] = 1 - float(success(judge.labels(images), task.back[0].attribute, task.back[0].before).mean())
         return row

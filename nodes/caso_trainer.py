@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from .host import (
 from .picture_input import gathered
 from .reports import plot_output, report_output, shown
 
+HELD_OUT_OF = 4  # pictures, one at most is held out
 SAVE_EVERY = 10  # steps, besides every look at the held-out pictures; the picture that is shown is new then, too
 ADVICE = "lower batch_size or the size of the pictures, or switch checkpointing on"
 
@@ -88,7 +90,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         files.check(overwrite or (resume and files.state.exists()))
         pictures, skipped = gathered(folder, images, image_size)
         latents = latent_to_model(model, encode_images(vae, pictures)).clone()
-        held = min(held_out, len(latents) - 1)
+        held = min(held_out, math.ceil(len(latents) / HELD_OUT_OF), len(latents) - 1)
         injector, decoder = SessionInjector(clip), SessionDecoder(vae, checkpointing)
         draft = None if draft_vae is None else SessionDecoder(draft_vae, checkpointing)
         bar = StoppableBar()

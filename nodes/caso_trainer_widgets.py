@@ -92,11 +92,12 @@ def trainer_inputs() -> list[Any]:
         widget(
             io.Int,
             "held_out",
-            default=8,
+            default=24,
             min=0,
             max=64,
             advanced=True,
-            tooltip="Pictures, the first ones, that are not learned from; they show and decide what is best. 0: none.",
+            tooltip="Pictures, the first ones but at most a quarter, that are not learned from; they decide what is best, and eight are "
+            "shown. 0: none.",
         ),
         widget(
             io.Float,

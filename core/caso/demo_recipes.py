@@ -1,4 +1,4 @@
-"""How the demo's embeddings are learned: what its benchmark measures is what it ships."""
+"""How the demo's embeddings are learned and used: what its benchmark measures is what it ships and shows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ class DemoRecipe:
         attribute, target: as the demo's classifier calls them.
         start_words: the word for what changes; "" where learning from nothing went better.
         level: noise level L; coarse things are decided earlier.
+        start: of the window that edits are guided in, see :class:`~.editing.Window`.
+        focus: share of the latent's elements that edits guide, see :class:`~.embedding.GuidanceTerm`; a mouth is small.
+        strength: of an edit to show.
     """
 
     attribute: str
     target: str
     start_words: str
     level: float
+    start: float
+    focus: float
+    strength: float
 
     def settings(self, **changes: Any) -> TrainingSettings:
         """Ours: the other attributes held, and a word to start from with a free vector before it, which needs less guidance."""
@@ -39,8 +45,8 @@ class DemoRecipe:
 
 
 RECIPES = {
-    "glasses": DemoRecipe("glasses", "glasses", "face", 0.5),
-    "smile": DemoRecipe("mouth", "smile", "mouth", 0.4),
-    "beard": DemoRecipe("facial_hair", "beard", "", 0.5),
-    "red hair": DemoRecipe("hair_color", "red", "hair", 0.6),
+    "glasses": DemoRecipe("glasses", "glasses", "face", level=0.5, start=0.5, focus=0.1, strength=3.0),
+    "smile": DemoRecipe("mouth", "smile", "mouth", level=0.4, start=0.5, focus=0.03, strength=5.0),
+    "beard": DemoRecipe("facial_hair", "beard", "", level=0.5, start=0.5, focus=0.1, strength=7.0),
+    "red hair": DemoRecipe("hair_color", "red", "hair", level=0.6, start=0.7, focus=0.1, strength=3.0),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -10,7 +11,8 @@ from ..backends.caso import demo_injector
 from ..demo import DemoModel
 from ..demo_data import DemoPair, embedding_files
 from ..measures import attributes_kept, psnr
-from .editing import PRESETS, invert_to_window, semantic_edit
+from .demo_recipes import RECIPES
+from .editing import PRESETS, Window, invert_to_window, semantic_edit
 from .embedding import GuidanceTerm, SemanticEmbedding
 from .seams import empty_condition
 
@@ -18,9 +20,8 @@ if TYPE_CHECKING:
     from ..showcase import Showcase
 
 MOST = 4  # embeddings, to keep the command quick
-#: Found by eye on the demo model, for each of its embeddings; STRENGTH is for any other.
-STRENGTHS, STRENGTH, WINDOW = {"beard": 5.0, "glasses": 3.0, "red_hair": 5.0, "smile": 5.0}, 3.0, PRESETS["middle"]
-FOCUS = 0.1  # leaves more of the rest alone at the same success, see README
+#: (strength, window, focus) for an embedding without a recipe.
+ANY = 3.0, PRESETS["middle"], 1.0
 
 
 def show_embeddings(demo: DemoModel, steps: int, number: int, result: Showcase) -> None:
@@ -33,9 +34,11 @@ def show_embeddings(demo: DemoModel, steps: int, number: int, result: Showcase) 
     figures = result.measures["embeddings"] = {}
     for name, (embedding, pairs) in known_embeddings(demo).items():
         without, having = (pairs[index % len(pairs)] for index in (number, number + 1))
-        strength = STRENGTHS.get(name, STRENGTH)
-        added, up = _turned(demo, embedding, without.source, without.target, strength, steps)
-        taken, down = _turned(demo, embedding, having.target, having.source, -strength, steps)
+        recipe = RECIPES.get(name.replace("_", " "))
+        strength, window, focus = ANY if recipe is None else (recipe.strength, Window(recipe.start), recipe.focus)
+        term = GuidanceTerm(embedding.condition(demo_injector(demo)), strength, focus=focus)
+        added, up = _turned(demo, embedding, without.source, without.target, term, window, steps)
+        taken, down = _turned(demo, embedding, having.target, having.source, replace(term, strength=-strength), window, steps)
         figures[name] = {"added": up, "removed": down}
         cells = [
             result.show(f"embedding_{name}_source", without.source, "source"),
@@ -60,17 +63,16 @@ def known_embeddings(demo: DemoModel) -> dict[str, tuple[SemanticEmbedding, list
 
 
 def _turned(
-    demo: DemoModel, embedding: SemanticEmbedding, source: Tensor, true: Tensor, strength: float, steps: int
+    demo: DemoModel, embedding: SemanticEmbedding, source: Tensor, true: Tensor, term: GuidanceTerm, window: Window, steps: int
 ) -> tuple[Tensor, dict[str, float]]:
     """``(edited image [3, H, W], figures)``; labels are the judge's, a classifier that taught no embedding."""
-    injector, denoiser = demo_injector(demo), demo.denoiser()
-    uncond, term = empty_condition(injector), GuidanceTerm(embedding.condition(injector), strength, focus=FOCUS)
-    inversion, window = invert_to_window(denoiser, demo.encode_image(source[None]), uncond, steps, WINDOW)
+    denoiser, uncond = demo.denoiser(), empty_condition(demo_injector(demo))
+    inversion, window = invert_to_window(denoiser, demo.encode_image(source[None]), uncond, steps, window)
     edited = demo.decode(semantic_edit(denoiser, inversion, uncond, [term], window))
     labels = demo.judge.labels(edited)
     return edited[0], {
         "psnr_to_true": float(psnr(edited, true[None])),
-        "success": float((labels[0][embedding.attribute] == embedding.target) == (strength > 0)),
+        "success": float((labels[0][embedding.attribute] == embedding.target) == (term.strength > 0)),
         "others_kept": float(attributes_kept(labels, demo.judge.labels(true[None]), embedding.attribute)),
         "u_forward": float(denoiser.evaluations.forward),
         "u_backward": float(denoiser.evaluations.backward),

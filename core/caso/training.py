@@ -40,6 +40,17 @@ class BestFound:
     vectors: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class HeldPart:
+    """Some of the held pictures: clean, noised, as predicted without an embedding, and how their other attributes look then."""
+
+    latents: Tensor
+    x: Tensor
+    sigma: Tensor
+    unconditional: Tensor
+    before: Tensor | None
+
+
 class EmbeddingTrainer:
     """Learns embeddings step by step; it can be stopped at any point (an exception from the callback does) and keeps the best.
 
@@ -83,7 +94,7 @@ class EmbeddingTrainer:
             self.empty = empty_condition(injector)
         together = self.schedule.first_met(settings.steps) if settings.bank else {}
         self._unconditional, self._before, self._before_draft = Memory(together), Memory(together), Memory(together)
-        self._held_start: tuple[Tensor, Tensor, Tensor, Tensor | None] | None = None
+        self._held_parts: list[HeldPart] = []
 
     @property
     def vectors(self) -> dict[str, Tensor]:
@@ -231,22 +242,33 @@ class EmbeddingTrainer:
 
     @torch.no_grad()
     def _check(self) -> HeldCheck:
-        assert self.held is not None
-        if self._held_start is None:
-            keys: list[tuple[object, ...]] = [(self.settings.seed, "held", number) for number in range(len(self.held))]
-            x, sigma = noisy(self.held, self.denoiser.identity, NoiseLevels(self.levels.sigmas, self.levels.level, 0.0), keys)
-            unedited = self._unedited(x, sigma)
-            self._held_start = x, sigma, unedited, self._appearance(unedited, self.decoder) if self._keeps else None
-        x, sigma, unconditional, before = self._held_start
-        images, losses, right = [], [], []
+        if not self._held_parts:
+            self._held_parts = self._prepare_held()
+        images, figures, looked = [], [], 0
         for number in range(len(self.settings.targets)):
-            targets = torch.full((len(x),), number)
-            predicted = self._guided(x, sigma, unconditional, targets)
-            images.append(self.decoder(predicted).clamp(0, 1))
-            verdict = self.objective(images[-1], targets, before)
-            losses.append(self._total(verdict, functional.mse_loss(predicted, self.held)))
-            right.append(verdict.right.float().mean())
-        return HeldCheck(float(torch.stack(losses).mean()), float(torch.stack(right).mean()), torch.cat(images))
+            for part in self._held_parts:
+                targets = torch.full((len(part.x),), number)
+                predicted = self._guided(part.x, part.sigma, part.unconditional, targets)
+                images.append(self.decoder(predicted).clamp(0, 1))
+                verdict = self.objective(images[-1], targets, part.before)
+                loss = self._total(verdict, functional.mse_loss(predicted, part.latents))
+                figures.append(len(part.x) * torch.stack([loss, verdict.right.float().mean()]))
+                looked += len(part.x)
+        loss, accuracy = (torch.stack(figures).sum(0) / looked).tolist()
+        return HeldCheck(loss, accuracy, torch.cat(images))
+
+    def _prepare_held(self) -> list[HeldPart]:
+        """The held pictures, no more at once than a step has, so that a look needs no more memory than a step."""
+        assert self.held is not None
+        settings, levels, parts, first = self.settings, NoiseLevels(self.levels.sigmas, self.levels.level, 0.0), [], 0
+        for latents in self.held.split(settings.batch):
+            keys: list[tuple[object, ...]] = [(settings.seed, "held", first + number) for number in range(len(latents))]
+            x, sigma = noisy(latents, self.denoiser.identity, levels, keys)
+            unconditional = self._unedited(x, sigma)
+            before = self._appearance(unconditional, self.decoder) if self._keeps else None
+            parts.append(HeldPart(latents, x, sigma, unconditional, before))
+            first += len(latents)
+        return parts
 
     def _keep_if_best(self, score: float) -> None:
         if score < self.scheduled.score:

@@ -12,6 +12,8 @@ from ..errors import EditingError
 from ..sheet import contact_sheet
 from .training import EmbeddingTrainer
 
+SHOWN = 8  # held-out pictures of each class
+
 
 def training_plot(trainer: EmbeddingTrainer) -> Tensor:
     """Loss and accuracy over the steps, ``[H, W, 3]`` in 0..1, and their last values in words; a line marks the step that was kept.
@@ -45,7 +47,7 @@ def progress_line(trainer: EmbeddingTrainer) -> str:
 
 
 def sample_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Image:
-    """The last look at the held-out pictures: a row for each target class.
+    """The last look at the first :data:`SHOWN` held-out pictures: a row for each target class.
 
     Raises:
         EditingError: nothing was held out, or it was not looked at yet (since resuming).
@@ -56,7 +58,7 @@ def sample_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Image:
     rows = []
     groups = images.chunk(len(trainer.settings.targets))
     for target, images in zip(trainer.settings.targets, groups, strict=True):
-        rows.append((f"{trainer.settings.attribute}: {target}", [(image, "") for image in images]))
+        rows.append((f"{trainer.settings.attribute}: {target}", [(image, "") for image in images[:SHOWN]]))
     return contact_sheet(rows, scale)
 
 

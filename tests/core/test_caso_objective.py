@@ -58,7 +58,8 @@ def test_training_that_keeps_the_others_changes_them_less():
         options = {"steps": 12, "check_every": 0, "learning_rate": 0.3, "level": 0.9, "augment": 0.0, "flip": False, "reconstruction": 0.0}
         trainer = tiny_trainer(latents, held, network=network, classifier=colour_judge(), attribute="red", keep_others=weight, **options)
         trainer.run()
-        x, sigma, unconditional, _ = trainer._held_start
+        (part,) = trainer._held_parts
+        x, sigma, unconditional = part.x, part.sigma, part.unconditional
         with torch.no_grad():
             edited, plain = (
                 trainer.decoder(latent).clamp(0, 1)

@@ -254,8 +254,27 @@ def test_training_lowers_the_loss_of_held_pictures_and_the_reconstruction_term_h
     assert free.history[-1].held.images.shape == (2, 3, 16, 16)
     strict = tiny_trainer(LATENTS, HELD, network=network, reconstruction=50.0, **options)
     strict.run()
-    changes = [float((t._guided(*t._held_start[:3], torch.zeros(2).long()) - HELD).detach().square().mean()) for t in (free, strict)]
+    changes = []
+    for trainer in (free, strict):
+        (part,) = trainer._held_parts
+        edited = trainer._guided(part.x, part.sigma, part.unconditional, torch.zeros(2).long())
+        changes.append(float((edited - HELD).detach().square().mean()))
     assert changes[1] < changes[0]
+
+
+def test_a_look_takes_no_more_pictures_at_once_than_a_step_and_sees_the_same(network):
+    held, options = tiny_latent(5, seed=4), {"network": network, "targets": ("no", "yes"), **PLAIN}
+    parted, at_once = (tiny_trainer(LATENTS, held, batch=batch, **options) for batch in (2, 5))
+    sizes = []
+    decode = parted.decoder
+    parted.decoder = lambda latent: sizes.append(len(latent)) or decode(latent)
+    looks = [trainer._check() for trainer in (parted, at_once)]
+    assert max(sizes) == 2 and looks[0].images.shape == (10, 3, 16, 16)
+    torch.testing.assert_close(looks[0].images, looks[1].images, rtol=1e-4, atol=1e-5)
+    assert looks[0].loss == pytest.approx(looks[1].loss, rel=1e-4)
+    assert looks[0].accuracy == pytest.approx(looks[1].accuracy)
+    evaluations = [trainer.denoiser.evaluations.forward for trainer in (parted, at_once)]
+    assert evaluations[0] == evaluations[1] == 15
 
 
 def test_several_classes_are_learned_at_once_and_each_is_its_own(network):

@@ -317,6 +317,21 @@ def test_the_two_classifiers_are_different_networks(demo):
     assert shapes[0] != shapes[1]
 
 
+def test_the_unseen_pairs_are_of_faces_that_no_other_pair_or_picture_has(demo):
+    unseen = DemoData(FOLDER / "unseen")
+    known = {picture.numpy().tobytes() for pair in demo.pairs for picture in (pair.source, pair.target)}
+    known |= {picture.numpy().tobytes() for picture in demo.images}
+    assert unseen.edits == demo.edits
+    learned = {(recipe.attribute, recipe.target) for recipe in RECIPES.values()}
+    for edit in unseen.edits:
+        pairs = unseen.pairs_of(edit)
+        assert len(pairs) >= (40 if (pairs[0].attribute, pairs[0].after) in learned else 16)
+        for pair in pairs:
+            assert not {pair.source.numpy().tobytes(), pair.target.numpy().tobytes()} & known
+            changed = {name for name in pair.source_attributes if pair.source_attributes[name] != pair.target_attributes[name]}
+            assert changed == {pair.attribute} and pair.target_attributes[pair.attribute] == pair.after
+
+
 def test_the_shipped_embeddings_are_those_of_the_recipes():
     found = {name.replace("_", " "): SemanticEmbedding.load(path) for name, path in embedding_files(FOLDER).items()}
     assert set(found) == set(RECIPES)

@@ -1,7 +1,7 @@
 """Put trained parts and rendered pictures together into the shipped folder. Usage: build_assets.py OUT [--data DIR] [--parts DIR].
 
-Pictures and pairs come from ``val`` and ``pairs`` as ``render.mjs`` left them; networks (``unet/ vae/ clip/``, classifiers) from
-``--parts`` are stored in half precision. ``--vocabulary`` writes the token list for a first CLIP instead.
+Pictures and pairs come from ``val``, ``pairs`` and ``unseen`` as ``render.mjs`` left them; networks (``unet/ vae/ clip/``,
+classifiers) from ``--parts`` are stored in half precision. ``--vocabulary`` writes the token list for a first CLIP instead.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import json
 import random
 import shutil
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.demo_data import PHRASES
 
 PICTURES, PAIRS = 24, 24  # pictures, and pairs of each edit
+#: Pairs in ``unseen/``, of faces that are in none of the others: of the edits that embeddings are learned for, and of each other edit.
+LEARNED = ("glasses: none to glasses", "mouth: sad to smile", "facial hair: none to beard", "hair color: black to red")
+UNSEEN_LEARNED, UNSEEN = 40, 16
 NETWORKS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
@@ -82,19 +87,30 @@ def listing(data: Path, out: Path) -> None:
         name = f"images/{index:02d}.png"
         Image.fromarray(np.array(pictures[index])).save(out / name, optimize=True)
         images.append({"file": name, "caption": caption(labels[index], rng), "attributes": looks(labels[index])})
-    rows = json.loads((data / "pairs.json").read_text(encoding="utf-8"))
-    rendered = np.memmap(data / "pairs.rgb", dtype=np.uint8, mode="r").reshape(-1, 2, 128, 128, 3)
-    pairs, chosen, counts = [], [], dict.fromkeys((tuple(row["edit"]) for row in rows), 0)
+    write_pairs(data, "pairs", out, rng, images, lambda edit: PAIRS)
+
+
+def unseen(edit: str) -> int:
+    """How many unseen pairs of an edit there are."""
+    return UNSEEN_LEARNED if edit in LEARNED else UNSEEN
+
+
+def write_pairs(data: Path, name: str, out: Path, rng: random.Random, images: list[dict[str, Any]], most: Callable[[str], int]) -> None:
+    """``demo.json`` and ``pairs.npz`` of the rendered pairs ``name``, ``most(edit)`` at most of each edit."""
+    rows = json.loads((data / f"{name}.json").read_text(encoding="utf-8"))
+    rendered = np.memmap(data / f"{name}.rgb", dtype=np.uint8, mode="r").reshape(-1, 2, 128, 128, 3)
+    pairs, chosen, counts = [], [], Counter[str]()
     for index, row in enumerate(rows):
-        attribute, before, after = edit = tuple(row["edit"])
-        if counts[edit] == PAIRS:
+        attribute, before, after = row["edit"]
+        edit = f"{attribute.replace('_', ' ')}: {before} to {after}"
+        if counts[edit] == most(edit):
             continue
         counts[edit] += 1
         chosen.append(index)
         source, target = pair_captions(row, rng)
         pairs.append(
             {
-                "edit": f"{attribute.replace('_', ' ')}: {before} to {after}",
+                "edit": edit,
                 "attribute": attribute,
                 "from": before,
                 "to": after,
@@ -104,6 +120,7 @@ def listing(data: Path, out: Path) -> None:
                 "target_attributes": looks(row["tgt"]),
             }
         )
+    out.mkdir(parents=True, exist_ok=True)
     (out / "demo.json").write_text(json.dumps({"images": images, "pairs": pairs}, indent=1) + "\n", encoding="utf-8")
     np.savez_compressed(out / "pairs.npz", images=rendered[chosen])
 
@@ -134,7 +151,7 @@ def main() -> None:
     """Write the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, help="folder of the rendered pictures: write demo.json, images and pairs")
+    parser.add_argument("--data", type=Path, help="folder of the rendered pictures: write demo.json, images, pairs and unseen pairs")
     parser.add_argument("--parts", type=Path, help="folder of the trained networks")
     parser.add_argument("--vocabulary", action="store_true", help="write vocab.json from the captions of --data, for a first CLIP")
     options = parser.parse_args()
@@ -144,6 +161,7 @@ def main() -> None:
         (options.out / "vocab.json").write_text(json.dumps(found), encoding="utf-8")
     elif options.data:
         listing(options.data, options.out)
+        write_pairs(options.data, "unseen", options.out / "unseen", random.Random(1), [], unseen)
     if options.parts:
         networks(options.parts, options.out)
     for name in ("tokenizer", "scheduler"):
