@@ -25,6 +25,7 @@ import torch
 from region_bench import ATTENDED, EXACT, HALVING, OWN_SIZES, RANDOM, Bench
 
 from semantic_editing.core.demo import load_demo_model
+from semantic_editing.core.demo_data import DemoData
 from semantic_editing.core.regions.proposals import DEFAULT_SIZES
 from semantic_editing.core.regions.ranking import Choice
 from semantic_editing.core.solvers import Solver
@@ -115,8 +116,9 @@ def halving_line(records: list[Record]) -> str:
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=8, help="pairs of each edit")
-    parser.add_argument("--skip", type=int, default=0, help="pairs of each edit left out at the start, as to tune on others")
+    parser.add_argument("--among", choices=["unseen", "demo"], default="unseen", help="demo: the pairs that settings were found on")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of each edit")
+    parser.add_argument("--skip", type=int, default=0, help="pairs of each edit left out at the start")
     parser.add_argument("--edits", nargs="+", help="names of edits; all by default")
     parser.add_argument("--editor", choices=["inpaint", "inversion"], default="inversion")
     parser.add_argument("--anchors", type=int, default=2, help="places on the attention")
@@ -171,7 +173,8 @@ def main() -> None:
     records = earlier(arguments.out, settings)
     demo = load_demo_model(arguments.assets)
     bench = Bench(demo, arguments)
-    numbers = {edit: [number for number, pair in enumerate(demo.pairs) if pair.edit == edit] for edit in arguments.edits or demo.edits}
+    among = demo if arguments.among == "demo" else DemoData(demo.folder / "unseen")
+    numbers = {edit: [number for number, pair in enumerate(among.pairs) if pair.edit == edit] for edit in arguments.edits or among.edits}
     chosen = [own[arguments.skip :][: arguments.pairs] for own in numbers.values()]
     wanted = [number for row in zip_longest(*chosen) for number in row if number is not None]
     if not arguments.out.is_file():
@@ -180,7 +183,7 @@ def main() -> None:
         if number in records:
             continue
         began = time.perf_counter()
-        records[number] = {"pair": number, **bench.run(demo.pairs[number], number)}
+        records[number] = {"pair": number, **bench.run(among.pairs[number], number)}
         append(arguments.out, records[number])
         print(f"{count} of {len(wanted)}: {records[number]['edit']}, {time.perf_counter() - began:.0f} s", flush=True)
     measured = [records[number] for number in wanted]

@@ -160,7 +160,7 @@ class RegionLearner:
             """Sorted by what decides in the end: the loss of an anchor's boxes, or the score of all, or the preference."""
             means = {box: totals[box] / max(rungs, 1) for box in boxes}
             if self.settings.choice == "tightest":
-                means = preferences(table, means)
+                means = preferences(table, means, "screen")
             return sorted(boxes, key=lambda box: means[box] if by_loss else -means[box])
 
         for rung, count in enumerate(plan.screened):

@@ -15,6 +15,7 @@ from .table import RewardTable
 #: tightly the box frames the edit, see :func:`preferences`.
 Choice = Literal["anchors", "all", "tightest"]
 TOLERANCE = 0.02
+AIM = 0.3  # found on the demo model
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,21 @@ class Candidate:
         return self.verdict.score
 
 
-def preferences(table: RewardTable, scores: Mapping[Box, float]) -> dict[Box, float]:
+def preferences(table: RewardTable, scores: Mapping[Box, float], quality: Quality = "full") -> dict[Box, float]:
     """How much each box is preferred by "tightest", higher is better; ``scores`` are S of Eq. 7. Ours: CLIP hardly sees small things.
 
     Where it is known where the text pulls: the box's share of the best box's gain over the unedited image, plus its tightness (see
-    :meth:`~.proposals.Proposals.tightness`). Else, and where nothing gains, the tightest (the smallest, which changes
+    :meth:`~.proposals.Proposals.tightness`), plus :data:`AIM` times the aim of its render of ``quality`` (see
+    :meth:`~.table.RewardTable.aim`). Else, and where nothing gains, the tightest (the smallest, which changes
     least) of the boxes whose score is within :data:`TOLERANCE` of the best comes first, and then the others by score.
     """
     best = max(scores.values(), default=0.0)
     tightness = table.proposals.tightness
     if table.proposals.change is not None and best > table.unedited_score:
         gain = best - table.unedited_score
-        return {box: (score - table.unedited_score) / gain + tightness(box) for box, score in scores.items()}
+        return {
+            box: (score - table.unedited_score) / gain + tightness(box) + AIM * table.aim(box, quality) for box, score in scores.items()
+        }
     return {box: 1 + tightness(box) if score >= best - TOLERANCE else score - best for box, score in scores.items()}
 
 
@@ -75,7 +79,7 @@ def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
         if losses:
             winners.add(min(losses, key=losses.__getitem__))
     candidates = [Candidate(c.box, c.anchor, c.slot, c.quality, c.verdict, c.loss, c.box in winners) for c in found.values()]
-    preferred = preferences(table, {c.box: c.score for c in candidates}) if choice == "tightest" else {}
+    preferred = preferences(table, {c.box: c.score for c in candidates}, quality) if choice == "tightest" else {}
 
     def order(c: Candidate) -> tuple[float, ...]:
         return (choice == "anchors" and not c.chosen, -preferred.get(c.box, 0.0), -c.score, c.loss, *c.box)

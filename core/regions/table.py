@@ -58,6 +58,7 @@ class RewardTable:
         self.cache = RenderCache() if cache is None else cache
         self.count = RenderCount()
         self._verdicts: dict[tuple[Box, Quality, int], Verdict] = {}
+        self._aims: dict[tuple[Box, Quality], float] = {}
         self._image_hash = content_hash(image)
 
     def known(self, box: Box, quality: Quality = "full", draw: int = 0) -> Verdict | None:
@@ -102,6 +103,20 @@ class RewardTable:
         self.count.units += self.editor.cost(quality)
         self.cache.put(key, edited, self.image, box)
         return edited
+
+    def aim(self, box: Box, quality: Quality = "full") -> float:
+        """How much of what the edit of ``box`` changed lies where the text pulls: the mean pull, as a share of the strongest, over the
+        changed pixels weighted by their change. 0 where the pull is not known, where the box was not judged, or without a change.
+        """
+        pull = self.proposals.change
+        if pull is None or self.known(box, quality) is None:
+            return 0.0
+        if (box, quality) not in self._aims:
+            kept = self.cache.get(self._key(box, quality, 0), self.image, box)
+            edited = self.render(box, quality) if kept is None else kept
+            changed = (edited - self.image.cpu()).abs().mean(1)[0]
+            self._aims[box, quality] = float((changed * pull).sum() / (changed.sum() * pull.max()).clamp_min(1e-12))
+        return self._aims[box, quality]
 
     @cached_property
     def unedited_score(self) -> float:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from semantic_editing.core.regions.rewards import Verdict
 from semantic_editing.core.regions.settings import LearningSettings
 from semantic_editing.core.regions.table import RewardTable
 from semantic_editing.tests.core.tiny_regions import (
+    HEIGHT,
+    WIDTH,
     HiddenBox,
     Painter,
     black_image,
@@ -244,6 +247,19 @@ def test_a_screening_loss_is_moved_by_the_mean_difference_to_full_renders():
     offset = sum(0.1 * area[box] for box in boxes[:2]) / 2
     expected = [area[box] if box in boxes[:2] else 0.9 * area[box] + offset for box in boxes]
     assert table.losses()[0][proposals.valid[0]].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_aim_of_an_edit_is_the_mean_pull_where_it_changed_the_image():
+    table = tiny_table()
+    box, other = (next(one for one in row if one is not None) for row in table.proposals.boxes[:2])
+    pull = torch.full((HEIGHT, WIDTH), 0.5)
+    pull[box.y : box.y + box.height, box.x : box.x + box.width // 2] = 2.0
+    assert table.evaluate(box) and table.aim(box) == 0.0  # where the text pulls is not known
+    table.proposals = replace(table.proposals, change=pull)
+    expected = float(pull[box.y : box.y + box.height, box.x : box.x + box.width].mean()) / 2.0
+    assert table.aim(box) == pytest.approx(expected, rel=1e-5) and 0.25 < expected < 1
+    assert (table.aim(other), table.aim(box, "screen")) == (0.0, 0.0)
+    assert (len(table.editor.calls), table.count.full, table.count.reused) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("first", [4, 6])

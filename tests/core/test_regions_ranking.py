@@ -11,7 +11,7 @@ from semantic_editing.core.regions.rewards import LossWeights, Verdict
 BOXES = (Box(0, 0, 8, 8), Box(0, 0, 4, 4), Box(4, 4, 2, 2), Box(1, 1, 3, 3))
 
 
-def table(scores, evaluated=BOXES, change=None, unedited=0.5):
+def table(scores, evaluated=BOXES, change=None, unedited=0.5, aims=None):
     """What ranking asks of a table; the loss falls with the area, so that anchors' choices are their largest boxes."""
     verdicts = {
         box: Verdict(1 / (box.width * box.height), 0.0, 0.0, score / 2, 0.0)
@@ -25,6 +25,7 @@ def table(scores, evaluated=BOXES, change=None, unedited=0.5):
         weights=LossWeights(),
         known=lambda box, quality: verdicts.get(box),
         unedited_score=unedited,
+        aim=lambda box, quality: (aims or {}).get(box, 0.0),
     )
 
 
@@ -53,6 +54,15 @@ def test_the_share_of_the_gain_counts_as_much_as_the_tightness():
     assert rank(table((1.5, 0.7, 0.5, 0.5), change=change), "tightest")[0].box == BOXES[0]
     # nothing gains: the best scores, the smallest of those about as good
     assert rank(table((0.5, 0.2, 0.1, 0.3), change=change, unedited=0.9), "tightest")[0].box == BOXES[0]
+
+
+def test_of_boxes_alike_the_edit_that_changed_what_the_text_pulls_at_is_first():
+    change = torch.zeros(8, 8)
+    change[:4, :4] = 0.3
+    # tightness puts [1] 0.75 before [0], which a gain 0.6 larger does not outweigh alone
+    scores = (1.5, 0.9, 0.5, 0.5)
+    assert rank(table(scores, change=change, aims={BOXES[0]: 0.4}), "tightest")[0].box == BOXES[1]
+    assert rank(table(scores, change=change, aims={BOXES[0]: 0.6}), "tightest")[0].box == BOXES[0]
 
 
 def test_a_clearly_better_box_is_first_whatever_its_size_and_equal_areas_go_by_score():
