@@ -33,7 +33,7 @@ ATTRIBUTES = {
 }
 BATCH = 16
 HELD = 24  # of the pictures to learn from, to decide what is best
-REBUILT_STEPS, OWN_CLASS_STRENGTHS = 20, (0.1, 0.3, 1.0)  # of the reconstruction by an image's own class
+REBUILT, REBUILT_STEPS, OWN_CLASS_STRENGTHS = 24, 20, (0.1, 0.3, 1.0)  # of the reconstruction by an image's own class
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Bench:
         ]
         methods = [
             ("text", text, 1.0, options.text_strengths),
-            ("text, SEGA", text, focus, options.strengths),
+            ("text, SEGA", text, focus, options.text_strengths),
             ("CASO", learned, 1.0, options.strengths),
             ("CASO, focused", learned, focus, options.strengths),
         ]
@@ -187,7 +187,7 @@ class Bench:
 
     def reconstruction(self, task: Task, embedding: SemanticEmbedding) -> list[dict[str, float]]:
         """Plain DDIM reconstruction of pictures that have the attribute, without and with their own class's embedding (4.4)."""
-        latents = self.encode(torch.stack([pair.target for pair in task.forth]))
+        latents = self.encode(torch.stack([pair.target for pair in task.forth[:REBUILT]]))
         term, rows = GuidanceTerm(embedding.condition(self.injector), 1.0), []
         for window in (Window(0.3), Window(1.0)):
             plain, *guided = reconstruction_errors(
