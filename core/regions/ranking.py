@@ -15,7 +15,7 @@ from .table import RewardTable
 #: tightly the box frames the edit, see :func:`preferences`.
 Choice = Literal["anchors", "all", "tightest"]
 TOLERANCE = 0.02
-TIGHTNESS, AIM = 0.7, 0.3  # weights beside the share of the gain, found on the demo model
+AIM = 0.3  # found on the demo model
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Candidate:
 def preferences(table: RewardTable, scores: Mapping[Box, float], quality: Quality = "full") -> dict[Box, float]:
     """How much each box is preferred by "tightest", higher is better; ``scores`` are S of Eq. 7. Ours: CLIP hardly sees small things.
 
-    Where it is known where the text pulls: the box's share of the best box's gain over the unedited image, plus :data:`TIGHTNESS` times
-    its tightness (see :meth:`~.proposals.Proposals.tightness`), plus :data:`AIM` times the aim of its render of ``quality`` (see
+    Where it is known where the text pulls: the box's share of the best box's gain over the unedited image, plus its tightness (see
+    :meth:`~.proposals.Proposals.tightness`), plus :data:`AIM` times the aim of its render of ``quality`` (see
     :meth:`~.table.RewardTable.aim`). Else, and where nothing gains, the tightest (the smallest, which changes
     least) of the boxes whose score is within :data:`TOLERANCE` of the best comes first, and then the others by score.
     """
@@ -54,8 +54,9 @@ def preferences(table: RewardTable, scores: Mapping[Box, float], quality: Qualit
     tightness = table.proposals.tightness
     if table.proposals.change is not None and best > table.unedited_score:
         gain = best - table.unedited_score
-        gained = {box: (score - table.unedited_score) / gain for box, score in scores.items()}
-        return {box: gained[box] + TIGHTNESS * tightness(box) + AIM * table.aim(box, quality) for box in scores}
+        return {
+            box: (score - table.unedited_score) / gain + tightness(box) + AIM * table.aim(box, quality) for box, score in scores.items()
+        }
     return {box: 1 + tightness(box) if score >= best - TOLERANCE else score - best for box, score in scores.items()}
 
 

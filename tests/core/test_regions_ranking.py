@@ -46,12 +46,12 @@ def test_where_the_change_is_known_the_box_that_frames_it_is_first():
     assert [candidate.box for candidate in rank(found, "tightest")] == [BOXES[1], BOXES[3], BOXES[0], BOXES[2]]
 
 
-def test_the_tightness_is_weighed_against_the_share_of_the_gain():
+def test_the_share_of_the_gain_counts_as_much_as_the_tightness():
     change = torch.zeros(8, 8)
     change[:4, :4] = 0.3
-    # [1] is 0.75 tighter, worth 0.525 of the gain: it gains 0.5 of what [0] does, then 0.45
-    assert rank(table((1.5, 1.0, 0.5, 0.5), change=change), "tightest")[0].box == BOXES[1]
-    assert rank(table((1.5, 0.95, 0.5, 0.5), change=change), "tightest")[0].box == BOXES[0]
+    # [1] gains 0.3 of what [0] does and is 0.75 tighter; then 0.2 of it
+    assert rank(table((1.5, 0.8, 0.5, 0.5), change=change), "tightest")[0].box == BOXES[1]
+    assert rank(table((1.5, 0.7, 0.5, 0.5), change=change), "tightest")[0].box == BOXES[0]
     # nothing gains: the best scores, the smallest of those about as good
     assert rank(table((0.5, 0.2, 0.1, 0.3), change=change, unedited=0.9), "tightest")[0].box == BOXES[0]
 
@@ -59,10 +59,10 @@ def test_the_tightness_is_weighed_against_the_share_of_the_gain():
 def test_of_boxes_alike_the_edit_that_changed_what_the_text_pulls_at_is_first():
     change = torch.zeros(8, 8)
     change[:4, :4] = 0.3
-    # [1] is before [0] by 0.7 * 0.75 - 0.4 = 0.125, which an aim of 0.125 / 0.3 = 0.417 outweighs
-    scores = (1.5, 1.1, 0.5, 0.5)
+    # tightness puts [1] 0.75 before [0], which a gain 0.6 larger does not outweigh alone
+    scores = (1.5, 0.9, 0.5, 0.5)
     assert rank(table(scores, change=change, aims={BOXES[0]: 0.4}), "tightest")[0].box == BOXES[1]
-    assert rank(table(scores, change=change, aims={BOXES[0]: 0.43}), "tightest")[0].box == BOXES[0]
+    assert rank(table(scores, change=change, aims={BOXES[0]: 0.6}), "tightest")[0].box == BOXES[0]
 
 
 def test_a_clearly_better_box_is_first_whatever_its_size_and_equal_areas_go_by_score():
