@@ -83,8 +83,8 @@ class RegionBoxGenerator(io.ComfyNode):
                     advanced=True,
                     tooltip="Who may be first. Best of each anchor: the box of lowest loss of each place, as in the paper. All: every "
                     "rendered box, by score alone. Tightest of the best: where it is known where the text acts "
-                    "(Region Inversion Editor), a box's share of the best gain in score, how well it frames that place and how much of what it "
-                    "changed lies there decide; else the smallest of those that score about as well as the best.",
+                    "(Region Inversion Editor), a box's share of the best gain in score, how well it frames that place and how much of "
+                    "what it changed lies there decide; else the smallest of those that score about as well as the best.",
                 ),
                 *judging_inputs(),
                 widget(
