@@ -117,7 +117,7 @@ def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--among", choices=["unseen", "demo"], default="unseen", help="demo: the pairs that settings were found on")
-    parser.add_argument("--pairs", type=int, default=16, help="pairs of each edit")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of each edit")
     parser.add_argument("--skip", type=int, default=0, help="pairs of each edit left out at the start")
     parser.add_argument("--edits", nargs="+", help="names of edits; all by default")
     parser.add_argument("--editor", choices=["inpaint", "inversion"], default="inversion")

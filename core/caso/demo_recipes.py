@@ -45,8 +45,8 @@ class DemoRecipe:
 
 
 RECIPES = {
-    "glasses": DemoRecipe("glasses", "glasses", "face", level=0.5, start=0.5, focus=0.1, strength=3.0),
-    "smile": DemoRecipe("mouth", "smile", "mouth", level=0.4, start=0.5, focus=0.03, strength=5.0),
+    "glasses": DemoRecipe("glasses", "glasses", "face", level=0.5, start=0.5, focus=0.1, strength=4.0),
+    "smile": DemoRecipe("mouth", "smile", "mouth", level=0.4, start=0.5, focus=0.03, strength=4.0),
     "beard": DemoRecipe("facial_hair", "beard", "", level=0.5, start=0.5, focus=0.1, strength=7.0),
     "red hair": DemoRecipe("hair_color", "red", "hair", level=0.6, start=0.7, focus=0.1, strength=3.0),
 }
