@@ -19,6 +19,7 @@ DEFAULT_CHANGES = 2
 MAP_SIDE = 128
 BLUR = 2.0  # standard deviation
 GAP = 4  # parts of a region may be so far apart
+EDGE = 2  # a region that comes so near to the image's border reaches it: blurring weakens it there
 APART = 16  # two places are further apart in a row or a column
 HIGHEST, LOWEST = 0.8, 0.1  # range of the levels, as shares of the place's own change
 FLOOR = 0.3  # share of the strongest change below which a change does not count when a box's tightness is measured
@@ -100,8 +101,15 @@ def _region_frame(strength: Tensor, row: int, column: int, share: float, image_s
         if torch.equal(grown, region):
             break
         region = grown
-    rows, columns = region[0, 0].any(1).nonzero().flatten().tolist(), region[0, 0].any(0).nonzero().flatten().tolist()
     (height, width), (high, wide) = image_size, strength.shape
-    left, top = columns[0] * width // wide, rows[0] * height // high
-    right, bottom = -(-(columns[-1] + 1) * width // wide), -(-(rows[-1] + 1) * height // high)
+    (first_row, past_row), (first_column, past_column) = (_reach(region[0, 0].any(1 - side)) for side in (0, 1))
+    left, top = first_column * width // wide, first_row * height // high
+    right, bottom = -(-past_column * width // wide), -(-past_row * height // high)
     return Box(left, top, right - left, bottom - top)
+
+
+def _reach(taken: Tensor) -> tuple[int, int]:
+    """First and past the last cell of ``taken [n]``, bool; to the border where that is near."""
+    cells = taken.nonzero().flatten().tolist()
+    first, past = cells[0], cells[-1] + 1
+    return 0 if first <= EDGE else first, len(taken) if len(taken) - past <= EDGE else past

@@ -43,6 +43,15 @@ def test_the_boxes_of_the_first_place_frame_the_planted_change(box):
     assert len(boxes) == len(SIZES)
 
 
+def test_a_change_that_reaches_the_border_has_boxes_that_reach_it_and_others_do_not():
+    everywhere = with_changes(attended(), torch.full((HEIGHT, WIDTH), 0.5), 1).boxes[2]
+    assert [box for box in everywhere if box is not None] == [Box(0, 0, WIDTH, HEIGHT)]  # no frame is left unedited around a background
+    lower = [box for box in with_changes(attended(), planted((0.5, Box(40, 56, 60, 40))), 1).boxes[2] if box is not None]
+    assert {box.y + box.height for box in lower} == {HEIGHT} and all(box.x > 20 and box.x + box.width < WIDTH - 20 for box in lower)
+    apart = with_changes(attended(), planted((0.5, Box(12, 30, 50, 40))), 1).boxes[2]
+    assert all(box.x > 0 and box.y > 0 for box in apart if box is not None)
+
+
 def test_places_come_by_strength_and_faint_ones_not_at_all():
     strong, weak, faint = Box(120, 10, 20, 20), Box(10, 50, 24, 24), Box(90, 70, 20, 20)
     found = with_changes(attended(), planted((0.2, weak), (0.6, strong), (0.01, faint)), 5)
