@@ -185,6 +185,13 @@ def test_a_finished_training_resumed_keeps_its_samples_and_figures(pack, demo, i
 
 
 @torch.inference_mode()
+def test_of_few_pictures_a_quarter_is_held_out_at_most(pack, demo, images, folders):
+    report = train(pack, demo, images, held_out=24, steps=1)[3]
+    held = -(-len(images) // 4)
+    assert f"on {len(images) - held} pictures, {held} held out" in report
+
+
+@torch.inference_mode()
 def test_a_draft_vae_decodes_all_but_the_last_steps_and_is_compared_with_itself(pack, demo, images, folders, monkeypatch):
     module, calls, runs = pack("nodes.caso_trainer"), [], []
     draft = pack.load_demo_model()[2]
