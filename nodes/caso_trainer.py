@@ -31,7 +31,7 @@ from .host import (
 from .picture_input import gathered
 from .reports import plot_output, report_output, shown
 
-HELD_OUT_OF = 4  # pictures, one at most is held out
+HELD_OUT_OF = 4  # pictures, one at most is held out (rounded up)
 SAVE_EVERY = 10  # steps, besides every look at the held-out pictures; the picture that is shown is new then, too
 ADVICE = "lower batch_size or the size of the pictures, or switch checkpointing on"
 

@@ -42,7 +42,14 @@ class BestFound:
 
 @dataclass(frozen=True, eq=False)
 class HeldPart:
-    """Some of the held pictures: clean, noised, as predicted without an embedding, and how their other attributes look then."""
+    """Some of the held pictures, B of them.
+
+    Attributes:
+        latents, x: clean and noised, ``[B, C, h, w]``.
+        sigma: of that noise, ``[B]``.
+        unconditional: clean latents as predicted without an embedding, ``[B, C, h, w]``.
+        before: how their other attributes look then, ``[B, S]``; None where those are not looked at.
+    """
 
     latents: Tensor
     x: Tensor
