@@ -230,9 +230,10 @@ class PairBench:
         features = self.features.features[0]
         network = RegionNetwork(len(features), len(self.proposals.boxes[0]))
         task = RegionTask.of(table, features, network)
-        settings = LearningSettings(strategy, epochs=0, choice=self.options.choice)
+        settings = LearningSettings(strategy, epochs=0, choice=self.options.choice, refine=self.options.refine)
         ((best, *_),) = RegionLearner(network, [task], settings).run()
-        return self._figures(table, best, ["full", "screen"] if strategy == "halving" else ["full"], located=bool(self.options.changes))
+        qualities: list[Quality] = ["full", "screen"] if table.count.screen else ["full"]
+        return self._figures(table, best, qualities, located=bool(self.options.changes))
 
     def _figures(self, table: RewardTable, best: Candidate, qualities: list[Quality], located: bool = False) -> dict[str, Any]:
         edited, demo = table.render(best.box), self.bench.demo

@@ -139,6 +139,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--weights", type=float, nargs=3, default=[1.0, 1.0, 1.0], help="of L_Clip, L_Dir, L_Str (Eq. 3)")
     parser.add_argument("--crops", type=int, default=0, help="of the losses, besides the whole picture")
     parser.add_argument("--choice", choices=get_args(Choice), default="tightest", help="who is best")
+    parser.add_argument("--refine", action=argparse.BooleanOptionalAction, default=True, help="move the sides of the best box")
     parser.add_argument("--draws", type=int, default=2, help="of each random arm")
     parser.add_argument("--seed", type=int, default=0, help="of the random boxes")
     parser.add_argument("--batch", type=int, default=8, help="boxes rendered together")

@@ -115,6 +115,14 @@ class RegionBoxGenerator(io.ComfyNode):
                     "Only Region Inversion Editor can tell; others pay nothing. Off with strategy policy.",
                 ),
                 widget(
+                    io.Boolean,
+                    "refine",
+                    default=True,
+                    advanced=True,
+                    tooltip="In the end move the sides of the best box while that makes it better, for one more render. Only with "
+                    "Region Inversion Editor (screening_steps 0), change_anchors and the winner tightest of the best; others pay nothing.",
+                ),
+                widget(
                     io.Mask, "mask", optional=True, tooltip="Where edits may be (white), or may not: see mask_use. Of the image's size."
                 ),
                 widget(

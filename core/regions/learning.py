@@ -24,6 +24,7 @@ from .halving import HalvingPlan, halving_plan
 from .network import RegionNetwork, gumbel_argmax, region_features
 from .proposals import Box
 from .ranking import Candidate, preferences, rank
+from .refine import LOOKS, can_refine, refine
 from .settings import LearningProgress, LearningSettings
 from .soft_mask import box_masks, soft_mask_loss
 from .table import RewardTable
@@ -110,6 +111,8 @@ class RegionLearner:
                 else:
                     self._halve(number, task.boxes)
             self._fit()
+        for number in range(len(self.tasks)):
+            self._refine(number)
         return self.results()
 
     def learn_from_known(self) -> None:
@@ -138,14 +141,38 @@ class RegionLearner:
 
     def _planned(self, number: int) -> int:
         boxes, anchors = len(self.tasks[number].boxes), len(self.tasks[number].table.proposals.anchors)
+        refined = LOOKS + 1 if self._refines(number) else 0
         if self.settings.strategy == "halving":
-            return self._plan(number).looks
-        return {"exact": boxes, "sampled": min(boxes, self.settings.budget)}.get(self.settings.strategy, anchors)
+            return self._plan(number).looks + refined
+        return {"exact": boxes, "sampled": min(boxes, self.settings.budget)}.get(self.settings.strategy, anchors) + refined
+
+    def _refines(self, number: int) -> bool:
+        return self.settings.refine and self.settings.choice == "tightest" and can_refine(self.tasks[number].table)
+
+    def _refine(self, number: int) -> None:
+        """Move the sides of the best box, if it is wanted and costs nothing but one full render, which the budget must allow."""
+        table = self.tasks[number].table
+        spent = self.settings.strategy == "sampled" and len(table.evaluated) >= self.settings.budget
+        if spent or not self._refines(number):
+            return
+        looked = 0
+
+        def look(box: Box) -> None:
+            nonlocal looked
+            looked += 1
+            loss = table.evaluate(box, "screen").loss(table.weights)
+            self._callback(LearningProgress("screen", number, looked, LOOKS, loss))
+
+        found = refine(table, look)
+        if found is not None:
+            self._look(number, [found])
 
     def _plan(self, number: int) -> HalvingPlan:
         task, settings = self.tasks[number], self.settings
         editor = task.table.editor
         once = editor.screening_cost if isinstance(editor, Sharing) else 0.0
+        if self._refines(number):
+            once += editor.cost("full")  # of the box that is moved
         return halving_plan(
             len(task.boxes), editor.cost("screen"), editor.cost("full"),
             share=settings.share, rungs=settings.rungs, keep=settings.keep, once=once,

@@ -15,7 +15,8 @@ from .table import RewardTable
 #: tightly the box frames the edit, see :func:`preferences`.
 Choice = Literal["anchors", "all", "tightest"]
 TOLERANCE = 0.02
-AIM = 0.3  # found on the demo model
+AIM = 0.3  # found on the demo model, like FRAMING
+FRAMING = 2.0  # weight of the tightness between a moved box and the one it came from: a score that small moves gain says less
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Candidate:
     """One rendered box.
 
     Attributes:
-        anchor, slot: the first place in the table that has this box.
+        anchor, slot: the first place in the table that has this box, or that it was moved from.
         loss: L of Eq. 3.
         chosen: it is the box of lowest loss of an anchor.
     """
@@ -42,22 +43,32 @@ class Candidate:
         return self.verdict.score
 
 
-def preferences(table: RewardTable, scores: Mapping[Box, float], quality: Quality = "full") -> dict[Box, float]:
-    """How much each box is preferred by "tightest", higher is better; ``scores`` are S of Eq. 7. Ours: CLIP hardly sees small things.
+def preferences(table: RewardTable, scores: Mapping[Box, float], quality: Quality = "full", most: float | None = None) -> dict[Box, float]:
+    """How much each box is preferred by "tightest", higher is better. Ours: CLIP hardly sees small things.
 
     Where it is known where the text pulls: the box's share of the best box's gain over the unedited image, plus its tightness (see
     :meth:`~.proposals.Proposals.tightness`), plus :data:`AIM` times the aim of its render of ``quality`` (see
-    :meth:`~.table.RewardTable.aim`). Else, and where nothing gains, the tightest (the smallest, which changes
+    :meth:`~.table.RewardTable.aim`). A box that was moved (``table.refined``) is as much better than the one it came from as this sum
+    says with :data:`FRAMING` times the tightness. Else, and where nothing gains, the tightest (the smallest, which changes
     least) of the boxes whose score is within :data:`TOLERANCE` of the best comes first, and then the others by score.
+
+    Args:
+        scores: S of Eq. 7.
+        most: the best box's, the highest of ``scores`` by default.
     """
-    best = max(scores.values(), default=0.0)
-    tightness = table.proposals.tightness
-    if table.proposals.change is not None and best > table.unedited_score:
-        gain = best - table.unedited_score
-        return {
-            box: (score - table.unedited_score) / gain + tightness(box) + AIM * table.aim(box, quality) for box, score in scores.items()
-        }
-    return {box: 1 + tightness(box) if score >= best - TOLERANCE else score - best for box, score in scores.items()}
+    best = max(scores.values(), default=0.0) if most is None else most
+    tightness, gain = table.proposals.tightness, best - table.unedited_score
+    if table.proposals.change is None or gain <= 0:
+        return {box: 1 + tightness(box) if score >= best - TOLERANCE else score - best for box, score in scores.items()}
+
+    def sum_of(box: Box, framing: float = 1.0) -> float:
+        return (scores[box] - table.unedited_score) / gain + framing * tightness(box) + AIM * table.aim(box, quality)
+
+    liked = {box: sum_of(box) for box in scores}
+    for box, origin in table.refined.items():
+        if box in scores and origin in scores:
+            liked[box] = sum_of(origin) + sum_of(box, FRAMING) - sum_of(origin, FRAMING)
+    return liked
 
 
 def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
@@ -78,6 +89,11 @@ def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
                 found.setdefault(box, Candidate(box, anchor, slot, quality, verdict, losses[box], False))
         if losses:
             winners.add(min(losses, key=losses.__getitem__))
+    for box, origin in table.refined.items():
+        verdict = table.known(box, quality)
+        if verdict is not None and origin in found:
+            place = found[origin]
+            found.setdefault(box, Candidate(box, place.anchor, place.slot, quality, verdict, verdict.loss(table.weights), False))
     candidates = [Candidate(c.box, c.anchor, c.slot, c.quality, c.verdict, c.loss, c.box in winners) for c in found.values()]
     preferred = preferences(table, {c.box: c.score for c in candidates}, quality) if choice == "tightest" else {}
 

@@ -25,6 +25,7 @@ class LearningSettings:
         share: "halving": at most this part of the evaluations that "exact" takes, see :func:`~.halving.halving_plan`.
         rungs, keep: "halving": rounds of screening at most, and the part of the boxes (the best) that survives each.
         choice: who may be best, see :func:`~.ranking.rank`.
+        refine: with the choice "tightest", whether the sides of the best box are moved in the end, see :func:`~.refine.refine`.
         seed: of the policy's draws.
     """
 
@@ -37,6 +38,7 @@ class LearningSettings:
     rungs: int = 2
     keep: float = 1 / 3
     choice: Choice = "anchors"
+    refine: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -42,6 +42,9 @@ class RewardTable:
         seed: of the renders.
         cache: shared between searches to make reruns cheap.
 
+    Attributes:
+        refined: boxes besides the proposals, each with the one that it was moved from, see :func:`~.refine.refine`.
+
     Raises:
         EditingError: an image of another shape or size than the proposals', or with pixels that are no numbers.
     """
@@ -57,6 +60,7 @@ class RewardTable:
         self.weights, self.seed = weights or LossWeights(), seed
         self.cache = RenderCache() if cache is None else cache
         self.count = RenderCount()
+        self.refined: dict[Box, Box] = {}
         self._verdicts: dict[tuple[Box, Quality, int], Verdict] = {}
         self._aims: dict[tuple[Box, Quality], float] = {}
         self._image_hash = content_hash(image)

@@ -2,16 +2,17 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from semantic_editing.core.regions.proposals import Anchor, Box, Proposals
-from semantic_editing.core.regions.ranking import TOLERANCE, rank
+from semantic_editing.core.regions.ranking import TOLERANCE, preferences, rank
 from semantic_editing.core.regions.rewards import LossWeights, Verdict
 
 BOXES = (Box(0, 0, 8, 8), Box(0, 0, 4, 4), Box(4, 4, 2, 2), Box(1, 1, 3, 3))
 
 
-def table(scores, evaluated=BOXES, change=None, unedited=0.5, aims=None):
+def table(scores, evaluated=BOXES, change=None, unedited=0.5, aims=None, refined=None):
     """What ranking asks of a table; the loss falls with the area, so that anchors' choices are their largest boxes."""
     verdicts = {
         box: Verdict(1 / (box.width * box.height), 0.0, 0.0, score / 2, 0.0)
@@ -26,6 +27,7 @@ def table(scores, evaluated=BOXES, change=None, unedited=0.5, aims=None):
         known=lambda box, quality: verdicts.get(box),
         unedited_score=unedited,
         aim=lambda box, quality: (aims or {}).get(box, 0.0),
+        refined=refined or {},
     )
 
 
@@ -63,6 +65,19 @@ def test_of_boxes_alike_the_edit_that_changed_what_the_text_pulls_at_is_first():
     scores = (1.5, 0.9, 0.5, 0.5)
     assert rank(table(scores, change=change, aims={BOXES[0]: 0.4}), "tightest")[0].box == BOXES[1]
     assert rank(table(scores, change=change, aims={BOXES[0]: 0.6}), "tightest")[0].box == BOXES[0]
+
+
+def test_a_moved_box_is_compared_with_the_one_it_came_from_by_how_it_frames():
+    """[3] was moved from [1], whose tightness is 0.75 - 27/64 = 21/64 more: a share of the gain of 0.5 outweighs it once, not twice."""
+    change = torch.zeros(8, 8)
+    change[:4, :4] = 0.3
+    scores, moved = (0.5, 1.0, 0.5, 1.5), {BOXES[3]: BOXES[1]}  # gains 0, 0.5, 0, 1
+    assert [c.box for c in rank(table(scores, change=change), "tightest")][:2] == [BOXES[3], BOXES[1]]
+    assert [c.box for c in rank(table(scores, change=change, refined=moved), "tightest")][:2] == [BOXES[1], BOXES[3]]
+    liked = preferences(table(scores, change=change, refined=moved), dict(zip(BOXES, scores, strict=True)))
+    assert liked[BOXES[3]] - liked[BOXES[1]] == pytest.approx(0.5 - 2 * 21 / 64)
+    halved = preferences(table(scores, change=change, refined=moved), dict(zip(BOXES, scores, strict=True)), most=2.5)
+    assert halved[BOXES[3]] - halved[BOXES[1]] == pytest.approx(0.25 - 2 * 21 / 64), "gains are shares of what the best gains"
 
 
 def test_a_clearly_better_box_is_first_whatever_its_size_and_equal_areas_go_by_score():
