@@ -255,6 +255,31 @@ def test_an_editor_that_can_tell_adds_the_places_where_it_acts():
     assert found[1] > found[0]
 
 
+class FreeLocator(Locator):
+    """A quick look at a box costs nothing."""
+
+    def cost(self, quality):
+        return 0.0 if quality == "screen" else super().cost(quality)
+
+
+def test_the_sides_of_the_best_box_are_moved_and_it_is_told():
+    wanted = Box(ACTS.x, ACTS.y, ACTS.width + 2, ACTS.height)
+    scores, reports = [], []
+    for refine in (False, True):
+        watched = []
+        search = tiny_search(
+            wanted, Shop(FreeLocator), boxes={"changes": 1}, watch=lambda *told, watched=watched: watched.append(told[:2]),
+            strategy="exact", choice="tightest", refine=refine,
+        )  # fmt: skip
+        search.run()
+        best = search.candidates()[0]
+        scores.append(best.score)
+        reports.append(search_report(search))
+        assert (best.box in search.tables[0].refined) == refine
+        assert all(done <= total for done, total in watched) and len({total for _, total in watched[1:]}) == 1
+    assert scores[1] > scores[0] and "sides were moved" in reports[1] and "moved" not in reports[0]
+
+
 def test_a_trained_network_and_a_training_keep_to_attended_places():
     trained = RegionNetwork(48, 3, vision=looking().identity)
     policy = tiny_search(ACTS, Shop(Locator), network=trained, strategy="policy")
