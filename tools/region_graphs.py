@@ -10,9 +10,9 @@ from workflow_graphs import checkpoint_loader
 if TYPE_CHECKING:
     from graph_builder import Graph, Node, Output
 
-#: Chosen by eye: one of the pairs whose edit succeeds.
-PAIR, NUMBER = "facial hair: none to beard", 2
-TEXTS = "a portrait of a person, clean shaven", "a portrait of a person, with a beard"
+#: Chosen by eye, pairs whose edit succeeds: which, its number and the texts.
+BEARD = "facial hair: none to beard", 4, ("a portrait of a person, clean shaven", "a portrait of a person, with a beard")
+GLASSES = "glasses: none to glasses", 8, ("a portrait of a person, without glasses", "a portrait of a person, wearing glasses")
 
 
 def generator(
@@ -42,7 +42,8 @@ def searching(graph: Graph, model: Node, source: Output, target: Output) -> Node
 def demo_region_edit(graph: Graph) -> None:
     """A face gets a beard, and nobody says where."""
     model = graph.add("SemEdit_LoadDemoModel", 0)
-    picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=PAIR, number=NUMBER)
+    pictures, number, texts = BEARD
+    picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=pictures, number=number)
     graph.note(
         "# The edit finds its own place\n\n**Region Box Generator** tries boxes around what the picture shows, lets the **editor** fill "
         "each, and ranks the results by CLIP: does it look like the target text, does the rest stay?\n\nThe red parts of its picture are "
@@ -56,7 +57,7 @@ def demo_region_edit(graph: Graph) -> None:
         for title, text in (("Source prompt (caption)", "caption"), ("Target prompt (caption of the edit)", "edited caption"))
     ]
     editor = searching(graph, model, *prompts)
-    found = generator(graph, 3, picture.out("image"), editor.out("region editor"), TEXTS, 2)
+    found = generator(graph, 3, picture.out("image"), editor.out("region editor"), texts, 2)
     graph.add("SaveImage", 4, title="Edited image", images=found.out("edited"), filename_prefix="semantic_editing/demo_region_edit")
     graph.add("PreviewImage", 4, title="The best boxes", images=found.out("picture"))
     graph.add("PreviewImage", 4, title="All candidates, the best first", images=found.out("candidates"))
@@ -67,7 +68,8 @@ def demo_region_edit(graph: Graph) -> None:
 def demo_region_mask_to_inpaint(graph: Graph) -> None:
     """The found MASK in a stock inpainting graph."""
     model = graph.add("SemEdit_LoadDemoModel", 0)
-    picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=PAIR, number=NUMBER)
+    pictures, number, texts = GLASSES
+    picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=pictures, number=number)
     graph.note(
         "# The found mask in stock nodes\n\n**Region Box Generator** is used for its *mask* only. Stock *Set Latent "
         "Noise Mask* and *KSampler* then paint inside it, and *ImageCompositeMasked* keeps every pixel outside.\n\nAny other inpainting "
@@ -79,7 +81,7 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
     prompts = {"positive": target.out("CONDITIONING"), "negative": empty.out("CONDITIONING")}
     source = graph.add("CLIPTextEncode", 1, title="Source prompt", clip=model.out("CLIP"), text=picture.out("caption"))
     editor = searching(graph, model, source.out("CONDITIONING"), target.out("CONDITIONING"))
-    found = generator(graph, 3, picture.out("image"), editor.out("region editor"), TEXTS, 2)
+    found = generator(graph, 3, picture.out("image"), editor.out("region editor"), texts, 2)
     encoded = graph.add("VAEEncode", 4, pixels=picture.out("image"), vae=model.out("VAE"))
     masked = graph.add("SetLatentNoiseMask", 4, samples=encoded.out("LATENT"), mask=found.out("mask"))
     sampled = graph.add(
