@@ -46,7 +46,7 @@ def refine(table: RewardTable, look: Look) -> Box | None:
     origin = best = ranked[0].box
     look(origin)
     for share in MOVES:
-        moved = [box for box in dict.fromkeys(_moves(table, best, share)) if box not in table.refined]
+        moved = [box for box in dict.fromkeys(_moves(table, best, share)) if box != origin and box not in table.refined]
         for box in moved:
             look(box)
         table.refined.update(dict.fromkeys(moved, origin))

@@ -119,6 +119,15 @@ def test_a_moved_box_that_disappoints_stays_behind_the_one_it_came_from():
     assert near() in order and order.index(near()) > order.index(table.refined[near()]) == 0
 
 
+@pytest.mark.parametrize("moved", [(0, 0, 1, 0), (0, -1, 0, 1)])
+def test_a_box_moved_forth_and_back_was_not_moved(moved):
+    """After a move of one pixel one of the next leads back to where it began."""
+    table = prepared(near(moved))
+    search(table, strategy="exact").run()
+    (origin,) = set(table.refined.values())
+    assert near(moved) in table.refined and origin not in table.refined
+
+
 def test_moved_boxes_stay_inside_a_mask():
     table = prepared(near((0, 0, 2, 0)))
     inside = table.proposals.box(1, 1)
