@@ -43,7 +43,7 @@ class RewardTable:
         cache: shared between searches to make reruns cheap.
 
     Attributes:
-        refined: boxes besides the proposals, each with the one that it was moved from, see :func:`~.refine.refine`.
+        refined: boxes that were reached by moving a proposal's sides, each with that one, see :func:`~.refine.refine`.
 
     Raises:
         EditingError: an image of another shape or size than the proposals', or with pixels that are no numbers.
