@@ -12,7 +12,7 @@ from .proposals import Box, tight
 from .ranking import preferences, rank
 from .table import RewardTable
 
-# Parts of the shorter side of the image by which a side of the box moves, one after another; found on the demo model.
+# Parts of the shorter side of the image by which one side of the box moves, one move after another; found on the demo model.
 MOVES = (1 / 16, 1 / 32, 1 / 32)
 LEAST = 1 / 16  # shortest side of a moved box, the same way
 MOVED = 8  # boxes looked at in a move: each of four sides outwards and inwards
@@ -27,10 +27,11 @@ def can_refine(table: RewardTable) -> bool:
 
 
 def refine(table: RewardTable, look: Look) -> Box | None:
-    """The best box by :func:`~.ranking.rank` with "tightest", its sides moved while :func:`~.ranking.preferences` rises.
+    """The best box by :func:`~.ranking.rank` with "tightest", after :data:`MOVES`: each moves one side, or none where
+    :func:`~.ranking.preferences` does not rise by that.
 
     Args:
-        table: the box found is noted in ``table.refined``; it is not rendered fully yet.
+        table: all boxes looked at are noted in ``table.refined``; the one found is not rendered fully yet.
         look: judges a box by its screening render.
 
     Returns:
