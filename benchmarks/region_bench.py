@@ -20,7 +20,7 @@ from semantic_editing.core.regions.clip_scorer import demo_scorer
 from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
 from semantic_editing.core.regions.edit_invert import InversionEditor
 from semantic_editing.core.regions.editors import Locating, Quality, Sharing
-from semantic_editing.core.regions.features import demo_vision_features
+from semantic_editing.core.regions.features import demo_vision_features, load_vision_features
 from semantic_editing.core.regions.fingerprint import fingerprint
 from semantic_editing.core.regions.learning import RegionLearner, RegionTask
 from semantic_editing.core.regions.network import RegionNetwork
@@ -141,7 +141,8 @@ class Bench:
 
     def __init__(self, demo: DemoModel, options: argparse.Namespace):
         self.demo, self.options = demo, options
-        self.scorer, self.vision = demo_scorer(demo), demo_vision_features(demo)
+        self.scorer = demo_scorer(demo)
+        self.vision = load_vision_features(options.vision) if options.vision else demo_vision_features(demo)
         self.weights = LossWeights(*options.weights)
 
     def editor(self, pair: DemoPair) -> InpaintEditor | InversionEditor:

@@ -2,9 +2,9 @@
 
 All arms edit with the same editor, texts and noise, and each shows its picture of highest score S (Eq. 7 of the paper). The
 random arms are the paper's (section 4.4): as many boxes as we have anchors, sides uniform up to the picture's, centred on
-random points or on our anchors, here on the class-token attention of the demo's own image tower. A third one takes a random
-one of our own sizes for each anchor. Renders are shared, but u counts every arm as if it ran alone, inversions included.
-The true pictures only measure, they never choose.
+random points or on our anchors, on the class-token attention of DINO (``--vision``) or of the demo's own image tower. A third
+one takes a random one of our own sizes for each anchor. Renders are shared, but u counts every arm as if it ran alone,
+inversions included. The true pictures only measure, they never choose.
 
     python benchmarks/region_quality.py                # the tables of the README
     python benchmarks/region_quality.py --pairs 1      # a quick look; a larger number later goes on from the same file,
@@ -121,6 +121,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--skip", type=int, default=0, help="pairs of each edit left out at the start")
     parser.add_argument("--edits", nargs="+", help="names of edits; all by default")
     parser.add_argument("--editor", choices=["inpaint", "inversion"], default="inversion")
+    parser.add_argument("--vision", help="folder of DINO or another ViT; by default the demo's own image tower")
     parser.add_argument("--anchors", type=int, default=2, help="places on the attention")
     parser.add_argument("--changes", type=int, default=2, help="places where the edit acts; both together are the paper's K")
     parser.add_argument("--spread", type=int, default=1, help="patches between anchors")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from .proposals import Box
 from .ranking import Candidate
 from .search import RegionSearch
 
@@ -62,16 +61,13 @@ def search_report(search: RegionSearch) -> str:
     ]
     for number, table in enumerate(search.tables):
         for best in search.candidates(number)[:1]:
-            if best.box in table.refined:
-                lines.append("the best box's sides were moved from {} x {} at ({}, {})".format(*_size_first(table.refined[best.box])))
+            before = table.refined.get(best.box)
+            if before is not None:
+                lines.append(f"the best box's sides were moved from {before.width} x {before.height} at ({before.x}, {before.y})")
     if search.learner is not None and search.learner.history:
         first, last = search.learner.history[0], search.learner.history[-1]
         lines.append(f"learned in {len(search.learner.history)} epochs: mean loss {first:.3f} to {last:.3f}")
     return "\n".join(lines)
-
-
-def _size_first(box: Box) -> tuple[int, int, int, int]:
-    return box.width, box.height, box.x, box.y
 
 
 def policy_report(search: RegionSearch) -> str:
