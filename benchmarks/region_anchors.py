@@ -10,15 +10,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-
+from semantic_editing.core.classifiers.pictures import picture_files
+from semantic_editing.core.pictures import read_picture
 from semantic_editing.core.regions.features import load_vision_features
 from semantic_editing.core.regions.picture import region_picture
 from semantic_editing.core.regions.proposals import propose
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+from semantic_editing.core.sheet import to_picture
 
 
 def main() -> None:
@@ -33,14 +30,12 @@ def main() -> None:
     options = parser.parse_args()
     vision = load_vision_features(options.vision)
     options.out.mkdir(parents=True, exist_ok=True)
-    for path in sorted(file for file in options.photos.iterdir() if file.suffix.lower() in PICTURES):
-        with Image.open(path) as file:
-            pixels = np.asarray(ImageOps.exif_transpose(file).convert("RGB"), dtype=np.float32) / 255
-        image = torch.from_numpy(pixels).movedim(-1, 0)[None]
+    for path in picture_files(options.photos):
+        image, _ = read_picture(path, multiple=1)
         attention = vision(image).attention[0]
         proposals = propose(attention, (image.shape[-2], image.shape[-1]), options.anchors, options.sizes, spread=options.spread)
         drawn = region_picture(image, attention, proposals, [])
-        Image.fromarray((drawn * 255).round().byte().numpy()).save(options.out / f"{path.stem}.png")
+        to_picture(drawn.movedim(-1, 0)).save(options.out / f"{path.stem}.png")
         print(f"{path.name}: " + ", ".join(f"({anchor.x:.0f}, {anchor.y:.0f})" for anchor in proposals.anchors))
 
 
