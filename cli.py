@@ -38,14 +38,18 @@ def parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="run every technique on the bundled demo model")
     demo.set_defaults(run=run_demo)
-    demo.add_argument("--out", type=Path, required=True, help="folder for contact_sheet.png, the single pictures and measures.json")
+    demo.add_argument(
+        "--out", type=Path, required=True, help="folder for contact_sheet.png, the single pictures and measures.json"
+    )
     demo.add_argument("--steps", type=int, default=30, help="steps of every trajectory (default 30)")
     demo.add_argument("--pair", type=int, default=0, help="which portrait of each edit, from 0")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
 
     edit = commands.add_parser("edit", help="edit a picture with a local SD 1.x, SD 2.x or SDXL model")
     edit.set_defaults(run=run_edit)
-    edit.add_argument("--model", type=Path, required=True, help="diffusers folder, or single-file .safetensors checkpoint")
+    edit.add_argument(
+        "--model", type=Path, required=True, help="diffusers folder, or single-file .safetensors checkpoint"
+    )
     edit.add_argument("--image", type=Path, required=True, help="the picture to edit")
     edit.add_argument("--source", required=True, help='what it shows, a word or phrase: "cat"')
     edit.add_argument("--target", required=True, help='what it shall show instead: "dog"')
@@ -57,7 +61,10 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("--cfg", type=float, default=5.0, help="how strongly the edit is followed")
     edit.add_argument("--guidance", type=float, default=0.1, help="how strongly the layout is kept; 0 is off")
     edit.add_argument(
-        "--preset", choices=PRESETS, default="lockstep", help="how a guided step is taken: the paper's way (lockstep), carried, or released"
+        "--preset",
+        choices=PRESETS,
+        default="lockstep",
+        help="how a guided step is taken: the paper's way (lockstep), carried, or released",
     )
     edit.add_argument("--strength", type=float, default=1.0, help="of the direction, -3 to 3")
     edit.add_argument("--sentences", type=int, default=256, help="sentences a side of the direction")
@@ -109,10 +116,10 @@ def run_demo(options: argparse.Namespace) -> None:
     """``semantic-editing demo``: write the contact sheet, the pictures and the measures."""
     import torch
 
-    from .core.demo import load_demo_model
-    from .core.pictures import check_writable, save_picture
-    from .core.sheet import contact_sheet, to_picture
-    from .core.showcase import Settings, run_showcase
+    from .core.demo.model import load_demo_model
+    from .core.demo.showcase import Settings, run_showcase
+    from .core.images.contact_sheet import contact_sheet, to_picture
+    from .core.images.files import check_writable, save_picture
 
     sheet_path = check_writable(options.out / "contact_sheet.png", overwrite=True)
     if options.threads > 0:
@@ -121,7 +128,9 @@ def run_demo(options: argparse.Namespace) -> None:
     print("loading the demo model", flush=True)
     quiet()
     demo = load_demo_model()
-    result = run_showcase(demo, Settings(steps=options.steps, pair=options.pair), report=lambda line: print(line, flush=True))
+    result = run_showcase(
+        demo, Settings(steps=options.steps, pair=options.pair), report=lambda line: print(line, flush=True)
+    )
     result.measures["seconds"] = round(time.perf_counter() - start, 1)
     for stem, image in result.pictures.items():
         save_picture(options.out / f"{stem}.png", to_picture(image), overwrite=True)
@@ -132,10 +141,10 @@ def run_demo(options: argparse.Namespace) -> None:
 
 def run_edit(options: argparse.Namespace) -> None:
     """``semantic-editing edit``: invert the picture, steer it, write it."""
-    from .core.checkpoints import load_checkpoint
-    from .core.pictures import check_writable, read_picture, save_picture
-    from .core.sheet import to_picture
-    from .core.word_edit import WordEdit, choose_device, edit_by_words
+    from .core.diffusers.checkpoint import load_checkpoint
+    from .core.images.contact_sheet import to_picture
+    from .core.images.files import check_writable, read_picture, save_picture
+    from .core.pix2pix_zero.word_edit import WordEdit, choose_device, edit_by_words
 
     check_writable(options.out, overwrite=options.overwrite)
     read_picture(options.image)  # a bad picture is refused before the model loads
@@ -159,7 +168,9 @@ def run_bench(options: argparse.Namespace) -> int:
     """``semantic-editing bench``: run the script in a process of its own, as its docstring says; returns its exit code."""
     names = benchmarks()
     if not names:
-        raise EditingError("The benchmarks are not part of this installation; run the command from the project's repository.")
+        raise EditingError(
+            "The benchmarks are not part of this installation; run the command from the project's repository."
+        )
     if options.name not in names:
         raise EditingError(f"There is no benchmark {options.name!r}; choose one of {', '.join(names)}.")
     return subprocess.run([sys.executable, str(BENCHMARKS / f"{options.name}.py"), *options.options]).returncode

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semantic_editing.core.backends.caso import DemoDecoder, demo_injector
 from semantic_editing.core.caso.analysis import class_mean_cosines, reconstruction_errors
-from semantic_editing.core.caso.demo_recipes import RECIPES, DemoRecipe
 from semantic_editing.core.caso.editing import Window, invert_to_window, semantic_edit
 from semantic_editing.core.caso.embedding import GuidanceTerm, SemanticEmbedding
-from semantic_editing.core.caso.seams import empty_condition
 from semantic_editing.core.caso.settings import TrainingSettings
 from semantic_editing.core.caso.training import EmbeddingTrainer
 from semantic_editing.core.classifiers.loaders import load_image_classifier
-from semantic_editing.core.demo import DemoModel, DemoPair
-from semantic_editing.core.demo_data import DemoData, pictures_without
+from semantic_editing.core.demo.builders import DemoDecoder, demo_vector_encoder
+from semantic_editing.core.demo.caso_recipes import RECIPES, DemoRecipe
+from semantic_editing.core.demo.data import DemoData, DemoPair, pictures_without
+from semantic_editing.core.demo.model import DemoModel
 from semantic_editing.core.inversion import Inversion
-from semantic_editing.core.measures import attributes_kept, psnr, success
+from semantic_editing.core.metrics.image import attributes_kept, psnr, success
+from semantic_editing.core.token_vectors import empty_condition
 
 #: Name, as of its recipe -> edit whose pairs are the truth.
 ATTRIBUTES = {
@@ -68,10 +68,10 @@ class Bench:
 
     def __init__(self, demo: DemoModel, arguments: argparse.Namespace):
         self.demo, self.arguments = demo, arguments
-        self.injector, self.decoder = demo_injector(demo), DemoDecoder(demo)
+        self.vector_encoder, self.decoder = demo_vector_encoder(demo), DemoDecoder(demo)
         self.classifier = load_image_classifier(demo.folder / "classifier.safetensors")
         self.judge = demo.judge
-        self.uncond = empty_condition(self.injector)
+        self.uncond = empty_condition(self.vector_encoder)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images -> clean latents."""
@@ -94,7 +94,9 @@ class Bench:
     def train(self, task: Task, settings: TrainingSettings) -> tuple[SemanticEmbedding, dict[str, Any]]:
         """One attribute from its pictures: the embedding, and what it cost."""
         latents, denoiser = self.encode(task.training), self.demo.denoiser()
-        trainer = EmbeddingTrainer(denoiser, self.injector, self.decoder, self.classifier, latents[HELD:], settings, latents[:HELD])
+        trainer = EmbeddingTrainer(
+            denoiser, self.vector_encoder, self.decoder, self.classifier, latents[HELD:], settings, latents[:HELD]
+        )
         began = time.perf_counter()
         (embedding,) = trainer.run()
         spent = time.perf_counter() - began
@@ -108,14 +110,21 @@ class Bench:
     def invert(self, images: Tensor, start: float) -> list[tuple[Inversion, Window]]:
         """Batches of images, inverted as far as the window needs."""
         parts = self.encode(images).split(BATCH)
-        return [invert_to_window(self.demo.denoiser(), part, self.uncond, self.arguments.steps, Window(start)) for part in parts]
+        return [
+            invert_to_window(self.demo.denoiser(), part, self.uncond, self.arguments.steps, Window(start))
+            for part in parts
+        ]
 
-    def edit(self, inverted: list[tuple[Inversion, Window]], cond: Any, strength: float, focus: float = 1.0) -> tuple[Tensor, float]:
+    def edit(
+        self, inverted: list[tuple[Inversion, Window]], cond: Any, strength: float, focus: float = 1.0
+    ) -> tuple[Tensor, float]:
         """Edited images ``[B, 3, H, W]`` and forwards per image, inversion included."""
         edited, u, count = [], 0.0, 0
         for inversion, window in inverted:
             denoiser = self.demo.denoiser()
-            edited.append(semantic_edit(denoiser, inversion, self.uncond, [GuidanceTerm(cond, strength, focus=focus)], window))
+            edited.append(
+                semantic_edit(denoiser, inversion, self.uncond, [GuidanceTerm(cond, strength, focus=focus)], window)
+            )
             u += denoiser.evaluations.forward + inversion.evaluations * len(inversion.noise)
             count += len(inversion.noise)
         return self.decode(torch.cat(edited)), u / count
@@ -132,12 +141,14 @@ class Bench:
         row["psnr_true"] = float(psnr(images, targets).mean())
         return row
 
-    def attribute(self, task: Task, embedding: SemanticEmbedding, as_printed: SemanticEmbedding | None) -> dict[str, Any]:
+    def attribute(
+        self, task: Task, embedding: SemanticEmbedding, as_printed: SemanticEmbedding | None
+    ) -> dict[str, Any]:
         """All methods on one attribute; ``as_printed`` was learned as the paper does."""
         options, start, focus = self.arguments, task.recipe.start, task.recipe.focus
         sources = torch.stack([pair.source for pair in task.forth])
         inverted = self.invert(sources, start)
-        text, learned = self.demo.encode_text([task.forth[0].words[1]]), embedding.condition(self.injector)
+        text, learned = self.demo.encode_text([task.forth[0].words[1]]), embedding.condition(self.vector_encoder)
         plain, u = self.edit(inverted, self.uncond, 0.0)
         true = self.decode(self.encode(torch.stack([pair.target for pair in task.forth])))
         rows = [
@@ -151,7 +162,9 @@ class Bench:
             ("CASO, focused", learned, focus, options.strengths),
         ]
         if as_printed is not None:
-            methods.insert(2, ("CASO, the paper's", as_printed.condition(self.injector), 1.0, options.paper_strengths))
+            methods.insert(
+                2, ("CASO, the paper's", as_printed.condition(self.vector_encoder), 1.0, options.paper_strengths)
+            )
         for label, cond, part, strengths in methods:
             for strength in strengths:
                 images, u = self.edit(inverted, cond, strength, part)
@@ -166,29 +179,36 @@ class Bench:
         """Figures of pictures that had the attribute; success is that the judge no longer sees it."""
         row = self.measure(images, task.back, "CASO, focused" if strength else "reconstruction", strength, u)
         for name, judge in (("guide", self.demo.classifier), ("judge", self.judge)):
-            row[f"success_{name}"] = 1 - float(success(judge.labels(images), task.back[0].attribute, task.back[0].before).mean())
+            row[f"success_{name}"] = 1 - float(
+                success(judge.labels(images), task.back[0].attribute, task.back[0].before).mean()
+            )
         return row
 
-    def proposition(self, task: Task, sources: Tensor, inverted: list[tuple[Inversion, Window]], edited: Tensor) -> dict[str, float]:
+    def proposition(
+        self, task: Task, sources: Tensor, inverted: list[tuple[Inversion, Window]], edited: Tensor
+    ) -> dict[str, float]:
         """Cosine of class means, edited against real, before training (a random vector) and after (Proposition 2)."""
         pair = task.forth[0]
         generator = torch.Generator().manual_seed(0)
-        width, scale = self.injector.widths["clip_l"], self.injector.token_scale["clip_l"]
-        random = self.injector({"clip_l": torch.randn(1, 1, width, generator=generator) * scale})
+        width, scale = self.vector_encoder.widths["clip_l"], self.vector_encoder.token_scale["clip_l"]
+        random = self.vector_encoder({"clip_l": torch.randn(1, 1, width, generator=generator) * scale})
         untrained, _ = self.edit(inverted, random, self.arguments.strengths[-1])
         labels = (pair.before, pair.after)
         real = {
-            label: torch.stack([p.source for p in self.demo.pairs if p.source_attributes[pair.attribute] == label][:48]) for label in labels
+            label: torch.stack([p.source for p in self.demo.pairs if p.source_attributes[pair.attribute] == label][:48])
+            for label in labels
         }
         result = {}
         for name, images in (("before", untrained), ("after", edited)):
-            result[name] = class_mean_cosines(self.classifier, real, {pair.before: sources, pair.after: images})[pair.after]
+            result[name] = class_mean_cosines(self.classifier, real, {pair.before: sources, pair.after: images})[
+                pair.after
+            ]
         return result
 
     def reconstruction(self, task: Task, embedding: SemanticEmbedding) -> list[dict[str, float]]:
         """Plain DDIM reconstruction of pictures that have the attribute, without and with their own class's embedding (4.4)."""
         latents = self.encode(torch.stack([pair.target for pair in task.forth[:REBUILT]]))
-        term, rows = GuidanceTerm(embedding.condition(self.injector), 1.0), []
+        term, rows = GuidanceTerm(embedding.condition(self.vector_encoder), 1.0), []
         for window in (Window(0.3), Window(1.0)):
             plain, *guided = reconstruction_errors(
                 self.demo.denoiser(), latents, self.uncond, [term], REBUILT_STEPS, OWN_CLASS_STRENGTHS, window

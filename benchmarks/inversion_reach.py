@@ -21,12 +21,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from semantic_editing.core.autocorr_inversion import autocorr_invert
-from semantic_editing.core.demo import DemoModel, load_demo_model
+from semantic_editing.core.demo.model import DemoModel, load_demo_model
 from semantic_editing.core.denoiser import euler_step
-from semantic_editing.core.inversion import Inversion, invert, reconstruct
-from semantic_editing.core.measures import psnr
-from semantic_editing.core.noise_measures import noise_gap, noise_statistics, text_similarity
+from semantic_editing.core.inversion import Inversion
+from semantic_editing.core.metrics.image import psnr
+from semantic_editing.core.metrics.noise import noise_gap, noise_statistics, text_similarity
+from semantic_editing.core.pix2pix_zero.autocorr_inversion import autocorr_invert
+from semantic_editing.core.sampling import reconstruct
+from semantic_editing.core.spdinv.invert import invert
 
 METHODS = ("ddim", "fixed_point", "anderson", "auto", "gradient", "autocorr")
 
@@ -53,10 +55,14 @@ def run_method(method: str, denoiser, latent: Tensor, cond: Tensor, args: argpar
     return invert(denoiser, latent, cond, args.steps, method, args.tolerance, args.max_iterations)
 
 
-def measure(method: str, demo: DemoModel, latents: Tensor, captions: list[str], args: argparse.Namespace) -> dict[str, float]:
+def measure(
+    method: str, demo: DemoModel, latents: Tensor, captions: list[str], args: argparse.Namespace
+) -> dict[str, float]:
     """All figures of one method over its images, computed batch by batch."""
     denoiser = demo.denoiser()
-    rows: dict[str, list[Tensor]] = {key: [] for key in ("forward", "backward", "residual", "psnr", "noise", "similarity")}
+    rows: dict[str, list[Tensor]] = {
+        key: [] for key in ("forward", "backward", "residual", "psnr", "noise", "similarity")
+    }
     wall = 0.0
     for part in batches(len(latents), args.batch):
         cond = demo.encode_text(captions[part])
@@ -147,7 +153,17 @@ def targets(result: dict, args: argparse.Namespace) -> dict[str, bool]:
 
 def show(result: dict) -> None:
     """Print the tables."""
-    names = ("u", "backward", "worst_residual", "psnr", "psnr_lowest", "std", "correlation", "text_similarity", "seconds_an_image")
+    names = (
+        "u",
+        "backward",
+        "worst_residual",
+        "psnr",
+        "psnr_lowest",
+        "std",
+        "correlation",
+        "text_similarity",
+        "seconds_an_image",
+    )
     print(f"{'':12s}" + "".join(f"{name:>17s}" for name in ("images", *names)))
     for method, row in result["methods"].items():
         print(f"{method:12s}{row['images']:17d}" + "".join(f"{row[name]:17.4g}" for name in names))
@@ -163,7 +179,9 @@ def main() -> None:
     """Parse, run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--descent-images", type=int, default=None, help="fewer images for gradient, which costs most (default: all)")
+    parser.add_argument(
+        "--descent-images", type=int, default=None, help="fewer images for gradient, which costs most (default: all)"
+    )
     parser.add_argument("--gap-images", type=int, default=8, help="generated images for the noise gap; 0 leaves it out")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--tolerance", type=float, default=5e-6)

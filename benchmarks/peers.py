@@ -38,7 +38,7 @@ def build(size: str, seed: int, side: int):
     import torch
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
-    from semantic_editing.core.demo import load_demo_model
+    from semantic_editing.core.demo.model import load_demo_model
 
     demo = load_demo_model()
     if size == "demo":
@@ -48,7 +48,9 @@ def build(size: str, seed: int, side: int):
         return demo.unet, demo.vae, demo.scheduler, latent, source, target
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # random weights of a fresh process; nothing else draws from it
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval().requires_grad_(False)
+    unet = (
+        UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval().requires_grad_(False)
+    )
     scheduler = DDIMScheduler.from_config(demo.scheduler.config)
     latent = torch.randn(1, 4, side, side, generator=generator)
     source, target = torch.randn(2, 77, 768, generator=generator).split(1)
@@ -86,7 +88,12 @@ def run_diffusers(unet, vae, scheduler, latent, source, target, steps: int):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     inverted = pipe.invert(
-        image=latent, prompt_embeds=source, num_inference_steps=steps, generator=generator, output_type="latent", return_dict=False
+        image=latent,
+        prompt_embeds=source,
+        num_inference_steps=steps,
+        generator=generator,
+        output_type="latent",
+        return_dict=False,
     )[0]
     return pipe(
         prompt_embeds=source, negative_prompt_embeds=source, source_embeds=source, target_embeds=target, latents=inverted,
@@ -96,10 +103,10 @@ def run_diffusers(unet, vae, scheduler, latent, source, target, steps: int):
 
 def run_ours(unet, scheduler, latent, source, target, steps: int, spdinv: bool):
     """The same edit through this pack."""
-    from semantic_editing.core.autocorr_inversion import autocorr_invert
-    from semantic_editing.core.backends.diffusers import DiffusersDenoiser
-    from semantic_editing.core.guidance import cross_attention_guided_edit
-    from semantic_editing.core.inversion import invert
+    from semantic_editing.core.diffusers.denoiser import DiffusersDenoiser
+    from semantic_editing.core.pix2pix_zero.autocorr_inversion import autocorr_invert
+    from semantic_editing.core.pix2pix_zero.guided_edit import cross_attention_guided_edit
+    from semantic_editing.core.spdinv.invert import invert
 
     denoiser = DiffusersDenoiser(unet, scheduler)
     invert_with = invert if spdinv else autocorr_invert
@@ -109,8 +116,8 @@ def run_ours(unet, scheduler, latent, source, target, steps: int, spdinv: bool):
 
 def run_solver(unet, scheduler, latent, source, steps: int, solver: str):
     """The inversion alone."""
-    from semantic_editing.core.backends.diffusers import DiffusersDenoiser
-    from semantic_editing.core.inversion import invert
+    from semantic_editing.core.diffusers.denoiser import DiffusersDenoiser
+    from semantic_editing.core.spdinv.invert import invert
 
     inversion = invert(DiffusersDenoiser(unet, scheduler), latent, source, steps, solver)
     worst = float("nan") if solver == "ddim" else float(inversion.residuals.max())  # DDIM measures none
@@ -172,13 +179,24 @@ def main() -> None:
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for _ in range(arguments.rounds):
         for name in contenders:
-            command = [sys.executable, __file__, "--child", name, "--size", arguments.size, "--steps", str(arguments.steps)]
+            command = [
+                sys.executable,
+                __file__,
+                "--child",
+                name,
+                "--size",
+                arguments.size,
+                "--steps",
+                str(arguments.steps),
+            ]
             command += ["--seed", str(arguments.seed), "--side", str(arguments.side)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             figures[name].append(json.loads(output.splitlines()[-1]))
             print(f"{name}: {figures[name][-1]}", file=sys.stderr, flush=True)
     base = figures[contenders[0]]
-    print(f"{arguments.size}, {arguments.steps} steps, {arguments.rounds} rounds (medians; ratios to {contenders[0]}, round by round)\n")
+    print(
+        f"{arguments.size}, {arguments.steps} steps, {arguments.rounds} rounds (medians; ratios to {contenders[0]}, round by round)\n"
+    )
     residual = "| worst residual " if arguments.task == "inversion" else ""
     print(
         f"| contender | u forward | u backward {residual}| wall ratio | CPU time ratio | peak memory ratio | above the loaded model, MB |"
@@ -186,7 +204,8 @@ def main() -> None:
     print("|---" * (8 if residual else 7) + "|")
     for name, rounds in figures.items():
         wall, cpu, peak = (
-            statistics.median(r[figure] / b[figure] for r, b in zip(rounds, base, strict=True)) for figure in ("wall", "cpu", "peak_mb")
+            statistics.median(r[figure] / b[figure] for r, b in zip(rounds, base, strict=True))
+            for figure in ("wall", "cpu", "peak_mb")
         )
         above = statistics.median(r["peak_mb"] - r["loaded_mb"] for r in rounds)
         worst = f"| {rounds[0]['worst_residual']:.1e} " if residual else ""
@@ -195,7 +214,14 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(
         json.dumps(
-            {"task": arguments.task, "size": arguments.size, "side": arguments.side, "steps": arguments.steps, "rounds": figures}, indent=1
+            {
+                "task": arguments.task,
+                "size": arguments.size,
+                "side": arguments.side,
+                "steps": arguments.steps,
+                "rounds": figures,
+            },
+            indent=1,
         )
     )
     print(f"\nwrote {arguments.out}")

@@ -18,7 +18,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         mean = row["all"]
         shares = [mean[key] for key in ("success_classifier", "success_judge", "kept_classifier", "kept_judge")]
         cells = " | ".join(f"{100 * share:.1f} %" for share in shares)
-        u = f"{row['u_inversion'] + row['u_forward']:.0f}" + (f" + {row['u_backward']:.0f} backward" if row["u_backward"] else "")
+        u = f"{row['u_inversion'] + row['u_forward']:.0f}" + (
+            f" + {row['u_backward']:.0f} backward" if row["u_backward"] else ""
+        )
         lines.append(
             f"| {row['method']['name']} | {cells} | {mean['psnr_true']:.2f} | {mean['ssim_true']:.3f} | {mean['lpips_true']:.3f} | {u} |"
         )
@@ -30,7 +32,10 @@ def edit_table(rows: list[dict[str, Any]]) -> str:
     lines = ["| edit | " + " | ".join(row["method"]["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
     for edit in rows[0]["edits"]:
         cells = [row["edits"][edit] for row in rows]
-        texts = [f"{100 * c['success_classifier']:.0f} % / {100 * c['kept_classifier']:.1f} % / {c['psnr_true']:.1f} dB" for c in cells]
+        texts = [
+            f"{100 * c['success_classifier']:.0f} % / {100 * c['kept_classifier']:.1f} % / {c['psnr_true']:.1f} dB"
+            for c in cells
+        ]
         lines.append(f"| {edit} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
@@ -52,7 +57,9 @@ def with_cfg(row: dict[str, Any]) -> dict[str, Any]:
 
 def tables(rows: list[dict[str, Any]], leave_out: list[str]) -> str:
     """Means over all edits, and over all but those to leave out."""
-    return "\n\n".join([table(rows)] + ([f"Without {', '.join(leave_out)}:\n\n{table(without(rows, leave_out))}"] if leave_out else []))
+    return "\n\n".join(
+        [table(rows)] + ([f"Without {', '.join(leave_out)}:\n\n{table(without(rows, leave_out))}"] if leave_out else [])
+    )
 
 
 def undominated(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from semantic_editing.core.classifiers.pictures import picture_files
-from semantic_editing.core.pictures import read_picture
-from semantic_editing.core.regions.features import load_vision_features
+from semantic_editing.core.images.contact_sheet import to_picture
+from semantic_editing.core.images.files import picture_files, read_picture
+from semantic_editing.core.models.vision_features import load_vision_features
 from semantic_editing.core.regions.picture import region_picture
 from semantic_editing.core.regions.proposals import propose
-from semantic_editing.core.sheet import to_picture
 
 
 def main() -> None:
@@ -33,7 +32,9 @@ def main() -> None:
     for path in picture_files(options.photos):
         image, _ = read_picture(path, multiple=1)
         attention = vision(image).attention[0]
-        proposals = propose(attention, (image.shape[-2], image.shape[-1]), options.anchors, options.sizes, spread=options.spread)
+        proposals = propose(
+            attention, (image.shape[-2], image.shape[-1]), options.anchors, options.sizes, spread=options.spread
+        )
         drawn = region_picture(image, attention, proposals, [])
         to_picture(drawn.movedim(-1, 0)).save(options.out / f"{path.stem}.png")
         print(f"{path.name}: " + ", ".join(f"({anchor.x:.0f}, {anchor.y:.0f})" for anchor in proposals.anchors))

@@ -11,17 +11,18 @@ import torch
 from region_boxes import only, overlap, random_boxes, true_region
 from torch import Tensor
 
-from semantic_editing.core.demo import DemoModel, DemoPair
-from semantic_editing.core.guidance import GuidedStep
+from semantic_editing.core.content_hash import fingerprint
+from semantic_editing.core.demo.builders import demo_scorer, demo_vision_features
+from semantic_editing.core.demo.data import DemoPair
+from semantic_editing.core.demo.model import DemoModel
 from semantic_editing.core.inversion import Inversion
-from semantic_editing.core.measures import attributes_kept, psnr, success
+from semantic_editing.core.metrics.image import attributes_kept, psnr, success
+from semantic_editing.core.models.vision_features import load_vision_features
+from semantic_editing.core.pix2pix_zero.guided_edit import CrossAttentionGuidance
 from semantic_editing.core.regions.changes import with_changes
-from semantic_editing.core.regions.clip_scorer import demo_scorer
 from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
 from semantic_editing.core.regions.edit_invert import InversionEditor
 from semantic_editing.core.regions.editors import Locating, Quality, Sharing
-from semantic_editing.core.regions.features import demo_vision_features, load_vision_features
-from semantic_editing.core.regions.fingerprint import fingerprint
 from semantic_editing.core.regions.learning import RegionLearner, RegionTask
 from semantic_editing.core.regions.network import RegionNetwork
 from semantic_editing.core.regions.paste import Framing, repainted_cells
@@ -31,7 +32,11 @@ from semantic_editing.core.regions.rewards import ClipJudge, LossWeights
 from semantic_editing.core.regions.settings import LearningSettings, Strategy
 from semantic_editing.core.regions.table import RewardTable
 
-RANDOM, ATTENDED, OWN_SIZES = "random place, random size", "attended place, random size", "attended place, a random one of our sizes"
+RANDOM, ATTENDED, OWN_SIZES = (
+    "random place, random size",
+    "attended place, random size",
+    "attended place, a random one of our sizes",
+)
 EXACT, HALVING, TRUE_BOX = "ours, exact", "ours, halving", "the true box"
 SIDE = 128
 
@@ -66,7 +71,11 @@ class SharedRenders:
         if isinstance(self.inner, InpaintEditor):
             return 0.0
         inversions = {self._steps(quality): self._inversion(quality) for quality in qualities}
-        whole = 0 if self.inner.screen_steps or "screen" not in qualities else self.inner.steps * (1 if self.inner.cfg == 1.0 else 2)
+        whole = (
+            0
+            if self.inner.screen_steps or "screen" not in qualities
+            else self.inner.steps * (1 if self.inner.cfg == 1.0 else 2)
+        )
         made = sum(inversion.evaluations + inversion.backward_passes for inversion in inversions.values())
         return made + whole + (self.inner.located if located else 0)
 
@@ -125,7 +134,7 @@ class SharedRenders:
             return inpaint(inner.denoiser, source, cells, noise, inner.cond, inner.uncond, **settings)
         inversion = self._inversion(quality)
         many = replace(inversion, latents=inversion.latents.expand(-1, count, -1, -1, -1))
-        step = GuidedStep(
+        step = CrossAttentionGuidance(
             inner.denoiser, many, inner.source_cond, inner.target_cond, inner.uncond, inner.cfg,
             inner.guidance if quality == "full" else 0.0, inner.guided_fraction, preset=inner.preset, mask=cells[:, 0],
         )  # fmt: skip
@@ -150,7 +159,9 @@ class Bench:
         demo, options = self.demo, self.options
         negative = pair.source_caption if options.negative == "source" else ""
         with torch.no_grad():
-            source, target, uncond = (demo.encode_text([text]) for text in (pair.source_caption, pair.target_caption, negative))
+            source, target, uncond = (
+                demo.encode_text([text]) for text in (pair.source_caption, pair.target_caption, negative)
+            )
         shared = {"cfg": options.cfg, "steps": options.steps, "screen_steps": options.screen_steps}
         if options.editor == "inpaint":
             framing = Framing(context=float("inf"), working_size=SIDE)
@@ -197,7 +208,9 @@ class PairBench:
             drawn[ATTENDED].append(random_boxes(centres, self.size, self.generator))
             drawn[OWN_SIZES].append(only(map(self._any_size, attended.boxes), self.size))
         boxes = [box for row in self.proposals.boxes for box in row if box is not None]
-        self.renders.prepare([*boxes, *(box for draws in drawn.values() for one in draws for row in one.boxes for box in row)])
+        self.renders.prepare(
+            [*boxes, *(box for draws in drawn.values() for one in draws for row in one.boxes for box in row)]
+        )
         arms = {name: [self._best_of(proposals) for proposals in draws] for name, draws in drawn.items()}
         arms[EXACT], arms[HALVING] = [self._search("exact")], [self._search("halving")]
         arms[TRUE_BOX] = [self._best_of(only([self.truth], self.size))]
@@ -209,7 +222,9 @@ class PairBench:
 
     def _attended(self, anchors: int) -> Proposals:
         options = self.options
-        return propose(self.features.attention[0], self.size, anchors, options.sizes, options.aspects, spread=options.spread)
+        return propose(
+            self.features.attention[0], self.size, anchors, options.sizes, options.aspects, spread=options.spread
+        )
 
     def _any_size(self, row: Sequence[Box | None]) -> Box:
         boxes = [box for box in row if box is not None]
@@ -236,7 +251,9 @@ class PairBench:
         qualities: list[Quality] = ["full", "screen"] if table.count.screen else ["full"]
         return self._figures(table, best, qualities, located=bool(self.options.changes))
 
-    def _figures(self, table: RewardTable, best: Candidate, qualities: list[Quality], located: bool = False) -> dict[str, Any]:
+    def _figures(
+        self, table: RewardTable, best: Candidate, qualities: list[Quality], located: bool = False
+    ) -> dict[str, Any]:
         edited, demo = table.render(best.box), self.bench.demo
         seen = demo.judge.labels(edited)
         return {

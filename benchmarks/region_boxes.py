@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from semantic_editing.core.demo import DemoPair
+from semantic_editing.core.demo.data import DemoPair
 from semantic_editing.core.regions.proposals import Anchor, Box, Proposals
 
 FAINT = 8 / 255  # differences of a pair's pictures below this are not its edit
@@ -35,14 +35,19 @@ def around(x: float, y: float, width: int, height: int, size: tuple[int, int]) -
     return Box(min(left, size[1] - 1), min(top, size[0] - 1), max(1, right - left), max(1, bottom - top))
 
 
-def random_boxes(centres: Sequence[tuple[float, float]] | int, size: tuple[int, int], generator: torch.Generator) -> Proposals:
+def random_boxes(
+    centres: Sequence[tuple[float, float]] | int, size: tuple[int, int], generator: torch.Generator
+) -> Proposals:
     """One box a centre with sides uniform in [0, W] and [0, H] (section 4.4 of the paper); a number draws the centres uniformly too."""
     height, width = size
     if isinstance(centres, int):
         drawn = torch.rand(centres, 2, generator=generator)
         centres = [(float(x) * width, float(y) * height) for x, y in drawn]
     sides = torch.rand(len(centres), 2, generator=generator)
-    boxes = [around(x, y, round(float(w) * width), round(float(h) * height), size) for (x, y), (w, h) in zip(centres, sides, strict=True)]
+    boxes = [
+        around(x, y, round(float(w) * width), round(float(h) * height), size)
+        for (x, y), (w, h) in zip(centres, sides, strict=True)
+    ]
     return only(boxes, size)
 
 

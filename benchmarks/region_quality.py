@@ -24,11 +24,11 @@ from typing import Any, get_args
 import torch
 from region_bench import ATTENDED, EXACT, HALVING, OWN_SIZES, RANDOM, Bench
 
-from semantic_editing.core.demo import load_demo_model
-from semantic_editing.core.demo_data import DemoData
+from semantic_editing.core.demo.data import DemoData
+from semantic_editing.core.demo.model import load_demo_model
 from semantic_editing.core.regions.proposals import DEFAULT_SIZES
 from semantic_editing.core.regions.ranking import Choice
-from semantic_editing.core.solvers import Solver
+from semantic_editing.core.spdinv.solvers import Solver
 
 BARS = {RANDOM: 83.9, ATTENDED: 71.0}  # Table 2 of the paper
 RESAMPLES = 4000
@@ -86,7 +86,9 @@ def comparisons(records: list[Record]) -> str:
             for key in ("score", "psnr"):
                 shares = [100 * wins(record, ours, other, key) for record in records]
                 cells.append("{:.1f} % ({:.1f} to {:.1f})".format(sum(shares) / len(shares), *interval(shares)))
-            lines.append(f"| {ours}, over {other} | {cells[0]} | {cells[1]} | {f'{BARS[other]} %' if other in BARS else ''} |")
+            lines.append(
+                f"| {ours}, over {other} | {cells[0]} | {cells[1]} | {f'{BARS[other]} %' if other in BARS else ''} |"
+            )
     return "\n".join(lines)
 
 
@@ -96,9 +98,13 @@ def edit_table(records: list[Record]) -> str:
     lines = [header, "|---" * 7 + "|"]
     for edit in dict.fromkeys(record["edit"] for record in records):
         own = [record for record in records if record["edit"] == edit]
-        iou, done, decibel = (average(own, lambda r, key=key: mean(r, EXACT, key)) for key in ("iou", "success", "psnr"))
+        iou, done, decibel = (
+            average(own, lambda r, key=key: mean(r, EXACT, key)) for key in ("iou", "success", "psnr")
+        )
         best = average(own, lambda r: r["best_iou"])
-        near = " | ".join(f"{100 * average(own, lambda r, o=other: wins(r, EXACT, o, 'psnr')):.0f} %" for other in (RANDOM, ATTENDED))
+        near = " | ".join(
+            f"{100 * average(own, lambda r, o=other: wins(r, EXACT, o, 'psnr')):.0f} %" for other in (RANDOM, ATTENDED)
+        )
         lines.append(f"| {edit} | {iou:.2f} | {best:.2f} | {100 * done:.0f} % | {decibel:.1f} | {near} |")
     return "\n".join(lines)
 
@@ -106,7 +112,8 @@ def edit_table(records: list[Record]) -> str:
 def halving_line(records: list[Record]) -> str:
     """What halving costs and loses."""
     u, score = (
-        average(records, lambda r, key=key: mean(r, HALVING, key)) / average(records, lambda r, key=key: mean(r, EXACT, key))
+        average(records, lambda r, key=key: mean(r, HALVING, key))
+        / average(records, lambda r, key=key: mean(r, EXACT, key))
         for key in ("u", "score")
     )
     worst = min(mean(r, HALVING, "score") / mean(r, EXACT, "score") for r in records)
@@ -116,31 +123,44 @@ def halving_line(records: list[Record]) -> str:
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--among", choices=["unseen", "demo"], default="unseen", help="demo: the pairs that settings were found on")
+    parser.add_argument(
+        "--among", choices=["unseen", "demo"], default="unseen", help="demo: the pairs that settings were found on"
+    )
     parser.add_argument("--pairs", type=int, default=8, help="pairs of each edit")
     parser.add_argument("--skip", type=int, default=0, help="pairs of each edit left out at the start")
     parser.add_argument("--edits", nargs="+", help="names of edits; all by default")
     parser.add_argument("--editor", choices=["inpaint", "inversion"], default="inversion")
     parser.add_argument("--vision", help="folder of DINO or another ViT; by default the demo's own image tower")
     parser.add_argument("--anchors", type=int, default=2, help="places on the attention")
-    parser.add_argument("--changes", type=int, default=2, help="places where the edit acts; both together are the paper's K")
+    parser.add_argument(
+        "--changes", type=int, default=2, help="places where the edit acts; both together are the paper's K"
+    )
     parser.add_argument("--spread", type=int, default=1, help="patches between anchors")
     parser.add_argument("--sizes", type=float, nargs="+", default=list(DEFAULT_SIZES))
     parser.add_argument("--aspects", type=float, nargs="+", default=[1.0])
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument(
-        "--screen-steps", type=int, default=0, help="0: screening cuts boxes out of one edit of the whole (inversion editor)"
+        "--screen-steps",
+        type=int,
+        default=0,
+        help="0: screening cuts boxes out of one edit of the whole (inversion editor)",
     )
     parser.add_argument("--cfg", type=float, default=1.5)
     parser.add_argument("--negative", choices=["source", "empty"], default="source")
     parser.add_argument("--strength", type=float, default=1.0, help="of inpainting")
     parser.add_argument("--guidance", type=float, default=0.0, help="of the inversion editor")
     parser.add_argument("--solver", choices=get_args(Solver), default="ddim", help="of the inversion editor")
-    parser.add_argument("--sentence", default="a portrait of a person, {}", help="what the judge reads, around the edit's words")
-    parser.add_argument("--weights", type=float, nargs=3, default=[1.0, 1.0, 1.0], help="of L_Clip, L_Dir, L_Str (Eq. 3)")
+    parser.add_argument(
+        "--sentence", default="a portrait of a person, {}", help="what the judge reads, around the edit's words"
+    )
+    parser.add_argument(
+        "--weights", type=float, nargs=3, default=[1.0, 1.0, 1.0], help="of L_Clip, L_Dir, L_Str (Eq. 3)"
+    )
     parser.add_argument("--crops", type=int, default=0, help="of the losses, besides the whole picture")
     parser.add_argument("--choice", choices=get_args(Choice), default="tightest", help="who is best")
-    parser.add_argument("--refine", action=argparse.BooleanOptionalAction, default=True, help="move the sides of the best box")
+    parser.add_argument(
+        "--refine", action=argparse.BooleanOptionalAction, default=True, help="move the sides of the best box"
+    )
     parser.add_argument("--draws", type=int, default=2, help="of each random arm")
     parser.add_argument("--seed", type=int, default=0, help="of the random boxes")
     parser.add_argument("--batch", type=int, default=8, help="boxes rendered together")
@@ -176,7 +196,10 @@ def main() -> None:
     demo = load_demo_model(arguments.assets)
     bench = Bench(demo, arguments)
     among = demo if arguments.among == "demo" else DemoData(demo.folder / "unseen")
-    numbers = {edit: [number for number, pair in enumerate(among.pairs) if pair.edit == edit] for edit in arguments.edits or among.edits}
+    numbers = {
+        edit: [number for number, pair in enumerate(among.pairs) if pair.edit == edit]
+        for edit in arguments.edits or among.edits
+    }
     chosen = [own[arguments.skip :][: arguments.pairs] for own in numbers.values()]
     wanted = [number for row in zip_longest(*chosen) for number in row if number is not None]
     if not arguments.out.is_file():
@@ -190,7 +213,13 @@ def main() -> None:
         print(f"{count} of {len(wanted)}: {records[number]['edit']}, {time.perf_counter() - began:.0f} s", flush=True)
     measured = [records[number] for number in wanted]
     print(f"\n{len(measured)} pairs, {arguments.editor} editor, {arguments.steps} steps\n")
-    parts = (arm_table(measured), comparisons(measured), halving_line(measured), edit_table(measured), f"wrote {arguments.out}")
+    parts = (
+        arm_table(measured),
+        comparisons(measured),
+        halving_line(measured),
+        edit_table(measured),
+        f"wrote {arguments.out}",
+    )
     print("\n\n".join(parts))
 
 

@@ -76,7 +76,10 @@ class ModelIdentity:
         if len(self.signature) != len(other.signature):
             return "differently shaped networks"
         # bf16 keeps 8 bits of mantissa, so equal weights in another precision agree to about 0.4 %.
-        close = all(abs(a - b) <= 1e-6 + 1e-2 * max(abs(a), abs(b)) for a, b in zip(self.signature, other.signature, strict=True))
+        close = all(
+            abs(a - b) <= 1e-6 + 1e-2 * max(abs(a), abs(b))
+            for a, b in zip(self.signature, other.signature, strict=True)
+        )
         return None if close else "other weights"
 
 
@@ -100,11 +103,15 @@ class Denoiser(Protocol):
     evaluations: Evaluations
     identity: ModelIdentity
 
-    def __call__(self, x: Tensor, sigma: float | Tensor, cond: Any, *, control: AttentionControl | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: float | Tensor, cond: Any, *, control: AttentionControl | None = None
+    ) -> Tensor:
         """Return the prediction of the clean latent ``[B, C, H, W]``; ``control`` sees this call's attention."""
         ...
 
-    def batch(self, x: Tensor, sigma: float | Tensor, conds: Sequence[Any], *, control: AttentionControl | None = None) -> list[Tensor]:
+    def batch(
+        self, x: Tensor, sigma: float | Tensor, conds: Sequence[Any], *, control: AttentionControl | None = None
+    ) -> list[Tensor]:
         """Evaluate the same ``x [B, C, H, W]`` under several conditionings, in one network call where the backend can:
         one prediction ``[B, C, H, W]`` each."""
         ...
@@ -122,7 +129,9 @@ class Denoiser(Protocol):
 class Combining(Protocol):
     """A denoiser whose model brings its own way to combine predictions, as a host's guidance patches do (rescaled CFG)."""
 
-    def combine(self, x: Tensor, sigma: float | Tensor, predictions: list[Tensor], conds: Sequence[Any], cfg: float) -> Tensor:
+    def combine(
+        self, x: Tensor, sigma: float | Tensor, predictions: list[Tensor], conds: Sequence[Any], cfg: float
+    ) -> Tensor:
         """The guided prediction from those under ``conds``, [positive, negative], at scale ``cfg``."""
         ...
 
@@ -194,4 +203,6 @@ def euler_step(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> 
 def check_finite(x: Tensor, what: str) -> None:
     """Raise :class:`EditingError` when ``x``, of any shape, has a NaN or an infinity; ``what`` names it ("The latent")."""
     if not torch.isfinite(x).all():
-        raise EditingError(f"{what} is not a number; run the model in fp32 or bf16 and check its weights and the input image.")
+        raise EditingError(
+            f"{what} is not a number; run the model in fp32 or bf16 and check its weights and the input image."
+        )

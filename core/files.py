@@ -17,7 +17,9 @@ FORMAT_KEY = "format"
 MAX_LEGACY_BYTES = 2 << 30
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, overwrite: bool = False) -> Path:
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, overwrite: bool = False
+) -> Path:
     """Write a safetensors file whole or not at all (temporary file in the same folder, fsync, rename).
 
     Args:
@@ -53,7 +55,9 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
 
 def _unwritable(target: Path, error: OSError) -> EditingError:
-    return EditingError(f"{target.name} could not be written ({error.strerror}); check the folder's permissions and free space.")
+    return EditingError(
+        f"{target.name} could not be written ({error.strerror}); check the folder's permissions and free space."
+    )
 
 
 def load_tensors(path: str | Path, expected_format: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -75,7 +79,9 @@ def load_tensors(path: str | Path, expected_format: str | None = None) -> tuple[
         raise EditingError(f"{source.name} is damaged or not a safetensors file; save or download it again.") from error
     if expected_format is not None and metadata.get(FORMAT_KEY) != expected_format:
         found = metadata.get(FORMAT_KEY, "another program's file")
-        raise EditingError(f"{source.name} is not a {expected_format} file (it says: {found}); choose a file saved by the matching node.")
+        raise EditingError(
+            f"{source.name} is not a {expected_format} file (it says: {found}); choose a file saved by the matching node."
+        )
     return tensors, metadata
 
 
@@ -93,9 +99,13 @@ def load_legacy_tensor(path: str | Path) -> Tensor:
     try:
         value = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the bytes provoke; nothing of it may pass as success
-        raise EditingError(f"{source.name} is damaged or holds more than plain tensors and was refused; use a safetensors file.") from error
+        raise EditingError(
+            f"{source.name} is damaged or holds more than plain tensors and was refused; use a safetensors file."
+        ) from error
     if not isinstance(value, Tensor):
-        raise EditingError(f"{source.name} holds a {type(value).__name__} instead of one tensor; use a file saved with torch.save(tensor).")
+        raise EditingError(
+            f"{source.name} holds a {type(value).__name__} instead of one tensor; use a file saved with torch.save(tensor)."
+        )
     return value
 
 

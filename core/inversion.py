@@ -1,53 +1,148 @@
-"""The third seam: an inversion, the trajectory from a clean latent to noise, and how it is made and replayed."""
+"""What an inversion leaves: the trajectory with its grid, cost and model, in memory and as a file."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .denoiser import Callback, Denoiser, ModelIdentity, Progress, check_finite, euler_step, guided
+from .denoiser import Denoiser, ModelIdentity, check_finite, unit_scale
 from .errors import EditingError
-from .implicit_step import ImplicitStep, ddim_guess, extrapolate
-from .inversion_record import Inversion
-from .solvers import OPTIMIZERS, SOLVERS, Optimizer, Solver, solve
+from .files import load_tensors, metadata_json, save_tensors
 
-__all__ = ["Inversion", "check_latent", "inversion_grid", "invert", "reconstruct"]
+FILE_FORMAT = "semantic_editing.inversion"
 
 
-def reconstruct(
-    denoiser: Denoiser,
-    inversion: Inversion,
-    cond: Any,
-    cfg: float = 1.0,
-    uncond: Any | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """Replay the trajectory from its noise with Euler (= DDIM) steps; returns the clean latent ``[B, C, H, W]``.
+FILE_VERSION = "1"
 
-    Args:
-        cond: conditioning to replay with; the one inverted with rebuilds the image at ``cfg`` 1.
-        uncond: negative conditioning, needed when ``cfg`` is not 1.
 
-    Raises:
-        EditingError: other model, missing ``uncond``, NaN prediction.
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """A latent's trajectory from clean to noise under one model and one conditioning.
+
+    Attributes:
+        latents: ``[T+1, B, C, H, W]`` in sigma space, ascending noise; ``latents[0]`` is the clean latent as given.
+        sigmas: ``[T+1]`` ascending, fp32.
+        residuals: ``[T, B]`` mean-square fixed-point residual of each step in unit-variance latent units, i.e. how far
+            the backward Euler step misses the level it started from (SPDInv Eq. 4); NaN where it was not measured.
+        forward_evaluations: ``[T, B]`` network evaluations (u) spent on each step of each image.
+        backward_evaluations: ``[T, B]`` likewise, backward passes.
+        identity: the model the trajectory belongs to.
+        method: which inversion made it, e.g. "spdinv/auto".
+        cond: the conditioning used, as plain tensors (``embeds [B or 1, L, D]``, optionally ``pooled``), or None when
+            the host's conditioning has parts that are not tensors.
+        info: figures of the method for people, e.g. autocorrelation before and after; JSON-able.
     """
-    inversion.require_model(denoiser.identity)
-    if cfg != 1.0 and uncond is None:
-        raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
-    levels = [float(s) for s in inversion.sigmas.flip(0)]
-    x = inversion.latents[-1]
-    with torch.no_grad():
-        for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
-            denoised = guided(denoiser, x, sigma, cond, uncond, cfg)
-            check_finite(denoised, f"The prediction at step {step + 1}")
-            x = euler_step(x, denoised, sigma, sigma_next)
-            if callback is not None:
-                callback(Progress(step, inversion.steps, 0, 1, denoised))
-    return x
+
+    latents: Tensor
+    sigmas: Tensor
+    residuals: Tensor
+    forward_evaluations: Tensor
+    backward_evaluations: Tensor
+    identity: ModelIdentity
+    method: str
+    cond: Mapping[str, Tensor] | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps T."""
+        return len(self.sigmas) - 1
+
+    @property
+    def noise(self) -> Tensor:
+        """The latent at the last level in unit-variance units, ``[B, C, H, W]`` (the papers' ``z_T``)."""
+        return self.latents[-1] * unit_scale(self.identity, float(self.sigmas[-1]))
+
+    @property
+    def evaluations(self) -> float:
+        """Forward network evaluations (u) per image."""
+        return float(self.forward_evaluations.float().sum(0).mean())
+
+    @property
+    def backward_passes(self) -> float:
+        """Backward network evaluations per image."""
+        return float(self.backward_evaluations.float().sum(0).mean())
+
+    def require_model(self, identity: ModelIdentity) -> None:
+        """Raise :class:`EditingError` unless this inversion was made by the model of ``identity``."""
+        difference = self.identity.mismatch(identity)
+        if difference is not None:
+            raise EditingError(
+                f"This inversion was made by another model ({difference}); invert the image again with this model."
+            )
+
+    def level_of(self, sigma: float) -> int:
+        """Index of the level at ``sigma``.
+
+        Raises:
+            EditingError: the grid has no such level (another scheduler or step count, or a stochastic sampler).
+        """
+        distance = (self.sigmas - sigma).abs()
+        level = int(distance.argmin())
+        if float(distance[level]) > 1e-3 * max(sigma, float(self.sigmas[1])):
+            raise EditingError(
+                f"The sampler asked for sigma {sigma:.4g}, which this inversion's grid does not have; "
+                "wire the inversion's own SIGMAS and a deterministic first-order sampler such as euler."
+            )
+        return level
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a safetensors file (latents in fp32, metadata: format, version, method, base model).
+
+        Raises:
+            EditingError: the file exists and ``overwrite`` is False, or the folder cannot be written.
+        """
+        tensors = {
+            "latents": self.latents.float(),
+            "sigmas": self.sigmas,
+            "residuals": self.residuals,
+            "forward_evaluations": self.forward_evaluations,
+            "backward_evaluations": self.backward_evaluations,
+        }
+        tensors |= {f"cond.{key}": value for key, value in (self.cond or {}).items()}
+        metadata = {
+            "format": FILE_FORMAT,
+            "version": FILE_VERSION,
+            "method": self.method,
+            "base_model": self.identity.family,
+            "identity": json.dumps(asdict(self.identity)),
+            "info": json.dumps(dict(self.info)),
+        }
+        return save_tensors(path, tensors, metadata, overwrite=overwrite)
+
+    @staticmethod
+    def load(path: str | Path) -> Inversion:
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            EditingError: missing, damaged or foreign file, or parts that do not fit together.
+        """
+        tensors, metadata = load_tensors(path, FILE_FORMAT)
+        name = Path(path).name
+        fields: Any = metadata_json(metadata, "identity", name)
+        info = metadata_json(metadata, "info", name)
+        parts = ("latents", "sigmas", "residuals", "forward_evaluations", "backward_evaluations")
+        try:
+            latents, sigmas, *counts = (tensors[key] for key in parts)
+            identity = ModelIdentity(**{**fields, "signature": tuple(fields["signature"])})
+        except (KeyError, TypeError) as error:
+            raise EditingError(f"{name} is incomplete; invert the image again.") from error
+        steps, batch = len(sigmas) - 1, latents.shape[1] if latents.ndim == 5 else -1
+        if latents.ndim != 5 or len(latents) != steps + 1 or any(c.shape != (steps, batch) for c in counts):
+            raise EditingError(f"{name} has parts that do not fit together; invert the image again.")
+        check_finite(latents, f"{name}'s latents")
+        cond = {key.removeprefix("cond."): value for key, value in tensors.items() if key.startswith("cond.")}
+        residuals, forward, backward = counts
+        return Inversion(
+            latents, sigmas, residuals, forward, backward, identity, metadata.get("method", ""), cond or None,
+            info if isinstance(info, dict) else {},
+        )  # fmt: skip
 
 
 def check_latent(latent: Tensor, identity: ModelIdentity) -> Tensor:
@@ -79,97 +174,11 @@ def inversion_grid(denoiser: Denoiser, steps: int, sigmas: Tensor | None = None)
     if len(grid) < 2:
         raise EditingError(f"The sigmas have {len(grid)} level(s); an inversion needs at least 2.")
     if not torch.isfinite(grid).all() or (grid < 0).any():
-        raise EditingError("The sigmas have a negative or non-finite level; wire them from a scheduler node of this model.")
+        raise EditingError(
+            "The sigmas have a negative or non-finite level; wire them from a scheduler node of this model."
+        )
     if grid[0] > grid[-1]:
         grid = grid.flip(0)
     if (grid.diff() <= 0).any():
         raise EditingError("The sigmas repeat a level or are out of order; use levels that only rise or only fall.")
     return grid
-
-
-def invert(
-    denoiser: Denoiser,
-    latent: Tensor,
-    cond: Any,
-    steps: int = 50,
-    solver: Solver = "auto",
-    tolerance: float = 5e-6,
-    max_iterations: int = 25,
-    callback: Callback | None = None,
-    *,
-    sigmas: Tensor | None = None,
-    optimizer: Optimizer = "adamw",
-    learning_rate: float = 1e-3,
-    cond_tensors: Mapping[str, Tensor] | None = None,
-    check_residual: bool = False,
-) -> Inversion:
-    """Invert a clean latent to noise so that plain DDIM sampling comes back to it (SPDInv, arXiv 2403.11105).
-
-    Each step solves ``y = x + (sigma_next - sigma) * (y - x0_hat(y, sigma_next)) / sigma_next`` (SPDInv Eq. 3 in sigma
-    space), until the mean-square residual (Eq. 4) is at most ``tolerance``.
-
-    Args:
-        latent: ``[B, C, H, W]`` VAE latent, already scaled.
-        cond: conditioning of the image, used at cfg 1: ``[B or 1, L, D]``, or the backend's own object.
-        solver: ``"auto"`` (extrapolated start, accelerated fixed point, descent only as a last resort),
-            ``"fixed_point"`` (Picard, damped where the residual grows), ``"anderson"``, ``"gradient"`` (SPDInv
-            Algorithm 1) or ``"ddim"`` (plain DDIM inversion, one explicit evaluation a step: the baseline).
-        tolerance: residual to reach, mean square in unit-variance latent units (the paper's delta).
-        max_iterations: most residual measurements a step (the paper's K); the explicit guess of ``"gradient"`` is extra.
-        callback: told after every network evaluation; an exception it raises ends the run.
-        sigmas: levels to use instead of the model's grid of ``steps`` steps, see :func:`inversion_grid`.
-        optimizer: of ``"gradient"``: ``"adamw"`` as released, ``"gradient_descent"`` as printed.
-        learning_rate: of ``"gradient"`` (the paper's eta).
-        cond_tensors: what to store as :attr:`Inversion.cond`; ``{"embeds": cond}`` when ``cond`` is a tensor.
-        check_residual: ``"ddim"`` does not need its residuals and reports NaN; True spends one more evaluation a step
-            (counted) to measure them.
-
-    Raises:
-        EditingError: wrong latent shape, bad steps, grid, solver, tolerance or iterations, NaN from the model.
-    """
-    if solver not in SOLVERS:
-        raise EditingError(f"There is no solver {solver!r}; use one of {', '.join(SOLVERS)}.")
-    if optimizer not in OPTIMIZERS:
-        raise EditingError(f"There is no optimizer {optimizer!r}; use one of {', '.join(OPTIMIZERS)}.")
-    if max_iterations < 1 or not tolerance >= 0:
-        raise EditingError(f"max_iterations is {max_iterations} and tolerance {tolerance}; use 1 or more and 0 or more.")
-    x = check_latent(latent, denoiser.identity)
-    grid = inversion_grid(denoiser, steps, sigmas)
-    levels = [float(level) for level in grid]
-    total = len(levels) - 1
-    trajectory = [x]
-    figures: list[tuple[Tensor, Tensor, Tensor]] = []
-    slopes: list[tuple[float, Tensor]] = []
-    for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
-
-        def report(iteration: int, denoised: Tensor, index: int = index) -> None:
-            if callback is not None:
-                callback(Progress(index, total, iteration, max_iterations, denoised))
-
-        step = ImplicitStep(denoiser, cond, x, sigma, sigma_next, report, f"step {index + 1}")
-        if solver == "ddim":
-            step.accept(ddim_guess(step), measure=check_residual)
-        elif solver == "gradient":
-            solve(step, ddim_guess(step), solver, tolerance, max_iterations, optimizer, learning_rate)
-        elif solver == "auto":
-            guess = step.image(extrapolate(slopes, sigma_next), step.rows) if slopes else x
-            solve(step, guess, solver, tolerance, max_iterations, optimizer, learning_rate)
-        else:
-            guess = step.image(slopes[-1][1], step.rows) if slopes else x
-            solve(step, guess, solver, tolerance, max_iterations)
-        x = step.best
-        slopes = [*slopes, (sigma_next, step.slope)][-2:]
-        trajectory.append(x)
-        figures.append((step.residual.float().cpu(), step.forward, step.backward))
-    residuals, forward, backward = (torch.stack(column) for column in zip(*figures, strict=True))
-    stored = cond_tensors if cond_tensors is not None else {"embeds": cond} if isinstance(cond, Tensor) else None
-    return Inversion(
-        latents=torch.stack(trajectory),
-        sigmas=grid,
-        residuals=residuals,
-        forward_evaluations=forward,
-        backward_evaluations=backward,
-        identity=denoiser.identity,
-        method="ddim" if solver == "ddim" else f"spdinv/{solver}",
-        cond=stored,
-    )

@@ -7,28 +7,29 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from .host import ComfyExtension, register_folders
+from .host.folders import register_folders
+from .host.schema import ComfyExtension
 
 #: Modules of this package that define ``NODES``, in menu order.
 TECHNIQUES = (
-    "demo",
-    "spdinv",
-    "autocorr",
-    "reference",
-    "inversion_files",
-    "directions",
-    "direction_files",
-    "guidance",
-    "classifiers",
-    "classifier_trainer",
-    "caso_trainer",
-    "caso_embeddings",
-    "caso_edit",
-    "caso_generate",
-    "region_models",
-    "region_editors",
-    "region_generator",
-    "region_trainer",
+    "demo.load",  # first: it enters what the loaders of others offer
+    "inversion.spdinv",
+    "pix2pix_zero.autocorr",
+    "inversion.reference",
+    "inversion.files",
+    "pix2pix_zero.directions",
+    "pix2pix_zero.direction_files",
+    "pix2pix_zero.guided_edit",
+    "caso.classifier_loader",
+    "caso.classifier_trainer",
+    "caso.trainer",
+    "caso.embeddings",
+    "caso.edit",
+    "caso.generate",
+    "regions.models",
+    "regions.editors",
+    "regions.generator",
+    "regions.trainer",
 )
 
 

@@ -25,5 +25,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         host = item.callspec.params.get("host") if hasattr(item, "callspec") else None
         way = "live" if "server" in item.fixturenames else "in process"
-        item.add_marker(pytest.mark.xdist_group(f"{host.path.name} {way}" if host else str(item.path.relative_to(HERE))))
+        item.add_marker(
+            pytest.mark.xdist_group(f"{host.path.name} {way}" if host else str(item.path.relative_to(HERE)))
+        )
     items.sort(key=lambda item: not item.path.is_relative_to(HERE / "host"))

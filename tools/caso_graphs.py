@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from workflow_graphs import checkpoint_loader, show
 
-from semantic_editing.core.caso.demo_recipes import RECIPES
+from semantic_editing.core.demo.caso_recipes import RECIPES
 
 if TYPE_CHECKING:
     from graph_builder import Graph, Node, Output
@@ -21,7 +21,12 @@ def demo_caso_train(graph: Graph) -> None:
     recipe = RECIPES["glasses"].settings()
     model = graph.add("SemEdit_LoadDemoModel", 0)
     pictures = graph.add(
-        "SemEdit_LoadDemoImage", 0, title="Pictures to learn from", pictures="everyone", number=FIRST_TO_LEARN_FROM, count=128
+        "SemEdit_LoadDemoImage",
+        0,
+        title="Pictures to learn from",
+        pictures="everyone",
+        number=FIRST_TO_LEARN_FROM,
+        count=128,
     )
     classifier = graph.add("SemEdit_AttributeClassifierLoader", 0, classifier_file="demo")
     trainer = graph.add(
@@ -74,7 +79,9 @@ def demo_caso_edit(graph: Graph) -> None:
     """A bundled embedding turned up and down."""
     model, picture, latent = caso_source(graph)
     loaded = graph.add("SemEdit_CASOEmbeddingLoader", 1, clip=model.out("CLIP"), embedding_file="demo: glasses")
-    edit(graph, 2, model, latent, loaded.out("embedding"), "demo_caso_edit", DEMO_STRENGTH, "middle", DEMO_FOCUS, strip=5)
+    edit(
+        graph, 2, model, latent, loaded.out("embedding"), "demo_caso_edit", DEMO_STRENGTH, "middle", DEMO_FOCUS, strip=5
+    )
     graph.add("PreviewImage", 4, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 4, title="True edited image (for comparison)", images=picture.out("edited image"))
     graph.note(
@@ -89,11 +96,22 @@ def demo_caso_multi(graph: Graph) -> None:
     """Two attributes at once, each with a strength of its own."""
     model, picture, latent = caso_source(graph)
     first, second = (
-        graph.add("SemEdit_CASOEmbeddingLoader", 1, title=f"Load {name}", clip=model.out("CLIP"), embedding_file=f"demo: {name}")
+        graph.add(
+            "SemEdit_CASOEmbeddingLoader",
+            1,
+            title=f"Load {name}",
+            clip=model.out("CLIP"),
+            embedding_file=f"demo: {name}",
+        )
         for name in ("glasses", "beard")
     )
     both = graph.add(
-        "SemEdit_CASOCombine", 2, first=first.out("embedding"), second=second.out("embedding"), first_strength=0.6, second_strength=1.0
+        "SemEdit_CASOCombine",
+        2,
+        first=first.out("embedding"),
+        second=second.out("embedding"),
+        first_strength=0.6,
+        second_strength=1.0,
     )
     edit(graph, 3, model, latent, both.out("embedding"), "demo_caso_multi", DEMO_STRENGTH_OF_TWO, "middle", DEMO_FOCUS)
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
@@ -118,7 +136,9 @@ def sd15_caso_edit(graph: Graph) -> None:
         0, title="Before you run", height=330,
     )  # fmt: skip
     encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
-    loaded = graph.add("SemEdit_CASOEmbeddingLoader", 1, clip=loader.out("CLIP"), embedding_file="my_attribute.safetensors")
+    loaded = graph.add(
+        "SemEdit_CASOEmbeddingLoader", 1, clip=loader.out("CLIP"), embedding_file="my_attribute.safetensors"
+    )
     edit(graph, 2, loader, encoded.out("LATENT"), loaded.out("embedding"), "sd15_caso_edit", 5.0, "fine", 1.0, strip=5)
     graph.add("PreviewImage", 4, title="Original", images=picture.out("IMAGE"))
 

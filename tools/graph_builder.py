@@ -113,7 +113,16 @@ class Graph:
             elif name in definition["input"].get("required", {}):
                 raise ValueError(f"{self.name}: {kind}.{name} is not wired")
         natural = self._height(kind, definition)
-        node = Node(len(self.nodes) + 1, kind, definition, values, column, title or definition["display_name"], width, max(height, natural))
+        node = Node(
+            len(self.nodes) + 1,
+            kind,
+            definition,
+            values,
+            column,
+            title or definition["display_name"],
+            width,
+            max(height, natural),
+        )
         node.models = models or []
         self.nodes.append(node)
         return node
@@ -184,9 +193,13 @@ class Graph:
                 entry |= {"color": "#432", "bgcolor": "#653"}
             stored.append(entry)
         for node, entry in zip(self.nodes, stored, strict=True):
-            for slot, (name, kind) in enumerate(zip(node.definition["output_name"], node.definition["output"], strict=True)):
+            for slot, (name, kind) in enumerate(
+                zip(node.definition["output_name"], node.definition["output"], strict=True)
+            ):
                 linked = by_output.get((node.id, slot))
-                entry["outputs"].append({"localized_name": name, "name": name, "type": type_name(kind), "links": linked})
+                entry["outputs"].append(
+                    {"localized_name": name, "name": name, "type": type_name(kind), "links": linked}
+                )
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"semantic-editing/{self.name}")),
             "revision": 0,
@@ -206,7 +219,9 @@ class Graph:
             return {}
         return {"Node name for S&R": node.type} | ({"models": node.models} if node.models else {})
 
-    def _ui_inputs(self, node: Node, links: list[list[Any]], by_output: dict[tuple[int, int], list[int]]) -> tuple[list[Any], list[Any]]:
+    def _ui_inputs(
+        self, node: Node, links: list[list[Any]], by_output: dict[tuple[int, int], list[int]]
+    ) -> tuple[list[Any], list[Any]]:
         sockets, widgets, values = [], [], []
         for name, (kind, options) in specifications(node.definition).items():
             value = node.inputs.get(name)

@@ -1,6 +1,6 @@
 """Bring what repeats the node schemas up to date: locales/en/nodeDefs.json and the tables of inputs and outputs in web/docs/*.md.
 
-The schemas are read without ComfyUI, under the stand-in host of tests/nodes. The prose of the help pages is written by hand.
+The schemas are read without ComfyUI, under the stand-in for its host beside this file. The prose of the help pages is written by hand.
 
     python tools/make_node_docs.py            # write
     python tools/make_node_docs.py --check    # fail when a file differs
@@ -14,18 +14,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from semantic_editing.tools import host_stand_in
+
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- sockets and widgets, made by tools/make_node_docs.py -->", "<!-- end -->"
 
 
 def schemas() -> dict[str, Any]:
     """Node id -> schema of every node."""
-    sys.path.insert(0, str(ROOT / "tests" / "nodes"))
-    try:
-        import fake_host
-    finally:
-        sys.path.pop(0)
-    return {schema.node_id: schema for schema in (node.define_schema() for node in fake_host.load_pack().load_nodes())}
+    return {
+        schema.node_id: schema for schema in (node.define_schema() for node in host_stand_in.load_pack().load_nodes())
+    }
 
 
 def locale(nodes: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +47,11 @@ def _default(slot: Any) -> str:
     options = slot.options
     if "default" in options:
         value = options["default"]
-        number = f"`{value:.10f}`".rstrip("0`") + "`" if isinstance(value, float) and value and value < 1e-3 else f"`{value}`"
+        number = (
+            f"`{value:.10f}`".rstrip("0`") + "`"
+            if isinstance(value, float) and value and value < 1e-3
+            else f"`{value}`"
+        )
         return number.replace("\n", " ")
     return "optional" if options.get("optional") else "required"
 
@@ -63,7 +66,9 @@ def table(schema: Any) -> str:
             lines.append(f"| **{slot.id}**{advanced} | {slot.type} | {_default(slot)} | {slot.options['tooltip']} |")
         lines.append("")
     lines += ["## Outputs", "", "| output | type | what it is |", "|---|---|---|"]
-    lines += [f"| **{slot.options['display_name']}** | {slot.type} | {slot.options['tooltip']} |" for slot in schema.outputs]
+    lines += [
+        f"| **{slot.options['display_name']}** | {slot.type} | {slot.options['tooltip']} |" for slot in schema.outputs
+    ]
     return "\n".join(lines)
 
 
@@ -71,7 +76,10 @@ def page(schema: Any, present: str) -> str:
     """The help page ``present`` with a fresh table between its markers."""
     head, _, rest = present.partition(BEGIN)
     if not rest:
-        head, rest = present.rstrip() + "\n\n" if present else f"# {schema.display_name}\n\n{schema.description}\n\n", END + "\n"
+        head, rest = (
+            present.rstrip() + "\n\n" if present else f"# {schema.display_name}\n\n{schema.description}\n\n",
+            END + "\n",
+        )
     return f"{head}{BEGIN}\n\n{table(schema)}\n\n{END}{rest.partition(END)[2]}"
 
 

@@ -56,7 +56,10 @@ def run(server: str, prompt: dict[str, Any]) -> dict[str, Any]:
 def compose(pictures: list[tuple[str, Image.Image]]) -> Image.Image:
     """Pictures side by side, each under its title."""
     font = ImageFont.load_default(15)
-    sized = [(title, image.resize((round(SIDE * image.width / image.height), SIDE), Image.Resampling.LANCZOS)) for title, image in pictures]
+    sized = [
+        (title, image.resize((round(SIDE * image.width / image.height), SIDE), Image.Resampling.LANCZOS))
+        for title, image in pictures
+    ]
     width = sum(image.width for _, image in sized) + MARGIN * (len(sized) + 1)
     sheet = Image.new("RGB", (width, SIDE + HEAD + MARGIN), (32, 32, 32))
     draw, left = ImageDraw.Draw(sheet), MARGIN

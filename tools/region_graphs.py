@@ -11,8 +11,16 @@ if TYPE_CHECKING:
     from graph_builder import Graph, Node, Output
 
 #: Chosen by eye, pairs whose edit succeeds: which, its number and the texts.
-BEARD = "facial hair: none to beard", 4, ("a portrait of a person, clean shaven", "a portrait of a person, with a beard")
-GLASSES = "glasses: none to glasses", 8, ("a portrait of a person, without glasses", "a portrait of a person, wearing glasses")
+BEARD = (
+    "facial hair: none to beard",
+    4,
+    ("a portrait of a person, clean shaven", "a portrait of a person, with a beard"),
+)
+GLASSES = (
+    "glasses: none to glasses",
+    8,
+    ("a portrait of a person, without glasses", "a portrait of a person, wearing glasses"),
+)
 
 
 def generator(
@@ -54,11 +62,20 @@ def demo_region_edit(graph: Graph) -> None:
     )  # fmt: skip
     prompts = [
         graph.add("CLIPTextEncode", 1, title=title, clip=model.out("CLIP"), text=picture.out(text)).out("CONDITIONING")
-        for title, text in (("Source prompt (caption)", "caption"), ("Target prompt (caption of the edit)", "edited caption"))
+        for title, text in (
+            ("Source prompt (caption)", "caption"),
+            ("Target prompt (caption of the edit)", "edited caption"),
+        )
     ]
     editor = searching(graph, model, *prompts)
     found = generator(graph, 3, picture.out("image"), editor.out("region editor"), texts, 2)
-    graph.add("SaveImage", 4, title="Edited image", images=found.out("edited"), filename_prefix="semantic_editing/demo_region_edit")
+    graph.add(
+        "SaveImage",
+        4,
+        title="Edited image",
+        images=found.out("edited"),
+        filename_prefix="semantic_editing/demo_region_edit",
+    )
     graph.add("PreviewImage", 4, title="The best boxes", images=found.out("picture"))
     graph.add("PreviewImage", 4, title="All candidates, the best first", images=found.out("candidates"))
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
@@ -76,7 +93,9 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
         "nodes take the same mask.",
         0, title="What this shows", height=270,
     )  # fmt: skip
-    target = graph.add("CLIPTextEncode", 1, title="Target prompt", clip=model.out("CLIP"), text=picture.out("edited caption"))
+    target = graph.add(
+        "CLIPTextEncode", 1, title="Target prompt", clip=model.out("CLIP"), text=picture.out("edited caption")
+    )
     empty = graph.add("CLIPTextEncode", 1, title="Negative prompt (empty)", clip=model.out("CLIP"), text="")
     prompts = {"positive": target.out("CONDITIONING"), "negative": empty.out("CONDITIONING")}
     source = graph.add("CLIPTextEncode", 1, title="Source prompt", clip=model.out("CLIP"), text=picture.out("caption"))
@@ -93,7 +112,13 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
         "ImageCompositeMasked", 5, destination=picture.out("image"), source=decoded.out("IMAGE"), mask=found.out("mask"), x=0, y=0,
         resize_source=False,
     )  # fmt: skip
-    graph.add("SaveImage", 5, title="Edited image", images=pasted.out("IMAGE"), filename_prefix="semantic_editing/demo_region_mask")
+    graph.add(
+        "SaveImage",
+        5,
+        title="Edited image",
+        images=pasted.out("IMAGE"),
+        filename_prefix="semantic_editing/demo_region_mask",
+    )
     shown = graph.add("MaskToImage", 4, mask=found.out("mask"))
     graph.add("PreviewImage", 6, title="Mask that was found", images=shown.out("IMAGE"))
     graph.add("PreviewImage", 6, title="Original", images=picture.out("image"))
@@ -110,20 +135,35 @@ def sd15_inpaint_region_edit(graph: Graph) -> None:
         "tell what else was tried; *sizes* and *anchors* add boxes.",
         0, title="Before you run", height=330,
     )  # fmt: skip
-    target = graph.add("CLIPTextEncode", 1, title="Target prompt", clip=loader.out("CLIP"), text="a high quality image of a white rabbit")
+    target = graph.add(
+        "CLIPTextEncode",
+        1,
+        title="Target prompt",
+        clip=loader.out("CLIP"),
+        text="a high quality image of a white rabbit",
+    )
     negative = graph.add("CLIPTextEncode", 1, title="Negative prompt", clip=loader.out("CLIP"), text="")
     editor = graph.add(
         "SemEdit_RegionInpaintEditor", 1, model=loader.out("MODEL"), vae=loader.out("VAE"), positive=target.out("CONDITIONING"),
         negative=negative.out("CONDITIONING"), cfg=7.5,
     )  # fmt: skip
     texts = ("a dog", "a white rabbit")
-    found = generator(graph, 3, picture.out("IMAGE"), editor.out("region editor"), texts, 4, "dino-vitb16", "clip-vit-base-patch16")
-    graph.add("SaveImage", 4, title="Edited image", images=found.out("edited"), filename_prefix="semantic_editing/sd15_region_edit")
+    found = generator(
+        graph, 3, picture.out("IMAGE"), editor.out("region editor"), texts, 4, "dino-vitb16", "clip-vit-base-patch16"
+    )
+    graph.add(
+        "SaveImage",
+        4,
+        title="Edited image",
+        images=found.out("edited"),
+        filename_prefix="semantic_editing/sd15_region_edit",
+    )
     graph.add("PreviewImage", 4, title="The best boxes", images=found.out("picture"))
     graph.add("PreviewImage", 4, title="All candidates, the best first", images=found.out("candidates"))
     graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
 
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
-    describe.__name__: describe for describe in (demo_region_edit, demo_region_mask_to_inpaint, sd15_inpaint_region_edit)
+    describe.__name__: describe
+    for describe in (demo_region_edit, demo_region_mask_to_inpaint, sd15_inpaint_region_edit)
 }

@@ -16,7 +16,9 @@ def demo_source(graph: Graph, pictures: str, number: int) -> tuple[Node, Node, O
     """Columns 0 and 1 of every demo workflow: model, picture, prompt, latent."""
     model = graph.add("SemEdit_LoadDemoModel", 0)
     picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=pictures, number=number)
-    prompt = graph.add("CLIPTextEncode", 1, title="Source prompt (caption)", clip=model.out("CLIP"), text=picture.out("caption"))
+    prompt = graph.add(
+        "CLIPTextEncode", 1, title="Source prompt (caption)", clip=model.out("CLIP"), text=picture.out("caption")
+    )
     encoded = graph.add("VAEEncode", 1, pixels=picture.out("image"), vae=model.out("VAE"))
     return model, picture, prompt.out("CONDITIONING"), encoded.out("LATENT")
 
@@ -88,7 +90,11 @@ def word_edit(
     inversion = graph.add("SemEdit_SPDInvInversion", column, model=model, positive=positive, latent=latent, width=330)
     direction = graph.add("SemEdit_SentenceEditDirection", column - 1, clip=clip, **texts)
     applied = graph.add(
-        "SemEdit_ApplyEditDirection", column + 1, conditioning=positive, edit_direction=direction.out("edit direction"), clip=clip
+        "SemEdit_ApplyEditDirection",
+        column + 1,
+        conditioning=positive,
+        edit_direction=direction.out("edit direction"),
+        clip=clip,
     )
     edited = graph.add(
         "SemEdit_CrossAttnGuidedSampler", column + 1, model=model, inversion=inversion.out("inversion"),
@@ -123,7 +129,10 @@ def checkpoint_loader(graph: Graph, repository: str, checkpoint: str) -> Node:
     """Load Checkpoint in column 0, with the address from which the UI offers a missing file."""
     url = f"https://huggingface.co/{repository}/resolve/main/{checkpoint}?download=true"
     return graph.add(
-        "CheckpointLoaderSimple", 0, ckpt_name=checkpoint, models=[{"name": checkpoint, "url": url, "directory": "checkpoints"}]
+        "CheckpointLoaderSimple",
+        0,
+        ckpt_name=checkpoint,
+        models=[{"name": checkpoint, "url": url, "directory": "checkpoints"}],
     )
 
 
@@ -132,7 +141,13 @@ def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, t
     loader = checkpoint_loader(graph, repository, checkpoint)
     picture = graph.add("LoadImage", 0, image="example.png")
     graph.note(text, 0, title="Before you run", height=330)
-    prompt = graph.add("CLIPTextEncode", 1, title="Source prompt: describe your image", clip=loader.out("CLIP"), text="a photo of a cat")
+    prompt = graph.add(
+        "CLIPTextEncode",
+        1,
+        title="Source prompt: describe your image",
+        clip=loader.out("CLIP"),
+        text="a photo of a cat",
+    )
     encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
     word_edit(
         graph, 2, loader.out("MODEL"), loader.out("CLIP"), loader.out("VAE"), prompt.out("CONDITIONING"), encoded.out("LATENT"), name,

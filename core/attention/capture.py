@@ -96,7 +96,9 @@ class MapLoss:
             EditingError: no layer was seen.
         """
         if self._total is None:
-            raise EditingError("No cross-attention layer lies within the chosen resolution; choose a larger one or all.")
+            raise EditingError(
+                "No cross-attention layer lies within the chosen resolution; choose a larger one or all."
+            )
         return self._total
 
     def wants(self, site: Site) -> bool:
@@ -118,12 +120,16 @@ class MapLoss:
     def _matching(self, key: MapKey, maps: Tensor) -> Tensor:
         reference = self.reference.get(key)
         if reference is None:
-            raise EditingError("The target conditioning has more parts than the source's; give both the same areas and combinations.")
+            raise EditingError(
+                "The target conditioning has more parts than the source's; give both the same areas and combinations."
+            )
         if reference.shape[-1] != maps.shape[-1]:
             raise EditingError(
                 f"The source text is {reference.shape[-1]} tokens long and the target text {maps.shape[-1]}; "
                 "use prompts that both fit into one chunk of 77 tokens, or both into as many."
             )
         if reference.shape != maps.shape:
-            raise EditingError("The source and target conditionings cover different areas or batches; give both the same.")
+            raise EditingError(
+                "The source and target conditionings cover different areas or batches; give both the same."
+            )
         return reference.to(maps.device)

@@ -10,10 +10,11 @@ from torch import Tensor
 from ..classifiers.base import ImageClassifier
 from ..denoiser import Denoiser
 from ..errors import EditingError
-from ..inversion import Inversion, invert
+from ..inversion import Inversion
+from ..spdinv.invert import invert
+from ..token_vectors import TokenVectorEncoder, empty_condition
 from .editing import WHOLE, Window, semantic_edit
 from .embedding import GuidanceTerm, SemanticEmbedding, concatenate, scaled_terms
-from .seams import TokenInjector, empty_condition
 
 
 def centred_class_means(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -48,13 +49,19 @@ def class_mean_cosines(
         EditingError: different classes, too few, or a classifier whose features cannot be read.
     """
     if set(real) != set(edited):
-        raise EditingError(f"Real pictures are of {sorted(real)} and edited ones of {sorted(edited)}; give the same classes.")
+        raise EditingError(
+            f"Real pictures are of {sorted(real)} and edited ones of {sorted(edited)}; give the same classes."
+        )
 
     def features(images: Tensor) -> Tensor:
         return torch.cat([classifier.features(part).cpu() for part in images.split(batch)])
 
-    means = [centred_class_means({label: features(images) for label, images in groups.items()}) for groups in (real, edited)]
-    return {label: float(torch.nn.functional.cosine_similarity(means[0][label], means[1][label], dim=0)) for label in real}
+    means = [
+        centred_class_means({label: features(images) for label, images in groups.items()}) for groups in (real, edited)
+    ]
+    return {
+        label: float(torch.nn.functional.cosine_similarity(means[0][label], means[1][label], dim=0)) for label in real
+    }
 
 
 def reconstruction_errors(
@@ -75,14 +82,16 @@ def reconstruction_errors(
         ``[1 + factors, B]``, the first row without guidance.
     """
     inversion = invert(denoiser, latents, uncond, steps, "ddim")
-    rebuilt = [semantic_edit(denoiser, inversion, uncond, scaled_terms(terms, factor), window) for factor in (0.0, *factors)]
+    rebuilt = [
+        semantic_edit(denoiser, inversion, uncond, scaled_terms(terms, factor), window) for factor in (0.0, *factors)
+    ]
     return torch.stack([(latent - latents).square().flatten(1).mean(1) for latent in rebuilt])
 
 
 def order_effect(
     denoiser: Denoiser,
     inversion: Inversion,
-    injector: TokenInjector,
+    vector_encoder: TokenVectorEncoder,
     embeddings: Sequence[SemanticEmbedding],
     strength: float,
     window: Window,
@@ -97,11 +106,11 @@ def order_effect(
     """
     if len(embeddings) < 2:
         raise EditingError("The order of one embedding says nothing; give two or more.")
-    uncond = empty_condition(injector)
+    uncond = empty_condition(vector_encoder)
     base = semantic_edit(denoiser, inversion, uncond, [], window)
     edits = []
     for order in (list(embeddings), list(reversed(embeddings))):
-        term = GuidanceTerm(concatenate(order).condition(injector), strength)
+        term = GuidanceTerm(concatenate(order).condition(vector_encoder), strength)
         edits.append(semantic_edit(denoiser, inversion, uncond, [term], window))
     sizes = [(edit - base).flatten(1).norm(dim=1) for edit in edits]
     return (edits[0] - edits[1]).flatten(1).norm(dim=1) / (0.5 * (sizes[0] + sizes[1])).clamp_min(1e-12)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..denoiser import Callback, Denoiser, Progress, check_finite, euler_step, unit_scale
 from ..errors import EditingError
-from ..inversion import Inversion, check_latent, inversion_grid, invert
-from ..trajectory import SourceStep
+from ..inversion import Inversion, check_latent, inversion_grid
+from ..sampling import TrajectoryEdit
+from ..spdinv.invert import invert
 from .embedding import GuidanceTerm, scaled_terms
 
 
@@ -36,7 +37,9 @@ class Window:
 
     def __post_init__(self) -> None:
         if not 0 <= self.end < self.start <= 1:
-            raise EditingError(f"The window goes from {self.start:g} to {self.end:g}; use fractions with 1 >= start > end >= 0.")
+            raise EditingError(
+                f"The window goes from {self.start:g} to {self.end:g}; use fractions with 1 >= start > end >= 0."
+            )
 
     def levels(self, steps: int) -> tuple[int, int]:
         """``(first, last)`` level, of 0..steps, that is guided on the way down; at least one always is."""
@@ -102,7 +105,7 @@ def focused(shift: Tensor, share: float, mask: Tensor | None = None) -> Tensor:
 
 
 @dataclass
-class SemanticStep(SourceStep):
+class SemanticStep(TrajectoryEdit):
     """One step of the edit at a time.
 
     Attributes:
@@ -188,7 +191,9 @@ def interpolate(
             callback(Progress(len(strip) * progress.steps + progress.step, total, 0, 1, progress.denoised))
 
     for factor in factors:
-        strip.append(semantic_edit(denoiser, inversion, uncond, scaled_terms(terms, factor), window, mask=mask, callback=report))
+        strip.append(
+            semantic_edit(denoiser, inversion, uncond, scaled_terms(terms, factor), window, mask=mask, callback=report)
+        )
     return torch.stack(strip)
 
 

@@ -13,7 +13,7 @@ import torch
 from ..denoiser import check_finite
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
-from .seams import MAX_TOKENS, TokenInjector, TokenVectors, encoder_title
+from ..token_vectors import MAX_TOKENS, TokenVectorEncoder, TokenVectors, encoder_title
 from .textual_inversion import SINGLE_KEY, named_vectors, pickled_vectors
 
 FILE_FORMAT = "semantic_editing.embedding"
@@ -72,23 +72,23 @@ class SemanticEmbedding:
         norms = ", ".join(f"{name} {float(tensor.norm(dim=1).mean()):.3g}" for name, tensor in self.vectors.items())
         return f"{what} ({self.encoder_name}, {self.tokens} token{'s' * (self.tokens > 1)}, mean norm {norms})"
 
-    def require_encoder(self, injector: TokenInjector) -> None:
-        """Raise :class:`EditingError` unless the embedding belongs to the text encoder of ``injector``."""
-        if self.widths != dict(injector.widths):
+    def require_encoder(self, vector_encoder: TokenVectorEncoder) -> None:
+        """Raise :class:`EditingError` unless the embedding belongs to the text encoder of ``vector_encoder``."""
+        if self.widths != dict(vector_encoder.widths):
             raise EditingError(
-                f"This embedding belongs to the text encoder {self.encoder_name}, but the model uses {injector.encoder_name}; "
+                f"This embedding belongs to the text encoder {self.encoder_name}, but the model uses {vector_encoder.encoder_name}; "
                 "use an embedding trained on this kind of model."
             )
 
-    def condition(self, injector: TokenInjector) -> Any:
+    def condition(self, vector_encoder: TokenVectorEncoder) -> Any:
         """The Denoiser's conditioning of the prompt that holds just these vectors, one row, without gradient.
 
         Raises:
             EditingError: of another text encoder.
         """
-        self.require_encoder(injector)
+        self.require_encoder(vector_encoder)
         with torch.no_grad():
-            return injector({name: tensor[None] for name, tensor in self.vectors.items()})
+            return vector_encoder({name: tensor[None] for name, tensor in self.vectors.items()})
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a textual-inversion safetensors file (``embedding:name`` in ComfyUI) with the facts as metadata, atomically.
@@ -97,7 +97,9 @@ class SemanticEmbedding:
             EditingError: not a .safetensors name, the file exists and ``overwrite`` is False, or it cannot be written.
         """
         if Path(path).suffix.lower() != ".safetensors":
-            raise EditingError(f"{Path(path).name} does not end in .safetensors; embeddings are saved as safetensors files.")
+            raise EditingError(
+                f"{Path(path).name} does not end in .safetensors; embeddings are saved as safetensors files."
+            )
         single = len(self.vectors) == 1
         # No tensor besides: ComfyUI falls back to the first one of the file whatever it is.
         tensors = {SINGLE_KEY if single else name: tensor.float() for name, tensor in self.vectors.items()}
@@ -127,7 +129,10 @@ class SemanticEmbedding:
             facts: dict[str, Any] = {"method": "caso", "info": {"file": source.name}} if released else {}
             return SemanticEmbedding(vectors, target=source.stem, **facts)
         tensors, metadata = load_tensors(source)
-        if metadata.get(FORMAT_KEY, FILE_FORMAT).startswith("semantic_editing.") and metadata.get(FORMAT_KEY, FILE_FORMAT) != FILE_FORMAT:
+        if (
+            metadata.get(FORMAT_KEY, FILE_FORMAT).startswith("semantic_editing.")
+            and metadata.get(FORMAT_KEY, FILE_FORMAT) != FILE_FORMAT
+        ):
             raise EditingError(f"{source.name} is a {metadata[FORMAT_KEY]} file; choose a textual-inversion embedding.")
         vectors = named_vectors(tensors, metadata.get("base_model", ""), source.name)
         if metadata.get(FORMAT_KEY) != FILE_FORMAT:
@@ -164,7 +169,9 @@ class GuidanceTerm:
             raise EditingError(f"focus is {self.focus:g}; use a share above 0 and at most 1, which guides everywhere.")
         if not abs(self.strength) <= MAX_STRENGTH:
             limit = f"{MAX_STRENGTH:g}"
-            raise EditingError(f"The strength is {self.strength:g}; use a value from -{limit} to {limit}, usually -10 to 10.")
+            raise EditingError(
+                f"The strength is {self.strength:g}; use a value from -{limit} to {limit}, usually -10 to 10."
+            )
 
 
 def concatenate(embeddings: Sequence[SemanticEmbedding]) -> SemanticEmbedding:
@@ -190,7 +197,7 @@ def concatenate(embeddings: Sequence[SemanticEmbedding]) -> SemanticEmbedding:
 
 
 def guidance_terms(
-    injector: TokenInjector, chosen: Sequence[tuple[SemanticEmbedding, float]], *, joined: bool = True, focus: float = 1.0
+    vector_encoder: TokenVectorEncoder, chosen: Sequence[tuple[SemanticEmbedding, float]], *, joined: bool = True, focus: float = 1.0
 ) -> list[GuidanceTerm]:  # fmt: skip
     """Embeddings with strengths as guidance terms; a strength of 0 costs nothing.
 
@@ -204,14 +211,14 @@ def guidance_terms(
     """
     groups: dict[Any, list[SemanticEmbedding]] = {}
     for number, (embedding, strength) in enumerate(chosen):
-        embedding.require_encoder(injector)
+        embedding.require_encoder(vector_encoder)
         if strength != 0:
             groups.setdefault(strength if joined else (strength, number), []).append(embedding)
     terms = []
     for key, members in groups.items():
         together = concatenate(members)
         strength = key if joined else key[0]
-        terms.append(GuidanceTerm(together.condition(injector), strength, together.target, focus))
+        terms.append(GuidanceTerm(together.condition(vector_encoder), strength, together.target, focus))
     return terms
 
 

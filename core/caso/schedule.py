@@ -1,12 +1,9 @@
-"""Which image, class, noise and augmentation each training step sees: a function of the seed and the step's number alone.
-
-No generator lives across steps, so a run that is stopped and resumed goes on with the very same numbers.
-"""
+"""What a training evaluates once for each picture and noise, and then remembers."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +11,35 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, ModelIdentity
+
+#: An image's number and the number of one of its noises.
+Key = tuple[int, int]
+
+
+class Memory:
+    """Rows by image and noise, made when first met.
+
+    Args:
+        together: for each key all that first meet in the same step, in order, see :meth:`~.schedule.Schedule.first_met`. What is
+            not known is made for all of them at once, so that a resumed run makes it in the same batches, to the bit.
+    """
+
+    def __init__(self, together: Mapping[Key, tuple[Key, ...]]):
+        self.together = together
+        self._known: dict[Key, Tensor] = {}
+
+    def known(self, keys: Sequence[Key]) -> Tensor:
+        """Rows ``[B, ...]`` that were all met before."""
+        return torch.stack([self._known[key] for key in keys])
+
+    def rows(self, keys: Sequence[Key], make: Callable[[list[Key]], Tensor]) -> Tensor:
+        """Rows ``[B, ...]`` of ``keys``; ``make`` gives those that are not known."""
+        for key in keys:
+            if key not in self._known:
+                group = list(self.together[key])
+                self._known |= dict(zip(group, make(group), strict=True))
+        return self.known(keys)
+
 
 GRID = 100  # the noise level is a fraction of the model's steps, to 1 %
 
@@ -83,7 +109,9 @@ class Schedule:
         """
         together: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
         for step in range(steps):
-            new = tuple(dict.fromkeys(key for draw in self.draws(step) if (key := (draw.image, draw.slot)) not in together))
+            new = tuple(
+                dict.fromkeys(key for draw in self.draws(step) if (key := (draw.image, draw.slot)) not in together)
+            )
             together |= dict.fromkeys(new, new)
         return together
 
@@ -113,7 +141,9 @@ class NoiseLevels:
         return float(self.sigmas[min(GRID, max(1, round((self.level + spread) * GRID)))])
 
 
-def noisy(latents: Tensor, identity: ModelIdentity, levels: NoiseLevels, keys: Sequence[tuple[object, ...]]) -> tuple[Tensor, Tensor]:
+def noisy(
+    latents: Tensor, identity: ModelIdentity, levels: NoiseLevels, keys: Sequence[tuple[object, ...]]
+) -> tuple[Tensor, Tensor]:
     """Forward diffusion of each row with its own seed (Eq. 8): ``(x [B, C, h, w] in sigma space, sigma [B])``.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import EditingError
-from .seams import MAX_TOKENS
+from ..token_vectors import MAX_TOKENS
 
 #: Noise level of training as a fraction of the steps (section 4.1).
 LEVELS = {"faces": 0.3, "others": 0.4}

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ..classifiers.pickles import read_network_pickle
-from ..directions import ENCODER_OF_WIDTH
 from ..errors import EditingError
+from ..pix2pix_zero.edit_direction import ENCODER_OF_WIDTH
 
 SINGLE_KEY = "emb_params"  # of safetensors files with one text encoder; ComfyUI also accepts the encoder's name
 ENCODERS = ("clip_l", "clip_g", "clip_h")  # keys of files with several, in the order of a model's encoders
@@ -33,7 +33,9 @@ def named_vectors(tensors: Mapping[str, Tensor], base_model: str, file_name: str
     found = {name: _rows(tensors[name]) for name in ENCODERS if name in tensors}
     if not found:
         keys = ", ".join(list(tensors)[:3])
-        raise EditingError(f"{file_name} is no textual-inversion file (it holds: {keys}); choose one with emb_params or clip_l.")
+        raise EditingError(
+            f"{file_name} is no textual-inversion file (it holds: {keys}); choose one with emb_params or clip_l."
+        )
     return found
 
 
@@ -49,7 +51,13 @@ def pickled_vectors(path: str | Path) -> tuple[dict[str, Tensor], bool]:
     source = Path(path)
     tensors = read_network_pickle(source, "embedding").tensors
     weight, bias = tensors.get(RELEASED_WEIGHT), tensors.get(RELEASED_BIAS)
-    if weight is not None and bias is not None and weight.ndim == 2 and weight.shape[1] == 1 and bias.shape == weight.shape[:1]:
+    if (
+        weight is not None
+        and bias is not None
+        and weight.ndim == 2
+        and weight.shape[1] == 1
+        and bias.shape == weight.shape[:1]
+    ):
         return named_vectors({SINGLE_KEY: weight[:, 0].float() + bias.float()}, "", source.name), True
     if _token(tensors) is None and not any(name in tensors for name in (SINGLE_KEY, *ENCODERS)):
         raise EditingError(

@@ -1,9 +1,4 @@
-"""Learning semantic embeddings from a classifier (CASO Algorithm 1), at two forwards and one backward a sample and step.
-
-1. noise a clean latent to level L (Eq. 8)          4. loss = cross-entropy of its class (Eq. 3) + gamma * latent
-2. guided one-step prediction of the clean latent      reconstruction (Eq. 12, 13) + change of other attributes
-3. decode it (Eq. 10), augment it, classify it      5. AdamW on the token vectors
-"""
+"""What an edited picture is worth in training: classified as asked (Eq. 3), and its other attributes as they were."""
 
 from __future__ import annotations
 
@@ -19,15 +14,83 @@ from ..classifiers.base import ImageClassifier
 from ..denoiser import Denoiser, check_finite
 from ..errors import EditingError
 from ..inversion import check_latent
+from ..token_vectors import ImageDecoder, TokenVectorEncoder, clamp_through, empty_condition, start_vectors
 from .embedding import SemanticEmbedding
-from .objective import Objective, Verdict
-from .schedule import NoiseLevels, Schedule, noisy, seeded
-from .seams import ImageDecoder, TokenInjector, clamp_through, empty_condition, start_vectors
+from .schedule import Key, Memory, NoiseLevels, Schedule, noisy, seeded
 from .settings import HeldCheck, TrainingProgress, TrainingSettings
-from .training_memory import Key, Memory
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """``classification`` and ``others`` are losses (scalars), ``right [B]`` says which images are classified as asked."""
+
+    classification: Tensor
+    others: Tensor
+    right: Tensor
+
+
+class Objective:
+    """Judges edited images by a frozen classifier.
+
+    Args:
+        classifier: may know more attributes than the one to learn.
+        attribute, targets: what to learn, by the classifier's names.
+
+    Raises:
+        EditingError: an attribute or class that the classifier does not know.
+    """
+
+    def __init__(self, classifier: ImageClassifier, attribute: str, targets: tuple[str, ...]):
+        self.classifier, self.attribute = classifier, attribute
+        self.columns = [classifier.class_index(attribute, target) for target in targets]
+        self.others = [name for name in classifier.heads if name != attribute]
+
+    def appearance(self, images: Tensor) -> Tensor:
+        """How the other attributes look in ``images [B, 3, H, W]`` in 0..1: their log-probabilities side by side, ``[B, S]``."""
+        return self._side_by_side(self.classifier.logits(images))
+
+    def __call__(self, images: Tensor, targets: Tensor, before: Tensor | None = None) -> Verdict:
+        """Judge ``images [B, 3, H, W]`` in 0..1, differentiably.
+
+        Args:
+            targets: ``[B]`` numbers of target classes.
+            before: :meth:`appearance` of the unedited pictures, ``[B, S]``; None does not look at other attributes.
+
+        Raises:
+            EditingError: ``before`` is of another classifier.
+        """
+        found = self.classifier.logits(images)
+        logits = found[self.attribute].float()
+        wanted = torch.tensor([self.columns[target] for target in targets.tolist()], device=logits.device)
+        right = logits.detach().argmax(1) == wanted
+        others = (
+            logits.new_zeros(())
+            if before is None
+            else self._changed(self._side_by_side(found), before.to(logits.device))
+        )
+        return Verdict(functional.cross_entropy(logits, wanted), others, right)
+
+    def _side_by_side(self, found: dict[str, Tensor]) -> Tensor:
+        rows = [found[name].float().log_softmax(1) for name in self.others]
+        return torch.cat(rows, 1) if rows else found[self.attribute].new_zeros(len(found[self.attribute]), 0)
+
+    def _changed(self, after: Tensor, before: Tensor) -> Tensor:
+        """Kullback-Leibler divergence from before to after, mean over the other attributes and the pictures, in nats."""
+        if after.shape != before.shape:
+            raise EditingError(
+                f"The pictures before were looked at for {before.shape[-1]} classes and now for {after.shape[-1]}; use one classifier."
+            )
+        if not self.others:
+            return after.new_zeros(())
+        return (before.exp() * (before - after)).sum() / (len(after) * len(self.others))
+
 
 METHOD = "caso"
+
+
 ADAM_BETAS = (0.9, 0.999)
+
+
 SMOOTHING = 0.95  # of the training loss that decides what is best where no pictures are held out
 
 
@@ -62,7 +125,7 @@ class EmbeddingTrainer:
     """Learns embeddings step by step; it can be stopped at any point (an exception from the callback does) and keeps the best.
 
     Args:
-        denoiser, injector, decoder: the model.
+        denoiser, vector_encoder, decoder: the model.
         classifier: frozen; may be of other weights than any judge of the result.
         latents: ``[N, C, h, w]`` clean latents of the pictures, encoded once.
         held: ``[H, C, h, w]`` of a few other pictures, which decide what is best and make previews; they cost K forwards
@@ -74,12 +137,17 @@ class EmbeddingTrainer:
     """
 
     def __init__(
-        self, denoiser: Denoiser, injector: TokenInjector, decoder: ImageDecoder, classifier: ImageClassifier, latents: Tensor,
+        self, denoiser: Denoiser, vector_encoder: TokenVectorEncoder, decoder: ImageDecoder, classifier: ImageClassifier, latents: Tensor,
         settings: TrainingSettings, held: Tensor | None = None, draft_decoder: ImageDecoder | None = None,
     ):  # fmt: skip
         if not len(latents):
             raise EditingError("There are no pictures to learn from; give at least one, usually 100 to 200.")
-        self.denoiser, self.injector, self.classifier, self.settings = denoiser, injector, classifier, settings
+        self.denoiser, self.vector_encoder, self.classifier, self.settings = (
+            denoiser,
+            vector_encoder,
+            classifier,
+            settings,
+        )
         self.decoder, self.draft_decoder = decoder, draft_decoder
         self.objective = Objective(classifier, settings.attribute, settings.targets)
         self._keeps = bool(settings.keep_others and self.objective.others)
@@ -93,12 +161,20 @@ class EmbeddingTrainer:
         with torch.inference_mode(False):
             self.latents = check_latent(latents, denoiser.identity).clone()
             self.held = None if held is None or not len(held) else check_latent(held, denoiser.identity).clone()
-            self.start = {name: vectors.clone() for name, vectors in start_vectors(injector, settings.tokens, settings.start_words).items()}
-            self.moves = {name: torch.zeros(*shape, width, requires_grad=True) for name, width in injector.widths.items()}
+            self.start = {
+                name: vectors.clone()
+                for name, vectors in start_vectors(vector_encoder, settings.tokens, settings.start_words).items()
+            }
+            self.moves = {
+                name: torch.zeros(*shape, width, requires_grad=True) for name, width in vector_encoder.widths.items()
+            }
             self.optimizer = torch.optim.AdamW(
-                list(self.moves.values()), lr=settings.learning_rate, betas=ADAM_BETAS, weight_decay=settings.weight_decay
+                list(self.moves.values()),
+                lr=settings.learning_rate,
+                betas=ADAM_BETAS,
+                weight_decay=settings.weight_decay,
             )
-            self.empty = empty_condition(injector)
+            self.empty = empty_condition(vector_encoder)
         together = self.schedule.first_met(settings.steps) if settings.bank else {}
         self._unconditional, self._before, self._before_draft = Memory(together), Memory(together), Memory(together)
         self._held_parts: list[HeldPart] = []
@@ -106,7 +182,9 @@ class EmbeddingTrainer:
     @property
     def vectors(self) -> dict[str, Tensor]:
         """The token vectors as they are now, ``[K, n, D]`` for each encoder, with gradient."""
-        return {name: self.start[name] + self.injector.token_scale[name] * move for name, move in self.moves.items()}
+        return {
+            name: self.start[name] + self.vector_encoder.token_scale[name] * move for name, move in self.moves.items()
+        }
 
     @property
     def best_found(self) -> BestFound:
@@ -122,7 +200,9 @@ class EmbeddingTrainer:
         Raises:
             EditingError: a loss that is not a number.
         """
-        if self.history and self.history[-1].held is None and self._look_due():  # it was stopped in the middle of that look
+        if (
+            self.history and self.history[-1].held is None and self._look_due()
+        ):  # it was stopped in the middle of that look
             self.look()
         while self.step < self.settings.steps:
             progress = self.advance()
@@ -174,7 +254,7 @@ class EmbeddingTrainer:
         return [
             SemanticEmbedding(
                 {name: tensor[number].clone() for name, tensor in vectors.items()},
-                self.injector.encoder_name, settings.attribute, target, METHOD, facts,
+                self.vector_encoder.encoder_name, settings.attribute, target, METHOD, facts,
             )
             for number, target in enumerate(settings.targets)
         ]  # fmt: skip
@@ -208,7 +288,7 @@ class EmbeddingTrainer:
 
     def _guided(self, x: Tensor, sigma: Tensor, unconditional: Tensor, targets: Tensor) -> Tensor:
         """Guided prediction of the clean latent (Eq. 2 in Eq. 10), ``targets [B]`` numbers of target classes."""
-        cond = self.denoiser.select(self.injector(self.vectors), targets)
+        cond = self.denoiser.select(self.vector_encoder(self.vectors), targets)
         return unconditional + self.settings.cfg * (self.denoiser(x, sigma, cond) - unconditional)
 
     def _total(self, verdict: Verdict, reconstruction: Tensor) -> Tensor:

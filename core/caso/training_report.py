@@ -7,9 +7,9 @@ import math
 from PIL import Image
 from torch import Tensor
 
-from ..curves_plot import curves_plot
 from ..errors import EditingError
-from ..sheet import contact_sheet
+from ..images.contact_sheet import contact_sheet
+from ..images.curves import curves_plot
 from .training import EmbeddingTrainer
 
 SHOWN = 8  # held-out pictures of each class
@@ -24,17 +24,26 @@ def training_plot(trainer: EmbeddingTrainer) -> Tensor:
     for entry in trainer.history:
         loss.append(loss[-1] if entry.held is None else entry.held.loss)
         accuracy.append(accuracy[-1] if entry.held is None else entry.held.accuracy)
-    trained = {"loss": [entry.loss for entry in trainer.history], "accuracy": [entry.accuracy for entry in trainer.history]}
+    trained = {
+        "loss": [entry.loss for entry in trainer.history],
+        "accuracy": [entry.accuracy for entry in trainer.history],
+    }
     panels = {
         f"loss{_now(trained['loss'], loss, '.3f')}": {"training": trained["loss"], "held-out": loss[1:]},
-        f"classified as asked{_now(trained['accuracy'], accuracy, '.0%')}": {"training": trained["accuracy"], "held-out": accuracy[1:]},
+        f"classified as asked{_now(trained['accuracy'], accuracy, '.0%')}": {
+            "training": trained["accuracy"],
+            "held-out": accuracy[1:],
+        },
     }
     return curves_plot(panels, mark=trainer.best_found.step if trainer.best_found.vectors else None, axis="step")
 
 
 def _now(trained: list[float], held: list[float], form: str) -> str:
     """The last figures in words, so that a person can read them while it runs."""
-    parts = [f" {trained[-1]:{form}}" if trained else "", "" if math.isnan(held[-1]) else f" (held-out {held[-1]:{form}})"]
+    parts = [
+        f" {trained[-1]:{form}}" if trained else "",
+        "" if math.isnan(held[-1]) else f" (held-out {held[-1]:{form}})",
+    ]
     return "".join(parts)
 
 

@@ -69,23 +69,39 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     saved: Any = metadata_json(metadata, "run", name)
     progress: Any = metadata_json(metadata, "progress", name)
     current = json.loads(json.dumps(_run(trainer)))
-    different = [key for key in current if not isinstance(saved, dict) or saved.get(key, ABSENT.get(key)) != current[key]]
+    different = [
+        key for key in current if not isinstance(saved, dict) or saved.get(key, ABSENT.get(key)) != current[key]
+    ]
     if different:
-        raise EditingError(f"{name} belongs to a training with another {different[0].replace('_', ' ')}; use the same ones or start anew.")
+        raise EditingError(
+            f"{name} belongs to a training with another {different[0].replace('_', ' ')}; use the same ones or start anew."
+        )
     try:
-        best = {encoder: tensors[f"best.{encoder}"] for encoder in trainer.moves} if progress["best_score"] is not None else {}
+        best = (
+            {encoder: tensors[f"best.{encoder}"] for encoder in trainer.moves}
+            if progress["best_score"] is not None
+            else {}
+        )
         step, smoothed, best_step = int(progress["step"]), float(progress["smoothed"]), int(progress["best_step"])
         figures = [dict(zip(FIGURES, row, strict=True)) for row in tensors["history"].tolist()]
         seen = tensors["held"].tolist() if "held" in tensors else [(math.nan, math.nan)] * step  # older files lack it
         looks = [None if math.isnan(loss) else HeldCheck(loss, accuracy, None) for loss, accuracy in seen]
         history = list(zip(figures, looks, strict=True))
         moves = {encoder: tensors[f"move.{encoder}"] for encoder in trainer.moves}
-        moments = {encoder: {key: tensors[f"{key}.{encoder}"] for key in MOMENTS} for encoder in trainer.moves} if step else {}
+        moments = (
+            {encoder: {key: tensors[f"{key}.{encoder}"] for key in MOMENTS} for encoder in trainer.moves}
+            if step
+            else {}
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise EditingError(f"{name} is incomplete; start the training anew.") from error
     parts = [*moves.values(), *best.values(), *(tensor for both in moments.values() for tensor in both.values())]
     shapes = [tuple(tensor.shape) for tensor in trainer.moves.values()]
-    if [tuple(part.shape) for part in moves.values()] != shapes or len(history) != step or not all(bool(t.isfinite().all()) for t in parts):
+    if (
+        [tuple(part.shape) for part in moves.values()] != shapes
+        or len(history) != step
+        or not all(bool(t.isfinite().all()) for t in parts)
+    ):
         raise EditingError(f"{name} has parts that do not fit together; start the training anew.")
     with torch.inference_mode(False), torch.no_grad():
         for encoder, move in trainer.moves.items():
@@ -93,7 +109,9 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
             if step:
                 trainer.optimizer.state[move] = {"step": torch.tensor(float(step)), **moments[encoder]}
     trainer.step, trainer.smoothed = step, smoothed
-    trainer.history = [TrainingProgress(number, trainer.settings.steps, **row, held=look) for number, (row, look) in enumerate(history)]
+    trainer.history = [
+        TrainingProgress(number, trainer.settings.steps, **row, held=look) for number, (row, look) in enumerate(history)
+    ]
     trainer.scheduled = BestFound(float(progress["best_score"]), best_step, best) if best else BestFound()
 
 
@@ -106,7 +124,7 @@ def _run(trainer: EmbeddingTrainer) -> dict[str, Any]:
         **settings,
         "classifier": trainer.classifier.fingerprint,
         "model": asdict(trainer.denoiser.identity),
-        "text_encoder": trainer.injector.encoder_name,
+        "text_encoder": trainer.vector_encoder.encoder_name,
         "pictures": [_digest(trainer.latents), None if trainer.held is None else _digest(trainer.held)],
     }
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..demo_classifier import AttributeClassifier
 from ..errors import EditingError
+from ..models.transformers_files import transformers_package
+from .convnet import AttributeClassifier
 
 CONVOLUTIONAL, VGG16, RESNET50, TRANSFORMERS = "convolutional", "vgg16", "resnet50", "transformers"
 
@@ -60,7 +61,9 @@ def build_trunk(architecture: Mapping[str, Any], name: str) -> nn.Module:
         if isinstance(error, EditingError):
             raise
         raise EditingError(f"{name} describes its network in a damaged way; save it again.") from error
-    raise EditingError(f"{name} holds a network of an unknown kind ({kind}); it was saved by a newer version of this pack.")
+    raise EditingError(
+        f"{name} holds a network of an unknown kind ({kind}); it was saved by a newer version of this pack."
+    )
 
 
 def convolutional_trunk(net: AttributeClassifier) -> nn.Sequential:
@@ -94,7 +97,9 @@ def torchvision_models(name: str) -> Any:
     try:
         from torchvision import models
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
-        raise EditingError(f"{name} is a VGG16 or ResNet50 and needs torchvision, which this Python lacks; install it.") from error
+        raise EditingError(
+            f"{name} is a VGG16 or ResNet50 and needs torchvision, which this Python lacks; install it."
+        ) from error
     return models
 
 
@@ -110,18 +115,7 @@ def empty_transformers(config: Mapping[str, Any], name: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):  # the constructor fills in random weights
             model: nn.Module = transformers.AutoModelForImageClassification.from_config(known, trust_remote_code=False)
     except Exception as error:  # the constructors raise many types for a configuration that is not theirs
-        raise EditingError(f"{name} holds a network that the installed transformers does not know; update transformers.") from error
+        raise EditingError(
+            f"{name} holds a network that the installed transformers does not know; update transformers."
+        ) from error
     return model
-
-
-def transformers_package(name: str) -> Any:
-    """The ``transformers`` package.
-
-    Raises:
-        EditingError: it is not installed.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise EditingError(f"{name} needs transformers, which this Python lacks; install it.") from error
-    return transformers

@@ -30,7 +30,11 @@ def augmented(images: Tensor, strength: float, flip: bool, generator: torch.Gene
     def uniform(spread: float) -> Tensor:
         return ((torch.rand(count, generator=generator) * 2 - 1) * spread * strength).to(images.device)
 
-    mirrored = (torch.rand(count, generator=generator) < 0.5).to(images.device) if flip else torch.zeros(count, dtype=torch.bool)
+    mirrored = (
+        (torch.rand(count, generator=generator) < 0.5).to(images.device)
+        if flip
+        else torch.zeros(count, dtype=torch.bool)
+    )
     scale = (1 + uniform(ZOOM)).clamp(min=0.1)
     matrix = images.new_zeros(count, 2, 3)
     matrix[:, 0, 0] = torch.where(mirrored.to(images.device), -scale, scale)
@@ -45,7 +49,9 @@ def augmented(images: Tensor, strength: float, flip: bool, generator: torch.Gene
     if float(torch.rand(1, generator=generator)) < BLURRED:
         height, width = images.shape[-2:]
         part = 1 - (1 - BLUR) * float(torch.rand(1, generator=generator))
-        small = functional.interpolate(images, size=(max(1, int(height * part)), max(1, int(width * part))), mode="area")
+        small = functional.interpolate(
+            images, size=(max(1, int(height * part)), max(1, int(width * part))), mode="area"
+        )
         images = functional.interpolate(small, size=(height, width), mode="bilinear")
     noise = torch.randn(images.shape, generator=generator).to(images.device)
     return images + noise * uniform(NOISE).abs().view(-1, 1, 1, 1)

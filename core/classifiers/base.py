@@ -12,15 +12,9 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..errors import EditingError
+from ..models.transformers_files import NORMALISATIONS
 
-Triple = tuple[float, float, float]
 FINGERPRINT_DIGITS = 16
-#: Normalisations by name: ``(mean, std)`` of images in 0..1.
-NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
-    "-1..1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "0..1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
 
 
 class ImageClassifier(nn.Module):
@@ -53,7 +47,9 @@ class ImageClassifier(nn.Module):
         interpolation: str = "bilinear",
     ):
         super().__init__()
-        layers = [two_classes(layer) if isinstance(layer, nn.Linear) and layer.out_features == 1 else layer for layer in last]
+        layers = [
+            two_classes(layer) if isinstance(layer, nn.Linear) and layer.out_features == 1 else layer for layer in last
+        ]
         self.heads = {attribute: [str(label) for label in names] for attribute, names in heads.items()}
         _check(self.heads, layers, size, mean, std, name)
         self.trunk = trunk
@@ -76,7 +72,9 @@ class ImageClassifier(nn.Module):
     def fingerprint(self) -> str:
         """16 hex digits of the sha256 over weights, classes and preparation of the images: equal for equal classifiers."""
         if not self._fingerprint:
-            digest = hashlib.sha256(json.dumps([self.heads, self.size, self.mean, self.std, self.interpolation]).encode())
+            digest = hashlib.sha256(
+                json.dumps([self.heads, self.size, self.mean, self.std, self.interpolation]).encode()
+            )
             for key, value in sorted(self.state_dict().items()):
                 digest.update(f"{key} {list(value.shape)}".encode())
                 digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -90,7 +88,9 @@ class ImageClassifier(nn.Module):
             EditingError: not that shape.
         """
         if images.ndim != 4 or images.shape[1] != 3:
-            raise EditingError(f"The images have shape {list(images.shape)}; a classifier needs [batch, 3, height, width] in 0..1.")
+            raise EditingError(
+                f"The images have shape {list(images.shape)}; a classifier needs [batch, 3, height, width] in 0..1."
+            )
         images = images.to(self.device, torch.float32)
         if tuple(images.shape[-2:]) != self.size:
             images = functional.interpolate(images, size=self.size, mode=self.interpolation, antialias=True)
@@ -163,7 +163,9 @@ class ImageClassifier(nn.Module):
 def two_classes(layer: nn.Linear) -> nn.Linear:
     """A layer of one logit z (sigmoid) as two logits ``(-z/2, z/2)`` whose softmax is ``(1 - sigmoid(z), sigmoid(z))``."""
     signs = torch.tensor([[-0.5], [0.5]], device=layer.weight.device, dtype=layer.weight.dtype)
-    made = nn.Linear(layer.in_features, 2, bias=layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype)
+    made = nn.Linear(
+        layer.in_features, 2, bias=layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype
+    )
     made.weight = nn.Parameter(signs * layer.weight.detach(), requires_grad=False)
     if layer.bias is not None:
         made.bias = nn.Parameter((signs * layer.bias.detach()).squeeze(1), requires_grad=False)
@@ -184,16 +186,29 @@ def _shortened(names: list[str], most: int = 12) -> str:
 
 
 def _check(
-    heads: dict[str, list[str]], last: Sequence[nn.Module], size: tuple[int, int], mean: Sequence[float], std: Sequence[float], name: str
+    heads: dict[str, list[str]],
+    last: Sequence[nn.Module],
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    name: str,
 ) -> None:
     if not heads or len(heads) != len(last):
-        raise EditingError(f"{name} has {len(last)} outputs but names for {len(heads)} attributes; give one list of classes for each.")
+        raise EditingError(
+            f"{name} has {len(last)} outputs but names for {len(heads)} attributes; give one list of classes for each."
+        )
     for (attribute, names), layer in zip(heads.items(), last, strict=True):
         if len(names) < 2:
             raise EditingError(f"{name} has only one class of {attribute}; a classifier needs at least two.")
         if len(set(names)) != len(names):
-            raise EditingError(f"{name} has two classes of {attribute} with the same name; name every class differently.")
+            raise EditingError(
+                f"{name} has two classes of {attribute} with the same name; name every class differently."
+            )
         if isinstance(layer, nn.Linear) and layer.out_features != len(names):
-            raise EditingError(f"{name} has {layer.out_features} classes of {attribute} but {len(names)} names; give one name for each.")
+            raise EditingError(
+                f"{name} has {layer.out_features} classes of {attribute} but {len(names)} names; give one name for each."
+            )
     if min(size) < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise EditingError(f"{name} declares an input of {size} pixels with mean {mean} and std {std}; it cannot be used.")
+        raise EditingError(
+            f"{name} declares an input of {size} pixels with mean {mean} and std {std}; it cannot be used."
+        )

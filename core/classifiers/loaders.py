@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..demo_classifier import AttributeClassifier, load_classifier
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
+from ..models.transformers_files import CONFIG, NORMALISATIONS
 from .architectures import CONVOLUTIONAL, RESNET50, VGG16, build_trunk, convolutional_trunk, torchvision_models
-from .base import NORMALISATIONS, ImageClassifier
+from .base import ImageClassifier
+from .convnet import AttributeClassifier, load_classifier
 from .pickles import read_network_pickle
-from .transformers_folder import CONFIG, load_transformers_folder, unique
+from .transformers_folder import load_transformers_folder, unique
 
 FILE_FORMAT = "semantic_editing.attribute_classifier"
 FILE_VERSION = "1"
@@ -49,7 +50,9 @@ def load_image_classifier(
     """
     source = Path(path)
     if normalisation not in (AUTO, *NORMALISATIONS):
-        raise EditingError(f"The normalisation {normalisation!r} is unknown; use one of: {', '.join((AUTO, *NORMALISATIONS))}.")
+        raise EditingError(
+            f"The normalisation {normalisation!r} is unknown; use one of: {', '.join((AUTO, *NORMALISATIONS))}."
+        )
     if size < 0:
         raise EditingError(f"The input size is {size} pixels; use a positive number, or 0 for the file's own.")
     loaded = _load(source, list(classes), attribute)
@@ -58,7 +61,9 @@ def load_image_classifier(
     if normalisation != AUTO:
         loaded.mean, loaded.std = NORMALISATIONS[normalisation]
     if not all(bool(value.isfinite().all()) for value in loaded.state_dict().values() if value.is_floating_point()):
-        raise EditingError(f"{source.name} holds weights that are not numbers (NaN or infinity); train or download it again.")
+        raise EditingError(
+            f"{source.name} holds weights that are not numbers (NaN or infinity); train or download it again."
+        )
     return loaded
 
 
@@ -69,7 +74,9 @@ def _load(source: Path, classes: list[str], attribute: str) -> ImageClassifier:
     if source.is_file() and zipfile.is_zipfile(source):
         return torchvision_classifier(read_network_pickle(source).tensors, source.name, classes, attribute)
     if source.suffix.lower() in (".pt", ".pth", ".bin", ".pkl", ".ckpt") and source.is_file():
-        raise EditingError(f"{source.name} is a pickle of an old kind and was refused; save it anew with torch 1.6 or later.")
+        raise EditingError(
+            f"{source.name} is a pickle of an old kind and was refused; save it anew with torch 1.6 or later."
+        )
     tensors, metadata = load_tensors(source)
     if metadata.get(FORMAT_KEY) == FILE_FORMAT:
         return _renamed(_own_file(tensors, metadata, source.name), classes, attribute)
@@ -88,10 +95,14 @@ def demo_classifier(net: AttributeClassifier, name: str) -> ImageClassifier:
     architecture = {"kind": CONVOLUTIONAL, "widths": widths, "hidden": hidden, "fold": net.fold}
     last = [net.heads[attribute] for attribute in net.classes]
     mean, std = NORMALISATIONS["-1..1"]
-    return ImageClassifier(convolutional_trunk(net), last, net.classes, (net.size, net.size), mean, std, name, architecture)
+    return ImageClassifier(
+        convolutional_trunk(net), last, net.classes, (net.size, net.size), mean, std, name, architecture
+    )
 
 
-def torchvision_classifier(tensors: Mapping[str, Tensor], name: str, classes: Sequence[str] = (), attribute: str = "") -> ImageClassifier:
+def torchvision_classifier(
+    tensors: Mapping[str, Tensor], name: str, classes: Sequence[str] = (), attribute: str = ""
+) -> ImageClassifier:
     """VGG16 or ResNet50 from torchvision's tensor names, with or without the prefixes "model." and "module.".
 
     A head of one logit is a yes-or-no classifier, prepared as CASO's published ones are (512 pixels, -1..1); any other is
@@ -103,7 +114,9 @@ def torchvision_classifier(tensors: Mapping[str, Tensor], name: str, classes: Se
     state = {_bare(key): value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     kinds = [kind for kind, (_, mark) in LAST_LAYERS.items() if mark in state]
     if not kinds or f"{LAST_LAYERS[kinds[0]][0]}.weight" not in state:
-        raise EditingError(f"{name} is not a classifier that can be read; use VGG16, ResNet50, a transformers folder or one trained here.")
+        raise EditingError(
+            f"{name} is not a classifier that can be read; use VGG16, ResNet50, a transformers folder or one trained here."
+        )
     (kind,) = kinds[:1]
     layer = LAST_LAYERS[kind][0]
     weight, bias = state.pop(f"{layer}.weight"), state.pop(f"{layer}.bias", None)
@@ -117,7 +130,9 @@ def torchvision_classifier(tensors: Mapping[str, Tensor], name: str, classes: Se
     names = list(classes) or (YES_NO if published else default_names(outputs, name))
     mean, std = NORMALISATIONS["-1..1" if published else "imagenet"]
     side = PUBLISHED_SIZE if published else IMAGENET_SIZE
-    return ImageClassifier(trunk, [last], {attribute or Path(name).stem: names}, (side, side), mean, std, name, {"kind": kind})
+    return ImageClassifier(
+        trunk, [last], {attribute or Path(name).stem: names}, (side, side), mean, std, name, {"kind": kind}
+    )
 
 
 def _bare(key: str) -> str:
@@ -149,7 +164,9 @@ def fill(trunk: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     try:
         trunk.load_state_dict(dict(state), assign=True)
     except RuntimeError as error:
-        raise EditingError(f"{name} holds other tensors than its kind of network has; it is damaged or another version of it.") from error
+        raise EditingError(
+            f"{name} holds other tensors than its kind of network has; it is damaged or another version of it."
+        ) from error
 
 
 def _renamed(loaded: ImageClassifier, classes: list[str], attribute: str) -> ImageClassifier:
@@ -157,15 +174,21 @@ def _renamed(loaded: ImageClassifier, classes: list[str], attribute: str) -> Ima
     if not classes and not attribute:
         return loaded
     if len(loaded.heads) != 1:
-        raise EditingError(f"{loaded.name} knows {len(loaded.heads)} attributes with names of their own; leave the names empty.")
+        raise EditingError(
+            f"{loaded.name} knows {len(loaded.heads)} attributes with names of their own; leave the names empty."
+        )
     ((own, names),) = loaded.heads.items()
     if classes and len(classes) != len(names):
-        raise EditingError(f"{loaded.name} has {len(names)} classes but {len(classes)} names are given; give one for each.")
+        raise EditingError(
+            f"{loaded.name} has {len(names)} classes but {len(classes)} names are given; give one for each."
+        )
     loaded.heads = {attribute or own: classes or names}
     return loaded
 
 
-def save_image_classifier(classifier: ImageClassifier, path: str | Path, info: Mapping[str, Any], *, overwrite: bool = False) -> Path:
+def save_image_classifier(
+    classifier: ImageClassifier, path: str | Path, info: Mapping[str, Any], *, overwrite: bool = False
+) -> Path:
     """Write a classifier whole or not at all, as safetensors that :func:`load_image_classifier` reads.
 
     Args:
@@ -190,11 +213,16 @@ def save_image_classifier(classifier: ImageClassifier, path: str | Path, info: M
 
 
 def _own_file(tensors: dict[str, Tensor], metadata: dict[str, str], name: str) -> ImageClassifier:
-    fields: dict[str, Any] = {key: metadata_json(metadata, key, name) for key in ("heads", "size", "mean", "std", "architecture")}
+    fields: dict[str, Any] = {
+        key: metadata_json(metadata, key, name) for key in ("heads", "size", "mean", "std", "architecture")
+    }
     trunk = build_trunk(fields["architecture"], name)
     fill(trunk, {key.removeprefix("trunk."): value for key, value in tensors.items() if key.startswith("trunk.")}, name)
     try:
-        last = [linear(tensors[f"last.{index}.weight"], tensors.get(f"last.{index}.bias")) for index in range(len(fields["heads"]))]
+        last = [
+            linear(tensors[f"last.{index}.weight"], tensors.get(f"last.{index}.bias"))
+            for index in range(len(fields["heads"]))
+        ]
     except (KeyError, IndexError, RuntimeError) as error:
         raise EditingError(f"{name} lacks a part of its weights; save it again.") from error
     interpolation = metadata.get("interpolation", "bilinear")

@@ -169,7 +169,9 @@ class _Reader(pickle.Unpickler):
         if name == PUBLISHED:
             return self.known.setdefault((module, name), _stand_in(name))
         wanted = f"{module}.{name}"[:80]
-        raise EditingError(f"{self.name} was refused: it asks for {wanted!r}, which no {self.what} needs and which could run code.")
+        raise EditingError(
+            f"{self.name} was refused: it asks for {wanted!r}, which no {self.what} needs and which could run code."
+        )
 
     def persistent_load(self, pid: Any) -> _Block:
         """A stored block; ``pid = ("storage", type, key, device, length)``."""
@@ -196,14 +198,20 @@ def _tensor(archive: zipfile.ZipFile, folder: str, view: _View) -> Tensor:
 def _views(tables: dict[str, Any], name: str, what: str, prefix: str = "", depth: int = 0) -> dict[str, _View]:
     """Parameters and kept buffers of a stand-in's tables and of the stand-ins inside."""
     if depth > MAX_DEPTH:
-        raise EditingError(f"{name} nests networks more than {MAX_DEPTH} deep, which no {what} does; choose another file.")
+        raise EditingError(
+            f"{name} nests networks more than {MAX_DEPTH} deep, which no {what} does; choose another file."
+        )
     found: dict[str, _View] = {}
     fleeting = tables.get("_non_persistent_buffers_set") or ()
     for table in ("_parameters", "_buffers"):
         entries = tables.get(table) or {}
         if not isinstance(entries, dict):
             raise EditingError(f"{name} does not hold a network or a table of tensors; choose another file.")
-        found |= {f"{prefix}{key}": value for key, value in entries.items() if isinstance(value, _View) and key not in fleeting}
+        found |= {
+            f"{prefix}{key}": value
+            for key, value in entries.items()
+            if isinstance(value, _View) and key not in fleeting
+        }
     for key, part in (tables.get("_modules") or {}).items():
         if isinstance(part, _Inert) and hasattr(part, "tables"):
             found |= _views(part.tables, name, what, f"{prefix}{key}.", depth + 1)

@@ -11,11 +11,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from ..errors import EditingError
-from ..pictures import read_picture
-
-#: Endings of the files in a folder that count as pictures; captions and the like beside them are passed over.
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-NAMED = 5  # how many unreadable pictures a report names
+from ..images.files import picture_files, read_picture, skipped_report
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,30 +40,9 @@ class LabelledPictures:
         return f"pictures: {lines}" + (f"\n{skipped_report(self.skipped)}" if self.skipped else "")
 
 
-def skipped_report(skipped: Sequence[str]) -> str:
-    """One line that counts and names unreadable files, "" for none."""
-    if not skipped:
-        return ""
-    more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
-    return f"skipped {len(skipped)} unreadable: {', '.join(skipped[:NAMED])}{more}"
-
-
-def picture_files(folder: str | Path) -> list[Path]:
-    """The picture files of a folder by name, without those of its sub-folders and without hidden ones.
-
-    Raises:
-        EditingError: no such folder, or no picture in it.
-    """
-    source = Path(folder)
-    if not source.is_dir():
-        raise EditingError(f"The folder {source.name!r} was not found; check its name.")
-    found = sorted(p for p in source.iterdir() if p.is_file() and p.suffix.lower() in ENDINGS and not p.name.startswith("."))
-    if not found:
-        raise EditingError(f"The folder {source.name!r} holds no pictures; put PNG, JPEG or WebP files into it.")
-    return found
-
-
-def read_folder(folder: str | Path, size: tuple[int, int], callback: Callable[[int, int], None] | None = None) -> tuple[Tensor, list[str]]:
+def read_folder(
+    folder: str | Path, size: tuple[int, int], callback: Callable[[int, int], None] | None = None
+) -> tuple[Tensor, list[str]]:
     """All readable pictures of a folder, ``([N, 3, h, w] uint8, names of the unreadable)``; whole pictures, aspect not kept.
 
     Args:
@@ -116,7 +91,9 @@ def pictures_from_folders(
             raise EditingError(f"The folder {chosen[0].name!r} was not found; check its name.")
         chosen = sorted(p for p in chosen[0].iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(chosen) < 2:
-        raise EditingError("A classifier needs at least two classes; give two or more folders, or one with a sub-folder for each class.")
+        raise EditingError(
+            "A classifier needs at least two classes; give two or more folders, or one with a sub-folder for each class."
+        )
     names = [folder.name for folder in chosen]
     if len(set(names)) != len(names):
         raise EditingError("Two of the folders have the same name, which is their class's; rename one of them.")
@@ -143,20 +120,30 @@ def pictures_from_batch(images: Tensor, labels: Sequence[str], size: tuple[int, 
         EditingError: numbers that differ, empty labels, pixels that are not numbers, or too few of a class.
     """
     if images.ndim != 4 or images.shape[1] != 3:
-        raise EditingError(f"The images have shape {list(images.shape)}; a classifier needs [batch, 3, height, width] in 0..1.")
+        raise EditingError(
+            f"The images have shape {list(images.shape)}; a classifier needs [batch, 3, height, width] in 0..1."
+        )
     names = [label.strip() for label in labels]
     if len(names) != len(images):
-        raise EditingError(f"There are {len(images)} images but {len(names)} labels; give one label for each image, in the same order.")
+        raise EditingError(
+            f"There are {len(images)} images but {len(names)} labels; give one label for each image, in the same order."
+        )
     if not all(names):
         raise EditingError(f"Label {names.index('') + 1} is empty; give every image the name of its class.")
     if not bool(torch.isfinite(images).all()):
-        raise EditingError("The images hold values that are not numbers (NaN or infinity); check the node that makes them.")
+        raise EditingError(
+            "The images hold values that are not numbers (NaN or infinity); check the node that makes them."
+        )
     classes = sorted(set(names))
     if len(classes) < 2:
         raise EditingError(
-            f"All images have the label {classes[0]!r}; a classifier needs at least two classes." if classes else "There are no images."
+            f"All images have the label {classes[0]!r}; a classifier needs at least two classes."
+            if classes
+            else "There are no images."
         )
-    return checked(LabelledPictures(to_bytes(images, size), torch.tensor([classes.index(name) for name in names]), classes))
+    return checked(
+        LabelledPictures(to_bytes(images, size), torch.tensor([classes.index(name) for name in names]), classes)
+    )
 
 
 def checked(pictures: LabelledPictures) -> LabelledPictures:
@@ -167,7 +154,9 @@ def checked(pictures: LabelledPictures) -> LabelledPictures:
     """
     for name, count in zip(pictures.classes, pictures.counts(), strict=True):
         if count < 2:
-            raise EditingError(f"The class {name!r} has {count} readable picture(s); give at least 2, better 50 or more.")
+            raise EditingError(
+                f"The class {name!r} has {count} readable picture(s); give at least 2, better 50 or more."
+            )
     return pictures
 
 

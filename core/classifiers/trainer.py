@@ -19,16 +19,21 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from ..demo_classifier import AttributeClassifier
 from ..errors import EditingError
+from ..models.transformers_files import NORMALISATIONS
 from .architectures import CONVOLUTIONAL, convolutional_trunk
 from .augment import augmented
-from .base import NORMALISATIONS, ImageClassifier
+from .base import ImageClassifier
+from .convnet import AttributeClassifier
 from .pictures import LabelledPictures, split
 from .training import TrainedClassifier, TrainingCallback, TrainingProgress, TrainingSettings, confusion
 
 WIDTHS, HIDDEN, SIZE = [24, 48, 80, 112], 128, 64  # of the network that is trained from nothing
-RATE_SCRATCH, RATE_TUNED, RATE_HEAD = 2e-3, 1e-4, 1e-2  # AdamW's learning rates: small network, trunk trained on, last layer alone
+RATE_SCRATCH, RATE_TUNED, RATE_HEAD = (
+    2e-3,
+    1e-4,
+    1e-2,
+)  # AdamW's learning rates: small network, trunk trained on, last layer alone
 WEIGHT_DECAY = 1e-2
 WARM_UP = 0.05  # part of all steps
 SETTLE = 512  # pictures from which batch norm's figures are taken
@@ -104,7 +109,9 @@ class _Parts:
         return made
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        trunk, last = ({k: v.detach().cpu().clone() for k, v in part.state_dict().items()} for part in (self.trunk, self.last))
+        trunk, last = (
+            {k: v.detach().cpu().clone() for k, v in part.state_dict().items()} for part in (self.trunk, self.last)
+        )
         return trunk, last
 
 
@@ -117,7 +124,9 @@ def _prepare(trunk_of: ImageClassifier | None, pictures: LabelledPictures, seed:
         architecture = {"kind": CONVOLUTIONAL, "widths": WIDTHS, "hidden": HIDDEN}
         return _Parts(convolutional_trunk(net), nn.Linear(HIDDEN, classes), size, mean, std, architecture)
     if not trunk_of.architecture:
-        raise EditingError(f"{trunk_of.name} cannot be trained on, because it does not end in a linear layer; use another backbone.")
+        raise EditingError(
+            f"{trunk_of.name} cannot be trained on, because it does not end in a linear layer; use another backbone."
+        )
     if trunk_of.size != size:
         raise EditingError(
             f"The pictures are {size[1]} x {size[0]} pixels but {trunk_of.name} sees {trunk_of.size[1]} x {trunk_of.size[0]}."
@@ -132,7 +141,9 @@ def _prepare(trunk_of: ImageClassifier | None, pictures: LabelledPictures, seed:
 class _Training:
     """One training run's state."""
 
-    def __init__(self, pictures: LabelledPictures, settings: TrainingSettings, parts: _Parts, scratch: bool, device: torch.device):
+    def __init__(
+        self, pictures: LabelledPictures, settings: TrainingSettings, parts: _Parts, scratch: bool, device: torch.device
+    ):
         self.pictures, self.settings, self.parts, self.device = pictures, settings, parts, device
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.train, self.test = split(pictures.labels, settings.validation, self.generator)
@@ -187,7 +198,9 @@ class _Training:
         loss = functional.cross_entropy(parts.logits(images), self.pictures.labels[rows].to(self.device), self.balance)
         value = loss.item()
         if not math.isfinite(value):
-            raise EditingError(f"The training broke down in epoch {epoch} (its loss is not a number); lower the learning rate.")
+            raise EditingError(
+                f"The training broke down in epoch {epoch} (its loss is not a number); lower the learning rate."
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -202,7 +215,9 @@ class _Training:
         labels = self.pictures.labels[self.test]
         loss = float(functional.cross_entropy(logits, labels, self.balance.cpu()))
         if not math.isfinite(loss):
-            raise EditingError(f"The training broke down in epoch {epoch} (its answers are not numbers); lower the learning rate.")
+            raise EditingError(
+                f"The training broke down in epoch {epoch} (its answers are not numbers); lower the learning rate."
+            )
         accuracy = float((logits.argmax(1) == labels).double().mean())
         for name, value in zip(self.history, (train_loss, loss, accuracy), strict=True):
             self.history[name].append(value)
@@ -250,5 +265,12 @@ class _Training:
             settings.attribute.strip(), parts.architecture, parts.interpolation,
         )  # fmt: skip
         return TrainedClassifier(
-            classifier.cpu(), self.best[0], self.confusion, self.best_epoch, self.history, stopped, settings, self.pictures.describe()
+            classifier.cpu(),
+            self.best[0],
+            self.confusion,
+            self.best_epoch,
+            self.history,
+            stopped,
+            settings,
+            self.pictures.describe(),
         )

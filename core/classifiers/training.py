@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..curves_plot import curves_plot
 from ..errors import EditingError
+from ..images.curves import curves_plot
 from .base import ImageClassifier
 
 
@@ -109,10 +109,18 @@ class TrainedClassifier:
         (names,) = self.classifier.heads.values()
         width = max(len("true \\ said"), *(len(name) for name in names)) + 2
         columns = [max(len(name), 5) + 2 for name in names]
-        lines = ["true \\ said".ljust(width) + "".join(name.rjust(w) for name, w in zip(names, columns, strict=True)) + "  recall"]
+        lines = [
+            "true \\ said".ljust(width)
+            + "".join(name.rjust(w) for name, w in zip(names, columns, strict=True))
+            + "  recall"
+        ]
         for name, row in zip(names, self.confusion.tolist(), strict=True):
             recall = row[names.index(name)] / max(sum(row), 1)
-            lines.append(name.ljust(width) + "".join(str(n).rjust(w) for n, w in zip(row, columns, strict=True)) + f"{recall:8.1%}")
+            lines.append(
+                name.ljust(width)
+                + "".join(str(n).rjust(w) for n, w in zip(row, columns, strict=True))
+                + f"{recall:8.1%}"
+            )
         return "\n".join(lines)
 
     def report(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,20 +14,6 @@ if TYPE_CHECKING:
     from .rewards import Verdict
 
 MAX_BYTES = 1 << 30
-
-
-def content_hash(*parts: Tensor | str) -> str:
-    """SHA-256 of texts and of tensors' shapes, types and bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            data, kind = part.encode(), "text"
-        else:
-            plain = part.detach().cpu().contiguous()
-            data, kind = plain.reshape(-1).view(torch.uint8).numpy().tobytes(), f"{tuple(plain.shape)} {plain.dtype}"
-        digest.update(f"{kind} {len(data)}\n".encode())
-        digest.update(data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,9 @@ def with_changes(proposals: Proposals, change: Tensor, count: int) -> Proposals:
         anchors.append(Anchor(row, column, x, y, float(strength[row, column]), "change"))
         rows.append(boxes)
     strong = (strength - FLOOR * strength.max()).clamp(min=0)
-    counted = functional.interpolate(strong[None, None], proposals.image_size, mode="bilinear")[0, 0] * proposals.allowed
+    counted = (
+        functional.interpolate(strong[None, None], proposals.image_size, mode="bilinear")[0, 0] * proposals.allowed
+    )
     return Proposals(proposals.image_size, tuple(anchors), tuple(rows), proposals.allowed, counted)
 
 

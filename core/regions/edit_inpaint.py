@@ -6,22 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ..content_hash import fingerprint
 from ..denoiser import Callback, Denoiser, Progress, check_finite, euler_step, guided, unit_scale
 from ..errors import EditingError
 from ..inversion import check_latent
 from .editors import Quality
-from .fingerprint import fingerprint
 from .paste import Framing, check_quality, repainted_cells, resized
 from .proposals import Box
 from .soft_mask import one_step_guess
-
-if TYPE_CHECKING:
-    from ..demo import DemoModel
 
 #: ``[1, 3, h, w]`` in 0..1 to a scaled latent, or back.
 ImageMap = Callable[[Tensor], Tensor]
@@ -72,7 +69,11 @@ def inpaint(
     source, noise = check_latent(source, denoiser.identity), noise.to(source)
     painted = mask.to(source.device) > 0.5
     levels = [float(sigma) for sigma in denoiser.sigma_grid(steps)[: count + 1].flip(0)]
-    x = noise / unit_scale(denoiser.identity, levels[0]) if count == steps else _noised(denoiser, source, noise, levels[0])
+    x = (
+        noise / unit_scale(denoiser.identity, levels[0])
+        if count == steps
+        else _noised(denoiser, source, noise, levels[0])
+    )
     with torch.no_grad():
         for number, (sigma, sigma_next) in enumerate(pairwise(levels)):
             x = torch.where(painted, x, _noised(denoiser, source, noise, sigma))
@@ -146,7 +147,9 @@ class InpaintEditor:
         return steps_taken(self._steps(quality), self.strength) * (1 if self.cfg == 1.0 else 2)
 
     @torch.no_grad()
-    def render(self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full") -> Tensor:
+    def render(
+        self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full"
+    ) -> Tensor:
         """The image ``[1, 3, H, W]`` with the box repainted, bit-equal outside it; see :meth:`~.paste.Framing.render`.
 
         Args:
@@ -192,7 +195,9 @@ class InpaintEditor:
         It works at the size at which a box as large as the image is rendered.
         """
         height, width = image.shape[-2:]
-        cut = resized(image, replace(self.framing, context=float("inf")).crop(height, width, Box(0, 0, width, height)).size)
+        cut = resized(
+            image, replace(self.framing, context=float("inf")).crop(height, width, Box(0, 0, width, height)).size
+        )
         guess = self.decode(self.glimpse(self.encode(cut), torch.full_like(cut, GREY), seed))
         return resized(guess.clamp(0, 1), (height, width))
 
@@ -211,21 +216,6 @@ class InpaintEditor:
     def _steps(self, quality: Quality) -> int:
         check_quality(quality)
         return self.steps if quality == "full" else self.screen_steps
-
-
-def demo_inpaint_editor(
-    demo: DemoModel, text: str, negative: str = "", *, cfg: float = 2.0, steps: int = 20, screen_steps: int = 4, strength: float = 1.0
-) -> InpaintEditor:
-    """The editor of the demo model for a target ``text``.
-
-    It works on the whole picture at 128 pixels: the model knows whole portraits only, no parts of them.
-    """
-    cond, uncond = (demo.encode_text([words]).detach() for words in (text, negative))
-    framing = Framing(context=float("inf"), working_size=128)
-    return InpaintEditor(
-        demo.denoiser(), demo.encode_image, demo.decode, cond, uncond,
-        cfg=cfg, steps=steps, screen_steps=screen_steps, strength=strength, framing=framing,
-    )  # fmt: skip
 
 
 def _noised(denoiser: Denoiser, source: Tensor, noise: Tensor, sigma: float) -> Tensor:

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..content_hash import fingerprint
 from ..denoiser import Callback, Denoiser, Progress
 from ..errors import EditingError
-from ..guidance import GuidedStep, Preset
-from ..inversion import Inversion, invert
-from ..solvers import Solver
+from ..inversion import Inversion
+from ..pix2pix_zero.guided_edit import CrossAttentionGuidance, Preset
+from ..spdinv.invert import invert
+from ..spdinv.solvers import Solver
 from .edit_inpaint import ImageMap
 from .editors import Quality
-from .fingerprint import fingerprint
 from .paste import Framing, check_quality, repainted_cells, resized
 from .proposals import Box
 
@@ -26,7 +27,7 @@ LOCATE_EVERY = 2  # steps of the inversion
 
 @dataclass(eq=False)
 class InversionEditor:
-    """Box editor by the pack's own sampler (:class:`~..guidance.GuidedStep`): deterministic, layout kept, no seed needed.
+    """Box editor by the pack's own sampler (:class:`~..guidance.CrossAttentionGuidance`): deterministic, layout kept, no seed needed.
 
     The picture is inverted once, whole, and its inversion kept for all boxes, until another picture comes. A latent pixel is edited
     when the mask touches it; all others follow the source's trajectory. ``screen`` renders are not guided. The edit draws no random
@@ -34,7 +35,7 @@ class InversionEditor:
 
     Attributes:
         encode, decode: the VAE, ``[1, 3, h, w]`` in 0..1 to a scaled latent and back.
-        source_cond, target_cond, uncond, cfg, guidance, guided_fraction, preset: see :class:`~..guidance.GuidedStep`.
+        source_cond, target_cond, uncond, cfg, guidance, guided_fraction, preset: see :class:`~..guidance.CrossAttentionGuidance`.
         steps: of the inversion and of a full render.
         screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none. 0: it is cut out of one
             edit of the whole picture, made once with ``steps``, and costs no evaluations of its own.
@@ -80,7 +81,9 @@ class InversionEditor:
         if self.given is not None:
             self.given.require_model(self.denoiser.identity)
             if self.given.latents.shape[1] != 1:
-                raise EditingError(f"The inversion holds {self.given.latents.shape[1]} pictures; invert the picture to edit alone.")
+                raise EditingError(
+                    f"The inversion holds {self.given.latents.shape[1]} pictures; invert the picture to edit alone."
+                )
             self.steps = self.given.steps
         if self.steps < 1 or self.screen_steps < 0:
             raise EditingError(f"steps is {self.steps} and screen_steps {self.screen_steps}; use 1 or more, 0 or more.")
@@ -89,7 +92,15 @@ class InversionEditor:
     def identity(self) -> str:
         """Key of everything but the image, mask, box and quality that decides the picture."""
         conds = (self.source_cond, self.target_cond, self.uncond)
-        guidance = (self.cfg, self.guidance, self.guided_fraction, self.preset, self.steps, self.screen_steps, self.solver)
+        guidance = (
+            self.cfg,
+            self.guidance,
+            self.guided_fraction,
+            self.preset,
+            self.steps,
+            self.screen_steps,
+            self.solver,
+        )
         given = None if self.given is None else (self.given.latents, self.given.sigmas)
         return f"inversion/{fingerprint(self.denoiser.identity, conds, guidance, given, self.framing, self.label)}"
 
@@ -114,14 +125,16 @@ class InversionEditor:
     def _branches(self) -> int:
         return 1 if self.cfg == 1.0 else 2
 
-    def render(self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int = 0, quality: Quality = "full") -> Tensor:
+    def render(
+        self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int = 0, quality: Quality = "full"
+    ) -> Tensor:
         """The image ``[1, 3, H, W]`` with the box edited, bit-equal outside it; see :meth:`~.paste.Framing.render`.
 
         Args:
             seed: not used, the edit draws no random numbers.
 
         Raises:
-            EditingError: see :class:`~..guidance.GuidedStep` and :func:`~..inversion.invert`; an inversion of another size.
+            EditingError: see :class:`~..guidance.CrossAttentionGuidance` and :func:`~..inversion.invert`; an inversion of another size.
         """
         check_quality(quality)
 
@@ -186,7 +199,7 @@ class InversionEditor:
             cells: ``[1, h, w]``, 1 where to edit.
         """
         inversion = self.inversion(latent, picture, quality)
-        step = GuidedStep(
+        step = CrossAttentionGuidance(
             self.denoiser, inversion, self.source_cond, self.target_cond, self.uncond,
             self.cfg, self.guidance if quality == "full" else 0.0, self.guided_fraction, preset=self.preset, mask=cells,
         )  # fmt: skip

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..content_hash import fingerprint
 from ..denoiser import Callback, Evaluations, Progress, check_finite, weight_signature
 from ..errors import EditingError
 from .editors import Quality
-from .fingerprint import fingerprint
 from .paste import Framing, check_quality, check_request, repainted_cells
 
 PIPELINES = ("AmusedPipeline", "AmusedInpaintPipeline", "AmusedImg2ImgPipeline")
@@ -68,7 +68,9 @@ class TokenModel:
     def encode_text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts -> pooled ``[B, P]`` and the last but one layer's states ``[B, L, D]``."""
         length = self.tokenizer.model_max_length
-        ids = self.tokenizer(list(texts), return_tensors="pt", padding="max_length", truncation=True, max_length=length).input_ids
+        ids = self.tokenizer(
+            list(texts), return_tensors="pt", padding="max_length", truncation=True, max_length=length
+        ).input_ids
         output = self.text_encoder(ids.to(self.text_encoder.device), output_hidden_states=True)
         return output.text_embeds, output.hidden_states[-2]
 
@@ -113,13 +115,17 @@ class TokenModel:
             EditingError: a grid of one token, a prediction that is not a number.
         """
         if tokens.numel() < 2:
-            raise EditingError("The crop is one token, which leaves nothing to predict it from; use more context or a larger working_size.")
+            raise EditingError(
+                "The crop is one token, which leaves nothing to predict it from; use more context or a larger working_size."
+            )
         # A new scheduler each time: it keeps the schedule of a run, and renders must not share it.
         scheduler = type(self.scheduler)(mask_token_id=self.scheduler.config.mask_token_id, masking_schedule="linear")
         scheduler.set_timesteps(steps, temperature, tokens.device)
         pooled, states = text
         height, width = (side * self.patch for side in tokens.shape[-2:])
-        micro = torch.tensor([[width, height, 0, 0, AESTHETIC_SCORE]], device=states.device, dtype=states.dtype).expand(len(states), -1)
+        micro = torch.tensor([[width, height, 0, 0, AESTHETIC_SCORE]], device=states.device, dtype=states.dtype).expand(
+            len(states), -1
+        )
         known, tokens = tokens, tokens.masked_fill(cells, scheduler.config.mask_token_id)
         share = cells.sum() / cells.numel()
         for number, timestep in enumerate(scheduler.timesteps):
@@ -130,7 +136,9 @@ class TokenModel:
             if len(states) == 2:
                 negative, positive = logits.chunk(2)
                 logits = negative + cfg * (positive - negative)
-            tokens = scheduler.step(logits, timestep, tokens, starting_mask_ratio=share, generator=generator).prev_sample
+            tokens = scheduler.step(
+                logits, timestep, tokens, starting_mask_ratio=share, generator=generator
+            ).prev_sample
             if callback is not None:
                 callback(Progress(number, steps, 0, 1, tokens))
         return torch.where(cells, tokens, known)
@@ -191,7 +199,9 @@ class TokenEditor:
         return self._steps(quality) * (1 if self.cfg == 1.0 else 2)
 
     @torch.no_grad()
-    def render(self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full") -> Tensor:
+    def render(
+        self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full"
+    ) -> Tensor:
         """The image ``[1, 3, H, W]`` with the box repainted, bit-equal outside it; see :meth:`~.paste.Framing.render`.
 
         Args:
@@ -210,7 +220,13 @@ class TokenEditor:
             cells = repainted_cells(whole, (tokens.shape[-2], tokens.shape[-1]))[0].bool().to(tokens.device)
             generator = torch.Generator().manual_seed(seed)
             painted = self.model.repaint(
-                tokens, cells, self._encoded_text, cfg=self.cfg, steps=steps, generator=generator, callback=self.callback
+                tokens,
+                cells,
+                self._encoded_text,
+                cfg=self.cfg,
+                steps=steps,
+                generator=generator,
+                callback=self.callback,
             )
             return self.model.decode(painted)
 
@@ -221,7 +237,9 @@ class TokenEditor:
         return self.steps if quality == "full" else self.screen_steps
 
 
-def load_token_model(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> TokenModel:
+def load_token_model(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> TokenModel:
     """Load aMUSEd from a local diffusers folder; nothing is downloaded.
 
     Args:

@@ -1,15 +1,11 @@
-"""Learning which box suits an edit, with a signal that is real (section 3.2): the editor stays a black box.
+"""The learning signal: the expected loss of the policy, exactly or from samples.
 
-Strategies. ``exact``: render every box, minimise the expected loss by its exact gradient. ``sampled``: render what the policy
-draws, leave-one-out REINFORCE, until a budget of boxes is spent. ``halving``: cheap renders of every box, the better part
-again with other noise, full renders of the last, for a set share of the cost of ``exact`` (successive halving, Jamieson &
-Talwalkar, arXiv 1502.07943). ``soft mask``:
-gradients through the mask of a one-step preview, then one render for each anchor. ``policy``: no learning, one render for each
-anchor of the box that the network prefers: how a trained network is used on a new image.
+The released code has none: its editor returns pictures without gradient and its network never changes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,15 +15,109 @@ from torch import Tensor
 
 from ..errors import EditingError
 from .editors import Sharing
-from .gradients import expected_loss, reinforce_loss
-from .halving import HalvingPlan, halving_plan
 from .network import RegionNetwork, gumbel_argmax, region_features
 from .proposals import Box
-from .ranking import Candidate, preferences, rank
-from .refine import LOOKS, can_refine, refine
+from .ranking import LOOKS, Candidate, can_refine, preferences, rank, refine
 from .settings import LearningProgress, LearningSettings
 from .soft_mask import box_masks, soft_mask_loss
 from .table import RewardTable
+
+
+def expected_loss(logits: Tensor, losses: Tensor) -> Tensor:
+    """Mean over anchors of sum_j p_kj l_kj with ``p_k = softmax(logits_k)``; its gradient on logit j is ``p_j (l_j - mean l) / K``.
+
+    Args:
+        logits: ``[K, M]``, minus infinity in empty slots.
+        losses: ``[K, M]``, NaN where unknown; the softmax is over what is known, and anchors without any are left out.
+
+    Returns:
+        A scalar.
+    """
+    known = torch.isfinite(losses).to(logits.device) & torch.isfinite(logits)
+    rows = known.any(1)
+    chances = logits.masked_fill(~known, float("-inf"))[rows].softmax(1)
+    values = losses.to(chances).masked_fill(~known, 0.0)[rows]
+    return (chances * values).sum(1).mean()
+
+
+def reinforce_loss(logits: Tensor, choices: Tensor, losses: Tensor) -> Tensor:
+    """A scalar whose gradient is an unbiased estimate of that of :func:`expected_loss`, from n draws of each anchor.
+
+    REINFORCE with the leave-one-out baseline (Kool et al., "Buy 4 REINFORCE samples, get a baseline for free!", 2019):
+    ``mean_i (l_i - mean of the other l) log p(choice_i)``.
+
+    Args:
+        logits: ``[K, M]``.
+        choices: ``[n, K]`` slots, drawn independently from ``softmax(logits)``.
+        losses: ``[n, K]`` of the choices.
+
+    Raises:
+        EditingError: fewer than two draws, which have no baseline.
+    """
+    draws = len(choices)
+    if draws < 2:
+        raise EditingError(f"draws is {draws}; use 2 or more.")
+    values = losses.to(logits)
+    others = (values.sum(0) - values) / (draws - 1)
+    chosen = logits.log_softmax(1).expand(draws, -1, -1).gather(2, choices.to(logits.device)[..., None])[..., 0]
+    return ((values - others) * chosen).mean()
+
+
+SLACK = 1e-9  # against rounding of shares such as 1/3
+
+
+@dataclass(frozen=True)
+class HalvingPlan:
+    """Boxes screened in each rung, and the best of the last that are rendered fully."""
+
+    screened: tuple[int, ...]
+    finalists: int
+
+    @property
+    def looks(self) -> int:
+        """Renders in all."""
+        return sum(self.screened) + self.finalists
+
+
+def halving_plan(
+    boxes: int,
+    screen: float,
+    full: float,
+    *,
+    share: float = 0.25,
+    rungs: int = 2,
+    keep: float = 1 / 3,
+    once: float = 0.0,
+) -> HalvingPlan:
+    """Plan a search of ``boxes`` that costs at most ``share * boxes * full``.
+
+    All are screened once and one is rendered fully in any case, even where that alone costs more (few boxes, or screening renders
+    that are hardly cheaper); where it costs as much as rendering all of them, all are rendered. A further rung is climbed when a
+    second full render is left after it, and what is left then goes into full renders.
+
+    Args:
+        boxes: at least one.
+        screen, full: u of a screening and of a full render.
+        share: of what rendering every box fully costs.
+        rungs: screenings at most, each with other noise.
+        keep: part of the boxes (the best) that survives a screening.
+        once: u that screening costs besides, whatever the number of boxes. Where screening a box costs nothing itself, its result
+            does not change either: there is one rung, and what is left goes into full renders.
+    """
+    if boxes * screen + once + full >= boxes * full:
+        return HalvingPlan((), boxes)
+    spare = share * boxes * full - full - once + SLACK
+    screened: list[int] = []
+    left = boxes
+    if not screen:
+        return HalvingPlan((boxes,), min(boxes, 1 + max(0, math.floor(spare / full))))
+    for rung in range(rungs):
+        if rung and (left == 1 or left * screen + full > spare):
+            break
+        screened.append(left)
+        spare -= left * screen
+        left = max(1, math.ceil(left * keep - SLACK))
+    return HalvingPlan(tuple(screened), min(left, 1 + max(0, math.floor(spare / full))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +134,9 @@ class RegionTask:
     preview: Tensor | None = None
 
     @classmethod
-    def of(cls, table: RewardTable, features: Tensor, network: RegionNetwork, preview: Tensor | None = None) -> RegionTask:
+    def of(
+        cls, table: RewardTable, features: Tensor, network: RegionNetwork, preview: Tensor | None = None
+    ) -> RegionTask:
         """From the vision features ``[D, gh, gw]`` of the table's image."""
         return cls(table, region_features(features, table.proposals, network.bins), preview)
 
@@ -76,9 +168,13 @@ class RegionLearner:
         for task in tasks:
             anchors = len(task.table.proposals.anchors)
             if settings.strategy == "sampled" and settings.budget < min(anchors, len(task.boxes)):
-                raise EditingError(f"budget is {settings.budget} for {anchors} anchors; use at least one render for each anchor.")
+                raise EditingError(
+                    f"budget is {settings.budget} for {anchors} anchors; use at least one render for each anchor."
+                )
             if settings.strategy == "soft mask" and task.preview is None:
-                raise EditingError("Learning through the mask needs a preview of the edit; give one or use another strategy.")
+                raise EditingError(
+                    "Learning through the mask needs a preview of the edit; give one or use another strategy."
+                )
         self.network, self.tasks, self.settings = network, list(tasks), settings
         self.history: list[float] = []
         self._callback: Callback = lambda progress: None
@@ -144,7 +240,9 @@ class RegionLearner:
         refined = LOOKS + 1 if self._refines(number) else 0
         if self.settings.strategy == "halving":
             return self._plan(number).looks + refined
-        return {"exact": boxes, "sampled": min(boxes, self.settings.budget)}.get(self.settings.strategy, anchors) + refined
+        return {"exact": boxes, "sampled": min(boxes, self.settings.budget)}.get(
+            self.settings.strategy, anchors
+        ) + refined
 
     def _refines(self, number: int) -> bool:
         return self.settings.refine and self.settings.choice == "tightest" and can_refine(self.tasks[number].table)
@@ -213,7 +311,9 @@ class RegionLearner:
             means = []
             for number, (task, shapes) in enumerate(zip(self.tasks, masks, strict=True)):
                 assert task.preview is not None
-                objective = partial(soft_mask_loss, table=task.table, preview=task.preview, masks=shapes, generator=self._generator)
+                objective = partial(
+                    soft_mask_loss, table=task.table, preview=task.preview, masks=shapes, generator=self._generator
+                )
                 means.append(self._update(number, objective))
             self._finish_epoch(epoch, means)
 
@@ -248,7 +348,9 @@ class RegionLearner:
             if limit is not None and len(table.evaluated) >= limit:
                 return False
             loss = table.evaluate(box).loss(table.weights)
-            self._callback(LearningProgress("full", number, len(table.evaluated), limit or len(table.proposals.anchors), loss))
+            self._callback(
+                LearningProgress("full", number, len(table.evaluated), limit or len(table.proposals.anchors), loss)
+            )
         return True
 
     def _render_preferred(self, number: int, limit: int | None) -> None:

@@ -51,11 +51,17 @@ class Framing:
 
     def __post_init__(self) -> None:
         if not self.context >= 0:
-            raise EditingError(f"context is {self.context:g}; use 0 (the box alone) or a positive share of its longer side.")
+            raise EditingError(
+                f"context is {self.context:g}; use 0 (the box alone) or a positive share of its longer side."
+            )
         if self.multiple < 1 or self.feather < 0:
-            raise EditingError(f"multiple is {self.multiple} and feather {self.feather}; use 1 or more and 0 or more pixels.")
+            raise EditingError(
+                f"multiple is {self.multiple} and feather {self.feather}; use 1 or more and 0 or more pixels."
+            )
         if self.working_size is not None and self.working_size < self.multiple:
-            raise EditingError(f"working_size is {self.working_size}; this model needs at least {self.multiple} pixels.")
+            raise EditingError(
+                f"working_size is {self.working_size}; this model needs at least {self.multiple} pixels."
+            )
 
     def crop(self, height: int, width: int, box: Box) -> Crop:
         """The crop for ``box`` in an image of ``height`` and ``width`` pixels: square where the image is large enough."""
@@ -70,7 +76,9 @@ class Framing:
             size = (self._nearest(window_height * scale), self._nearest(window_width * scale))
         return Crop(box, Box(left, top, window_width, window_height), size)
 
-    def render(self, image: Tensor, mask: Tensor, box: Sequence[int], edit: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def render(
+        self, image: Tensor, mask: Tensor, box: Sequence[int], edit: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         """Edit the box of an image and nothing else.
 
         Args:
@@ -92,9 +100,13 @@ class Framing:
         cut = resized(_slice(image, crop.window), crop.size)
         edited = edit(cut, repainted_cells(_slice(inside, crop.window), crop.size)[0])
         if edited.shape != cut.shape:
-            raise EditingError(f"The edited crop has shape {list(edited.shape)}, not {list(cut.shape)}; use the model's own VAE.")
+            raise EditingError(
+                f"The edited crop has shape {list(edited.shape)}, not {list(cut.shape)}; use the model's own VAE."
+            )
         check_finite(edited, "The edited picture")
-        return paste(image, edited.to(image), crop, feathered(inside, min(self.feather, min(area.width, area.height) // 8)))
+        return paste(
+            image, edited.to(image), crop, feathered(inside, min(self.feather, min(area.width, area.height) // 8))
+        )
 
     def _span(self, start: int, length: int, side: float, limit: int) -> tuple[int, int]:
         span = limit if math.isinf(side) else min(limit, self._up(max(side, length)))
@@ -135,7 +147,9 @@ def check_request(image: Tensor, mask: Tensor, box: Sequence[int]) -> Box:
             "clip it to the image."
         )
     if not (mask[:, y : y + box_height, x : x + box_width] > 0).any():
-        raise EditingError("The mask is empty within the box, so there is nothing to edit; use a box over the masked part.")
+        raise EditingError(
+            "The mask is empty within the box, so there is nothing to edit; use a box over the masked part."
+        )
     return Box(x, y, box_width, box_height)
 
 

@@ -130,18 +130,24 @@ def propose(
     height, width = image_size
     sides = box_sides(sizes, aspects, image_size)
     if attention.ndim != 3:
-        raise EditingError(f"The attention has shape {list(attention.shape)}; give one image's, [heads, rows, columns].")
+        raise EditingError(
+            f"The attention has shape {list(attention.shape)}; give one image's, [heads, rows, columns]."
+        )
     saliency = attention.detach().float().cpu().mean(0)
     if not torch.isfinite(saliency).all():
         raise EditingError("The attention is not a number; check the image and the vision model's weights.")
     if saliency.max() == saliency.min():
-        raise EditingError("The vision model finds no object (its attention is the same everywhere); draw a mask and use it instead.")
+        raise EditingError(
+            "The vision model finds no object (its attention is the same everywhere); draw a mask and use it instead."
+        )
     allowed = _allowed(mask, mask_use, image_size)
     covered = functional.adaptive_avg_pool2d(allowed.float()[None], (saliency.shape[0], saliency.shape[1]))[0]
     open_patches = covered >= 0.5
     left = int(open_patches.sum())
     if not left:
-        raise EditingError("The mask leaves no patch for an anchor; enlarge it, or switch between restrict and exclude.")
+        raise EditingError(
+            "The mask leaves no patch for an anchor; enlarge it, or switch between restrict and exclude."
+        )
     if not 1 <= anchors <= left:
         raise EditingError(f"anchors is {anchors}; use 1 to {left}, as many as there are patches to choose from.")
     chosen = [
@@ -165,11 +171,17 @@ def box_sides(sizes: Sequence[float], aspects: Sequence[float], image_size: tupl
         EditingError: none, too many, or one that is no positive number or below one pixel.
     """
     if not sizes or not aspects:
-        raise EditingError("There are no box sizes; give at least one size and one aspect ratio, for example 0.3, 0.5, 0.8 and 1.")
+        raise EditingError(
+            "There are no box sizes; give at least one size and one aspect ratio, for example 0.3, 0.5, 0.8 and 1."
+        )
     if len(sizes) * len(aspects) > MOST_PROPOSALS:
-        raise EditingError(f"{len(sizes)} sizes and {len(aspects)} aspect ratios are too many; use at most {MOST_PROPOSALS} together.")
+        raise EditingError(
+            f"{len(sizes)} sizes and {len(aspects)} aspect ratios are too many; use at most {MOST_PROPOSALS} together."
+        )
     if any(not (math.isfinite(value) and value > 0) for value in (*sizes, *aspects)):
-        raise EditingError("A box size or aspect ratio is not a positive number; write sizes such as 0.3, 0.5 (fractions) or 96 (pixels).")
+        raise EditingError(
+            "A box size or aspect ratio is not a positive number; write sizes such as 0.3, 0.5 (fractions) or 96 (pixels)."
+        )
     made = []
     for size in sizes:
         side = size * min(image_size) if size <= 1 else size

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from .editors import Quality
-from .proposals import Box
+from .proposals import Box, tight
 from .rewards import Verdict
 from .table import RewardTable
 
 #: Who is first: the best by score of each anchor's box of lowest loss (the paper), of every rendered box, or by score and by how
 #: tightly the box frames the edit, see :func:`preferences`.
 Choice = Literal["anchors", "all", "tightest"]
+
+
 TOLERANCE = 0.02
+
+
 AIM = 0.3  # found on the demo model, like FRAMING
-FRAMING = 2.0  # weight of the tightness between a moved box and the one it came from: a score that small moves gain says less
+
+
+FRAMING = (
+    2.0  # weight of the tightness between a moved box and the one it came from: a score that small moves gain says less
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,9 @@ class Candidate:
         return self.verdict.score
 
 
-def preferences(table: RewardTable, scores: Mapping[Box, float], quality: Quality = "full", most: float | None = None) -> dict[Box, float]:
+def preferences(
+    table: RewardTable, scores: Mapping[Box, float], quality: Quality = "full", most: float | None = None
+) -> dict[Box, float]:
     """How much each box is preferred by "tightest", higher is better. Ours: CLIP hardly sees small things.
 
     Where it is known where the text pulls: the box's share of the best box's gain over the unedited image, plus its tightness (see
@@ -93,11 +103,84 @@ def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
         verdict = table.known(box, quality)
         if verdict is not None and origin in found:
             place = found[origin]
-            found.setdefault(box, Candidate(box, place.anchor, place.slot, quality, verdict, verdict.loss(table.weights), False))
-    candidates = [Candidate(c.box, c.anchor, c.slot, c.quality, c.verdict, c.loss, c.box in winners) for c in found.values()]
+            found.setdefault(
+                box, Candidate(box, place.anchor, place.slot, quality, verdict, verdict.loss(table.weights), False)
+            )
+    candidates = [
+        Candidate(c.box, c.anchor, c.slot, c.quality, c.verdict, c.loss, c.box in winners) for c in found.values()
+    ]
     preferred = preferences(table, {c.box: c.score for c in candidates}, quality) if choice == "tightest" else {}
 
     def order(c: Candidate) -> tuple[float, ...]:
         return (choice == "anchors" and not c.chosen, -preferred.get(c.box, 0.0), -c.score, c.loss, *c.box)
 
     return sorted(candidates, key=order)
+
+
+# Parts of the shorter side of the image by which one side of the box moves, one move after another; found on the demo model.
+MOVES = (1 / 16, 1 / 32, 1 / 32)
+
+
+LEAST = 1 / 16  # shortest side of a moved box, the same way
+
+
+MOVED = 8  # boxes looked at in a move: each of four sides outwards and inwards
+
+
+LOOKS = MOVED * len(MOVES) + 1  # screenings at most
+
+
+Look = Callable[[Box], None]
+
+
+def can_refine(table: RewardTable) -> bool:
+    """Whether it is known where the edit acts, and looking at a box costs nothing."""
+    return table.proposals.change is not None and table.editor.cost("screen") == 0
+
+
+def refine(table: RewardTable, look: Look) -> Box | None:
+    """The best box by :func:`~.ranking.rank` with "tightest", after :data:`MOVES`: each moves one side, or none where
+    :func:`~.ranking.preferences` does not rise by that.
+
+    Args:
+        table: all boxes looked at are noted in ``table.refined``; the one found is not rendered fully yet.
+        look: judges a box by its screening render.
+
+    Returns:
+        None where no move is better, nothing was rendered fully, or no render scores more than the unedited image.
+
+    Raises:
+        EditingError: from the editor or the judge.
+    """
+    ranked = rank(table, "tightest")
+    most = max((candidate.score for candidate in ranked if candidate.quality == "full"), default=table.unedited_score)
+    if most <= table.unedited_score:
+        return None
+    origin = best = ranked[0].box
+    look(origin)
+    for share in MOVES:
+        moved = [box for box in dict.fromkeys(_moves(table, best, share)) if box != origin and box not in table.refined]
+        for box in moved:
+            look(box)
+        table.refined.update(dict.fromkeys(moved, origin))
+        scores = {box: verdict.score for box in (origin, best, *moved) if (verdict := table.known(box, "screen"))}
+        liked = preferences(table, scores, "screen", most)
+        best = max(scores, key=lambda box: liked[box])
+    return None if best == origin else best
+
+
+def _moves(table: RewardTable, box: Box, share: float) -> Iterator[Box]:
+    """``box`` with one side moved by ``share`` of the image's shorter side, within the image, tight around what may change."""
+    height, width = table.proposals.image_size
+    short = min(height, width)
+    step, least = max(1, round(share * short)), max(1, round(LEAST * short))
+    sides = (box.x, box.y, box.x + box.width, box.y + box.height)
+    for number in range(4):
+        for change in (-step, step):
+            moved = list(sides)
+            moved[number] = min(max(moved[number] + change, 0), (width, height)[number % 2])
+            left, top, right, bottom = moved
+            if right - left >= least and bottom - top >= least:
+                framed = tight(Box(left, top, right - left, bottom - top), table.proposals.allowed)
+                if framed is not None and framed != box:
+                    yield framed

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from ..content_hash import content_hash
 from ..errors import EditingError
-from .cache import content_hash
-from .clip_scorer import ClipScorer, check_texts
+from ..models.clip import ClipScorer, check_texts
 
 TEXT_WEIGHT, IMAGE_WEIGHT = 2.0, 1.0  # alpha and beta of Eq. 7
 CROP_RANGE = (0.6, 0.9)  # side of a random crop as a fraction of the image's
@@ -28,7 +28,9 @@ class LossWeights:
     def __post_init__(self) -> None:
         weights = (self.clip, self.direction, self.structure)
         if any(not 0 <= weight < float("inf") for weight in weights) or not any(weights):
-            raise EditingError(f"The loss weights are {weights}; use 0 (off) or positive numbers, at least one above 0.")
+            raise EditingError(
+                f"The loss weights are {weights}; use 0 (off) or positive numbers, at least one above 0."
+            )
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ class ClipJudge:
         EditingError: a text is empty, both are the same, or they mean the same to this CLIP.
     """
 
-    def __init__(self, scorer: ClipScorer, image: Tensor, source_text: str, target_text: str, *, crops: int = 0, seed: int = 0):
+    def __init__(
+        self, scorer: ClipScorer, image: Tensor, source_text: str, target_text: str, *, crops: int = 0, seed: int = 0
+    ):
         if not 0 <= crops <= 64:
             raise EditingError(f"crops is {crops}; use 0 (the whole image) to 64.")
         check_texts([source_text, target_text])
@@ -126,7 +130,9 @@ class ClipJudge:
     def _measure(self, edited: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The three losses, and the features ``[P]`` of the whole image."""
         if tuple(edited.shape[-2:]) != self.size:
-            raise EditingError(f"The edited image is {list(edited.shape[-2:])} and the source {list(self.size)}; edit at the image's size.")
+            raise EditingError(
+                f"The edited image is {list(edited.shape[-2:])} and the source {list(self.size)}; edit at the image's size."
+            )
         features, similarity = self.scorer.embed_images(self._views(edited))
         towards = functional.cosine_similarity(features, self.target[None])
         same_way = functional.cosine_similarity(features - self.source.features, self.text_change[None])

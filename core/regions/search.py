@@ -13,13 +13,14 @@ from types import TracebackType
 
 from torch import Tensor
 
+from ..content_hash import content_hash
 from ..denoiser import Progress
 from ..errors import EditingError
-from .cache import RenderCache, content_hash
+from ..models.clip import ClipScorer, check_texts
+from ..models.vision_features import FeatureMap, VisionFeatures
+from .cache import RenderCache
 from .changes import DEFAULT_CHANGES, with_changes
-from .clip_scorer import ClipScorer, check_texts
 from .editors import Editor, Locating, Previewing, Quality, Sharing
-from .features import FeatureMap, VisionFeatures
 from .learning import RegionLearner, RegionTask
 from .network import RegionNetwork
 from .proposals import DEFAULT_ANCHORS, DEFAULT_SIZES, Box, MaskUse, propose
@@ -110,7 +111,9 @@ class RegionSearch:
         if not examples:
             raise EditingError("There is no image to search; give at least one.")
         if network is None and self.settings.learning.strategy == "policy":
-            raise EditingError("The strategy policy asks a trained region network, and none is given; give one or use another strategy.")
+            raise EditingError(
+                "The strategy policy asks a trained region network, and none is given; give one or use another strategy."
+            )
         for example in examples:
             check_texts([example.source_text, example.target_text])
         self.preview_units = 0.0
@@ -180,7 +183,9 @@ class RegionSearch:
             view.attention[0], view.image_size, settings.anchors, settings.sizes, settings.aspects,
             spread=settings.spread, mask=example.mask, mask_use=settings.mask_use,
         )  # fmt: skip
-        judge = ClipJudge(scorer, example.image, example.source_text, example.target_text, crops=settings.crops, seed=seed)
+        judge = ClipJudge(
+            scorer, example.image, example.source_text, example.target_text, crops=settings.crops, seed=seed
+        )
         editor = _BenchEditor(self._bench, example.image)
         return view, RewardTable(example.image, proposals, editor, judge, settings.weights, seed, cache)
 
@@ -208,7 +213,9 @@ class RegionSearch:
     def _preview(self, number: int) -> Tensor:
         editor = self._bench.editor(self.tables[number].image)
         if not isinstance(editor, Previewing):
-            raise EditingError("This editor cannot preview its edit, which the strategy soft mask needs; use an inpainting editor.")
+            raise EditingError(
+                "This editor cannot preview its edit, which the strategy soft mask needs; use an inpainting editor."
+            )
         self.preview_units += editor.preview_cost
         return editor.preview(self.tables[number].image, seed=self.settings.learning.seed)
 
@@ -243,7 +250,9 @@ class _Bench:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._current = None
         self._stack.__exit__(kind, error, trace)
 

@@ -31,7 +31,14 @@ class DifferentiableJudge(Protocol):
 
 @torch.no_grad()
 def one_step_guess(
-    denoiser: Denoiser, latent: Tensor, cond: Any, uncond: Any | None = None, *, cfg: float = 5.0, level: float = 0.6, seed: int = 0
+    denoiser: Denoiser,
+    latent: Tensor,
+    cond: Any,
+    uncond: Any | None = None,
+    *,
+    cfg: float = 5.0,
+    level: float = 0.6,
+    seed: int = 0,
 ) -> Tensor:
     """What a scaled latent ``[1, C, h, w]`` would become, from one guided prediction at one noise level; 2 u, 1 at cfg 1.
 
@@ -44,7 +51,9 @@ def one_step_guess(
         EditingError: a level out of range, or cfg without ``uncond``.
     """
     if not 0 < level <= 1:
-        raise EditingError(f"The preview's level is {level:g}; use a fraction of the steps above 0 and at most 1, usually 0.6.")
+        raise EditingError(
+            f"The preview's level is {level:g}; use a fraction of the steps above 0 and at most 1, usually 0.6."
+        )
     if cfg != 1.0 and uncond is None:
         raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
     latent = check_latent(latent, denoiser.identity)
@@ -58,10 +67,14 @@ def box_masks(table: RewardTable) -> Tensor:
     """The mask of every slot, ``[K, M, H, W]``, zero in empty ones."""
     proposals = table.proposals
     empty = torch.zeros(proposals.image_size)
-    return torch.stack([torch.stack([empty if box is None else proposals.mask(box)[0] for box in row]) for row in proposals.boxes])
+    return torch.stack(
+        [torch.stack([empty if box is None else proposals.mask(box)[0] for box in row]) for row in proposals.boxes]
+    )
 
 
-def soft_mask_loss(logits: Tensor, table: RewardTable, preview: Tensor, masks: Tensor, generator: torch.Generator) -> Tensor:
+def soft_mask_loss(
+    logits: Tensor, table: RewardTable, preview: Tensor, masks: Tensor, generator: torch.Generator
+) -> Tensor:
     """Mean over anchors of L (Eq. 3) where each blends ``preview`` in by a mask that Gumbel-softmax chose, a scalar.
 
     Forward the mask is one box; backward every slot's logit is told how its box would move the loss.
@@ -79,9 +92,13 @@ def soft_mask_loss(logits: Tensor, table: RewardTable, preview: Tensor, masks: T
     if not isinstance(judge, DifferentiableJudge):
         raise EditingError("Learning through the mask needs a judge with gradients; use CLIP, or another strategy.")
     if preview.shape != table.image.shape:
-        raise EditingError(f"The preview is {list(preview.shape)} and the image {list(table.image.shape)}; make them of one size.")
+        raise EditingError(
+            f"The preview is {list(preview.shape)} and the image {list(table.image.shape)}; make them of one size."
+        )
     chosen = gumbel_straight_through(logits, generator).cpu()
-    image, guess, masks = (part.detach().cpu().clone() for part in (table.image, preview, masks))  # no inference tensors
+    image, guess, masks = (
+        part.detach().cpu().clone() for part in (table.image, preview, masks)
+    )  # no inference tensors
     losses = []
     for row, shapes in zip(chosen, masks, strict=True):
         mask = (row[:, None, None] * shapes).sum(0)

@@ -8,9 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..content_hash import content_hash
 from ..denoiser import check_finite
 from ..errors import EditingError
-from .cache import RenderCache, content_hash
+from .cache import RenderCache
 from .editors import Editor, Quality
 from .proposals import Box, Proposals
 from .rewards import Judge, LossWeights, Verdict
@@ -54,7 +55,9 @@ class RewardTable:
         cache: RenderCache | None = None,
     ):  # fmt: skip
         if image.ndim != 4 or tuple(image.shape) != (1, 3, *proposals.image_size):
-            raise EditingError(f"The image has shape {list(image.shape)}; give one RGB image of {list(proposals.image_size)} pixels.")
+            raise EditingError(
+                f"The image has shape {list(image.shape)}; give one RGB image of {list(proposals.image_size)} pixels."
+            )
         check_finite(image, "The image")
         self.image, self.proposals, self.editor, self.judge = image, proposals, editor, judge
         self.weights, self.seed = weights or LossWeights(), seed
@@ -97,7 +100,11 @@ class RewardTable:
         if kept is not None:
             self.count.reused += 1
             return kept
-        edited = self.editor.render(self.image, self.proposals.mask(box), box, seed=self.seed + draw, quality=quality).detach().cpu()
+        edited = (
+            self.editor.render(self.image, self.proposals.mask(box), box, seed=self.seed + draw, quality=quality)
+            .detach()
+            .cpu()
+        )
         if edited.shape != self.image.shape:
             raise EditingError(
                 f"The editor made an image of shape {list(edited.shape)} from {list(self.image.shape)}; it must keep the size."
@@ -153,4 +160,6 @@ class RewardTable:
         both = [full[box] - means[box] for box in means if box in full]
         offset = sum(both) / len(both) if both else 0.0
         known = {box: value + offset for box, value in means.items()} | full
-        return torch.tensor([[known[box] if box in known else float("nan") for box in row] for row in self.proposals.boxes])
+        return torch.tensor(
+            [[known[box] if box in known else float("nan") for box in row] for row in self.proposals.boxes]
+        )

@@ -33,7 +33,11 @@ def site_table(network: Any) -> dict[Address, int]:
     """
     table: dict[Address, int] = {}
     if hasattr(network, "input_blocks"):
-        groups = (("input", network.input_blocks), ("middle", [network.middle_block]), ("output", network.output_blocks))
+        groups = (
+            ("input", network.input_blocks),
+            ("middle", [network.middle_block]),
+            ("output", network.output_blocks),
+        )
         for name, blocks in groups:
             for number, block in enumerate(blocks):
                 for layer in block if block is not None else ():
@@ -48,7 +52,9 @@ def site_table(network: Any) -> dict[Address, int]:
     return table
 
 
-def with_control(model_options: dict[str, Any], network: Any, control: AttentionControl, factor: float = 1.0) -> dict[str, Any]:
+def with_control(
+    model_options: dict[str, Any], network: Any, control: AttentionControl, factor: float = 1.0
+) -> dict[str, Any]:
     """A copy of ``model_options`` under which one evaluation of ``network`` shows its attention to ``control``.
 
     ``factor`` is how much larger than true ones the gradients inside the network are; the control sees true ones.
@@ -58,11 +64,15 @@ def with_control(model_options: dict[str, Any], network: Any, control: Attention
     """
     table = site_table(network)
 
-    def wrapper(executor: Any, x: Tensor, timesteps: Any, context: Any, y: Any, residuals: Any, options: Any, **rest: Any) -> Any:
+    def wrapper(
+        executor: Any, x: Tensor, timesteps: Any, context: Any, y: Any, residuals: Any, options: Any, **rest: Any
+    ) -> Any:
         options = dict(options)
         replaced = options.get("patches_replace", {}).get("attn2", {})
         if any(address in replaced or address[:2] in replaced for address in table):
-            raise EditingError("Another node replaced the model's cross-attention (IP-Adapter does); wire the model from before that node.")
+            raise EditingError(
+                "Another node replaced the model's cross-attention (IP-Adapter does); wire the model from before that node."
+            )
         previous = options.get("optimized_attention_override")
         options["optimized_attention_override"] = _Override(control, table, context.shape[1], previous, factor)
         return executor(x, timesteps, context, y, residuals, options, **rest)
@@ -76,16 +86,23 @@ def with_control(model_options: dict[str, Any], network: Any, control: Attention
 class _Override:
     """The override for one forward of the network; remembers which layers it has seen to tell self from cross."""
 
-    def __init__(self, control: AttentionControl, table: dict[Address, int], tokens: int, previous: Any | None, factor: float):
+    def __init__(
+        self, control: AttentionControl, table: dict[Address, int], tokens: int, previous: Any | None, factor: float
+    ):
         self.control, self.table, self.tokens, self.previous, self.factor = control, table, tokens, previous, factor
         self.seen: set[Address] = set()
 
-    def __call__(self, function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **options: Any) -> Any:
+    def __call__(
+        self, function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **options: Any
+    ) -> Any:
         site = self._site(q, k, heads, options.get("transformer_options") or {})
         if site is not None and mask is None and self.control.wants(site):
             rows, queries, width = q.shape
             exact = torch.float32 if self.factor != 1.0 else q.dtype  # true gradients would underflow in fp16
-            split = [scale_gradient(t, self.factor).to(exact).view(rows, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v)]
+            split = [
+                scale_gradient(t, self.factor).to(exact).view(rows, -1, heads, width // heads).transpose(1, 2)
+                for t in (q, k, v)
+            ]
             out = scale_gradient(self.control(*split, site).to(exact), 1 / self.factor)
             return out.to(q.dtype).transpose(1, 2).reshape(rows, queries, width)
         if self.previous is not None:

@@ -65,7 +65,9 @@ def conditioning_from_tensors(tensors: dict[str, Tensor]) -> list[Any]:
     return [[tensors["embeds"], options]]
 
 
-def apply_to_conditioning(conditioning: list[Any], change: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]) -> list[Any]:
+def apply_to_conditioning(
+    conditioning: list[Any], change: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+) -> list[Any]:
     """A copy of ``conditioning`` with ``change(embeds [B, L, D], pooled [B, P] | None)`` applied to every entry;
     areas, masks, ControlNet and all other parts are kept."""
     changed = []
@@ -102,7 +104,9 @@ def encode_sentences(clip: Any, sentences: Sequence[str], batch_size: int = 16) 
         encoded.append(clip.encode_from_tokens(blocks, return_pooled=True))
     embeds, pooled = zip(*encoded, strict=True)
     if len({states.shape[1:] for states in embeds}) > 1:
-        raise EditingError("This text encoder makes sentences of different lengths; use the encoder of an SD 1.x, SD 2.x or SDXL model.")
+        raise EditingError(
+            "This text encoder makes sentences of different lengths; use the encoder of an SD 1.x, SD 2.x or SDXL model."
+        )
     return torch.cat(embeds), None if pooled[0] is None else torch.cat(pooled)
 
 
@@ -131,18 +135,6 @@ def caught_pooled(network: Any) -> Iterator[list[Tensor]]:
         yield caught
     finally:
         hook.remove()
-
-
-def counting_bar() -> Callable[[int, int], None]:
-    """A callback told ``(done, total)`` that moves the node's progress bar."""
-    bars: list[Any] = []
-
-    def report(done: int, total: int) -> None:
-        if not bars:
-            bars.append(comfy.utils.ProgressBar(total))
-        bars[0].update_absolute(done, total)
-
-    return report
 
 
 def text_encoder_name(clip: Any) -> str:

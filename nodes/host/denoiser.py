@@ -82,7 +82,9 @@ class ComfyDenoiser:
         self.identity = model_identity
         self.evaluations = Evaluations()
 
-    def __call__(self, x: Tensor, sigma: float | Tensor, cond: Any, *, control: AttentionControl | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: float | Tensor, cond: Any, *, control: AttentionControl | None = None
+    ) -> Tensor:
         """See ``core.denoiser.Denoiser``; every call looks whether the person pressed Cancel.
 
         Raises:
@@ -90,7 +92,9 @@ class ComfyDenoiser:
         """
         return self.batch(x, sigma, [cond], control=control)[0]
 
-    def batch(self, x: Tensor, sigma: float | Tensor, conds: Sequence[Any], *, control: AttentionControl | None = None) -> list[Tensor]:
+    def batch(
+        self, x: Tensor, sigma: float | Tensor, conds: Sequence[Any], *, control: AttentionControl | None = None
+    ) -> list[Tensor]:
         """All conditionings in one host call, in the host's order, so that CFG of [cond, uncond] is bit-equal to stock."""
         model_management.throw_exception_if_processing_interrupted()
         options = self.model_options
@@ -109,7 +113,9 @@ class ComfyDenoiser:
             outputs = comfy.samplers.calc_cond_batch(self.base, list(conds), x, level, options)
         return [self.evaluations.track(scale_gradient(denoised, factor), *watched) for denoised in outputs]
 
-    def combine(self, x: Tensor, sigma: float | Tensor, predictions: list[Tensor], conds: Sequence[Any], cfg: float) -> Tensor:
+    def combine(
+        self, x: Tensor, sigma: float | Tensor, predictions: list[Tensor], conds: Sequence[Any], cfg: float
+    ) -> Tensor:
         """Classifier-free guidance as the host does it, with the guidance patches of the MODEL (RescaleCFG, PAG and the like);
         without any it is the plain formula, bit for bit. Evaluations that a patch makes by itself are not counted."""
         options, level, outputs = self.model_options, _level(x, sigma), list(predictions)
@@ -158,7 +164,11 @@ def _scaled(cond: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:
         parts = {}
         for key, value in entry["model_conds"].items():
             tensor = getattr(value, "cond", None)
-            parts[key] = value._copy_with(scale_gradient(tensor, factor)) if isinstance(tensor, Tensor) and tensor.requires_grad else value
+            parts[key] = (
+                value._copy_with(scale_gradient(tensor, factor))
+                if isinstance(tensor, Tensor) and tensor.requires_grad
+                else value
+            )
         changed.append({**entry, "model_conds": parts})
     return changed
 
@@ -168,7 +178,9 @@ def _select_entry(entry: dict[str, Any], index: Tensor) -> dict[str, Any]:
     while control is not None:
         hint = getattr(control, "cond_hint_original", None)
         if hint is not None and hint.shape[0] > 1:
-            raise EditingError("A ControlNet with one hint per image cannot be used on a batch here; process the images one at a time.")
+            raise EditingError(
+                "A ControlNet with one hint per image cannot be used on a batch here; process the images one at a time."
+            )
         control = control.previous_controlnet
     entry = dict(entry)
     conds = {}

@@ -49,7 +49,9 @@ def resolve_file(kind: str, name: str) -> Path:
     """
     if name not in list_files(kind):
         home = folder_paths.get_folder_paths(kind)[0]
-        raise EditingError(f"{name!r} is not in ComfyUI's {kind} folder; put the file into {home} and refresh the node.")
+        raise EditingError(
+            f"{name!r} is not in ComfyUI's {kind} folder; put the file into {home} and refresh the node."
+        )
     path = folder_paths.get_full_path(kind, name)
     if path is None:
         raise EditingError(f"{name!r} has disappeared from ComfyUI's {kind} folder; refresh the node.")
@@ -111,5 +113,7 @@ def input_folder(name: str) -> Path:
     home, wanted = Path(folder_paths.get_input_directory()), name.strip().replace("\\", "/")
     leads_out = wanted.startswith("/") or ".." in wanted.split("/") or any(mark in wanted for mark in (":", "\0", "\n"))
     if not wanted or leads_out or not (home / wanted).is_dir():
-        raise EditingError(f"{name!r} is no folder inside ComfyUI's input folder; put the pictures into a folder in {home}.")
+        raise EditingError(
+            f"{name!r} is no folder inside ComfyUI's input folder; put the pictures into a folder in {home}."
+        )
     return home / wanted

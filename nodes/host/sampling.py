@@ -18,7 +18,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...core.recompute import blocks_of, recomputing
+from ...core.gradient_checkpointing import blocks_of, checkpointed
 from .attention import WRAPPER_KEY
 from .conditioning import require_conditioning
 from .denoiser import ComfyDenoiser, identity
@@ -34,7 +34,7 @@ Step = Callable[[Tensor, float], Tensor]
 #: counted on their U-Nets with attention that saves no maps.
 GRADIENT_ROOM = 10
 #: The same where blocks run again: what is kept shrinks to 0.17 of it for SD 1.5 at 512 and 0.13 for SDXL at 1024.
-RECOMPUTED_ROOM = 2
+CHECKPOINTED_ROOM = 2
 ADVICE = "lower the image size or the batch size"
 
 
@@ -45,11 +45,11 @@ def run(
     work: Callable[[Session], T],
     *,
     gradients: bool = False,
-    recompute: bool = False,
+    gradient_checkpointing: bool = False,
     seed: int = 0,
     sigmas: Tensor | None = None,
     advice: str = ADVICE,
-    companions: Sequence[Any] = (),
+    additional_models: Sequence[Any] = (),
 ) -> T:
     """Load ``model``, prepare ``conds`` for ``latent`` and return ``work(session)``; everything is undone afterwards.
 
@@ -59,11 +59,11 @@ def run(
             of the host go by those names; more names may be added freely.
         work: the algorithm. Tensors it returns should be detached; they may live on any device.
         gradients: make gradients with respect to inputs possible (weights stay frozen). Without it, runs under no_grad.
-        recompute: with ``gradients``, the network's blocks keep no activations but run again in the backward pass
-            (:func:`~...core.recompute.recomputing`): much less memory, more time; u counts the same.
+        gradient_checkpointing: with ``gradients``, the network's blocks keep no activations but run again in the backward pass
+            (:func:`~...core.gradient_checkpointing.checkpointed`): much less memory, more time; u counts the same.
         sigmas: the descending levels about to be visited, for model patches that look at them; the model's range when None.
         advice: which widget to lower when memory runs out, e.g. "lower batch_size".
-        companions: other models that ``work`` needs (patchers: a text encoder, a VAE, a classifier). They are loaded with
+        additional_models: other models that ``work`` needs (patchers: a text encoder, a VAE, a classifier). They are loaded with
             ``model`` at once, so that none pushes out another, and with ``gradients`` are usable for autograd and frozen.
 
     Raises:
@@ -76,12 +76,22 @@ def run(
         sampling = model.get_model_object("model_sampling")
         sigmas = torch.tensor([float(sampling.sigma_max), 0.0])
     sampler = _Work(work, clean)
-    if companions:
+    if additional_models:
         model = static_patcher(model).clone() if gradients else model.clone()
-        model.set_additional_models(WRAPPER_KEY, list(companions))
-    guider = SessionGuider(model, conds, gradients=gradients, recompute=recompute, advice=advice)
+        model.set_additional_models(WRAPPER_KEY, list(additional_models))
+    guider = SessionGuider(
+        model, conds, gradients=gradients, gradient_checkpointing=gradient_checkpointing, advice=advice
+    )
     samples = latent["samples"]
-    guider.sample(torch.zeros_like(samples), samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed)
+    guider.sample(
+        torch.zeros_like(samples),
+        samples,
+        sampler,
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        disable_pbar=True,
+        seed=seed,
+    )
     return sampler.result
 
 
@@ -93,7 +103,9 @@ class _Work(comfy.samplers.Sampler, Generic[T]):
     def __init__(self, work: Callable[[Session], T], clean: Tensor):
         self.work, self.clean = work, clean
 
-    def sample(self, model_wrap: SessionGuider, sigmas: Tensor, extra_args: dict[str, Any], *rest: Any, **named: Any) -> Tensor:
+    def sample(
+        self, model_wrap: SessionGuider, sigmas: Tensor, extra_args: dict[str, Any], *rest: Any, **named: Any
+    ) -> Tensor:
         session = model_wrap.session(extra_args["model_options"], self.clean)
         self.result = self.work(session)
         return torch.zeros_like(session.latent)
@@ -107,14 +119,14 @@ class SessionGuider(comfy.samplers.CFGGuider):
     """A stock guider that can record gradients, explains a lack of memory and leaves nothing behind when it fails."""
 
     def __init__(
-        self, model: Any, conds: dict[str, list[Any]], *, gradients: bool = False, recompute: bool = False, advice: str = ADVICE
+        self, model: Any, conds: dict[str, list[Any]], *, gradients: bool = False, gradient_checkpointing: bool = False, advice: str = ADVICE
     ):  # fmt: skip
         super().__init__(model)
         require_conditioning(model, conds)
         self.model_patcher: Any
         self.original_conds: dict[str, Any]
         self.model_identity = identity(model)
-        self.gradients, self.recompute = gradients, recompute
+        self.gradients, self.gradient_checkpointing = gradients, gradient_checkpointing
         self.advice = advice
         self.inner_set_conds(conds)
 
@@ -135,8 +147,10 @@ class SessionGuider(comfy.samplers.CFGGuider):
         """The host's ``outer_sample``; a run with gradients first asks for the room that saved activations will need."""
         if self.gradients:
             kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
-            wrapper = partial(_with_room, RECOMPUTED_ROOM if self.recompute else GRADIENT_ROOM)
-            comfy.patcher_extension.add_wrapper_with_key(kind, WRAPPER_KEY, wrapper, self.model_options, is_model_options=True)
+            wrapper = partial(_with_room, CHECKPOINTED_ROOM if self.gradient_checkpointing else GRADIENT_ROOM)
+            comfy.patcher_extension.add_wrapper_with_key(
+                kind, WRAPPER_KEY, wrapper, self.model_options, is_model_options=True
+            )
         return super().outer_sample(*arguments, **named)
 
     def inner_sample(self, *arguments: Any, **named: Any) -> Tensor:
@@ -147,8 +161,8 @@ class SessionGuider(comfy.samplers.CFGGuider):
         for patcher in patchers:
             materialise(patcher.model, patcher.load_device)
         make_differentiable(self.model_options["transformer_options"])
-        again = blocks_of(self.inner_model.diffusion_model) if self.recompute else []
-        with frozen([patcher.model for patcher in patchers]), recomputing(again):
+        again = blocks_of(self.inner_model.diffusion_model) if self.gradient_checkpointing else []
+        with frozen([patcher.model for patcher in patchers]), checkpointed(again):
             return super().inner_sample(*arguments, **named)
 
     @contextmanager
@@ -205,7 +219,9 @@ class DenoiserGuider(SessionGuider):
         self._clean = self.inner_model.process_latent_in(latent_image)
         return super().inner_sample(noise, latent_image, *rest, **named)
 
-    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None) -> Tensor:
+    def predict_noise(
+        self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
+    ) -> Tensor:
         """``step``'s prediction of the clean latent at ``timestep`` (the host's name for sigma, ``[B]``)."""
         options = model_options or {}
         with torch.set_grad_enabled(self.gradients):

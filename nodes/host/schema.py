@@ -13,35 +13,7 @@ from typing import Any
 from comfy_api.latest import ComfyExtension, io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-__all__ = [
-    "AttributeClassifierType",
-    "ComfyExtension",
-    "EditDirectionType",
-    "InversionType",
-    "SemanticEmbeddingType",
-    "blocked",
-    "io",
-    "schema",
-    "ui",
-    "widget",
-]
-
-#: Socket carrying a ``core.inversion.Inversion``.
-InversionType = io.Custom("INVERSION")
-#: Socket carrying a ``core.directions.EditDirection``.
-EditDirectionType = io.Custom("EDIT_DIRECTION")
-#: Socket carrying a :class:`~.classifiers.HeldClassifier`.
-AttributeClassifierType = io.Custom("ATTRIBUTE_CLASSIFIER")
-#: Socket carrying semantic embeddings with their relative strengths, a tuple of (``core.caso.embedding.SemanticEmbedding``, float).
-SemanticEmbeddingType = io.Custom("SEMANTIC_EMBEDDING")
-#: Socket carrying a ``core.regions.features.VisionFeatures``, which brings itself to the host's device when called.
-VisionFeaturesType = io.Custom("VISION_FEATURES")
-#: Socket carrying a ``core.regions.clip_scorer.ClipScorer``, which brings itself to the host's device when used.
-ClipScorerType = io.Custom("CLIP_SCORER")
-#: Socket carrying a ``core.regions.network.RegionNetwork``.
-RegionNetworkType = io.Custom("REGION_NETWORK")
-#: Socket carrying a ``nodes.region_types.RegionEditor``.
-RegionEditorType = io.Custom("REGION_EDITOR")
+__all__ = ["ComfyExtension", "blocked", "io", "schema", "ui", "widget"]
 
 
 def _known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

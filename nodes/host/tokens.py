@@ -1,4 +1,4 @@
-"""The host's CLIP as CASO's first seam, ``core.caso.seams.TokenInjector``: token vectors in place of words, with gradients.
+"""The host's CLIP as CASO's first seam, ``core.token_vectors.TokenVectorEncoder``: token vectors in place of words, with gradients.
 
 The tokens of the empty prompt are handed to the host with vectors among them, as its own ``embedding:name`` does it; what
 comes back is therefore what stock CLIP Text Encode would give for an embedding file of those vectors.
@@ -16,13 +16,15 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...core.caso.seams import TokenVectors, check_vectors, encoder_title
 from ...core.errors import EditingError
+from ...core.token_vectors import TokenVectors, check_vectors, encoder_title
 from .conditioning import BLOCK_ENCODERS, POOLED, caught_pooled
 from .gradients import static_patcher
 from .session import Session
 
-PREFIX = "clip_"  # of an encoder's name in embedding files and in the host's module tree, before the tokenizer's own name
+PREFIX = (
+    "clip_"  # of an encoder's name in embedding files and in the host's module tree, before the tokenizer's own name
+)
 
 
 class TokenEncoder:
@@ -40,17 +42,21 @@ class TokenEncoder:
     def __init__(self, clip: Any):
         self.clip, self.blocks = clip, clip.tokenize("")
         if set(self.blocks) not in BLOCK_ENCODERS:
-            raise EditingError("Token vectors cannot be put into this text encoder; use the CLIP of an SD 1.x, SD 2.x or SDXL model.")
+            raise EditingError(
+                "Token vectors cannot be put into this text encoder; use the CLIP of an SD 1.x, SD 2.x or SDXL model."
+            )
         #: Names as in embedding files, in the order in which their states are joined.
         self.names = sorted((PREFIX + key for key in self.blocks), reverse=True)
         tables = {name: self._encoder(clip.cond_stage_model, name) for name in self.names}
         self.widths: Mapping[str, int] = {name: table.shape[1] for name, (table, _) in tables.items()}
         self.encoder_name = encoder_title(self.widths)
-        self.end_vectors: TokenVectors = {name: table[end].detach().float().cpu().clone() for name, (table, end) in tables.items()}
+        self.end_vectors: TokenVectors = {
+            name: table[end].detach().float().cpu().clone() for name, (table, end) in tables.items()
+        }
 
     @property
     def token_scale(self) -> Mapping[str, float]:
-        """See :class:`~...core.caso.seams.TokenInjector`."""
+        """See :class:`~...core.token_vectors.TokenVectorEncoder`."""
         tables = {name: self._encoder(self.clip.cond_stage_model, name)[0] for name in self.names}
         return {name: float(table.detach().float().square().mean().sqrt()) for name, table in tables.items()}
 
@@ -61,7 +67,7 @@ class TokenEncoder:
         return module.transformer.get_input_embeddings().weight, module.special_tokens["end"]
 
     def word_vectors(self, text: str) -> TokenVectors:
-        """See :class:`~...core.caso.seams.TokenInjector`. As anywhere in the host, ``embedding:name`` stands for a file's vectors;
+        """See :class:`~...core.token_vectors.TokenVectorEncoder`. As anywhere in the host, ``embedding:name`` stands for a file's vectors;
         emphasis, as in (hair:1.2), says nothing."""
         blocks = self.clip.tokenize(text)
         found: dict[str, Tensor] = {}
@@ -72,7 +78,9 @@ class TokenEncoder:
                 for token, *_ in block[1:]:
                     if not isinstance(token, Tensor) and token == end:
                         break
-                    rows.append(torch.as_tensor(token if isinstance(token, Tensor) else table[token]).detach().float().cpu())
+                    rows.append(
+                        torch.as_tensor(token if isinstance(token, Tensor) else table[token]).detach().float().cpu()
+                    )
             found[name] = torch.stack(rows).clone() if rows else torch.zeros(0, self.widths[name])
         return found
 
@@ -95,8 +103,8 @@ class TokenEncoder:
         return self.clip.encode_from_tokens_scheduled(self.tokens(vectors))
 
 
-class SessionInjector(TokenEncoder):
-    """``core.caso.seams.TokenInjector`` while a MODEL is loaded: conditionings of the session's Denoiser, differentiable.
+class SessionVectorEncoder(TokenEncoder):
+    """``core.token_vectors.TokenVectorEncoder`` while a MODEL is loaded: conditionings of the session's Denoiser, differentiable.
 
     Make one before the run, load :attr:`patcher` with the MODEL, and :meth:`bind` it inside.
     """
@@ -106,7 +114,7 @@ class SessionInjector(TokenEncoder):
         self.patcher = static_patcher(clip.patcher)
         self.session: Session | None = None
 
-    def bind(self, session: Session) -> SessionInjector:
+    def bind(self, session: Session) -> SessionVectorEncoder:
         """From now on make conditionings for ``session``; returns itself."""
         self.session = session
         return self
@@ -125,11 +133,13 @@ class SessionInjector(TokenEncoder):
         return joined.reshape(rows, -1, joined.shape[-1]), caught[0][:rows] if caught else None
 
     def __call__(self, vectors: TokenVectors) -> Any:
-        """See :class:`~...core.caso.seams.TokenInjector`; an entry like those of :attr:`Session.conds`."""
+        """See :class:`~...core.token_vectors.TokenVectorEncoder`; an entry like those of :attr:`Session.conds`."""
         assert self.session is not None, "bind a session first"
         states, pooled = self.encode(vectors)
         base, latent = self.session.denoiser.base, self.session.latent
-        entry = {"cross_attn": states, "model_conds": {}, "uuid": uuid.uuid4()} | ({} if pooled is None else {POOLED: pooled})
+        entry = {"cross_attn": states, "model_conds": {}, "uuid": uuid.uuid4()} | (
+            {} if pooled is None else {POOLED: pooled}
+        )
         made: Any = comfy.samplers.encode_model_conds(base.extra_conds, [entry], latent, latent.device, "positive")
         return made
 
@@ -141,7 +151,9 @@ def out_of_place(network: torch.nn.Module) -> Iterator[None]:
     A layer adds to its input in place after a LayerNorm has saved it for the backward pass; the LayerNorms get copies.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, comfy.clip_model.CLIPLayer)]
-    norms = [norm for layer in layers for norm in (layer.layer_norm1, layer.layer_norm2)] if torch.is_grad_enabled() else []
+    norms = (
+        [norm for layer in layers for norm in (layer.layer_norm1, layer.layer_norm2)] if torch.is_grad_enabled() else []
+    )
     hooks = [norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].clone(), *inputs[1:])) for norm in norms]
     try:
         yield

@@ -1,4 +1,4 @@
-"""The host's VAE as CASO's second seam, ``core.caso.seams.ImageDecoder``, and pictures into latents."""
+"""The host's VAE as CASO's second seam, ``core.token_vectors.ImageDecoder``, and pictures into latents."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 from ...core.errors import EditingError
-from ...core.recompute import blocks_of, recomputing
+from ...core.gradient_checkpointing import blocks_of, checkpointed
 from .gradients import static_patcher
 from .session import Session
 
 
 class SessionDecoder:
-    """``core.caso.seams.ImageDecoder`` while a MODEL is loaded: its latents to images, differentiable and not clipped.
+    """``core.token_vectors.ImageDecoder`` while a MODEL is loaded: its latents to images, differentiable and not clipped.
 
     Make one before the run, load :attr:`patcher` with the MODEL, and :meth:`bind` it inside.
 
     Args:
         vae: a VAE of still images, of any dtype; a tiny one (TAESD) is one too.
-        recompute: the decoder's blocks keep no activations but run again in the backward pass.
+        gradient_checkpointing: the decoder's blocks keep no activations but run again in the backward pass.
     """
 
-    def __init__(self, vae: Any, recompute: bool = False):
-        self.vae, self.recompute = vae, recompute
+    def __init__(self, vae: Any, gradient_checkpointing: bool = False):
+        self.vae, self.gradient_checkpointing = vae, gradient_checkpointing
         self.patcher = static_patcher(vae.patcher)
         self.session: Session | None = None
 
@@ -35,10 +35,10 @@ class SessionDecoder:
         return self
 
     def __call__(self, latent: Tensor) -> Tensor:
-        """See :class:`~...core.caso.seams.ImageDecoder`; fp32."""
+        """See :class:`~...core.token_vectors.ImageDecoder`; fp32."""
         assert self.session is not None, "bind a session first"
         scaled = self.session.denoiser.base.process_latent_out(latent)
-        with recomputing(decoder_blocks(self.patcher.model) if self.recompute else []):
+        with checkpointed(decoder_blocks(self.patcher.model) if self.gradient_checkpointing else []):
             decoded: Tensor = self.patcher.model.decode(scaled.to(self.patcher.load_device, self.vae.vae_dtype))
         return decoded.float() / 2 + 0.5  # the host's own step from -1..1, without the clipping
 
@@ -57,7 +57,9 @@ def encode_images(vae: Any, images: Tensor, batch_size: int = 4) -> dict[str, An
     if not len(images):
         raise EditingError("There are no pictures; wire at least one.")
     if not bool(torch.isfinite(images).all()):
-        raise EditingError("The pictures hold values that are not numbers (NaN or infinity); check the node that makes them.")
+        raise EditingError(
+            "The pictures hold values that are not numbers (NaN or infinity); check the node that makes them."
+        )
     parts = []
     for part in images[..., :3].split(batch_size):
         model_management.throw_exception_if_processing_interrupted()

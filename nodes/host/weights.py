@@ -1,12 +1,22 @@
-"""Weights in diffusers' layout, brought into ComfyUI's networks. Sizes come from the config, so small models work too."""
+"""Models in diffusers' layout as the host's MODEL, CLIP and VAE. Sizes come from the config, so small models work too."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import comfy.latent_formats
+import comfy.model_management as model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
 import comfy.utils
-from torch import Tensor
+import folder_paths
+import torch
+from torch import Tensor, nn
 
 
 def unet_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -21,7 +31,9 @@ def unet_config(config: dict[str, Any]) -> dict[str, Any]:
     depths = config.get("transformer_layers_per_block", 1)
     depths = [depths] * levels if isinstance(depths, int) else list(depths)
     depth_down = [d if "CrossAttn" in kind else 0 for d, kind in zip(depths, config["down_block_types"], strict=True)]
-    depth_up = [d if "CrossAttn" in kind else 0 for d, kind in zip(depths, reversed(config["up_block_types"]), strict=True)]
+    depth_up = [
+        d if "CrossAttn" in kind else 0 for d, kind in zip(depths, reversed(config["up_block_types"]), strict=True)
+    ]
     heads = config.get("num_attention_heads") or config["attention_head_dim"]
     if isinstance(heads, int):
         head_sizes = {"num_heads": heads, "num_head_channels": -1}
@@ -102,3 +114,63 @@ def convert_vae(weights: dict[str, Tensor], config: dict[str, Any]) -> dict[str,
             value = value[:, :, None, None]
         converted[name] = value
     return converted
+
+
+def unet_patcher(
+    config: dict[str, Any],
+    weights: dict[str, Tensor],
+    scale: float,
+    rgb_factors: list[list[float]],
+    rgb_bias: list[float],
+) -> Any:
+    """A U-Net that predicts noise on Stable Diffusion's schedule, as MODEL in fp32.
+
+    Args:
+        config, weights: of diffusers' ``UNet2DConditionModel``.
+        scale: latent scaling factor of its VAE.
+        rgb_factors, rgb_bias: ``[channels][3]`` and ``[3]``, from the scaled latent to RGB in -1..1, for previews.
+    """
+
+    class Latent(comfy.latent_formats.LatentFormat):
+        scale_factor = scale
+        latent_rgb_factors = rgb_factors
+        latent_rgb_factors_bias = rgb_bias
+
+    class Config(comfy.supported_models_base.BASE):
+        unet_extra_config: ClassVar[dict[str, Any]] = {}
+        latent_format = Latent
+        memory_usage_factor = 1.0
+
+    arguments = unet_config(config)
+    host_config = Config(arguments)
+    host_config.set_inference_dtype(torch.float32, None)
+    base = host_config.get_model({}, "")
+    base.load_model_weights(convert_unet(weights, arguments), "")
+    return comfy.model_patcher.ModelPatcher(
+        base, load_device=model_management.get_torch_device(), offload_device=model_management.unet_offload_device()
+    )
+
+
+def sd1_text_encoder(config: dict[str, Any], weights: dict[str, Tensor]) -> Any:
+    """A CLIP text encoder of Stable Diffusion 1's kind, of any size, as CLIP in fp32.
+
+    Args:
+        config, weights: of transformers' ``CLIPTextModel``, with CLIP's whole vocabulary.
+    """
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "hidden_act")
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    options = {"dtype": torch.float32, "clip_l_model_config": {key: config[key] for key in sizes}}
+    folders = folder_paths.get_folder_paths("embeddings")
+    clip = comfy.sd.CLIP(target, embedding_directory=folders, model_options=options)
+    clip.load_sd(weights)
+    return clip
+
+
+def autoencoder(config: dict[str, Any], weights: dict[str, Tensor], wrap: Callable[[nn.Module], nn.Module]) -> Any:
+    """A diffusers ``AutoencoderKL`` as VAE in fp32, its network seen through ``wrap``."""
+    vae = comfy.sd.VAE(sd=convert_vae(weights, config), config={"params": vae_config(config)}, dtype=torch.float32)
+    vae.first_stage_model = wrap(vae.first_stage_model)
+    vae.patcher = comfy.model_patcher.ModelPatcher(
+        vae.first_stage_model, vae.patcher.load_device, vae.patcher.offload_device
+    )
+    return vae

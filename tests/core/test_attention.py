@@ -9,8 +9,8 @@ from diffusers.models.attention_processor import AttnProcessor, IPAdapterAttnPro
 from torch.nn.functional import scaled_dot_product_attention
 
 from semantic_editing.core.attention.capture import CaptureMaps, MapLoss, attention_maps
-from semantic_editing.core.attention.diffusers import attention_sites, controlled
 from semantic_editing.core.attention.site import Site
+from semantic_editing.core.diffusers.attention import attention_sites, controlled
 from semantic_editing.core.errors import EditingError
 from semantic_editing.tests.core.tiny_models import FAMILIES, TEXT_WIDTH, TOKENS, tiny_cond, tiny_denoiser, tiny_latent
 
@@ -53,7 +53,10 @@ def maps_by_hooks(denoiser, run):
     maps = []
     for (q, heads), (k, _) in zip(projected[::2], projected[1::2], strict=True):
         width = q.shape[-1] // heads
-        by_head = [q[..., i * width : (i + 1) * width] @ k[..., i * width : (i + 1) * width].transpose(1, 2) for i in range(heads)]
+        by_head = [
+            q[..., i * width : (i + 1) * width] @ k[..., i * width : (i + 1) * width].transpose(1, 2)
+            for i in range(heads)
+        ]
         maps.append(torch.stack([(scores / width**0.5).softmax(-1) for scores in by_head], 1))
     return maps
 
@@ -177,7 +180,9 @@ def test_map_loss_equals_plain_loops():
         for row in range(2):
             for head in range(q.shape[1]):
                 for pixel in range(q.shape[2]):
-                    scores = [float(q[row, head, pixel] @ k[row, head, token]) / q.shape[-1] ** 0.5 for token in range(6)]
+                    scores = [
+                        float(q[row, head, pixel] @ k[row, head, token]) / q.shape[-1] ** 0.5 for token in range(6)
+                    ]
                     weights = torch.tensor(scores, dtype=torch.float64).softmax(0)
                     for token in range(6):
                         difference = float(weights[token] - capture.maps[index, 0, 0][row, head, pixel, token])
@@ -226,7 +231,9 @@ def test_what_cannot_be_guided_is_refused_in_a_sentence():
     with pytest.raises(EditingError, match="no cross-attention layers"):
         tiny_denoiser("plain")(x, SIGMA, cond, control=CaptureMaps())
     denoiser = tiny_denoiser()
-    denoiser.unet.mid_block.attentions[0].transformer_blocks[0].attn2.processor = IPAdapterAttnProcessor2_0(16, TEXT_WIDTH)
+    denoiser.unet.mid_block.attentions[0].transformer_blocks[0].attn2.processor = IPAdapterAttnProcessor2_0(
+        16, TEXT_WIDTH
+    )
     with pytest.raises(EditingError, match="IPAdapterAttnProcessor2_0"):
         denoiser(x, SIGMA, cond, control=CaptureMaps())
     denoiser = tiny_denoiser()

@@ -121,7 +121,9 @@ class Bomb:
         return os.mkdir, (str(self.folder),)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"])
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"]
+)
 def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, save):
     path, trace = tmp_path / "evil.pt", tmp_path / "pwned"
     save(Bomb(trace), path)

@@ -6,9 +6,9 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from semantic_editing.core.backends.diffusers import DiffusersDenoiser, TextCond
-from semantic_editing.core.guidance import reference_from_noise
+from semantic_editing.core.diffusers.denoiser import DiffusersDenoiser, TextCond
 from semantic_editing.core.inversion import Inversion
+from semantic_editing.core.sampling import reference_from_noise
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 TEXT_WIDTH = 12
@@ -96,7 +96,9 @@ def tiny_conds(family: str = "sd1") -> tuple[Tensor | TextCond, ...]:
     return tiny_cond(family), tiny_cond(family, seed=3), tiny_cond(family, seed=4)
 
 
-def tiny_source(denoiser: DiffusersDenoiser, family: str = "sd1", shape: tuple = (2, 8, 8), cfg: float = 2.0, steps: int = 3) -> Inversion:
+def tiny_source(
+    denoiser: DiffusersDenoiser, family: str = "sd1", shape: tuple = (2, 8, 8), cfg: float = 2.0, steps: int = 3
+) -> Inversion:
     """A generated image's trajectory, to be edited."""
     source, _, uncond = tiny_conds(family)
     return reference_from_noise(denoiser, tiny_latent(*shape), source, cfg, uncond, steps)

@@ -16,7 +16,9 @@ class PromptFailed(AssertionError):
     """A prompt ended in an error; ``error`` is the host's execution_error message."""
 
     def __init__(self, error, log):
-        super().__init__(f"{error.get('node_type')}: {error.get('exception_type')}: {error.get('exception_message')}\n{log}")
+        super().__init__(
+            f"{error.get('node_type')}: {error.get('exception_type')}: {error.get('exception_message')}\n{log}"
+        )
         self.error = error
 
 
@@ -51,7 +53,11 @@ class ComfyServer:
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
-                command + self.extra_arguments, cwd=self.host, env=self.environment, stdout=log, stderr=subprocess.STDOUT
+                command + self.extra_arguments,
+                cwd=self.host,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         try:
             self._wait_until_up()
@@ -137,7 +143,9 @@ class ComfyServer:
         messages = dict(entry["status"]["messages"])
         for kind in ("execution_error", "execution_interrupted"):
             if kind in messages:
-                raise PromptFailed(messages[kind] | ({"exception_type": kind} if "interrupted" in kind else {}), self.log()[-4000:])
+                raise PromptFailed(
+                    messages[kind] | ({"exception_type": kind} if "interrupted" in kind else {}), self.log()[-4000:]
+                )
         return entry
 
     def interrupt(self):

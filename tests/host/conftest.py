@@ -28,8 +28,15 @@ class Host:
     @property
     def environment(self):
         """The caller's environment without its Python paths; one thread, because the models are tiny; nothing from a hub."""
-        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "COMFYUI_PATH")}
-        return kept | {"COMFYUI_PATH": str(self.path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        kept = {
+            k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "COMFYUI_PATH")
+        }
+        return kept | {
+            "COMFYUI_PATH": str(self.path),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
 
 
 def find_hosts():
@@ -38,7 +45,9 @@ def find_hosts():
         candidates = [Path(part).expanduser() for part in listed.split(os.pathsep) if part]
     else:
         candidates = [*PACK.parents, *sorted(Path("~/comfy").expanduser().glob("ComfyUI*"))]
-    return [Host(path, _python(path)) for path in candidates if (path / "main.py").is_file() and (path / "comfy").is_dir()]
+    return [
+        Host(path, _python(path)) for path in candidates if (path / "main.py").is_file() and (path / "comfy").is_dir()
+    ]
 
 
 def _python(path):
@@ -56,5 +65,7 @@ def host(request):
 @pytest.fixture(scope="session")
 def server(host, tmp_path_factory):
     """A running server of ``host`` on the CPU with this pack as its only custom node; see :class:`ComfyServer`."""
-    with ComfyServer(host.path, host.python, host.environment, PACK, tmp_path_factory.mktemp("comfy"), SUPPORT) as running:
+    with ComfyServer(
+        host.path, host.python, host.environment, PACK, tmp_path_factory.mktemp("comfy"), SUPPORT
+    ) as running:
         yield running

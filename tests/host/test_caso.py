@@ -26,7 +26,10 @@ def training(**changed):
     return {
         "demo": {"class_type": "SemEdit_LoadDemoModel", "inputs": {}},
         "classifier": {"class_type": "SemEdit_AttributeClassifierLoader", "inputs": loader},
-        "pictures": {"class_type": "SemEdit_LoadDemoImage", "inputs": {"pictures": "portraits", "number": 0, "count": 4}},
+        "pictures": {
+            "class_type": "SemEdit_LoadDemoImage",
+            "inputs": {"pictures": "portraits", "number": 0, "count": 4},
+        },
         "train": {
             "class_type": "SemEdit_CASOEmbeddingTrainer",
             "inputs": settings | sockets | {"images": ["pictures", 0]} | changed,
@@ -36,7 +39,12 @@ def training(**changed):
 
 def painting(name, positive, denoise=1.0):
     """A stock KSampler on the demo model under ``positive``, whose latent is saved as ``name``."""
-    inputs = SAMPLER | {"model": ["demo", 0], "positive": positive, "negative": ["none", 0], "latent_image": ["empty", 0]}
+    inputs = SAMPLER | {
+        "model": ["demo", 0],
+        "positive": positive,
+        "negative": ["none", 0],
+        "latent_image": ["empty", 0],
+    }
     return {
         "demo": {"class_type": "SemEdit_LoadDemoModel", "inputs": {}},
         "none": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["demo", 1], "text": ""}},
@@ -60,7 +68,11 @@ def test_an_embedding_trained_from_a_folder_works_in_stock_clip_text_encode(serv
     del prompt["pictures"], prompt["train"]["inputs"]["images"]
     said = server.queue(prompt)["outputs"]["train"]
     report = said["text"][0]
-    assert "3 steps on 3 pictures, 1 held out" in report and "skipped 1 unreadable: broken.png" in report and said["images"]
+    assert (
+        "3 steps on 3 pictures, 1 held out" in report
+        and "skipped 1 unreadable: broken.png" in report
+        and said["images"]
+    )
     loader = {"clip": ["demo", 1], "embedding_file": "live.safetensors"}
     prompt = (
         painting("by name", ["text", 0])

@@ -25,7 +25,9 @@ def folders(server):
         folder.mkdir(parents=True, exist_ok=True)
         for path in IMAGES[:5]:
             with Image.open(path) as picture:
-                picture.convert("RGB").point(lambda value, tone=tone: value // 3 + (160 if tone == "light" else 0)).save(folder / path.name)
+                picture.convert("RGB").point(
+                    lambda value, tone=tone: value // 3 + (160 if tone == "light" else 0)
+                ).save(folder / path.name)
     (server.base / "input" / "tones" / "dark" / "broken.png").write_bytes(b"no picture")
     return server
 
@@ -35,7 +37,13 @@ def test_train_load_and_train_on(folders):
     report = said["text"][0]
     assert "dark 5, light 5" in report and "skipped 1 unreadable: dark/broken.png" in report and said["images"]
     assert (folders.base / "models" / "attribute_classifiers" / "tone.safetensors").is_file()
-    loader = {"classifier_file": "tone.safetensors", "attribute": "", "class_names": "", "input_size": 0, "normalisation": "auto"}
+    loader = {
+        "classifier_file": "tone.safetensors",
+        "attribute": "",
+        "class_names": "",
+        "input_size": 0,
+        "normalisation": "auto",
+    }
     batch = {"image": ["picture", 0], "amount": 4}
     prompt = {
         "load": {"class_type": "SemEdit_AttributeClassifierLoader", "inputs": loader},

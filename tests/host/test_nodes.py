@@ -7,7 +7,7 @@ import pytest
 from comfy_server import PromptFailed
 from test_workflows import api, node_of, picture, psnr, short
 
-from semantic_editing.tests.nodes import contract
+from semantic_editing.tools import node_contract as contract
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = json.loads((ROOT / "tests" / "nodes" / "snapshot.json").read_text("utf-8"))
@@ -94,7 +94,10 @@ def test_guider_refuses_other_samplers(server, sampler):
 def test_save_and_load(server):
     prompt, inversion, _ = edit_prompt()
     direction = node_of(prompt, "SemEdit_SentenceEditDirection")
-    prompt["save"] = {"class_type": "SemEdit_SaveInversion", "inputs": {"inversion": [inversion, 0], "filename": "kept", "overwrite": True}}
+    prompt["save"] = {
+        "class_type": "SemEdit_SaveInversion",
+        "inputs": {"inversion": [inversion, 0], "filename": "kept", "overwrite": True},
+    }
     prompt["save direction"] = {
         "class_type": "SemEdit_SaveEditDirection",
         "inputs": {"edit_direction": [direction, 0], "filename": "sad2smile", "overwrite": True},
@@ -106,7 +109,10 @@ def test_save_and_load(server):
     for name in ("save", "save direction"):
         del prompt[name]
     model = prompt[inversion]["inputs"]["model"]
-    prompt[inversion] |= {"class_type": "SemEdit_LoadInversion", "inputs": {"model": model, "inversion_file": "kept.safetensors"}}
+    prompt[inversion] |= {
+        "class_type": "SemEdit_LoadInversion",
+        "inputs": {"model": model, "inversion_file": "kept.safetensors"},
+    }
     loaded = {"direction_file": "sad2smile.safetensors", "source_file": "none"}
     prompt[direction] |= {"class_type": "SemEdit_LoadEditDirection", "inputs": loaded}
     assert psnr(picture(server, server.queue(prompt), prompt, "Edited image"), edited) > 50
@@ -115,7 +121,10 @@ def test_save_and_load(server):
 @pytest.mark.parametrize("name", ["../escape", "a/b", "", ".hidden"])
 def test_paths_stay_in_their_folder(server, name):
     prompt, inversion, _ = edit_prompt()
-    prompt["save"] = {"class_type": "SemEdit_SaveInversion", "inputs": {"inversion": [inversion, 0], "filename": name, "overwrite": True}}
+    prompt["save"] = {
+        "class_type": "SemEdit_SaveInversion",
+        "inputs": {"inversion": [inversion, 0], "filename": name, "overwrite": True},
+    }
     prompt["save"]["_meta"] = {"title": ""}
     assert "file name" in refused(server, prompt)
 

@@ -34,7 +34,13 @@ def graph(checkpoint, manner="gradient", nonce=0):
         "latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 96, "batch_size": 2}},
         "probe": {
             "class_type": "SemEditTest_Probe",
-            "inputs": {"model": ["loader", 0], "positive": ["positive", 0], "latent": ["latent", 0], "manner": manner, "nonce": nonce},
+            "inputs": {
+                "model": ["loader", 0],
+                "positive": ["positive", 0],
+                "latent": ["latent", 0],
+                "manner": manner,
+                "nonce": nonce,
+            },
         },
     }
 
@@ -111,14 +117,18 @@ def test_an_error_is_told_and_the_next_run_works(server, checkpoint):
     with pytest.raises(PromptFailed) as caught:
         server.queue(graph(checkpoint, "error", nonce=2))
     assert "broken on purpose" in caught.value.error["exception_message"]
-    assert report(server.queue(graph(checkpoint, nonce=3))) | {"inference_weights": True} == reference | {"inference_weights": True}
+    assert report(server.queue(graph(checkpoint, nonce=3))) | {"inference_weights": True} == reference | {
+        "inference_weights": True
+    }
 
 
 def test_lack_of_memory_names_the_widget_and_unloads(server, checkpoint):
     start = len(server.log())
     with pytest.raises(PromptFailed) as caught:
         server.queue(graph(checkpoint, "memory", nonce=4))
-    assert caught.value.error["exception_message"].startswith("Out of memory; lower the batch size. (Tried to allocate 3 GiB)")
+    assert caught.value.error["exception_message"].startswith(
+        "Out of memory; lower the batch size. (Tried to allocate 3 GiB)"
+    )
     assert "Got an OOM, unloading all loaded models" in server.log()[start:]
     assert report(server.queue(graph(checkpoint, nonce=5)))["gradient"] > 0
 
@@ -129,7 +139,9 @@ def test_cancel_in_mid_run_comes_back_soon_and_leaves_things_clean(server, check
         kinds = [kind for kind, _ in entry["status"]["messages"]]
         assert "execution_interrupted" in kinds and "execution_error" not in kinds
         assert seconds < 10  # an endless loop otherwise; generous for a busy machine
-    assert report(server.queue(graph(checkpoint, nonce=8))) | {"inference_weights": True} == reference | {"inference_weights": True}
+    assert report(server.queue(graph(checkpoint, nonce=8))) | {"inference_weights": True} == reference | {
+        "inference_weights": True
+    }
 
 
 def test_stock_nodes_run_on_the_demo_model(server):
@@ -142,7 +154,8 @@ def test_stock_nodes_run_on_the_demo_model(server):
         "empty": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
         "sample": {
             "class_type": "KSampler",
-            "inputs": sampler | {"model": ["demo", 0], "positive": ["text", 0], "negative": ["none", 0], "latent_image": ["empty", 0]},
+            "inputs": sampler
+            | {"model": ["demo", 0], "positive": ["text", 0], "negative": ["none", 0], "latent_image": ["empty", 0]},
         },
         "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["demo", 2]}},
         "encode": {"class_type": "VAEEncode", "inputs": {"pixels": ["decode", 0], "vae": ["demo", 2]}},

@@ -12,7 +12,7 @@ import torch
 from comfy_server import PromptFailed
 from PIL import Image
 
-from semantic_editing.core.demo import load_demo_model
+from semantic_editing.core.demo.model import load_demo_model
 from semantic_editing.tools import make_workflows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +95,8 @@ def floor(server):
 
 def wired(prompt):
     return {
-        k: {"class_type": v["class_type"], "inputs": {i: x for i, x in v["inputs"].items() if x is not None}} for k, v in prompt.items()
+        k: {"class_type": v["class_type"], "inputs": {i: x for i, x in v["inputs"].items() if x is not None}}
+        for k, v in prompt.items()
     }
 
 
@@ -132,7 +133,10 @@ def test_inputs_are_complete_and_links_have_the_right_type(name, info):
 
 @pytest.mark.parametrize("name", DEMOS + CHECKPOINTS)
 def test_layout_has_no_overlaps_and_the_file_has_its_pictures(name):
-    boxes = [(n["pos"][0], n["pos"][1] - 30, n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1], n["type"]) for n in ui(name)["nodes"]]
+    boxes = [
+        (n["pos"][0], n["pos"][1] - 30, n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1], n["type"])
+        for n in ui(name)["nodes"]
+    ]
     for index, a in enumerate(boxes):
         for b in boxes[index + 1 :]:
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{a[4]} covers {b[4]}"
@@ -147,7 +151,9 @@ def test_layout_has_no_overlaps_and_the_file_has_its_pictures(name):
 def test_only_the_persons_own_files_are_missing(name, server):
     with pytest.raises(PromptFailed) as caught:
         server.submit(api(name))
-    wrong = {e["extra_info"]["input_name"] for node in caught.value.error["node_errors"].values() for e in node["errors"]}
+    wrong = {
+        e["extra_info"]["input_name"] for node in caught.value.error["node_errors"].values() for e in node["errors"]
+    }
     assert wrong <= {"ckpt_name", "image", "embedding_file", "vision_model", "clip_model"} and "ckpt_name" in wrong
 
 
@@ -164,7 +170,9 @@ def with_stock_noise(prompt):
         "decode": ("VAEDecode", decode | {"samples": ["run", 0]}),
         "Rebuilt without noise": ("PreviewImage", {"images": ["decode", 0]}),
     }
-    return prompt | {key: {"class_type": kind, "inputs": inputs, "_meta": {"title": key}} for key, (kind, inputs) in added.items()}
+    return prompt | {
+        key: {"class_type": kind, "inputs": inputs, "_meta": {"title": key}} for key, (kind, inputs) in added.items()
+    }
 
 
 @pytest.mark.parametrize("name", ["demo_invert_reconstruct", "demo_noise_regularised"])
@@ -203,7 +211,9 @@ def test_word_edit(server):
     assert [demo.classifier.classes["glasses"][label] for label in labels] == ["none", "glasses", "glasses"]
     changed = (edited - unedited).abs().mean(0)
     height = changed.shape[0]
-    assert psnr(edited, truth) > 18 and float(changed[: height // 8].mean()) < float(changed.max()) / 4  # the background above stays
+    assert (
+        psnr(edited, truth) > 18 and float(changed[: height // 8].mean()) < float(changed.max()) / 4
+    )  # the background above stays
 
 
 def test_embedding_edit(server):
@@ -247,7 +257,9 @@ def test_the_edit_finds_its_place_and_changes_nothing_outside(server):
 def test_the_found_mask_serves_stock_nodes(server):
     prompt = api("demo_region_mask_to_inpaint")
     entry = server.queue(prompt, timeout=900)
-    mask, original, edited = (picture(server, entry, prompt, title) for title in ("Mask that was found", "Original", "Edited image"))
+    mask, original, edited = (
+        picture(server, entry, prompt, title) for title in ("Mask that was found", "Original", "Edited image")
+    )
     x, y, width, height = best_box(entry, prompt)
     box = torch.zeros(128, 128)
     box[y : y + height, x : x + width] = 1

@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 
-from semantic_editing.tests.nodes import fake_host
+from semantic_editing.tools import host_stand_in
 
-PACK = fake_host.load_pack()
-EditingError = fake_host.module("core.errors").EditingError
+PACK = host_stand_in.load_pack()
+EditingError = host_stand_in.module("core.errors").EditingError
 GUIDED = {"cfg": 5.0, "guidance": 0.1, "guided_fraction": 1.0, "resolution": "all", "preset": "lockstep"}
 WORDS = {"mode": "auto", "bank": "general", "count": 4, "seed": 0}
 
@@ -23,52 +23,54 @@ def refusal(function, *args, **kwargs) -> str:
 
 
 def execute(module: str, node: str, **inputs):
-    return getattr(fake_host.module(f"nodes.{module}"), node).execute(**inputs)
+    return getattr(host_stand_in.module(f"nodes.{module}"), node).execute(**inputs)
 
 
 @pytest.fixture
 def identity():
-    return fake_host.module("core.denoiser").ModelIdentity("sd1", 4, "eps", (1.0, 2.0))
+    return host_stand_in.module("core.denoiser").ModelIdentity("sd1", 4, "eps", (1.0, 2.0))
 
 
 @pytest.fixture
 def inversion(identity):
     latents = torch.randn(4, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     ones = torch.ones(3, 1, dtype=torch.long)
-    Inversion = fake_host.module("core.inversion").Inversion
-    return Inversion(latents, torch.tensor([0.03, 0.5, 2.0, 14.0]), torch.zeros(3, 1), ones, ones * 0, identity, "spdinv/auto")
+    Inversion = host_stand_in.module("core.inversion").Inversion
+    return Inversion(
+        latents, torch.tensor([0.03, 0.5, 2.0, 14.0]), torch.zeros(3, 1), ones, ones * 0, identity, "spdinv/auto"
+    )
 
 
 def direction(width=8, encoder="clip_l 8"):
-    EditDirection = fake_host.module("core.directions").EditDirection
+    EditDirection = host_stand_in.module("core.pix2pix_zero.edit_direction").EditDirection
     return EditDirection(torch.ones(1, 3, width), None, encoder, "cat", "dog", 2)
 
 
 def test_demo_number_past_the_end():
-    assert re.search(r"from 0 to \d+", refusal(execute, "demo", "LoadDemoImage", pictures="portraits", number=9999))
+    assert re.search(r"from 0 to \d+", refusal(execute, "demo.load", "LoadDemoImage", pictures="portraits", number=9999))
 
 
 def test_demo_set_that_does_not_exist():
-    assert "hat to crown" in refusal(execute, "demo", "LoadDemoImage", pictures="hat to crown", number=0)
+    assert "hat to crown" in refusal(execute, "demo.load", "LoadDemoImage", pictures="hat to crown", number=0)
 
 
 def test_demo_pictures_are_images():
-    image, caption, edited, edited_caption = execute("demo", "LoadDemoImage", pictures="portraits", number=0).args
+    image, caption, edited, edited_caption = execute("demo.load", "LoadDemoImage", pictures="portraits", number=0).args
     assert image.shape == (1, 128, 128, 3) and 0 <= image.min() < image.max() <= 1
     assert torch.equal(image, edited) and caption == edited_caption != ""
 
 
 def test_several_demo_pictures_are_a_batch_and_captions_lines():
-    image, caption, edited, _ = execute("demo", "LoadDemoImage", pictures="everyone", number=23, count=3).args
+    image, caption, edited, _ = execute("demo.load", "LoadDemoImage", pictures="everyone", number=23, count=3).args
     assert image.shape == edited.shape == (3, 128, 128, 3) and not torch.equal(image, edited)
-    alone, own, *_ = execute("demo", "LoadDemoImage", pictures="glasses: none to glasses", number=23).args
+    alone, own, *_ = execute("demo.load", "LoadDemoImage", pictures="glasses: none to glasses", number=23).args
     assert torch.equal(image[:1], alone) and caption.split("\n")[0] == own and len(caption.split("\n")) == 3
-    assert "from 0 to 23" in refusal(execute, "demo", "LoadDemoImage", pictures="portraits", number=20, count=5)
+    assert "from 0 to 23" in refusal(execute, "demo.load", "LoadDemoImage", pictures="portraits", number=20, count=5)
 
 
 @pytest.fixture
 def text_encoder(monkeypatch):
-    directions = fake_host.module("nodes.directions")
+    directions = host_stand_in.module("nodes.pix2pix_zero.directions")
     monkeypatch.setattr(directions, "text_encoder_name", lambda clip: clip)
     monkeypatch.setattr(directions, "counting_bar", lambda: None)
     monkeypatch.setattr(directions, "encode_sentences", lambda clip, texts: (torch.ones(len(texts), 3, 8), None))
@@ -76,17 +78,19 @@ def text_encoder(monkeypatch):
 
 @pytest.mark.parametrize("source,target", [("", "dog"), ("cat", "  \n ")])
 def test_empty_sentence_list(text_encoder, source, target):
-    refusal(execute, "directions", "SentenceEditDirection", clip="clip_l 8", source=source, target=target, **WORDS)
+    refusal(execute, "pix2pix_zero.directions", "SentenceEditDirection", clip="clip_l 8", source=source, target=target, **WORDS)
 
 
 @pytest.mark.parametrize("wrong", [{"mode": "zzz"}, {"bank": "zzz"}, {"count": 0}, {"count": 10**6}], ids=str)
 def test_choices_that_old_hosts_do_not_check(text_encoder, wrong):
-    refusal(execute, "directions", "SentenceEditDirection", clip="clip_l 8", source="cat", target="dog", **(WORDS | wrong))
+    refusal(
+        execute, "pix2pix_zero.directions", "SentenceEditDirection", clip="clip_l 8", source="cat", target="dog", **(WORDS | wrong)
+    )
 
 
 def test_words_and_lines_make_a_direction(text_encoder):
     made, report = execute(
-        "directions", "SentenceEditDirection", clip="clip_l 8", source="cat", target="A dog.\nTwo dogs.", **WORDS
+        "pix2pix_zero.directions", "SentenceEditDirection", clip="clip_l 8", source="cat", target="A dog.\nTwo dogs.", **WORDS
     ).args  # fmt: skip
     assert made.sentences == 4 + 2 and made.text_encoder == "clip_l 8"
     assert "cat" in report and "A dog." in report
@@ -97,26 +101,35 @@ def conditioning(monkeypatch):
     def apply(conditioning, change):
         return [[*change(embeds, None)] for embeds, _ in conditioning]
 
-    directions = fake_host.module("nodes.directions")
+    directions = host_stand_in.module("nodes.pix2pix_zero.directions")
     monkeypatch.setattr(directions, "apply_to_conditioning", apply)
     monkeypatch.setattr(directions, "text_encoder_name", lambda clip: clip)
     return [[torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0)), {}]]
 
 
 def test_direction_of_another_width(conditioning):
-    refusal(execute, "directions", "ApplyEditDirection", conditioning=conditioning, edit_direction=direction(width=9), strength=1.0)
+    refusal(
+        execute,
+        "pix2pix_zero.directions",
+        "ApplyEditDirection",
+        conditioning=conditioning,
+        edit_direction=direction(width=9),
+        strength=1.0,
+    )
 
 
 def test_direction_of_another_encoder_names_both(conditioning):
     sentence = refusal(
-        execute, "directions", "ApplyEditDirection", conditioning=conditioning, edit_direction=direction(), strength=1.0, clip="clip_g 8"
+        execute, "pix2pix_zero.directions", "ApplyEditDirection", conditioning=conditioning, edit_direction=direction(), strength=1.0, clip="clip_g 8"
     )  # fmt: skip
     assert "clip_l 8" in sentence and "clip_g 8" in sentence
 
 
 def test_direction_strength(conditioning):
     def applied(strength):
-        return execute("directions", "ApplyEditDirection", conditioning=conditioning, edit_direction=direction(), strength=strength).args[0]
+        return execute(
+            "pix2pix_zero.directions", "ApplyEditDirection", conditioning=conditioning, edit_direction=direction(), strength=strength
+        ).args[0]
 
     assert torch.equal(applied(0.0)[0][0], conditioning[0][0])
     torch.testing.assert_close(applied(-2.0)[0][0], conditioning[0][0] - 2.0)
@@ -125,18 +138,20 @@ def test_direction_strength(conditioning):
 
 def test_resolution_that_old_hosts_do_not_check(inversion):
     for node in ("CrossAttnGuidedSampler", "CrossAttnGuider"):
-        assert "<=16" in refusal(execute, "guidance", node, model=None, inversion=inversion, target=[], **(GUIDED | {"resolution": "zzz"}))
+        assert "<=16" in refusal(
+            execute, "pix2pix_zero.guided_edit", node, model=None, inversion=inversion, target=[], **(GUIDED | {"resolution": "zzz"})
+        )
 
 
 def test_inversion_without_a_prompt_needs_a_source(inversion, monkeypatch):
-    guidance = fake_host.module("nodes.guidance")
+    guidance = host_stand_in.module("nodes.pix2pix_zero.guided_edit")
     monkeypatch.setattr(guidance, "latent_from_model", lambda model, x: {})
     for node in ("CrossAttnGuidedSampler", "CrossAttnGuider"):
-        assert "source" in refusal(execute, "guidance", node, model=None, inversion=inversion, target=[], **GUIDED)
+        assert "source" in refusal(execute, "pix2pix_zero.guided_edit", node, model=None, inversion=inversion, target=[], **GUIDED)
 
 
 class Plain:
-    """A ``GuidedStep`` that predicts zeros."""
+    """A ``CrossAttentionGuidance`` that predicts zeros."""
 
     def __init__(self, inversion):
         self.inversion = inversion
@@ -146,7 +161,7 @@ class Plain:
 
 
 def euler_only(inversion):
-    return fake_host.module("nodes.guidance").EulerOnly(Plain(inversion))
+    return host_stand_in.module("nodes.pix2pix_zero.guided_edit").EulerOnly(Plain(inversion))
 
 
 def test_guider_follows_euler(inversion):
@@ -176,12 +191,12 @@ def test_guider_refuses_another_grid(inversion):
 
 
 def test_load_inversion_of_another_model(inversion, identity, monkeypatch, tmp_path):
-    files = fake_host.module("nodes.inversion_files")
+    files = host_stand_in.module("nodes.inversion.files")
     path = inversion.save(tmp_path / "a.safetensors")
     other = type(identity)("sdxl", 4, "eps", (1.0, 2.0))
     monkeypatch.setattr(files, "resolve_file", lambda folder, name: path)
     monkeypatch.setattr(files, "identity", lambda model: other)
-    sentence = refusal(execute, "inversion_files", "LoadInversion", model=None, inversion_file="a.safetensors")
+    sentence = refusal(execute, "inversion.files", "LoadInversion", model=None, inversion_file="a.safetensors")
     assert "sd1" in sentence and "sdxl" in sentence
 
 
@@ -189,20 +204,22 @@ def test_damaged_files(monkeypatch, tmp_path):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(b"not a tensor in sight")
     for module, node, inputs in (
-        ("inversion_files", "LoadInversion", {"model": None, "inversion_file": path.name}),
-        ("direction_files", "LoadEditDirection", {"direction_file": path.name, "source_file": "none"}),
+        ("inversion.files", "LoadInversion", {"model": None, "inversion_file": path.name}),
+        ("pix2pix_zero.direction_files", "LoadEditDirection", {"direction_file": path.name, "source_file": "none"}),
     ):
-        monkeypatch.setattr(fake_host.module(f"nodes.{module}"), "resolve_file", lambda folder, name: path)
+        monkeypatch.setattr(host_stand_in.module(f"nodes.{module}"), "resolve_file", lambda folder, name: path)
         assert path.name in refusal(execute, module, node, **inputs)
 
 
 def test_saving_twice_needs_overwrite(inversion, monkeypatch, tmp_path):
     for module, node, what in (
-        ("inversion_files", "SaveInversion", {"inversion": inversion}),
-        ("direction_files", "SaveEditDirection", {"edit_direction": direction()}),
+        ("inversion.files", "SaveInversion", {"inversion": inversion}),
+        ("pix2pix_zero.direction_files", "SaveEditDirection", {"edit_direction": direction()}),
     ):
         path = tmp_path / f"{module}.safetensors"
-        monkeypatch.setattr(fake_host.module(f"nodes.{module}"), "output_path", lambda folder, name, path=path: path)
+        monkeypatch.setattr(
+            host_stand_in.module(f"nodes.{module}"), "output_path", lambda folder, name, path=path: path
+        )
         assert execute(module, node, filename="x", overwrite=False, **what).args == (path.name,)
         assert path.name in refusal(execute, module, node, filename="x", overwrite=False, **what)
         assert execute(module, node, filename="x", overwrite=True, **what).args == (path.name,)
@@ -210,8 +227,8 @@ def test_saving_twice_needs_overwrite(inversion, monkeypatch, tmp_path):
 
 def test_file_fingerprint_changes_with_the_file(monkeypatch, tmp_path):
     path = tmp_path / "a.pt"
-    monkeypatch.setattr(fake_host.module("nodes.reports"), "resolve_file", lambda folder, name: path)
-    node = fake_host.module("nodes.direction_files").LoadEditDirection
+    monkeypatch.setattr(host_stand_in.module("nodes.common.reports"), "resolve_file", lambda folder, name: path)
+    node = host_stand_in.module("nodes.pix2pix_zero.direction_files").LoadEditDirection
     path.write_bytes(b"1")
     first = node.fingerprint_inputs("a.pt", "none")
     path.write_bytes(b"22")

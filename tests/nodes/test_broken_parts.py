@@ -3,7 +3,6 @@
 The host's real parts load here, against a ComfyUI whose every name is an empty class.
 """
 
-import ast
 import contextlib
 import importlib
 import importlib.abc
@@ -17,7 +16,7 @@ from types import ModuleType
 
 import pytest
 
-from semantic_editing.tests.nodes import fake_host
+from semantic_editing.tools import host_stand_in
 
 ROOT = Path(__file__).parents[2]
 HOST = ROOT / "nodes" / "host"
@@ -67,16 +66,12 @@ def fresh_pack(broken=None, error=None):
     before = {name for name in sys.modules if name.split(".")[0] in COMFYUI}
     assert not before, "this test brings a ComfyUI of its own"
     finders = [FakeComfyUI(), Broken(f"{pack}.{broken}", error)]
-    schema = fake_host.make_host()
-    schema.__name__ = f"{pack}.nodes.host.schema"
-    for name, folder in ((pack, ROOT), (f"{pack}.nodes", ROOT / "nodes")):
+    host = host_stand_in.make_host()
+    for name, folder in ((pack, ROOT), (f"{pack}.nodes", ROOT / "nodes"), (f"{pack}.nodes.host", HOST)):
         package = ModuleType(name)
         package.__path__ = [str(folder)]
         sys.modules[name] = package
-    sys.modules[schema.__name__] = schema
-    folders = ModuleType(f"{pack}.nodes.host.folders")
-    folders.__dict__.update({name: value for name, value in vars(schema).items() if not name.startswith("__")})
-    sys.modules[folders.__name__] = folders
+    sys.modules |= {f"{pack}.nodes.host.{name}": host[name] for name in ("schema", "folders")}
     sys.meta_path[:0] = finders
     try:
         yield importlib.import_module(f"{pack}.nodes.registry")
@@ -87,33 +82,26 @@ def fresh_pack(broken=None, error=None):
             del sys.modules[name]
 
 
-REGIONS_STAY = {
-    "demo",
-    "spdinv",
-    "autocorr",
-    "reference",
-    "directions",
-    "guidance",
-    "classifiers",
-    "caso_edit",
-    "caso_trainer",
-    "region_models",
-}
+WORDS = {"inversion.spdinv", "pix2pix_zero.autocorr", "pix2pix_zero.directions", "pix2pix_zero.guided_edit"}
+EVERYTHING_BUT_EDITORS = {
+    "demo.load", *WORDS, "inversion.reference", "caso.classifier_loader", "caso.edit", "caso.trainer", "regions.models"
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("broken", "down", "stay"),
     [
-        ("nodes.host.regions", "region_editors", REGIONS_STAY),
-        ("nodes.host.region_pictures", "region_editors", REGIONS_STAY),
-        ("core.regions.edit_tokens", "region_editors", REGIONS_STAY),
-        ("nodes.host.tokens", "caso_embeddings", {"demo", "spdinv", "guidance", "classifiers", "region_models", "region_generator"}),
-        ("nodes.host.vision", "region_models", {"demo", "spdinv", "guidance", "classifiers", "caso_edit", "region_generator"}),
-        ("nodes.host.classifiers", "classifiers", {"demo", "spdinv", "guidance", "caso_edit", "caso_generate"}),
-        ("nodes.host.demo", "demo", {"spdinv", "autocorr", "guidance", "classifiers", "caso_edit", "region_editors"}),
-        ("core.caso.training", "caso_trainer", {"demo", "caso_edit", "caso_embeddings", "caso_generate", "region_trainer"}),
-        ("nodes.host.vae", "caso_trainer", {"demo", "spdinv", "guidance", "classifiers", "caso_generate"}),
-        ("nodes.host.sampling", "spdinv", {"demo", "directions", "direction_files", "classifiers", "caso_embeddings", "region_models"}),
+        ("nodes.regions.host_editors", "regions.editors", EVERYTHING_BUT_EDITORS),
+        ("nodes.regions.pictures", "regions.editors", EVERYTHING_BUT_EDITORS),
+        ("core.regions.edit_tokens", "regions.editors", EVERYTHING_BUT_EDITORS),
+        ("nodes.host.tokens", "caso.embeddings", {"demo.load", *WORDS, "caso.classifier_loader", "regions.generator"}),
+        ("nodes.host.managed_models", "regions.models", {"demo.load", *WORDS, "caso.edit", "caso.generate"}),
+        ("nodes.host.managed_models", "caso.classifier_loader", {"demo.load", *WORDS, "caso.edit", "caso.generate"}),
+        ("nodes.demo.comfy_model", "demo.load", {*WORDS, "caso.classifier_loader", "caso.edit", "regions.editors"}),
+        ("core.demo.data", "demo.load", {*WORDS, "caso.classifier_loader", "caso.embeddings", "regions.models"}),
+        ("core.caso.training", "caso.trainer", {"demo.load", "caso.edit", "caso.embeddings", "regions.trainer"}),
+        ("nodes.host.vae", "caso.trainer", {"demo.load", *WORDS, "caso.classifier_loader", "caso.generate"}),
+        ("nodes.host.sampling", "inversion.spdinv", {"demo.load", "pix2pix_zero.directions", "caso.embeddings"}),
     ],
 )
 def test_a_broken_part_takes_down_only_those_who_need_it(caplog, broken, down, stay):
@@ -121,7 +109,9 @@ def test_a_broken_part_takes_down_only_those_who_need_it(caplog, broken, down, s
         loaded = {technique: registry.load_nodes([technique]) for technique in registry.TECHNIQUES}
         failed = {technique for technique, nodes in loaded.items() if not nodes}
         assert down in failed and not failed & stay
-        assert [record.args[0] for record in caplog.records] == [technique for technique in loaded if technique in failed]
+        assert [record.args[0] for record in caplog.records] == [
+            technique for technique in loaded if technique in failed
+        ]
         assert all("unavailable" in line and "no such thing here" in line for line in caplog.messages)
         caplog.clear()
         assert registry.load_nodes() == [node for nodes in loaded.values() for node in nodes]
@@ -135,29 +125,8 @@ def test_nothing_is_missing_where_nothing_is_broken(caplog):
 
 
 def test_the_log_says_what_a_changed_host_lacks(caplog):
-    with fresh_pack("nodes.host.regions", AttributeError("module 'comfy.samplers' has no attribute 'CFGGuider'")) as registry:
-        registry.load_nodes(["region_editors"])
-    assert len(caplog.records) == 1 and "nodes.host.regions" in caplog.text and "'CFGGuider'" in caplog.text
-
-
-def test_an_unknown_name_is_an_ordinary_error():
-    with fresh_pack() as registry:
-        host = importlib.import_module(".host", registry.__package__)
-        with pytest.raises(AttributeError, match="no_such_name"):
-            _ = host.no_such_name
-
-
-def test_the_parts_of_the_host_are_listed_once_for_all():
-    """What loads on first use, what type checkers see, and what the parts define."""
-    tree = ast.parse((HOST / "__init__.py").read_text("utf-8"))
-    (checked,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    seen = {node.module: {alias.name for alias in node.names} for node in checked.body}
-    at_once = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) and node.level for alias in node.names}
-    values = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
-    lazy = {part: set(names) for part, names in ast.literal_eval(values["_PARTS"]).items()}
-    assert lazy == seen
-    assert sorted(ast.literal_eval(values["__all__"])) == sorted(at_once.union(*lazy.values()))
-    for part, names in lazy.items():
-        body = ast.parse((HOST / f"{part}.py").read_text("utf-8")).body
-        assert names <= {node.name for node in body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
-        assert not names & {path.stem for path in HOST.glob("*.py")}, "the module would take the place of the name"
+    with fresh_pack(
+        "nodes.regions.host_editors", AttributeError("module 'comfy.samplers' has no attribute 'CFGGuider'")
+    ) as registry:
+        registry.load_nodes(["regions.editors"])
+    assert len(caplog.records) == 1 and "regions.editors" in caplog.text and "'CFGGuider'" in caplog.text

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from semantic_editing.tests.nodes import contract, fake_host
+from semantic_editing.tools import host_stand_in
+from semantic_editing.tools import node_contract as contract
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("snapshot.json")
 LANGUAGES = ("en", "zh", "ja")
 
-PACK = fake_host.load_pack()
+PACK = host_stand_in.load_pack()
 SCHEMAS = {schema.node_id: schema for schema in (node.define_schema() for node in PACK.load_nodes())}
 each_node = pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
 
@@ -24,20 +25,24 @@ def test_every_technique_loads():
 
 def test_a_broken_technique_is_named_and_takes_no_other_down(caplog):
     with caplog.at_level(logging.ERROR):
-        nodes = PACK.load_nodes(["demo", "no_such_technique", "guidance"])
+        nodes = PACK.load_nodes(["demo.load", "no_such_technique", "pix2pix_zero.guided_edit"])
     assert len(nodes) == 4
-    assert len(caplog.records) == 1 and "no_such_technique" in caplog.text and "\n" not in caplog.records[0].getMessage()
+    assert (
+        len(caplog.records) == 1 and "no_such_technique" in caplog.text and "\n" not in caplog.records[0].getMessage()
+    )
 
 
 def test_a_bad_schema_takes_no_other_technique_down(caplog, monkeypatch):
-    demo = fake_host.module("nodes.demo")
+    demo = host_stand_in.module("nodes.demo.load")
     monkeypatch.setattr(demo.LoadDemoImage, "define_schema", classmethod(lambda cls: 1 / 0))
-    assert len(PACK.load_nodes(["demo", "guidance"])) == 2
+    assert len(PACK.load_nodes(["demo.load", "pix2pix_zero.guided_edit"])) == 2
     assert "demo" in caplog.text
 
 
 def test_contract_equals_the_snapshot():
-    assert {name: contract.from_schema(schema) for name, schema in SCHEMAS.items()} == json.loads(SNAPSHOT.read_text("utf-8"))
+    assert {name: contract.from_schema(schema) for name, schema in SCHEMAS.items()} == json.loads(
+        SNAPSHOT.read_text("utf-8")
+    )
 
 
 @each_node

@@ -95,7 +95,9 @@ def unseen(edit: str) -> int:
     return UNSEEN_LEARNED if edit in LEARNED else UNSEEN
 
 
-def write_pairs(data: Path, name: str, out: Path, rng: random.Random, images: list[dict[str, Any]], most: Callable[[str], int]) -> None:
+def write_pairs(
+    data: Path, name: str, out: Path, rng: random.Random, images: list[dict[str, Any]], most: Callable[[str], int]
+) -> None:
     """``demo.json`` and ``pairs.npz`` of the rendered pairs ``name``, ``most(edit)`` at most of each edit."""
     rows = json.loads((data / f"{name}.json").read_text(encoding="utf-8"))
     rendered = np.memmap(data / f"{name}.rgb", dtype=np.uint8, mode="r").reshape(-1, 2, 128, 128, 3)
@@ -129,7 +131,10 @@ def half(source: Path, target: Path) -> None:
     """Copy a safetensors file with its metadata, floating point tensors in half precision."""
     with safe_open(source, "pt") as opened:
         metadata = opened.metadata()
-    tensors = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in load_file(source).items()}
+    tensors = {
+        key: (value.half() if value.is_floating_point() else value).contiguous()
+        for key, value in load_file(source).items()
+    }
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, target, metadata=metadata)
 
@@ -151,9 +156,13 @@ def main() -> None:
     """Write the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, help="folder of the rendered pictures: write demo.json, images, pairs and unseen pairs")
+    parser.add_argument(
+        "--data", type=Path, help="folder of the rendered pictures: write demo.json, images, pairs and unseen pairs"
+    )
     parser.add_argument("--parts", type=Path, help="folder of the trained networks")
-    parser.add_argument("--vocabulary", action="store_true", help="write vocab.json from the captions of --data, for a first CLIP")
+    parser.add_argument(
+        "--vocabulary", action="store_true", help="write vocab.json from the captions of --data, for a first CLIP"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.vocabulary:
@@ -164,9 +173,8 @@ def main() -> None:
         write_pairs(options.data, "unseen", options.out / "unseen", random.Random(1), [], unseen)
     if options.parts:
         networks(options.parts, options.out)
-    for name in ("tokenizer", "scheduler"):
-        if options.out.resolve() != ASSETS.resolve() and not (options.out / name).exists():
-            shutil.copytree(ASSETS / name, options.out / name)
+    if options.out.resolve() != ASSETS.resolve() and not (options.out / "scheduler").exists():
+        shutil.copytree(ASSETS / "scheduler", options.out / "scheduler")
 
 
 if __name__ == "__main__":

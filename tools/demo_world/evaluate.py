@@ -20,8 +20,9 @@ from torch.nn import functional
 from world import ASSETS, ATTRIBUTES, HAIRED, caption, load, visible
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo import DemoModel, load_demo_model
 from core.demo_classifier import AttributeClassifier
+
+from core.demo import DemoModel, load_demo_model
 
 
 def pictures_of(array: np.ndarray) -> Tensor:
@@ -57,7 +58,11 @@ def zero_shot(demo: DemoModel, pictures: Tensor, labels: list[dict[str, str]]) -
     rates = {}
     for attribute, prompts in tests.items():
         text = demo.text_features(prompts.values())
-        kept = [i for i, row in enumerate(labels) if row[attribute] in prompts and (attribute != "hair_color" or row["top"] in HAIRED)]
+        kept = [
+            i
+            for i, row in enumerate(labels)
+            if row[attribute] in prompts and (attribute != "hair_color" or row["top"] in HAIRED)
+        ]
         best = (image[kept] @ text.T).argmax(1).tolist()
         rates[attribute] = round(
             100 * sum(list(prompts)[b] == labels[i][attribute] for i, b in zip(kept, best, strict=True)) / len(kept), 1
@@ -70,7 +75,18 @@ def asked(text: str, labels: dict[str, str]) -> list[str]:
     words = {
         "glasses": ["glasses", "eyeglasses", "sunglasses"],
         "facial_hair": ["beard", "bearded", "mustache", "shaven"],
-        "mouth": ["smiling", "smile", "happy face", "sad", "frowning", "mouth", "shocked", "serious", "neutral", "tongue"],
+        "mouth": [
+            "smiling",
+            "smile",
+            "happy face",
+            "sad",
+            "frowning",
+            "mouth",
+            "shocked",
+            "serious",
+            "neutral",
+            "tongue",
+        ],
         "eyes": ["eyes", "winking", "wink", "in love", "squinting"],
         "skin": ["skin"],
         "background": ["background", "wall"],
@@ -98,7 +114,9 @@ def sample(demo: DemoModel, texts: list[str], seed: int, cfg: float, steps: int 
     return demo.decode(latent)
 
 
-def text_to_image(demo: DemoModel, labels: list[dict[str, str]], cfg: float, sheet: Path | None) -> dict[str, dict[str, float]]:
+def text_to_image(
+    demo: DemoModel, labels: list[dict[str, str]], cfg: float, sheet: Path | None
+) -> dict[str, dict[str, float]]:
     """Per cent of the named attributes that each classifier sees in pictures sampled from captions of these labels."""
     rng = random.Random(1)
     texts = [caption(row, rng) for row in labels]
@@ -138,11 +156,18 @@ def main() -> None:
         if "vae" in options.parts:
             half = [functional.avg_pool2d(x, 2) for x in (decoded, few)]
             face = psnr(decoded[..., 40:96, 36:92], few[..., 40:96, 36:92])
-            print(json.dumps({"psnr_64": psnr(*half), "psnr_128": psnr(decoded, few), "psnr_128_face": face}), flush=True)
+            print(
+                json.dumps({"psnr_64": psnr(*half), "psnr_128": psnr(decoded, few), "psnr_128_face": face}), flush=True
+            )
         if "classifiers" in options.parts:
             everything = pictures_of(array)
             for name, net in (("classifier", demo.classifier), ("judge", demo.judge)):
-                print(json.dumps({name: accuracy(net, everything, labels), "decoded": accuracy(net, decoded, labels[:300])}), flush=True)
+                print(
+                    json.dumps(
+                        {name: accuracy(net, everything, labels), "decoded": accuracy(net, decoded, labels[:300])}
+                    ),
+                    flush=True,
+                )
         if "clip" in options.parts:
             print(json.dumps({"zero_shot": zero_shot(demo, pictures_of(array), labels)}), flush=True)
         if "unet" in options.parts:

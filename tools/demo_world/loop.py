@@ -45,7 +45,9 @@ class Steps:
         print(self.count, f"{self.spent:.0f} s, {text}", flush=True)
 
 
-def descend(loss: Tensor, parameters: Iterable[Tensor], optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
+def descend(
+    loss: Tensor, parameters: Iterable[Tensor], optimizers: Sequence[torch.optim.Optimizer], rate: float
+) -> None:
     """One step down ``loss`` at a rate, with the gradient of all ``parameters`` together cut to length 1."""
     parameters = list(parameters)
     for parameter in parameters:

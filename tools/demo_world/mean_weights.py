@@ -17,7 +17,9 @@ from torch import Tensor
 def mean(tensors: list[Tensor]) -> Tensor:
     """Of floats the mean in their own precision; counters are the last one's."""
     last = tensors[-1]
-    return torch.stack([tensor.float() for tensor in tensors]).mean(0).to(last.dtype) if last.is_floating_point() else last
+    return (
+        torch.stack([tensor.float() for tensor in tensors]).mean(0).to(last.dtype) if last.is_floating_point() else last
+    )
 
 
 def main() -> None:

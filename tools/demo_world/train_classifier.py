@@ -78,7 +78,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 96, 128])
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--hard", type=float, default=0.5, help="share of the draws that goes by the loss a picture last had")
+    parser.add_argument(
+        "--hard", type=float, default=0.5, help="share of the draws that goes by the loss a picture last had"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=4e-3)
     options = parser.parse_args()
@@ -115,7 +117,10 @@ def main() -> None:
         descend(losses.mean(), net.parameters(), updates, rate)
         if steps.count % 50 == 0:
             steps.tell(f"loss {losses.mean().item():.3f}, mean difficulty {difficulty.mean().item():.3f}")
-    state = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in net.state_dict().items()}
+    state = {
+        key: (value.half() if value.is_floating_point() else value).contiguous()
+        for key, value in net.state_dict().items()
+    }
     about = f"RGB in [-1,1], resized to {SIDE}x{SIDE} (bilinear, antialias)"
     metadata = {"classes": json.dumps(classes), "widths": json.dumps(options.widths), "size": str(SIDE), "input": about}
     save_file(state, options.out, metadata={**metadata, "seed": str(options.seed)})

@@ -27,10 +27,23 @@ SKINS = ["dark", "brown", "tan", "light", "pale"]
 COLORS = ["black", "brown", "blond", "red", "pink", "gray"]
 GROUNDS = ["blue", "green", "yellow", "purple", "white", "pink", "gray", "orange"]
 CLOTH_COLORS = ["black", "blue", "navy", "red", "green", "yellow", "white", "gray"]
-PLAIN = {"glasses": "without glasses", "facial_hair": "clean shaven", "mouth": "neutral expression", "eyes": "eyes open"}
+PLAIN = {
+    "glasses": "without glasses",
+    "facial_hair": "clean shaven",
+    "mouth": "neutral expression",
+    "eyes": "eyes open",
+}
 CAPTIONS = 20000
 SAYINGS = 6  # prompts for each label
-WEIGHTS = {"mouth": 4.0, "eyes": 1.0, "glasses": 2.0, "facial_hair": 2.0, "clothes": 0.5, "clothes_color": 0.5, "top": 0.7}
+WEIGHTS = {
+    "mouth": 4.0,
+    "eyes": 1.0,
+    "glasses": 2.0,
+    "facial_hair": 2.0,
+    "clothes": 0.5,
+    "clothes_color": 0.5,
+    "top": 0.7,
+}
 
 
 def phrases(attribute: str, label: str) -> list[str]:
@@ -89,7 +102,9 @@ def end_states(clip: CLIPModel, words: Words, texts: list[str]) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(clip: CLIPModel, states: dict[str, Tensor], pictures: np.ndarray, labels: list[dict[str, str]]) -> dict[str, float]:
+def evaluate(
+    clip: CLIPModel, states: dict[str, Tensor], pictures: np.ndarray, labels: list[dict[str, str]]
+) -> dict[str, float]:
     """Zero-shot accuracy of each attribute in per cent, prompts of a label averaged."""
     image = torch.cat([image_features(clip, to_tensor(pictures[k : k + 100])) for k in range(0, len(pictures), 100)])
     rates = {}
@@ -129,7 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seconds", type=float)
     parser.add_argument("--data", type=Path, default=Path())
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="folder of the CLIP to go on from and its tokenizer")
+    parser.add_argument(
+        "--assets", type=Path, default=ASSETS, help="folder of the CLIP to go on from and its tokenizer"
+    )
     parser.add_argument("--out", type=Path, default=Path("clip"))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -147,7 +164,9 @@ def main() -> None:
     states = {}
     for attribute in ATTRIBUTES:
         rows = prompts(attribute, rng)
-        states[attribute] = end_states(clip, words, [text for row in rows for text in row]).reshape(len(rows), SAYINGS, -1)
+        states[attribute] = end_states(clip, words, [text for row in rows for text in row]).reshape(
+            len(rows), SAYINGS, -1
+        )
     targets = {a: torch.tensor([labels_of(a).index(label[a]) for label in labels[:CAPTIONS]]) for a in ATTRIBUTES}
     hair = torch.tensor([visible("hair_color", label) for label in labels[:CAPTIONS]])
     updates = optimizers(clip, options.lr, plain=("embedding", "projection"))
@@ -174,7 +193,10 @@ def main() -> None:
         if steps.count % 50 == 0:
             steps.tell(f"loss {loss.item():.3f}")
         if steps.count % 200 == 0:
-            print({a: round(rate, 1) for a, rate in evaluate(clip, states, held[:500], held_labels[:500]).items()}, flush=True)
+            print(
+                {a: round(rate, 1) for a, rate in evaluate(clip, states, held[:500], held_labels[:500]).items()},
+                flush=True,
+            )
             clip.save_pretrained(options.out)
     print(steps.count, {a: round(rate, 1) for a, rate in evaluate(clip, states, held, held_labels).items()}, flush=True)
     clip.save_pretrained(options.out)

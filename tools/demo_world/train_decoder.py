@@ -62,7 +62,9 @@ def main() -> None:
     scale = vae.config.scaling_factor
     with torch.no_grad():
         blocks = (halve(to_tensor(pictures[k : k + 100])) for k in range(0, KEPT, 100))
-        latents = torch.cat([vae.encode(functional.pixel_unshuffle(block, FOLD)).latent_dist.mode() for block in blocks])
+        latents = torch.cat(
+            [vae.encode(functional.pixel_unshuffle(block, FOLD)).latent_dist.mode() for block in blocks]
+        )
     weight = torch.ones(1, 1, 128, 128)
     weight[:, :, 32:104, 32:96] = 2.5
     weight /= weight.mean()

@@ -21,8 +21,9 @@ from transformers import CLIPModel
 from world import ASSETS, ATTRIBUTES, END, HEADS, Words, describe, load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo import expand_token_table
 from core.sentences import expand_word
+
+from core.demo import expand_token_table
 
 SHARE = 0.25  # length of one label's direction, in units of the state's length
 PIN = 1.0  # weight that holds the word states of plain captions
@@ -44,7 +45,9 @@ class Code:
         count = sum(len(names) for names in self.classes.values())
         generator = torch.Generator().manual_seed(7)
         self.directions = length * torch.linalg.qr(torch.randn(width, count, generator=generator))[0].T
-        self.places = {(a, name): i for i, (a, name) in enumerate((a, name) for a in ATTRIBUTES for name in self.classes[a])}
+        self.places = {
+            (a, name): i for i, (a, name) in enumerate((a, name) for a in ATTRIBUTES for name in self.classes[a])
+        }
 
     def target(self, named: dict[str, str]) -> Tensor:
         """Coefficients ``[labels]``: 1 for a named label, 0 else."""
@@ -70,7 +73,9 @@ class Code:
         return rates
 
 
-def texts(labels: list[dict[str, str]], frames: list[str], rng: random.Random, count: int) -> list[tuple[str, dict[str, str], bool]]:
+def texts(
+    labels: list[dict[str, str]], frames: list[str], rng: random.Random, count: int
+) -> list[tuple[str, dict[str, str], bool]]:
     """Text, the labels it names, and whether it is a plain caption: captions, short lists of looks, and looks in everyday sentences."""
     found = []
     for _ in range(count):
@@ -104,7 +109,18 @@ def part_names(part: str, labels: dict[str, str]) -> dict[str, str]:
     words = {
         "glasses": ("glasses", "eyeglasses", "sunglasses"),
         "facial_hair": ("beard", "bearded", "mustache", "shaven"),
-        "mouth": ("smiling", "smile", "happy face", "sad", "frowning", "mouth", "shocked", "serious", "neutral", "tongue"),
+        "mouth": (
+            "smiling",
+            "smile",
+            "happy face",
+            "sad",
+            "frowning",
+            "mouth",
+            "shocked",
+            "serious",
+            "neutral",
+            "tongue",
+        ),
         "eyes": ("eyes", "winking", "wink", "in love", "squinting"),
         "skin": ("skin",),
         "background": ("background", "wall"),
@@ -125,7 +141,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seconds", type=float)
     parser.add_argument("--data", type=Path, default=Path())
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="folder of the CLIP to go on from, its tokenizer and vocab.json")
+    parser.add_argument(
+        "--assets", type=Path, default=ASSETS, help="folder of the CLIP to go on from, its tokenizer and vocab.json"
+    )
     parser.add_argument("--out", type=Path, default=Path("clip"))
     parser.add_argument("--batch", type=int, default=40)
     parser.add_argument("--lr", type=float, default=8e-4)
@@ -163,7 +181,12 @@ def main() -> None:
             held = torch.cat([text(input_ids=part).last_hidden_state for part in ids[-HELD:].split(100)])
             for name, place in (("end of text", ends[-HELD:]), ("last padding", torch.full((HELD,), 76))):
                 read = code.read(held[torch.arange(HELD), place])
-                print(name, code.accuracy(read, wanted[-HELD:]), f"error {(read - wanted[-HELD:]).square().mean():.4f}", flush=True)
+                print(
+                    name,
+                    code.accuracy(read, wanted[-HELD:]),
+                    f"error {(read - wanted[-HELD:]).square().mean():.4f}",
+                    flush=True,
+                )
 
     steps, told = Steps(options.seconds, options.lr, rise=40), 0.0
     for rate in steps:

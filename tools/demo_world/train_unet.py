@@ -71,7 +71,9 @@ def encode_captions(data: Path, assets: Path, count: int) -> torch.Tensor:
     words, rng = Words(assets), random.Random(5)
     table = expand_token_table(text.embeddings.token_embedding.weight, words.vocab.tolist())
     text.embeddings.token_embedding = torch.nn.Embedding.from_pretrained(table)
-    captions = [describe(row, rng, thorough=rng.choice([0.0, 0.6]), absent=rng.random() < 0.3)[0] for row in labels[:count]]
+    captions = [
+        describe(row, rng, thorough=rng.choice([0.0, 0.6]), absent=rng.random() < 0.3)[0] for row in labels[:count]
+    ]
     rows = words.ids([*captions, ""])
     return torch.cat([text(input_ids=part).last_hidden_state.half() for part in rows.split(100)])
 
@@ -148,7 +150,9 @@ def main() -> None:
         clean = latents[chosen].float()
         named = torch.where(torch.rand(options.batch) < EMPTY, len(states) - 1, chosen)
         middle = torch.randint(*MIDDLE, (options.batch,))
-        times = torch.where(torch.rand(options.batch) < MIDDLE_SHARE, middle, torch.randint(0, len(kept), (options.batch,)))
+        times = torch.where(
+            torch.rand(options.batch) < MIDDLE_SHARE, middle, torch.randint(0, len(kept), (options.batch,))
+        )
         noise = torch.randn_like(clean)
         alpha = kept[times][:, None, None, None]
         noisy = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)

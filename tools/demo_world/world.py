@@ -18,7 +18,18 @@ from core.demo_data import HAIRED as HAIRED  # the scripts take both from here
 from core.demo_data import visible as visible
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
-ATTRIBUTES = ["glasses", "facial_hair", "mouth", "eyes", "hair_color", "skin", "background", "top", "clothes", "clothes_color"]
+ATTRIBUTES = [
+    "glasses",
+    "facial_hair",
+    "mouth",
+    "eyes",
+    "hair_color",
+    "skin",
+    "background",
+    "top",
+    "clothes",
+    "clothes_color",
+]
 END, LENGTH, CLIP_ROWS = 49407, 77, 49408
 
 GLASSES = {
@@ -90,7 +101,9 @@ def caption(labels: dict[str, str], rng: random.Random) -> str:
     return describe(labels, rng)[0]
 
 
-def describe(labels: dict[str, str], rng: random.Random, thorough: float = 0.0, absent: bool = False) -> tuple[str, dict[str, str]]:
+def describe(
+    labels: dict[str, str], rng: random.Random, thorough: float = 0.0, absent: bool = False
+) -> tuple[str, dict[str, str]]:
     """A caption and the labels that its words name.
 
     Args:
@@ -136,7 +149,10 @@ def describe(labels: dict[str, str], rng: random.Random, thorough: float = 0.0, 
         named["clothes_color"] = labels["clothes_color"]
     if keep(0.75):
         ground = labels["background"]
-        say("background", rng.choice([f"{ground} background", f"on a {ground} background", f"in front of a {ground} wall"]))
+        say(
+            "background",
+            rng.choice([f"{ground} background", f"on a {ground} background", f"in front of a {ground} wall"]),
+        )
     rng.shuffle(parts)
     return ", ".join([rng.choice(HEADS), *parts]), named
 
@@ -145,11 +161,11 @@ class Words:
     """CLIP's tokenizer and the rows of the demo's small token table.
 
     Args:
-        folder: holds ``tokenizer/`` and ``vocab.json``.
+        folder: holds ``vocab.json``.
     """
 
     def __init__(self, folder: Path = ASSETS):
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        self.tokenizer = CLIPTokenizer.from_pretrained(ASSETS.with_name("clip_tokenizer"))
         self.vocab = torch.tensor(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
         self.rows = torch.full((CLIP_ROWS,), -1)
         self.rows[self.vocab] = torch.arange(len(self.vocab))

@@ -49,9 +49,6 @@ class Pack:
     def __call__(self, module: str):
         return importlib.import_module(f"{self.name}.{module}")
 
-    def __getattr__(self, name):  # pack.run is nodes.host.run
-        return getattr(self("nodes.host"), name)
-
 
 @pytest.fixture(scope="session")
 def pack():
@@ -96,7 +93,9 @@ def comfy_model(pack, family, unet, dtype=torch.float32, compute=None):
         "sdxl": (comfy.model_base.SDXL, comfy.model_base.ModelType.EPS, comfy.latent_formats.SDXL),
     }
     base_class, model_type, latent = kinds[family]
-    config_class = type("Config", (comfy.supported_models_base.BASE,), {"unet_extra_config": {}, "latent_format": latent})
+    config_class = type(
+        "Config", (comfy.supported_models_base.BASE,), {"unet_extra_config": {}, "latent_format": latent}
+    )
     arguments = weights.unet_config(dict(unet.config))
     config = config_class(arguments)
     config.set_inference_dtype(dtype, compute)

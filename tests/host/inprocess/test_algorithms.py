@@ -36,18 +36,34 @@ def test_inversion_is_undone_by_the_stock_sampler(pack, family, solver):
 
     def work(session):
         options = {"steps": 6, "solver": solver, "tolerance": 1e-7, "max_iterations": 25 if solver == "auto" else 2}
-        inversion = core.invert(session.denoiser, session.latent, session.conds["positive"], callback=session.callback(), **options)
-        return inversion, core.reconstruct(session.denoiser, inversion, session.conds["positive"]), session.latent.clone()
+        inversion = core.invert(
+            session.denoiser, session.latent, session.conds["positive"], callback=session.callback(), **options
+        )
+        return (
+            inversion,
+            core.reconstruct(session.denoiser, inversion, session.conds["positive"]),
+            session.latent.clone(),
+        )
 
-    inversion, rebuilt, clean = pack.run(model, latent, {"positive": cond}, work, gradients=True)
+    inversion, rebuilt, clean = pack("nodes.host.sampling").run(model, latent, {"positive": cond}, work, gradients=True)
     assert not inversion.latents.requires_grad and not inversion.latents.is_inference()
-    start, sigmas = inversion.latents[-1], pack.sigmas_out(inversion.sigmas)
+    start, sigmas = inversion.latents[-1], pack("nodes.host.latents").sigmas_out(inversion.sigmas)
     if family == "flow":
-        generated = pack.noise_object(start, float(inversion.sigmas[-1]), model).generate_noise(latent)
+        generated = (
+            pack("nodes.host.latents").noise_object(start, float(inversion.sigmas[-1]), model).generate_noise(latent)
+        )
         stock = stock_euler(model, cond, generated, latent["samples"], sigmas)
     else:
-        stock = stock_euler(model, cond, torch.zeros_like(start), pack.latent_from_model(model, start)["samples"], sigmas)
-    torch.testing.assert_close(pack.latent_to_model(model, {"samples": stock}), rebuilt, rtol=1e-3, atol=1e-3)
+        stock = stock_euler(
+            model,
+            cond,
+            torch.zeros_like(start),
+            pack("nodes.host.latents").latent_from_model(model, start)["samples"],
+            sigmas,
+        )
+    torch.testing.assert_close(
+        pack("nodes.host.latents").latent_to_model(model, {"samples": stock}), rebuilt, rtol=1e-3, atol=1e-3
+    )
     if solver == "auto":
         assert float(inversion.residuals.max()) <= 1e-7
         # A residual of r (mean square, unit-variance units) misses the level before by sqrt(r) * sqrt(1 + sigma^2) rms; they add up.
@@ -62,12 +78,16 @@ def test_inversion_is_undone_by_the_stock_sampler(pack, family, solver):
 def test_guided_edit_in_one_node_and_as_guider(pack, family, shape):
     """guidance 0 is the stock euler at that cfg; with guidance the GUIDER under the stock euler makes the node's latent, and
     bf16 weights make nearly the same one."""
-    core, guidance = pack("core.inversion"), pack("core.guidance")
+    core, guidance = pack("core.inversion"), pack("core.pix2pix_zero.guided_edit")
     model = build(pack, family)
     conds = {"positive": conditioning(family, 4), "source": conditioning(family), "negative": conditioning(family, 9)}
     latent = {"samples": noise(*shape, seed=2)}
-    inversion = pack.run(
-        model, latent, conds, lambda s: core.invert(s.denoiser, s.latent, s.conds["source"], steps=2, solver="fixed_point"), gradients=True
+    inversion = pack("nodes.host.sampling").run(
+        model,
+        latent,
+        conds,
+        lambda s: core.invert(s.denoiser, s.latent, s.conds["source"], steps=2, solver="fixed_point"),
+        gradients=True,
     )
 
     def edit(strength, model=model):
@@ -77,20 +97,24 @@ def test_guided_edit_in_one_node_and_as_guider(pack, family, shape):
                 session.denoiser, inversion, c["source"], c["positive"], c["negative"], cfg=3.0, guidance=strength
             )
 
-        return pack.latent_from_model(model, pack.run(model, latent, conds, work, gradients=True))["samples"]
+        return pack("nodes.host.latents").latent_from_model(
+            model, pack("nodes.host.sampling").run(model, latent, conds, work, gradients=True)
+        )["samples"]
 
     def prepare(session):
         c = session.conds
-        step = guidance.GuidedStep(session.denoiser, inversion, c["source"], c["positive"], c["negative"], 3.0, 5.0)
+        step = guidance.CrossAttentionGuidance(
+            session.denoiser, inversion, c["source"], c["positive"], c["negative"], 3.0, 5.0
+        )
         return lambda x, sigma: step.denoised(x, inversion.level_of(sigma))
 
-    start = pack.latent_from_model(model, inversion.latents[-1])["samples"]
-    sigmas = pack.sigmas_out(inversion.sigmas)
+    start = pack("nodes.host.latents").latent_from_model(model, inversion.latents[-1])["samples"]
+    sigmas = pack("nodes.host.latents").sigmas_out(inversion.sigmas)
     stock = stock_euler(model, conds["positive"], torch.zeros_like(start), start, sigmas, 3.0, conds["negative"])
     plain, guided = edit(0.0), edit(5.0)
     torch.testing.assert_close(plain, stock, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(guided, plain, atol=1e-2)
-    guider = pack.DenoiserGuider(model, conds, prepare, gradients=True)
+    guider = pack("nodes.host.sampling").DenoiserGuider(model, conds, prepare, gradients=True)
     by_guider = guider.sample(torch.zeros_like(start), start, comfy.samplers.sampler_object("euler"), sigmas, seed=0)
     torch.testing.assert_close(by_guider, guided, rtol=1e-3, atol=1e-3)
     half = edit(5.0, build(pack, family, torch.bfloat16))
@@ -108,10 +132,17 @@ def test_bf16_model_inverts(pack, family, shape):
 
     def work(session):
         inversion = core.invert(session.denoiser, session.latent, session.conds["positive"], steps=2)
-        return inversion, core.reconstruct(session.denoiser, inversion, session.conds["positive"]), session.latent.clone()
+        return (
+            inversion,
+            core.reconstruct(session.denoiser, inversion, session.conds["positive"]),
+            session.latent.clone(),
+        )
 
     latent, conds = {"samples": noise(*shape, seed=2)}, {"positive": conditioning(family)}
-    half, exact = (pack.run(build(pack, family, t), latent, conds, work, gradients=True) for t in (torch.bfloat16, torch.float32))
+    half, exact = (
+        pack("nodes.host.sampling").run(build(pack, family, t), latent, conds, work, gradients=True)
+        for t in (torch.bfloat16, torch.float32)
+    )
     inversion, rebuilt, clean = half
     assert inversion.latents.dtype == torch.float32
     assert (rebuilt - clean).norm() < 0.1 * clean.norm()

@@ -23,15 +23,22 @@ class Capture:
 
 def evaluate(pack, model, x, conds, control):
     names = dict(zip(("positive", "negative"), conds, strict=False))
-    return pack.run(model, {"samples": x}, names, lambda s: s.denoiser.batch(x, 2.0, [s.conds[n] for n in names], control=control))
+    return pack("nodes.host.sampling").run(
+        model, {"samples": x}, names, lambda s: s.denoiser.batch(x, 2.0, [s.conds[n] for n in names], control=control)
+    )
 
 
 @pytest.mark.parametrize(
     ("family", "height", "width", "batch", "tokens"),
-    [("sd1", 8, 8, 1, 7), ("sd2", 8, 12, 3, 7), ("sdxl", 8, 12, 1, 7), ("sd1", 14, 22, 1, 77)],  # the last: 77 tokens on 7x11 pixels
+    [
+        ("sd1", 8, 8, 1, 7),
+        ("sd2", 8, 12, 3, 7),
+        ("sdxl", 8, 12, 1, 7),
+        ("sd1", 14, 22, 1, 77),
+    ],  # the last: 77 tokens on 7x11 pixels
 )
 def test_sites_and_maps_equal_diffusers(pack, models, family, height, width, batch, tokens):
-    backend = pack("core.backends.diffusers")
+    backend = pack("core.diffusers.denoiser")
     from diffusers import DDIMScheduler
 
     pair = models(family)
@@ -97,8 +104,11 @@ def test_existing_override_still_runs_elsewhere(pack, models):
 def test_control_of_a_flow_model_is_refused_in_a_sentence(pack, flow):
     x = noise(1, 16, 8, 8)
     with pytest.raises(ValueError, match="no cross-attention layers"):
-        pack.run(
-            flow, {"samples": x}, {"positive": conditioning("flow")}, lambda s: s.denoiser(x, 0.5, s.conds["positive"], control=Capture())
+        pack("nodes.host.sampling").run(
+            flow,
+            {"samples": x},
+            {"positive": conditioning("flow")},
+            lambda s: s.denoiser(x, 0.5, s.conds["positive"], control=Capture()),
         )
 
 

@@ -28,7 +28,7 @@ WINDOW = {"window": "custom", "start": 0.5, "end": 0.0, "single_step": False, "j
 @pytest.fixture(scope="module")
 def demo(pack):
     with torch.inference_mode():
-        return pack.load_demo_model()
+        return pack("nodes.demo.comfy_model").load_demo_model()
 
 
 @pytest.fixture
@@ -53,12 +53,16 @@ def node(pack, module, name):
 
 def train(pack, demo, images, **changed):
     classifier = node(pack, "classifiers", "AttributeClassifierLoader").execute("demo", "", "", 0, "auto").args[0]
-    return node(pack, "caso_trainer", "CASOEmbeddingTrainer").execute(*demo, classifier, **(TRAINING | {"images": images} | changed)).args
+    return (
+        node(pack, "caso_trainer", "CASOEmbeddingTrainer")
+        .execute(*demo, classifier, **(TRAINING | {"images": images} | changed))
+        .args
+    )
 
 
 def made_up(pack, demo, seed=5):
     """A chosen embedding that no training made."""
-    encoder = pack.TokenEncoder(demo[1])
+    encoder = pack("nodes.host.tokens").TokenEncoder(demo[1])
     vectors = {name: noise(1, width, seed=seed) * encoder.token_scale[name] for name, width in encoder.widths.items()}
     return ((pack("core.caso.embedding").SemanticEmbedding(vectors, encoder.encoder_name, "mouth", "smile"), 1.0),)
 
@@ -78,7 +82,7 @@ def vectors_of(chosen):
 
 @torch.inference_mode()
 def test_trained_embedding_is_the_same_in_the_stock_node_and_in_ours(pack, demo, images, folders):
-    demo = pack.load_demo_model()  # its tokenizer looks where embeddings lie now
+    demo = pack("nodes.demo.comfy_model").load_demo_model()  # its tokenizer looks where embeddings lie now
     before = stock(demo[1], "a smile")[0][0]
     chosen, samples, plot, report, text = train(pack, demo, images)
     assert text == "embedding:mine" and "4 steps on 3 pictures, 1 held out" in report
@@ -86,8 +90,14 @@ def test_trained_embedding_is_the_same_in_the_stock_node_and_in_ours(pack, demo,
     forward, backward = (float(word) for word in report.split("evaluations: ")[1].replace(" forward,", "").split()[:2])
     assert backward == 4 and 4 + 3 <= forward <= 8 + 3
     assert samples.ndim == plot.ndim == 4 and samples.shape[-1] == plot.shape[-1] == 3
-    assert sorted(path.name for path in (folders / "embeddings").iterdir()) == ["mine.preview.png", "mine.safetensors", "mine.training.png"]
-    loaded, conditioning, prompt, _ = node(pack, "caso_embeddings", "CASOEmbeddingLoader").execute(demo[1], "mine.safetensors").args
+    assert sorted(path.name for path in (folders / "embeddings").iterdir()) == [
+        "mine.preview.png",
+        "mine.safetensors",
+        "mine.training.png",
+    ]
+    loaded, conditioning, prompt, _ = (
+        node(pack, "caso_embeddings", "CASOEmbeddingLoader").execute(demo[1], "mine.safetensors").args
+    )
     assert prompt == text and torch.equal(vectors_of(loaded), vectors_of(chosen))
     ((ours, options),), ((theirs, others),) = conditioning, stock(demo[1], text)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
@@ -99,14 +109,14 @@ def test_trained_embedding_is_the_same_in_the_stock_node_and_in_ours(pack, demo,
 
 @torch.inference_mode()
 def test_a_published_linear_layer_is_listed_loaded_and_applied(pack, images, folders):
-    demo = pack.load_demo_model()
-    (width,) = pack.TokenEncoder(demo[1]).widths.values()
+    demo = pack("nodes.demo.comfy_model").load_demo_model()
+    (width,) = pack("nodes.host.tokens").TokenEncoder(demo[1]).widths.values()
     with torch.inference_mode(False):
         layer = torch.nn.Linear(1, width)
         (folders / "embeddings").mkdir()
         torch.save(torch.nn.Sequential(layer), folders / "embeddings" / "mustache_1_0_epoch19.pt")
     loader = node(pack, "caso_embeddings", "CASOEmbeddingLoader")
-    assert "mustache_1_0_epoch19.pt" in pack("nodes.caso_embeddings").embedding_names()
+    assert "mustache_1_0_epoch19.pt" in pack("nodes.caso.embeddings").embedding_names()
     chosen = loader.execute(demo[1], "mustache_1_0_epoch19.pt").args[0]
     torch.testing.assert_close(vectors_of(chosen), (layer.weight[:, 0] + layer.bias)[None].detach())
     latent = nodes.VAEEncode().encode(demo[2], images[:1])[0]
@@ -144,7 +154,7 @@ def test_cancel_before_the_first_look_keeps_something_and_shows_the_curves(pack,
             mm.interrupt_current_processing(True)
 
     monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", press)
-    monkeypatch.setattr(pack("nodes.caso_trainer"), "SAVE_EVERY", 1)
+    monkeypatch.setattr(pack("nodes.caso.trainer"), "SAVE_EVERY", 1)
     with pytest.raises(mm.InterruptProcessingException):
         train(pack, demo, images, check_every=0)
     monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", None)
@@ -161,7 +171,9 @@ def test_loss_and_accuracy_are_written_under_the_node_while_it_runs(pack, demo, 
     from comfy_execution.utils import CurrentNodeContext
 
     written = []
-    stand_in = SimpleNamespace(instance=SimpleNamespace(send_progress_text=lambda text, node_id: written.append((text, node_id))))
+    stand_in = SimpleNamespace(
+        instance=SimpleNamespace(send_progress_text=lambda text, node_id: written.append((text, node_id)))
+    )
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=stand_in))
     with CurrentNodeContext("prompt", "7", None):
         train(pack, demo, images)
@@ -192,9 +204,11 @@ def test_of_few_pictures_a_quarter_is_held_out_at_most(pack, demo, images, folde
 
 
 @torch.inference_mode()
-def test_a_draft_vae_decodes_all_but_the_last_steps_and_is_compared_with_itself(pack, demo, images, folders, monkeypatch):
-    module, calls, runs = pack("nodes.caso_trainer"), [], []
-    draft = pack.load_demo_model()[2]
+def test_a_draft_vae_decodes_all_but_the_last_steps_and_is_compared_with_itself(
+    pack, demo, images, folders, monkeypatch
+):
+    module, calls, runs = pack("nodes.caso.trainer"), [], []
+    draft = pack("nodes.demo.comfy_model").load_demo_model()[2]
     assert draft is not demo[2] and draft.first_stage_model is not demo[2].first_stage_model
     for name, vae in (("full", demo[2]), ("draft", draft)):
         decode = vae.first_stage_model.decode
@@ -216,7 +230,9 @@ def test_a_draft_vae_decodes_all_but_the_last_steps_and_is_compared_with_itself(
             return super().advance()
 
     monkeypatch.setattr(module, "EmbeddingTrainer", Watched)
-    train(pack, demo, images, draft_vae=draft, steps=5, check_every=0, augmentation=0.0, flip=False, learning_rate=0.0001)
+    train(
+        pack, demo, images, draft_vae=draft, steps=5, check_every=0, augmentation=0.0, flip=False, learning_rate=0.0001
+    )
     steps = " ".join(calls).split("step")[1:]
     assert [set(step.split()) for step in steps] == [{"draft"}] * 4 + [{"full"}]
     first = runs[0].history[0]
@@ -229,10 +245,13 @@ def test_a_draft_vae_decodes_all_but_the_last_steps_and_is_compared_with_itself(
 @torch.inference_mode()
 @pytest.mark.parametrize("layout", ["automatic1111", "diffusers"])
 def test_other_programs_pickled_textual_inversions_are_what_the_stock_node_reads(pack, folders, layout):
-    demo = pack.load_demo_model()
+    demo = pack("nodes.demo.comfy_model").load_demo_model()
     vectors = vectors_of(made_up(pack, demo))
     (folders / "embeddings").mkdir()
-    name, saved = "theirs.pt", {"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "theirs", "step": 9}
+    name, saved = (
+        "theirs.pt",
+        {"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "theirs", "step": 9},
+    )
     if layout == "diffusers":
         name, saved = "theirs.bin", {"<thing>": vectors}
     torch.save(saved, folders / "embeddings" / name)
@@ -262,13 +281,19 @@ def test_edit_equals_the_core_on_diffusers(pack, demo, images):
     chosen = made_up(pack, demo)
     latent = nodes.VAEEncode().encode(demo[2], images[:2])[0]
     edited, strip, report = edit(pack, demo, chosen, latent=latent, interpolate=3, vae=demo[2])
-    theirs, backend, editing = pack("core.demo").load_demo_model(), pack("core.backends.caso"), pack("core.caso.editing")
-    injector = backend.demo_injector(theirs)
-    uncond = pack("core.caso.seams").empty_condition(injector)
-    term = pack("core.caso.embedding").GuidanceTerm(chosen[0][0].condition(injector), 3.0)
-    source = pack("core.inversion").invert(theirs.denoiser(), pack.latent_to_model(demo[0], latent), uncond, 6)
+    theirs, backend, editing = (
+        pack("core.demo.model").load_demo_model(),
+        pack("core.diffusers.token_vectors"),
+        pack("core.caso.editing"),
+    )
+    vector_encoder = backend.demo_vector_encoder(theirs)
+    uncond = pack("core.token_vectors").empty_condition(vector_encoder)
+    term = pack("core.caso.embedding").GuidanceTerm(chosen[0][0].condition(vector_encoder), 3.0)
+    source = pack("core.inversion").invert(
+        theirs.denoiser(), pack("nodes.host.latents").latent_to_model(demo[0], latent), uncond, 6
+    )
     expected = editing.semantic_edit(theirs.denoiser(), source, uncond, [term], editing.Window(0.5))
-    found = pack.latent_to_model(demo[0], edited)
+    found = pack("nodes.host.latents").latent_to_model(demo[0], edited)
     assert float((found - expected).norm() / expected.norm()) < 1e-3
     rows, paint = strip.unflatten(0, (2, 3)), nodes.VAEDecode().decode
     unedited, nothing, _ = edit(pack, demo, chosen, latent=latent, strength=0.0)
@@ -288,18 +313,22 @@ def test_guider_paints_what_the_edit_sampler_paints(pack, demo, images):
     def work(session):
         return pack("core.inversion").invert(session.denoiser, session.latent, session.conds["positive"], 6, "ddim")
 
-    inversion = pack.run(model, latent, {"positive": stock(clip, "")}, work)
+    inversion = pack("nodes.host.sampling").run(model, latent, {"positive": stock(clip, "")}, work)
     mask = torch.zeros(1, 64, 64)
     mask[:, :, 32:] = 1
     edited, _, report = edit(pack, demo, chosen, inversion=inversion, mask=mask)
     assert "with a prompt" not in report
-    guider = node(pack, "caso_edit", "CASOGuider").execute(model, clip, chosen, inversion, strength=3.0, mask=mask, **WINDOW).args[0]
-    start, sigmas, still = pack("nodes.reports").inversion_values(model, inversion)[1:]
+    guider = (
+        node(pack, "caso_edit", "CASOGuider")
+        .execute(model, clip, chosen, inversion, strength=3.0, mask=mask, **WINDOW)
+        .args[0]
+    )
+    start, sigmas, still = pack("nodes.common.reports").inversion_values(model, inversion)[1:]
     sampler = SamplerCustomAdvanced()
     sample = getattr(sampler, "sample", None) or sampler.execute
     again = sample(still, guider, comfy.samplers.sampler_object("euler"), sigmas, start)[0]["samples"]
     assert float((again - edited["samples"]).norm() / edited["samples"].norm()) < 1e-3
-    source = pack.latent_from_model(model, inversion.latents[0])["samples"]
+    source = pack("nodes.host.latents").latent_from_model(model, inversion.latents[0])["samples"]
     torch.testing.assert_close(edited["samples"][..., :3], source[..., :3], rtol=0, atol=1e-4)
 
 
@@ -311,7 +340,7 @@ def test_focus_is_the_cores_in_all_three_nodes(pack, demo, images):
     mask[:, 16:40, 16:40] = 1
     editing, embedding = pack("core.caso.editing"), pack("core.caso.embedding")
     latent = nodes.VAEEncode().encode(vae, images[:2])[0]
-    conds = {"positive": stock(clip, ""), "term": chosen[0][0].condition(pack.TokenEncoder(clip))}
+    conds = {"positive": stock(clip, ""), "term": chosen[0][0].condition(pack("nodes.host.tokens").TokenEncoder(clip))}
 
     def core(share):
         def work(session):
@@ -321,27 +350,31 @@ def test_focus_is_the_cores_in_all_three_nodes(pack, demo, images):
             edited = editing.semantic_edit(session.denoiser, source, uncond, terms, editing.Window(0.5), mask=mask)
             return source, edited, editing.generate(session.denoiser, noise, uncond, terms, 4)
 
-        return pack.run(model, latent, conds, work)
+        return pack("nodes.host.sampling").run(model, latent, conds, work)
 
     inversion, expected, pictured = core(focus)
     _, whole, _ = core(1.0)
     edited, _, report = edit(pack, demo, chosen, inversion=inversion, mask=mask, focus=focus)
-    found = pack.latent_to_model(model, edited)
+    found = pack("nodes.host.latents").latent_to_model(model, edited)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     effect = float((expected - whole).norm())
     assert effect > 0.02, "focus does something"
     assert "guided where it pulls most (20 %)" in report
     assert "pulls most" not in edit(pack, demo, chosen, inversion=inversion)[2]
-    guider = node(pack, "caso_edit", "CASOGuider").execute(model, clip, chosen, inversion, strength=3.0, mask=mask, focus=focus, **WINDOW)
-    start, sigmas, still = pack("nodes.reports").inversion_values(model, inversion)[1:]
+    guider = node(pack, "caso_edit", "CASOGuider").execute(
+        model, clip, chosen, inversion, strength=3.0, mask=mask, focus=focus, **WINDOW
+    )
+    start, sigmas, still = pack("nodes.common.reports").inversion_values(model, inversion)[1:]
     sampler = SamplerCustomAdvanced()
     sample = getattr(sampler, "sample", None) or sampler.execute
     again = sample(still, guider.args[0], comfy.samplers.sampler_object("euler"), sigmas, start)[0]
-    assert float((pack.latent_to_model(model, again) - expected).norm()) < 0.1 * effect  # a host's sampler rounds
+    assert (
+        float((pack("nodes.host.latents").latent_to_model(model, again) - expected).norm()) < 0.1 * effect
+    )  # a host's sampler rounds
     generate = node(pack, "caso_generate", "CASOGenerate").execute
     given = {"strength": 3.0, "steps": 4, "seed": 7, "focus": focus} | WINDOW | {"window": "whole"}
     made, report = generate(model, clip, chosen, latent, **given).args
-    torch.testing.assert_close(pack.latent_to_model(model, made), pictured, rtol=0, atol=1e-5)
+    torch.testing.assert_close(pack("nodes.host.latents").latent_to_model(model, made), pictured, rtol=0, atol=1e-5)
     assert "guided where it pulls most (20 %)" in report
 
 
@@ -354,16 +387,24 @@ def test_generate_is_stock_guidance_by_the_embedding(pack, demo):
     window = WINDOW | {"window": "whole"}
     generate = node(pack, "caso_generate", "CASOGenerate").execute
     made, _ = generate(model, clip, chosen, empty, strength=3.0, steps=5, seed=seed, **window).args
-    grid = pack.run(model, empty, {"positive": stock(clip, "")}, lambda session: session.denoiser.sigma_grid(5)).flip(0)
+    grid = (
+        pack("nodes.host.sampling")
+        .run(model, empty, {"positive": stock(clip, "")}, lambda session: session.denoiser.sigma_grid(5))
+        .flip(0)
+    )
     guide = CFGGuider()
-    positive = chosen[0][0].condition(pack.TokenEncoder(clip))
+    positive = chosen[0][0].condition(pack("nodes.host.tokens").TokenEncoder(clip))
     guider = (getattr(guide, "get_guider", None) or guide.execute)(model, positive, stock(clip, ""), 3.0)[0]
 
     class Noise:
         seed = 0
 
         def generate_noise(self, latent):
-            return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7)) * (1 + grid[0] ** 2).sqrt() / grid[0]
+            return (
+                torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+                * (1 + grid[0] ** 2).sqrt()
+                / grid[0]
+            )
 
     sampler = SamplerCustomAdvanced()
     sample = getattr(sampler, "sample", None) or sampler.execute

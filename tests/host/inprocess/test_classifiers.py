@@ -12,7 +12,9 @@ def tiny(pack, seed=0):
     base = pack("core.classifiers.base")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Tanh(), torch.nn.Flatten())
+        trunk = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Tanh(), torch.nn.Flatten()
+        )
         return base.ImageClassifier(trunk, [torch.nn.Linear(4 * 36, 2)], NAMES, (8, 8), (0.5,) * 3, (0.5,) * 3, "tiny")
 
 
@@ -29,9 +31,9 @@ def images():
 def test_gradients_inside_a_prompt_equal_those_outside(pack):
     expected = gradient(tiny(pack), images())
     with torch.inference_mode():
-        held = pack.hold_classifier(lambda: tiny(pack))
+        held = pack("nodes.host.managed_models").manage_classifier(lambda: tiny(pack))
         given = images()
-        with pack.classifier_scope(held) as classifier:
+        with pack("nodes.host.managed_models").classifier_scope(held) as classifier:
             found = gradient(classifier, given)
         assert torch.is_inference_mode_enabled()
     torch.testing.assert_close(found, expected)
@@ -41,26 +43,28 @@ def test_gradients_inside_a_prompt_equal_those_outside(pack):
 def test_weights_made_inference_tensors_by_a_host_are_mended(pack):
     """What moving a network to a device inside a prompt does to its weights."""
     with torch.inference_mode():
-        held = pack.hold_classifier(lambda: tiny(pack))
+        held = pack("nodes.host.managed_models").manage_classifier(lambda: tiny(pack))
         for module in held.patcher.model.modules():
             for table in (module._parameters, module._buffers):
                 for name, value in table.items():
                     moved = value.clone()
-                    table[name] = torch.nn.Parameter(moved, requires_grad=False) if table is module._parameters else moved
+                    table[name] = (
+                        torch.nn.Parameter(moved, requires_grad=False) if table is module._parameters else moved
+                    )
         assert next(held.classifier.parameters()).is_inference()
-        with pack.classifier_scope(held) as classifier:
+        with pack("nodes.host.managed_models").classifier_scope(held) as classifier:
             found = gradient(classifier, images())
     torch.testing.assert_close(found, gradient(tiny(pack), images()))
 
 
 def test_the_host_knows_and_can_evict_it(pack):
-    held = pack.hold_classifier(lambda: tiny(pack))
+    held = pack("nodes.host.managed_models").manage_classifier(lambda: tiny(pack))
     fingerprint = held.classifier.fingerprint
-    with pack.classifier_scope(held):
+    with pack("nodes.host.managed_models").classifier_scope(held):
         assert any(loaded.model is held.patcher for loaded in mm.current_loaded_models)
     mm.unload_all_models()
     assert not any(loaded.model is held.patcher for loaded in mm.current_loaded_models)
-    with pack.classifier_scope(held) as classifier:
+    with pack("nodes.host.managed_models").classifier_scope(held) as classifier:
         assert classifier.fingerprint == fingerprint
     mm.unload_all_models()
 
@@ -72,22 +76,22 @@ def test_training_inside_a_prompt(pack):
     batch = torch.cat([torch.rand(6, 3, 16, 16) * 0.3, 0.6 + torch.rand(6, 3, 16, 16) * 0.3])
     made = pictures.pictures_from_batch(batch, ["dark"] * 6 + ["light"] * 6, (16, 16))
     settings = training.TrainingSettings("tone", epochs=2, batch_size=4)
-    with pack.training_scope(0) as device:
+    with pack("nodes.host.managed_models").training_scope(0) as device:
         first = trainer.train_classifier(made, settings, device=device)
-    held = pack.hold_classifier(lambda: first.classifier)
-    with pack.training_scope(10**6) as device:
+    held = pack("nodes.host.managed_models").manage_classifier(lambda: first.classifier)
+    with pack("nodes.host.managed_models").training_scope(10**6) as device:
         second = trainer.train_classifier(made, settings, held.classifier, device=device)
     assert not next(second.classifier.parameters()).is_inference() and second.classifier.heads == NAMES
 
 
 def test_cancel_is_remembered_and_raised_at_the_end(pack):
-    bar = pack.StoppableBar()
+    bar = pack("nodes.host.progress").StoppableBar()
     assert bar(1, 4) is False
     mm.interrupt_current_processing(True)
     assert bar(2, 4) is True and bar(3, 4) is True
     with pytest.raises(mm.InterruptProcessingException):
         bar.finish()
-    quiet = pack.StoppableBar()
+    quiet = pack("nodes.host.progress").StoppableBar()
     assert quiet(4, 4) is False
     quiet.finish()
 
@@ -97,9 +101,13 @@ def test_folders_outside_input_are_refused(pack, tmp_path, monkeypatch, name):
     (tmp_path / "input" / "faces" / "smile").mkdir(parents=True)
     (tmp_path / "up").mkdir()
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
-    assert pack.input_folder(" faces/smile ") == pack.input_folder("faces\\smile") == tmp_path / "input" / "faces" / "smile"
+    assert (
+        pack("nodes.host.folders").input_folder(" faces/smile ")
+        == pack("nodes.host.folders").input_folder("faces\\smile")
+        == tmp_path / "input" / "faces" / "smile"
+    )
     with pytest.raises(ValueError, match="is no folder inside ComfyUI's input folder"):
-        pack.input_folder(name)
+        pack("nodes.host.folders").input_folder(name)
 
 
 # torchvision comes with every ComfyUI --------------------------------------------------------------------------------
@@ -160,7 +168,9 @@ def test_a_published_pickle_says_what_its_network_says(pack, resnet, tmp_path):
     expected = published(pictures * 2 - 1)[:, 0]
     assert loaded.heads == {"Mustache": ["no", "yes"]} and loaded.mean == (0.5, 0.5, 0.5)
     torch.testing.assert_close(loaded.logits(pictures)["Mustache"].softmax(1)[:, 1], expected, rtol=1e-3, atol=1e-4)
-    assert float(expected.min()) > 0.001 and float(expected.max()) < 0.999, "a sigmoid at its end would hide differences"
+    assert float(expected.min()) > 0.001 and float(expected.max()) < 0.999, (
+        "a sigmoid at its end would hide differences"
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
@@ -192,4 +202,6 @@ def test_resnet50_files_and_what_is_refused(pack, resnet, tmp_path):
     with pytest.raises(ValueError, match="3 classes of r but 2 names"):
         loaders.torchvision_classifier(state, "r", ["a", "b"])
     with pytest.raises(ValueError, match="holds other tensors"):
-        loaders.torchvision_classifier({key: value for key, value in state.items() if key != "layer1.0.conv1.weight"}, "r")
+        loaders.torchvision_classifier(
+            {key: value for key, value in state.items() if key != "layer1.0.conv1.weight"}, "r"
+        )

@@ -27,15 +27,22 @@ def with_lora(model, conds):
 
 
 def with_controlnet(model, conds):
-    shape = {k: v for k, v in model.model.model_config.unet_config.items() if k not in ("out_channels", "dtype", "num_classes")}
-    network = comfy.cldm.cldm.ControlNet(**shape, hint_channels=3, dtype=torch.float32, device=CPU, operations=comfy.ops.manual_cast)
+    shape = {
+        k: v
+        for k, v in model.model.model_config.unet_config.items()
+        if k not in ("out_channels", "dtype", "num_classes")
+    }
+    network = comfy.cldm.cldm.ControlNet(
+        **shape, hint_channels=3, dtype=torch.float32, device=CPU, operations=comfy.ops.manual_cast
+    )
     generator = torch.Generator().manual_seed(6)
     for parameter in network.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     control = comfy.controlnet.ControlNet(network, load_device=CPU, manual_cast_dtype=torch.float32)
     hinted = control.copy().set_cond_hint(noise(1, 3, 128, 128).sigmoid(), 0.8, (0.0, 1.0))
     return model, {
-        name: [[embeds, {**options, "control": hinted, "control_apply_to_uncond": False}]] for name, ((embeds, options),) in conds.items()
+        name: [[embeds, {**options, "control": hinted, "control_apply_to_uncond": False}]]
+        for name, ((embeds, options),) in conds.items()
     }
 
 
@@ -43,13 +50,18 @@ def with_regions(model, conds):
     ((embeds, options),) = conditioning("sd1", 4)
     mask = torch.zeros(1, 128, 128)
     mask[:, :64] = 1
-    regions = [[embeds, {**options, "area": (8, 16, 4, 0), "strength": 0.7}], [embeds + 1, {**options, "mask": mask, "mask_strength": 1.0}]]
+    regions = [
+        [embeds, {**options, "area": (8, 16, 4, 0), "strength": 0.7}],
+        [embeds + 1, {**options, "mask": mask, "mask_strength": 1.0}],
+    ]
     return model, conds | {"positive": conds["positive"] + regions}
 
 
 def with_model_function(model, conds):
     patched = model.clone()
-    patched.set_model_unet_function_wrapper(lambda apply, given: apply(given["input"], given["timestep"], **given["c"]) * 1.1)
+    patched.set_model_unet_function_wrapper(
+        lambda apply, given: apply(given["input"], given["timestep"], **given["c"]) * 1.1
+    )
     return patched, conds
 
 
@@ -68,7 +80,11 @@ def with_cfg_patches(model, conds):
         (again,) = comfy.samplers.calc_cond_batch(
             given["model"], [given["cond"]], given["input"] * 1.1, given["sigma"], given["model_options"]
         )
-        return given["denoised"] + 0.1 * given["cond_scale"] * (given["cond_denoised"] - again) + 0.01 * given["uncond_denoised"]
+        return (
+            given["denoised"]
+            + 0.1 * given["cond_scale"] * (given["cond_denoised"] - again)
+            + 0.01 * given["uncond_denoised"]
+        )
 
     patched = model.clone()
     patched.set_model_sampler_pre_cfg_function(before)
@@ -76,7 +92,9 @@ def with_cfg_patches(model, conds):
     return patched, conds
 
 
-@pytest.mark.parametrize("feature", [with_lora, with_controlnet, with_regions, with_model_function, with_rescaled_cfg, with_cfg_patches])
+@pytest.mark.parametrize(
+    "feature", [with_lora, with_controlnet, with_regions, with_model_function, with_rescaled_cfg, with_cfg_patches]
+)
 @torch.inference_mode()
 def test_composes_like_the_stock_sampler_and_differentiates(pack, feature):
     guided = pack("core.denoiser").guided
@@ -111,8 +129,13 @@ def test_composes_like_the_stock_sampler_and_differentiates(pack, feature):
     model, conds = feature(base, plain_conds)
     expected = stock(model, conds)  # also loads LoRA and ControlNet under inference mode
     assert not torch.allclose(expected, without, atol=1e-3), "the feature does nothing here"
-    assert torch.equal(pack.run(model, {"samples": torch.zeros_like(X)}, conds, lambda s: evaluate(s, X)), expected)
-    analytic, numeric = pack.run(model, {"samples": torch.zeros_like(X)}, conds, differentiate, gradients=True)
+    assert torch.equal(
+        pack("nodes.host.sampling").run(model, {"samples": torch.zeros_like(X)}, conds, lambda s: evaluate(s, X)),
+        expected,
+    )
+    analytic, numeric = pack("nodes.host.sampling").run(
+        model, {"samples": torch.zeros_like(X)}, conds, differentiate, gradients=True
+    )
     assert abs(analytic - numeric) < 1e-2 * abs(numeric)
     assert torch.equal(stock(model, conds), expected)
     assert torch.equal(stock(base, plain_conds), without)
@@ -121,7 +144,7 @@ def test_composes_like_the_stock_sampler_and_differentiates(pack, feature):
 @torch.inference_mode()
 def test_guidance_patches_reach_sampling_back_and_the_edit(pack):
     """With RescaleCFG the rebuilt and the edited latent are those of its formula, written out here."""
-    inversion_of, guidance_of = pack("core.inversion"), pack("core.guidance")
+    inversion_of, guidance_of = pack("core.inversion"), pack("core.pix2pix_zero.guided_edit")
     plain = comfy_model(pack, "sd1", diffusers_unet("sd1"))
     model = RescaleCFG().patch(plain, 0.7)[0]
     conds = {"positive": conditioning("sd1"), "negative": conditioning("sd1", 9)}
@@ -131,7 +154,9 @@ def test_guidance_patches_reach_sampling_back_and_the_edit(pack):
         positive, negative = session.conds["positive"], session.conds["negative"]
         inversion = inversion_of.invert(session.denoiser, x, positive, steps=3, solver="ddim")
         again = inversion_of.reconstruct(session.denoiser, inversion, positive, 4.0, negative)
-        edited = guidance_of.cross_attention_guided_edit(session.denoiser, inversion, positive, positive, negative, cfg=4.0, guidance=0.0)
+        edited = guidance_of.cross_attention_guided_edit(
+            session.denoiser, inversion, positive, positive, negative, cfg=4.0, guidance=0.0
+        )
         return inversion, again, edited
 
     def by_hand(session, inversion):
@@ -139,18 +164,22 @@ def test_guidance_patches_reach_sampling_back_and_the_edit(pack):
         for sigma, lower in pairwise(levels):
             scaled = (1 + sigma**2) ** 0.5
             outputs = session.denoiser.batch(state, sigma, [session.conds["positive"], session.conds["negative"]])
-            positive, negative = ((state / scaled**2 - denoised) * scaled / sigma for denoised in outputs)  # v-prediction
+            positive, negative = (
+                (state / scaled**2 - denoised) * scaled / sigma for denoised in outputs
+            )  # v-prediction
             guided = negative + 4.0 * (positive - negative)
             guided = 0.7 * guided * positive.std() / guided.std() + 0.3 * guided
             state = state + (state - (state / scaled**2 - guided * sigma / scaled)) / sigma * (lower - sigma)
         return state
 
     latent = {"samples": x}
-    inversion, again, edited = pack.run(model, latent, conds, results)
-    expected = pack.run(plain, latent, conds, lambda session: by_hand(session, inversion))
+    inversion, again, edited = pack("nodes.host.sampling").run(model, latent, conds, results)
+    expected = pack("nodes.host.sampling").run(plain, latent, conds, lambda session: by_hand(session, inversion))
     torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(edited, expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(pack.run(plain, latent, conds, results)[1], again, atol=1e-2), "the patch does nothing here"
+    assert not torch.allclose(pack("nodes.host.sampling").run(plain, latent, conds, results)[1], again, atol=1e-2), (
+        "the patch does nothing here"
+    )
 
 
 def test_dynamic_vram_models_are_replaced_by_their_static_copy(pack):
@@ -172,7 +201,13 @@ def test_dynamic_vram_models_are_replaced_by_their_static_copy(pack):
     model.__class__ = Dynamic
     x = noise(1, 4, 8, 8)
     patchers = [
-        pack.run(model, {"samples": x}, {"positive": conditioning("sd1")}, lambda s: s.denoiser.base.current_patcher, gradients=g)
+        pack("nodes.host.sampling").run(
+            model,
+            {"samples": x},
+            {"positive": conditioning("sd1")},
+            lambda s: s.denoiser.base.current_patcher,
+            gradients=g,
+        )
         for g in (False, True)
     ]
     assert patchers[0] is model and patchers[1] is static and asked == [model]
@@ -182,4 +217,6 @@ def test_dynamic_vram_models_are_replaced_by_their_static_copy(pack):
 
     Dynamic.get_non_dynamic_delegate = refuse
     with pytest.raises(ValueError, match="--disable-dynamic-vram"):
-        pack.run(model, {"samples": x}, {"positive": conditioning("sd1")}, lambda s: None, gradients=True)
+        pack("nodes.host.sampling").run(
+            model, {"samples": x}, {"positive": conditioning("sd1")}, lambda s: None, gradients=True
+        )

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir()
 @pytest.fixture(scope="module")
 def ours(pack):
     with torch.inference_mode():
-        return pack.load_demo_model()
+        return pack("nodes.demo.comfy_model").load_demo_model()
 
 
 @pytest.fixture(scope="module")
 def theirs(pack):
-    return pack("core.demo").load_demo_model()
+    return pack("core.demo.model").load_demo_model()
 
 
 def close(a, b, tolerance=1e-4):
@@ -61,12 +61,14 @@ def test_denoised_and_identity_agree(pack, ours, theirs, height, width, batch):
 
     def work(session):
         grid = session.denoiser.sigma_grid(20)
-        torch.testing.assert_close(grid, denoiser.sigma_grid(20), rtol=1e-3, atol=0)  # fp32 against fp64 in 1 - alpha near 1
+        torch.testing.assert_close(
+            grid, denoiser.sigma_grid(20), rtol=1e-3, atol=0
+        )  # fp32 against fp64 in 1 - alpha near 1
         return [(float(s), session.denoiser(x, float(s), session.conds["positive"])) for s in grid[1::5]]
 
-    for sigma, denoised in pack.run(ours[0], {"samples": x}, {"positive": cond}, work):
+    for sigma, denoised in pack("nodes.host.sampling").run(ours[0], {"samples": x}, {"positive": cond}, work):
         assert close(denoised, denoiser(x, sigma, theirs.encode_text([CAPTIONS[0]])))
-    assert pack.identity(ours[0]).mismatch(denoiser.identity) is None
+    assert pack("nodes.host.denoiser").identity(ours[0]).mismatch(denoiser.identity) is None
 
 
 @torch.inference_mode()
@@ -77,7 +79,9 @@ def test_stock_ksampler_paints_what_diffusers_paints(ours, theirs):
     start = {"samples": torch.zeros(1, 4, 16, 16)}
     result = nodes.common_ksampler(model, 7, 6, 3.0, "euler", "ddim_uniform", positive, negative, start)[0]["samples"]
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "ddim_uniform", 6).tolist()
-    x = torch.randn(1, 4, 16, 16, generator=torch.manual_seed(7)) * sigmas[0]  # sigmas[0] is below sigma_max: no extra scaling
+    x = (
+        torch.randn(1, 4, 16, 16, generator=torch.manual_seed(7)) * sigmas[0]
+    )  # sigmas[0] is below sigma_max: no extra scaling
     denoiser = theirs.denoiser()
     cond, uncond = theirs.encode_text([CAPTIONS[0]]), theirs.encode_text([""])
     for sigma, following in pairwise(sigmas):
@@ -93,14 +97,16 @@ def test_preview_shows_the_picture(ours, theirs):
     latent = theirs.encode_image(pictures)
     latent_format = ours[0].model.latent_format
     previewer = Latent2RGBPreviewer(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
-    shown = torch.stack([torch.from_numpy(np.array(previewer.decode_latent_to_preview(one[None]))).float() / 255 for one in latent])
+    shown = torch.stack(
+        [torch.from_numpy(np.array(previewer.decode_latent_to_preview(one[None]))).float() / 255 for one in latent]
+    )
     expected = torch.nn.functional.avg_pool2d(pictures, 8).movedim(1, -1)
     assert shown.shape == expected.shape
     assert (shown - expected).square().mean() < 0.3 * expected.var()
 
 
 def test_missing_assets_are_said_in_a_sentence(pack, tmp_path):
-    demo = pack("nodes.host.demo")
+    demo = pack("nodes.demo.load.comfy_model")
     with pytest.raises(ValueError, match="install the pack again"):
         demo.load_demo_model(tmp_path / "absent")
     (tmp_path / "vae").mkdir()

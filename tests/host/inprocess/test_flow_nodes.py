@@ -11,7 +11,10 @@ TOLERANCE = 1e-8
 STEPS = 4
 NODES = {
     "SPDInvInversion": ("spdinv", {"solver": "auto", "tolerance": TOLERANCE, "max_iterations": 25}),
-    "AutocorrDDIMInversion": ("autocorr", {"weight_pair": 20.0, "weight_kl": 20.0, "iterations": 2, "shifts": "random", "seed": 1}),
+    "AutocorrDDIMInversion": (
+        "autocorr",
+        {"weight_pair": 20.0, "weight_kl": 20.0, "iterations": 2, "shifts": "random", "seed": 1},
+    ),
 }
 
 
@@ -49,10 +52,18 @@ def test_the_nodes_noise_over_its_empty_latent_rebuilds(pack, flow, previews, na
     rebuilt = stock(flow, cond, start, sigmas, empty)
     torch.testing.assert_close(stock(flow, cond, start, sigmas, latent), rebuilt, rtol=1e-4, atol=1e-4)
     replay = pack("core.inversion").reconstruct
-    ours = pack.run(flow, latent, {"positive": cond}, lambda s: replay(s.denoiser, inversion, s.conds["positive"]))
-    torch.testing.assert_close(rebuilt, pack.latent_from_model(flow, ours)["samples"], rtol=1e-4, atol=1e-4)
-    error = pack.latent_to_model(flow, {"samples": rebuilt}) - pack.latent_to_model(flow, latent)
-    if name == "SPDInvInversion":  # a residual of r (mean square) misses the level before by sqrt(r) rms; the misses add up
+    ours = pack("nodes.host.sampling").run(
+        flow, latent, {"positive": cond}, lambda s: replay(s.denoiser, inversion, s.conds["positive"])
+    )
+    torch.testing.assert_close(
+        rebuilt, pack("nodes.host.latents").latent_from_model(flow, ours)["samples"], rtol=1e-4, atol=1e-4
+    )
+    error = pack("nodes.host.latents").latent_to_model(flow, {"samples": rebuilt}) - pack(
+        "nodes.host.latents"
+    ).latent_to_model(flow, latent)
+    if (
+        name == "SPDInvInversion"
+    ):  # a residual of r (mean square) misses the level before by sqrt(r) rms; the misses add up
         assert float(error.square().mean().sqrt()) < 2 * STEPS * TOLERANCE**0.5
     else:  # whitened noise rebuilds only nearly, but it is the image
         assert error.norm() < 0.5 * latent["samples"].norm()

@@ -31,12 +31,14 @@ def attention_gradient(session, x):
     return float(loss.detach()), gradient
 
 
-@pytest.mark.parametrize(("family", "height", "width", "batch"), [("sd1", 8, 8, 1), ("sd2", 8, 12, 1), ("sdxl", 8, 12, 3)])
+@pytest.mark.parametrize(
+    ("family", "height", "width", "batch"), [("sd1", 8, 8, 1), ("sd2", 8, 12, 1), ("sdxl", 8, 12, 3)]
+)
 def test_gradient_of_inference_weights_equals_diffusers(pack, family, height, width, batch):
     """Model and conditioning made inside inference mode (the stock loader's trap); gradient against diffusers' autograd."""
     from diffusers import DDIMScheduler
 
-    backend = pack("core.backends.diffusers")
+    backend = pack("core.diffusers.denoiser")
     unet = diffusers_unet(family)
     kind = "v_prediction" if family == "sd2" else "epsilon"
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind)
@@ -44,12 +46,18 @@ def test_gradient_of_inference_weights_equals_diffusers(pack, family, height, wi
         model = comfy_model(pack, family, unet)
         cond, x = conditioning(family), noise(batch, 4, height, width)
         assert next(model.model.diffusion_model.parameters()).is_inference() and cond[0][0].is_inference()
-        loss, gradient = pack.run(model, {"samples": x}, {"positive": cond}, lambda s: attention_gradient(s, s.latent), gradients=True)
+        loss, gradient = pack("nodes.host.sampling").run(
+            model, {"samples": x}, {"positive": cond}, lambda s: attention_gradient(s, s.latent), gradients=True
+        )
         scale = model.model.latent_format.scale_factor
 
     class Reference:
         denoiser = backend.DiffusersDenoiser(unet, scheduler)
-        conds = {"positive": backend.TextCond(*(t if t is None else t.clone() for t in (cond[0][0], cond[0][1].get("pooled_output"))))}  # noqa: RUF012
+        conds = {
+            "positive": backend.TextCond(
+                *(t if t is None else t.clone() for t in (cond[0][0], cond[0][1].get("pooled_output")))
+            )
+        }  # noqa: RUF012
 
     expected_loss, expected = attention_gradient(Reference, x.clone() * scale)
     assert abs(loss - expected_loss) < 1e-4 * abs(expected_loss)
@@ -78,7 +86,15 @@ def test_gradient_in_half_precision(pack, dtype, cosine):
         with torch.inference_mode():
             model = comfy_model(pack, "sd1", unet, kind)
             x, cond = noise(1, 4, 16, 16), conditioning("sd1")
-            found.append(pack.run(model, {"samples": x}, {"positive": cond}, lambda s: tiny_residual_gradient(s, s.latent), gradients=True))
+            found.append(
+                pack("nodes.host.sampling").run(
+                    model,
+                    {"samples": x},
+                    {"positive": cond},
+                    lambda s: tiny_residual_gradient(s, s.latent),
+                    gradients=True,
+                )
+            )
     for reference, gradient in zip(*found, strict=True):
         assert torch.cosine_similarity(reference.flatten().float(), gradient.flatten().float(), dim=0) > cosine
         assert 0.9 < gradient.float().norm() / reference.float().norm() < 1.1
@@ -98,7 +114,9 @@ def test_flow_model_gradient_matches_finite_differences(pack, flow):
                 slope = (value(start + 1e-2 * along) - value(start - 1e-2 * along)) / 2e-2
             return float((gradient * along).sum()), float(slope), session.denoiser.evaluations
 
-        analytic, numeric, counted = pack.run(flow, {"samples": x}, {"positive": cond}, work, gradients=True)
+        analytic, numeric, counted = pack("nodes.host.sampling").run(
+            flow, {"samples": x}, {"positive": cond}, work, gradients=True
+        )
     assert abs(analytic - numeric) < 1e-2 * abs(numeric)
     assert (counted.forward, counted.backward) == (3, 1)
 
@@ -114,7 +132,9 @@ def test_a_gradient_run_leaves_the_stock_sampler_bit_identical(pack):
             return comfy.sample.sample(model, start, 3, 5.0, "euler", "normal", positive, negative, latent, seed=1)
 
         before, options = stock(), repr(model.model_options)
-        pack.run(model, {"samples": start}, {"positive": positive}, lambda s: attention_gradient(s, s.latent), gradients=True)
+        pack("nodes.host.sampling").run(
+            model, {"samples": start}, {"positive": positive}, lambda s: attention_gradient(s, s.latent), gradients=True
+        )
         assert torch.equal(before, stock())
         assert repr(model.model_options) == options
 
@@ -123,7 +143,7 @@ def test_thawed_parameters_come_back_thawed(pack):
     model = comfy_model(pack, "sd1", diffusers_unet("sd1"))
     network = model.model.diffusion_model.requires_grad_(True)
     x = noise(1, 4, 8, 8)
-    during = pack.run(
+    during = pack("nodes.host.sampling").run(
         model,
         {"samples": x},
         {"positive": conditioning("sd1")},
@@ -158,5 +178,11 @@ def test_room_is_asked_for_before_loading(pack, monkeypatch):
     load = mm.load_models_gpu
     monkeypatch.setattr(mm, "load_models_gpu", lambda *a, **k: (asked.append(k["memory_required"]), load(*a, **k))[1])
     for gradients in (False, True):
-        pack.run(model, {"samples": noise(1, 4, 8, 8)}, {"positive": conditioning("sd1")}, lambda s: None, gradients=gradients)
+        pack("nodes.host.sampling").run(
+            model,
+            {"samples": noise(1, 4, 8, 8)},
+            {"positive": conditioning("sd1")},
+            lambda s: None,
+            gradients=gradients,
+        )
     assert asked[1] == pytest.approx(10 * asked[0])

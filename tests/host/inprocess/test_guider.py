@@ -46,7 +46,9 @@ def plain(pack, cfg=5.0):
 
     def prepare(session):
         runs.append(session.latent.clone())
-        return lambda x, sigma: guided(session.denoiser, x, sigma, session.conds["positive"], session.conds["negative"], cfg)
+        return lambda x, sigma: guided(
+            session.denoiser, x, sigma, session.conds["positive"], session.conds["negative"], cfg
+        )
 
     return prepare, runs
 
@@ -56,7 +58,7 @@ def plain(pack, cfg=5.0):
 def test_plain_guidance_is_bit_equal_to_the_stock_guider(pack, model, gradients):
     samples = noise(2, 4, 8, 12, seed=2)
     prepare, runs = plain(pack)
-    guider = pack.DenoiserGuider(model, conds(), prepare, gradients=gradients)
+    guider = pack("nodes.host.sampling").DenoiserGuider(model, conds(), prepare, gradients=gradients)
     ours = [sample(guider, samples), sample(guider, samples)]
     assert torch.equal(ours[0], sample(stock(model, 5.0), samples))
     assert torch.equal(*ours) and len(runs) == 2  # a cached GUIDER: prepared anew for every run
@@ -78,7 +80,7 @@ def test_a_step_can_take_gradients_under_the_stock_sampler(pack, model):
 
         return step
 
-    guided = sample(pack.DenoiserGuider(model, conds(), prepare, gradients=True), samples)
+    guided = sample(pack("nodes.host.sampling").DenoiserGuider(model, conds(), prepare, gradients=True), samples)
     unguided = sample(stock(model, 1.0), samples)
     assert len(moves) == 4 and min(moves) > 0
     assert guided.norm() < unguided.norm()
@@ -102,7 +104,7 @@ def test_a_failed_run_can_be_repeated(pack, model):
 
         return once
 
-    guider = pack.DenoiserGuider(model, conds(), breaking, gradients=True)
+    guider = pack("nodes.host.sampling").DenoiserGuider(model, conds(), breaking, gradients=True)
     samples = torch.zeros(1, 4, 8, 8)
     with pytest.raises(mm.InterruptProcessingException):
         sample(guider, samples)
@@ -113,6 +115,9 @@ def test_a_failed_run_can_be_repeated(pack, model):
 def test_a_latent_of_another_model_is_refused(pack, model):
     prepare, _ = plain(pack)
     with pytest.raises(ValueError, match="16 channels"):
-        pack.DenoiserGuider(model, conds(), prepare).sample(
-            torch.zeros(1, 16, 8, 8), torch.zeros(1, 16, 8, 8), comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.0])
+        pack("nodes.host.sampling").DenoiserGuider(model, conds(), prepare).sample(
+            torch.zeros(1, 16, 8, 8),
+            torch.zeros(1, 16, 8, 8),
+            comfy.samplers.sampler_object("euler"),
+            torch.tensor([1.0, 0.0]),
         )

@@ -35,10 +35,12 @@ def test_denoised_equals_diffusers(pack, models, family, height, width, batch):
 
     def work(session):
         grid = session.denoiser.sigma_grid(10)
-        return [(float(s), session.denoiser(x, float(s), session.conds["positive"])) for s in (grid[1], grid[5], grid[-1])]
+        return [
+            (float(s), session.denoiser(x, float(s), session.conds["positive"])) for s in (grid[1], grid[5], grid[-1])
+        ]
 
     with torch.inference_mode():
-        results = pack.run(pair.model, latent, {"positive": cond}, work)
+        results = pack("nodes.host.sampling").run(pair.model, latent, {"positive": cond}, work)
         for sigma, denoised in results:
             expected = reference(family, pair.unet, x, sigma, cond)
             assert (denoised - expected).norm() / expected.norm() < 1e-4
@@ -51,7 +53,12 @@ def test_bf16_agrees_with_fp32(pack, models, family, height, width, batch):
     pair = models(family)
     half = comfy_model(pack, family, pair.unet, torch.bfloat16)
     cond, x = conditioning(family), noise(batch, 4, height, width, seed=4)
-    out = [pack.run(m, {"samples": x}, {"positive": cond}, lambda s: s.denoiser(x, 2.0, s.conds["positive"])) for m in (pair.model, half)]
+    out = [
+        pack("nodes.host.sampling").run(
+            m, {"samples": x}, {"positive": cond}, lambda s: s.denoiser(x, 2.0, s.conds["positive"])
+        )
+        for m in (pair.model, half)
+    ]
     assert out[1].dtype == torch.float32
     error = (out[0] - out[1]).norm() / out[0].norm()
     assert 0 < error < 3e-2
@@ -62,13 +69,13 @@ def test_identity_equals_diffusers(pack, models, family):
     """The value that lets an INVERSION travel between the CLI and ComfyUI."""
     from diffusers import DDIMScheduler
 
-    backend = pack("core.backends.diffusers")
+    backend = pack("core.diffusers.denoiser")
     pair = models(family)
     kind = "v_prediction" if family == "sd2" else "epsilon"
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind)
     theirs = backend.DiffusersDenoiser(pair.unet, scheduler).identity
-    assert pack.identity(pair.model).mismatch(theirs) is None
-    assert pack.identity(pair.model).signature == theirs.signature
+    assert pack("nodes.host.denoiser").identity(pair.model).mismatch(theirs) is None
+    assert pack("nodes.host.denoiser").identity(pair.model).signature == theirs.signature
 
 
 def test_identity_ignores_lora_and_tells_other_weights(pack, models):
@@ -76,22 +83,28 @@ def test_identity_ignores_lora_and_tells_other_weights(pack, models):
     lora = pair.model.clone()
     key = "diffusion_model.input_blocks.0.0.weight"
     lora.add_patches({key: ("diff", (torch.ones(32, 4, 3, 3),))})
-    before = pack.identity(pair.model)
-    during = pack.run(
-        lora, {"samples": noise(1, 4, 8, 8)}, {"positive": conditioning("sd1")}, lambda s: (s.denoiser.identity, pack.identity(lora))
+    before = pack("nodes.host.denoiser").identity(pair.model)
+    during = pack("nodes.host.sampling").run(
+        lora,
+        {"samples": noise(1, 4, 8, 8)},
+        {"positive": conditioning("sd1")},
+        lambda s: (s.denoiser.identity, pack("nodes.host.denoiser").identity(lora)),
     )
     assert [before.mismatch(i) for i in during] == [None, None]
     other = comfy_model(pack, "sd1", diffusers_unet("sd1"))
     with torch.no_grad():
         other.model.diffusion_model.input_blocks[0][0].weight.mul_(1.5)
-    assert before.mismatch(pack.identity(other)) == "other weights"
+    assert before.mismatch(pack("nodes.host.denoiser").identity(other)) == "other weights"
 
 
 @pytest.mark.parametrize("tokens", [(7, 7), (7, 14)])
 def test_cfg_is_bit_equal_to_stock(pack, models, tokens):
     """[cond, uncond] in one call, as CFGGuider does it, also when the prompts have different lengths."""
     model = models("sd1").model
-    conds = {name: conditioning("sd1", seed, n) for seed, (name, n) in enumerate(zip(("positive", "negative"), tokens, strict=True))}
+    conds = {
+        name: conditioning("sd1", seed, n)
+        for seed, (name, n) in enumerate(zip(("positive", "negative"), tokens, strict=True))
+    }
     x = noise(3, 4, 8, 12) * 3
     latent = torch.zeros_like(x)
 
@@ -99,7 +112,7 @@ def test_cfg_is_bit_equal_to_stock(pack, models, tokens):
         guided = pack("core.denoiser").guided
         return guided(session.denoiser, x, 3.0, session.conds["positive"], session.conds["negative"], 5.0)
 
-    ours = pack.run(model, {"samples": latent}, conds, work)
+    ours = pack("nodes.host.sampling").run(model, {"samples": latent}, conds, work)
     seen = []
 
     class Probe(comfy.samplers.Sampler):
@@ -124,7 +137,7 @@ def test_u_is_counted_by_rows(pack, models):
         session.denoiser(x[:1], 1.0, session.denoiser.select(session.conds["positive"], torch.tensor([2])))
         return session.denoiser.evaluations
 
-    counted = pack.run(model, {"samples": x}, conds, work)
+    counted = pack("nodes.host.sampling").run(model, {"samples": x}, conds, work)
     assert (counted.forward, counted.backward) == (7, 0)
 
 
@@ -136,9 +149,11 @@ def test_select_is_a_row_of_the_batch(pack, models):
 
     def work(session):
         cond = session.conds["positive"]
-        return session.denoiser(x, sigma, cond), session.denoiser(x[rows], sigma[rows], session.denoiser.select(cond, rows))
+        return session.denoiser(x, sigma, cond), session.denoiser(
+            x[rows], sigma[rows], session.denoiser.select(cond, rows)
+        )
 
-    whole, part = pack.run(model, {"samples": x}, conds, work)
+    whole, part = pack("nodes.host.sampling").run(model, {"samples": x}, conds, work)
     torch.testing.assert_close(part, whole[rows], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(part[0], whole[0], atol=1e-2)
 

@@ -33,14 +33,14 @@ def tiny_clip(kind):
 @torch.inference_mode()
 def test_sentences_encode_as_the_stock_node_does(pack, kind, name):
     clip = tiny_clip(kind)
-    embeds, pooled = pack.encode_sentences(clip, SENTENCES, batch_size=2)
+    embeds, pooled = pack("nodes.host.conditioning").encode_sentences(clip, SENTENCES, batch_size=2)
     for row, sentence in enumerate(SENTENCES):
         ((stock, options),) = nodes.CLIPTextEncode().encode(clip, sentence)[0]
         torch.testing.assert_close(embeds[row : row + 1], stock, rtol=1e-4, atol=1e-5)
         if kind == "sdxl":
             torch.testing.assert_close(pooled[row : row + 1], options["pooled_output"], rtol=1e-4, atol=1e-5)
     assert (pooled is None) == (kind == "sd1")
-    assert pack.text_encoder_name(clip) == name
+    assert pack("nodes.host.conditioning").text_encoder_name(clip) == name
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
@@ -51,7 +51,7 @@ def test_sentences_encode_in_batches(pack, kind):
     for tower in (module for name, module in clip.cond_stage_model.named_children() if name.startswith("clip_")):
         tower.register_forward_hook(lambda module, inputs, outputs: rows.append(len(outputs[0])))
     plain = ["one cat", "two cats", "three", "four", "five"]
-    pack.encode_sentences(clip, plain, batch_size=3)
+    pack("nodes.host.conditioning").encode_sentences(clip, plain, batch_size=3)
     assert rows == ([3, 2] if kind == "sd1" else [3, 3, 2, 2])
     hooks = sum(len(module._forward_hooks) for module in clip.cond_stage_model.modules())
     assert hooks == len(list(clip.cond_stage_model.children())), "only the test's own hooks are left"
@@ -59,8 +59,10 @@ def test_sentences_encode_in_batches(pack, kind):
 
 def test_the_bar_counts_sentences(pack, monkeypatch):
     told = []
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *more, **named: told.append((value, total)))
-    node = pack("nodes.directions").SentenceEditDirection
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *more, **named: told.append((value, total))
+    )
+    node = pack("nodes.pix2pix_zero.directions").SentenceEditDirection
     lists = ("\n".join(f"cat {i}." for i in range(40)), "\n".join(f"dog {i}." for i in range(5)))
     with torch.inference_mode():
         node.execute(tiny_clip("sdxl"), *lists, mode="sentences", bank="general", count=1, seed=0)
@@ -73,26 +75,28 @@ def test_the_bar_counts_sentences(pack, monkeypatch):
 def test_sentences_that_cannot_be_encoded(pack):
     clip = tiny_clip("sd1")
     with pytest.raises(ValueError, match="sentence list is empty"):
-        pack.encode_sentences(clip, [])
+        pack("nodes.host.conditioning").encode_sentences(clip, [])
     with pytest.raises(ValueError, match="longer than 75 tokens"):
-        pack.encode_sentences(clip, ["fine", "word " * 80])
+        pack("nodes.host.conditioning").encode_sentences(clip, ["fine", "word " * 80])
 
 
 def test_conditioning_round_trip(pack):
     embeds, pooled = noise(1, 7, 32), noise(1, 8, seed=1)
-    tensors = pack.conditioning_tensors([[embeds, {"pooled_output": pooled}]])
-    ((again, options),) = pack.conditioning_from_tensors(tensors)
+    tensors = pack("nodes.host.conditioning").conditioning_tensors([[embeds, {"pooled_output": pooled}]])
+    ((again, options),) = pack("nodes.host.conditioning").conditioning_from_tensors(tensors)
     assert torch.equal(again, embeds) and torch.equal(options["pooled_output"], pooled)
-    assert set(pack.conditioning_tensors([[embeds, {"pooled_output": None}]])) == {"embeds"}
-    assert pack.conditioning_tensors([[embeds, {"area": (8, 8, 0, 0)}]]) is None
-    assert pack.conditioning_tensors([[embeds, {}], [embeds, {}]]) is None
+    assert set(pack("nodes.host.conditioning").conditioning_tensors([[embeds, {"pooled_output": None}]])) == {"embeds"}
+    assert pack("nodes.host.conditioning").conditioning_tensors([[embeds, {"area": (8, 8, 0, 0)}]]) is None
+    assert pack("nodes.host.conditioning").conditioning_tensors([[embeds, {}], [embeds, {}]]) is None
 
 
 def test_apply_keeps_everything_else_and_the_input(pack):
     embeds, pooled, mask = noise(1, 7, 32), noise(1, 8, seed=1), noise(1, 8, 8)
     given = [[embeds, {"pooled_output": pooled, "mask": mask}], [embeds, {"strength": 0.5}]]
     kept = embeds.clone()
-    first, second = pack.apply_to_conditioning(given, lambda e, p: (e + 1, None if p is None else p * 2))
+    first, second = pack("nodes.host.conditioning").apply_to_conditioning(
+        given, lambda e, p: (e + 1, None if p is None else p * 2)
+    )
     torch.testing.assert_close(first[0], kept + 1)
     torch.testing.assert_close(first[1]["pooled_output"], pooled * 2)
     assert first[1]["mask"] is mask and second[1] == {"strength": 0.5}
@@ -112,43 +116,67 @@ def models_folder(tmp_path, monkeypatch):
 def test_folders_keep_extra_model_paths(pack, models_folder, tmp_path):
     extra = tmp_path / "elsewhere"
     folder_paths.add_model_folder_path("edit_directions", str(extra))
-    for folder, name in ((extra, "far.pt"), (models_folder / "edit_directions", "near.safetensors"), (extra, "notes.txt")):
+    for folder, name in (
+        (extra, "far.pt"),
+        (models_folder / "edit_directions", "near.safetensors"),
+        (extra, "notes.txt"),
+    ):
         folder.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
-    assert pack.list_files("edit_directions") == ["far.pt", "near.safetensors"]
-    assert pack.resolve_file("edit_directions", "far.pt") == extra / "far.pt"
-    assert pack.list_files("inversions") == []
+    assert pack("nodes.host.folders").list_files("edit_directions") == ["far.pt", "near.safetensors"]
+    assert pack("nodes.host.folders").resolve_file("edit_directions", "far.pt") == extra / "far.pt"
+    assert pack("nodes.host.folders").list_files("inversions") == []
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "absent.safetensors", "..\\secret.safetensors", ""])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "absent.safetensors", "..\\secret.safetensors", ""]
+)
 def test_names_outside_the_folder_are_refused(pack, models_folder, name):
     (models_folder / "secret.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match="is not in ComfyUI's inversions folder"):
-        pack.resolve_file("inversions", name)
+        pack("nodes.host.folders").resolve_file("inversions", name)
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", "C:x", ".hidden", "", "  ", "x..y", "nul\0", "line\nbreak"])
 def test_output_names_that_leave_the_folder_are_refused(pack, models_folder, name):
     with pytest.raises(ValueError, match="give a plain name"):
-        pack.output_path("inversions", name)
+        pack("nodes.host.folders").output_path("inversions", name)
 
 
 def test_output_path_gets_its_ending(pack, models_folder):
     expected = models_folder / "inversions" / "face 1.safetensors"
-    assert pack.output_path("inversions", "face 1") == pack.output_path("inversions", " face 1.safetensors ") == expected
+    assert (
+        pack("nodes.host.folders").output_path("inversions", "face 1")
+        == pack("nodes.host.folders").output_path("inversions", " face 1.safetensors ")
+        == expected
+    )
 
 
 def test_schema_and_widget_pass_on_what_the_host_knows(pack):
-    made = pack.widget(pack.io.Int, "steps", advanced=True, default=3, min=1, max=9, tooltip="text", no_such_argument=1)
+    made = pack("nodes.host.schema").widget(
+        pack("nodes.host.schema").io.Int,
+        "steps",
+        advanced=True,
+        default=3,
+        min=1,
+        max=9,
+        tooltip="text",
+        no_such_argument=1,
+    )
     described = made.as_dict() | (made.extra_dict or {})
     assert (made.id, made.default, described["advanced"]) == ("steps", 3, True)
-    schema = pack.schema(node_id="x", display_name="X", search_aliases=["y"], no_such_field=2, inputs=[made], outputs=[])
+    schema = pack("nodes.host.schema").schema(
+        node_id="x", display_name="X", search_aliases=["y"], no_such_field=2, inputs=[made], outputs=[]
+    )
     assert schema.node_id == "x" and schema.inputs == [made]
-    assert (pack.InversionType.io_type, pack.EditDirectionType.io_type) == ("INVERSION", "EDIT_DIRECTION")
+    assert (
+        pack("nodes.common.sockets").InversionType.io_type,
+        pack("nodes.pix2pix_zero.directions").EditDirectionType.io_type,
+    ) == ("INVERSION", "EDIT_DIRECTION")
 
 
 def test_conditioning_of_another_text_encoder_is_refused_by_its_name(pack, models):
-    run, latent = pack.run, {"samples": torch.zeros(1, 4, 8, 8)}
+    run, latent = pack("nodes.host.sampling").run, {"samples": torch.zeros(1, 4, 8, 8)}
     with pytest.raises(ValueError, match="'negative' is 96 wide and this model reads 768"):
         conds = {"positive": conditioning("sd1"), "negative": conditioning("sdxl")}
         run(models("sd1").model, latent, conds, lambda session: None)

@@ -5,7 +5,7 @@ import torch
 from conftest import PACK, conditioning, noise
 
 
-def vector_gradient(pack, model, family, recompute):
+def vector_gradient(pack, model, family, gradient_checkpointing):
     """Gradient of a loss on the prediction with respect to the conditioning, as CASO takes it, and what it cost."""
     kept = {}
 
@@ -25,7 +25,14 @@ def vector_gradient(pack, model, family, recompute):
         return gradient, session.denoiser.evaluations
 
     latent = {"samples": torch.zeros(2, 4, 8, 8)}
-    gradient, cost = pack.run(model, latent, {"positive": conditioning(family)}, work, gradients=True, recompute=recompute)
+    gradient, cost = pack("nodes.host.sampling").run(
+        model,
+        latent,
+        {"positive": conditioning(family)},
+        work,
+        gradients=True,
+        gradient_checkpointing=gradient_checkpointing,
+    )
     return gradient, (cost.forward, cost.backward), sum(store.nbytes() for store in kept.values())
 
 
@@ -41,7 +48,9 @@ def by_block(n, context, value, extra_options):
 def test_gradient_and_evaluations_of_the_unet_are_the_same(pack, models, family):
     model = models(family).model.clone()
     model.set_model_attn2_patch(by_block)
-    (plain, cost, kept), (again, recost, rekept) = (vector_gradient(pack, model, family, recompute) for recompute in (False, True))
+    (plain, cost, kept), (again, recost, rekept) = (
+        vector_gradient(pack, model, family, gradient_checkpointing) for gradient_checkpointing in (False, True)
+    )
     assert float(plain.abs().max()) > 0
     torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-5 * float(plain.abs().max()))
     assert cost == recost == (2, 2)
@@ -52,10 +61,10 @@ def test_gradient_and_evaluations_of_the_unet_are_the_same(pack, models, family)
 @pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
 @torch.inference_mode()
 def test_gradient_of_the_decoder_is_the_same(pack):
-    model, clip, vae = pack.load_demo_model()
+    model, clip, vae = pack("nodes.demo.comfy_model").load_demo_model()
     found, kept = [], []
-    for recompute in (False, True):
-        decoder, stores = pack.SessionDecoder(vae, recompute), {}
+    for gradient_checkpointing in (False, True):
+        decoder, stores = pack("nodes.host.vae").SessionDecoder(vae, gradient_checkpointing), {}
 
         def pack_tensor(tensor, stores=stores):
             stores[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
@@ -68,7 +77,16 @@ def test_gradient_of_the_decoder_is_the_same(pack):
             return torch.autograd.grad(images.square().mean(), leaf)[0]
 
         conds = {"positive": clip.encode_from_tokens_scheduled(clip.tokenize(""))}
-        found.append(pack.run(model, {"samples": torch.zeros(1, 4, 8, 8)}, conds, work, gradients=True, companions=[decoder.patcher]))
+        found.append(
+            pack("nodes.host.sampling").run(
+                model,
+                {"samples": torch.zeros(1, 4, 8, 8)},
+                conds,
+                work,
+                gradients=True,
+                additional_models=[decoder.patcher],
+            )
+        )
         kept.append(sum(store.nbytes() for store in stores.values()))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5 * float(found[0].abs().max()))
     assert float(found[0].abs().max()) > 0 and kept[1] < kept[0] / 2

@@ -9,7 +9,15 @@ import nodes
 
 pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
 
-EDITOR = {"steps": 2, "screening_steps": 1, "cfg": 2.0, "strength": 1.0, "context": 100.0, "working_size": 64, "feather": 2}
+EDITOR = {
+    "steps": 2,
+    "screening_steps": 1,
+    "cfg": 2.0,
+    "strength": 1.0,
+    "context": 100.0,
+    "working_size": 64,
+    "feather": 2,
+}
 SIZES = "0.3, 0.6"
 
 
@@ -17,10 +25,12 @@ SIZES = "0.3, 0.6"
 def wired(pack):
     """What the other nodes hand over: image, texts, models."""
     with torch.inference_mode():
-        model, clip, vae = pack.load_demo_model()
-        image, caption, _, target = pack("nodes.demo").LoadDemoImage.execute(pictures="glasses: none to glasses", number=0).args[:4]
+        model, clip, vae = pack("nodes.demo.comfy_model").load_demo_model()
+        image, caption, _, target = (
+            pack("nodes.demo.load").LoadDemoImage.execute(pictures="glasses: none to glasses", number=0).args[:4]
+        )
         conds = [nodes.CLIPTextEncode().encode(clip, text)[0] for text in (target, "")]
-        models, editors = pack("nodes.region_models"), pack("nodes.region_editors")
+        models, editors = pack("nodes.regions.models"), pack("nodes.regions.editors")
         editor = editors.RegionInpaintEditor.execute(model, vae, *conds, **EDITOR).args[0]
         return {
             "image": image,
@@ -40,13 +50,15 @@ def fresh(pack, monkeypatch):
 
 
 def execute(node, given):
-    defaults = {slot.id: slot.default for slot in node.define_schema().inputs if getattr(slot, "default", None) is not None}
+    defaults = {
+        slot.id: slot.default for slot in node.define_schema().inputs if getattr(slot, "default", None) is not None
+    }
     wanted = {slot.id for slot in node.define_schema().inputs}
     return node.execute(**{name: value for name, value in (defaults | given).items() if name in wanted}).args
 
 
 def generate(pack, wired, **changed):
-    node = pack("nodes.region_generator").RegionBoxGenerator
+    node = pack("nodes.regions.generator").RegionBoxGenerator
     out = execute(node, wired[0] | {"anchors": 2, "sizes": SIZES, "strategy": "exact"} | changed)
     names = ("mask", "boxes", "json", "edited", "candidates", "scores", "picture", "network", "report")
     return dict(zip(names, out, strict=True))
@@ -60,7 +72,10 @@ def test_boxes_masks_and_edits_fit_stock_nodes(pack, wired):
     assert torch.equal(found["edited"][outside], image[outside]) and not torch.equal(found["edited"], image)
     x, y, width, height = found["boxes"][0]
     assert found["mask"].sum() == width * height == found["mask"][0, y : y + height, x : x + width].sum()
-    assert 2 <= len(found["boxes"]) == len(found["candidates"]) <= 4 and f"rendered {len(found['boxes'])} fully" in found["report"]
+    assert (
+        2 <= len(found["boxes"]) == len(found["candidates"]) <= 4
+        and f"rendered {len(found['boxes'])} fully" in found["report"]
+    )
     assert f"network evaluations: {len(found['boxes']) * 4} u" in found["report"], "two steps of two branches a box"
     latent = nodes.VAEEncodeForInpaint().encode(wired[1], image, found["mask"], 2)[0]
     assert latent["noise_mask"].shape[-2:] == image.shape[1:3]
@@ -90,7 +105,7 @@ def test_cancel_hands_out_the_best_so_far_or_stops(pack, wired, monkeypatch):
 
     monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", press)
     with pytest.raises(mm.InterruptProcessingException):
-        generate(pack, wired, on_cancel=pack("nodes.region_widgets").STOP)
+        generate(pack, wired, on_cancel=pack("nodes.regions.search_inputs").STOP)
     assert any(preview is not None for preview in previews)
     rest = generate(pack, wired)
     assert "2 were kept from earlier" in rest["report"]
@@ -101,8 +116,15 @@ def test_cancel_hands_out_the_best_so_far_or_stops(pack, wired, monkeypatch):
 
 @torch.inference_mode()
 def test_a_trained_network_serves_the_generator(pack, wired):
-    node, image = pack("nodes.region_trainer").RegionNetworkTrainer, wired[0]["image"]
-    given = {"images": torch.cat([image, image.flip(2)]), "anchors": 2, "sizes": SIZES, "epochs": 3, "folder": "", "strategy": "halving"}
+    node, image = pack("nodes.regions.trainer").RegionNetworkTrainer, wired[0]["image"]
+    given = {
+        "images": torch.cat([image, image.flip(2)]),
+        "anchors": 2,
+        "sizes": SIZES,
+        "epochs": 3,
+        "folder": "",
+        "strategy": "halving",
+    }
     network, plot, report = execute(node, wired[0] | given)
     assert "2 image(s)" in report and "learned in 3 epochs" in report and plot.shape[0] == 1
     found = generate(pack, wired, region_network=network, strategy="policy")
@@ -112,9 +134,9 @@ def test_a_trained_network_serves_the_generator(pack, wired):
 @torch.inference_mode()
 def test_the_inversion_editor_shows_where_it_acts_and_a_rerun_costs_nothing(pack, wired):
     given, vae = wired
-    model, clip, _ = pack.load_demo_model()
+    model, clip, _ = pack("nodes.demo.comfy_model").load_demo_model()
     conds = [nodes.CLIPTextEncode().encode(clip, given[text])[0] for text in ("source_text", "target_text")]
-    node = pack("nodes.region_editors").RegionInversionEditor
+    node = pack("nodes.regions.editors").RegionInversionEditor
     wires = {"model": model, "vae": vae, "source": conds[0], "target": conds[1]}
     settings = {"steps": 4, "cfg": 1.5, "guidance": 0.0, "working_size": 128}
     (editor,) = execute(node, wires | settings)

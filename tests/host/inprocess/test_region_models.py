@@ -38,7 +38,9 @@ def amused(tmp_path, monkeypatch):
         ).save_pretrained(home / "text_encoder")  # fmt: skip
     vqvae.save_pretrained(home / "vqvae")
     AmusedScheduler(mask_token_id=24).save_pretrained(home / "scheduler")
-    tokenizer = CLIPTokenizer.from_pretrained(PACK / "assets" / "demo" / "tokenizer", local_files_only=True, model_max_length=77)
+    tokenizer = CLIPTokenizer.from_pretrained(
+        PACK / "assets" / "clip_tokenizer", local_files_only=True, model_max_length=77
+    )
     tokenizer.save_pretrained(home / "tokenizer")
     (home / "model_index.json").write_text('{"_class_name": "AmusedPipeline"}')
     paths = dict(folder_paths.folder_names_and_paths) | {"diffusers": ([str(tmp_path / "diffusers")], {"folder"})}
@@ -48,7 +50,7 @@ def amused(tmp_path, monkeypatch):
 
 def test_the_token_editor_node(pack, amused):
     """From the node to the picture, against the core's editor on the same folder; the host may evict the model between renders."""
-    node, tokens = pack("nodes.region_editors").RegionTokenEditor, pack("core.regions.edit_tokens")
+    node, tokens = pack("nodes.regions.editors").RegionTokenEditor, pack("core.regions.edit_tokens")
     assert node.define_schema().inputs[0].options == ["more/amused"]
     widgets = {"steps": 3, "screening_steps": 1, "cfg": 4.0, "context": 0.5, "feather": 2}
     image, text = picture(), "a face with glasses"
@@ -58,7 +60,9 @@ def test_the_token_editor_node(pack, amused):
     result = render(editor.open, image)
     assert_only_the_box_changed(result, image)
     mm.unload_all_models()
-    assert torch.equal(result, render(editor.open, image)) and not torch.equal(result, render(editor.open, image, quality="screen"))
+    assert torch.equal(result, render(editor.open, image)) and not torch.equal(
+        result, render(editor.open, image, quality="screen")
+    )
     model = tokens.load_token_model(amused)
     framing = pack("core.regions.paste").Framing(0.5, 4, 24, 2)
     plain = tokens.TokenEditor(model, text, cfg=4.0, steps=3, framing=framing)
@@ -79,18 +83,22 @@ def test_the_token_editor_node(pack, amused):
 
 
 def test_vision_models_are_the_hosts_and_can_be_evicted(pack):
-    features, scorers = pack("core.regions.features"), pack("core.regions.clip_scorer")
-    model = pack("core.demo").load_demo_model()
+    features, scorers = pack("core.models.vision_features"), pack("core.models.clip")
+    model = pack("core.demo.model").load_demo_model()
     image = picture(64, 64)
     expected = features.demo_vision_features(model)(image)
     towers = scorers.demo_scorer(model)
     with torch.inference_mode():
         vision, scorer = (
-            pack.hold_vision(lambda: features.demo_vision_features(model)),
-            pack.hold_scorer(lambda: scorers.demo_scorer(model)),
+            pack("nodes.host.managed_models").manage_vision(lambda: features.demo_vision_features(model)),
+            pack("nodes.host.managed_models").manage_scorer(lambda: scorers.demo_scorer(model)),
         )
         assert torch.equal(vision(image).attention, expected.attention) and vision.identity == expected.vision
-        held = {id(loaded.model.model.network) for loaded in mm.current_loaded_models if hasattr(loaded.model.model, "network")}
+        held = {
+            id(loaded.model.model.network)
+            for loaded in mm.current_loaded_models
+            if hasattr(loaded.model.model, "network")
+        }
         assert id(vision) in held
         mm.unload_all_models()
         assert torch.equal(vision(image).features, expected.features)
@@ -111,16 +119,25 @@ def test_folders_and_files_are_choices(pack, tmp_path, monkeypatch):
         monkeypatch.delitem(folder_paths.folder_names_and_paths, kind, raising=False)
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     home = tmp_path / "vision_features"
-    for name in ("dino/config.json", "dino/model.safetensors", "more/v2/config.json", "more/v2/deep/config.json", "more/own.safetensors"):
+    for name in (
+        "dino/config.json",
+        "dino/model.safetensors",
+        "more/v2/config.json",
+        "more/v2/deep/config.json",
+        "more/own.safetensors",
+    ):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_bytes(b"{}")
-    assert pack.list_models("vision_features") == ["dino", "more/own.safetensors", "more/v2"]
-    assert pack.resolve_model("vision_features", "more/v2") == home / "more" / "v2"
-    assert pack.resolve_model("vision_features", "more/own.safetensors") == home / "more" / "own.safetensors"
+    assert pack("nodes.host.folders").list_models("vision_features") == ["dino", "more/own.safetensors", "more/v2"]
+    assert pack("nodes.host.folders").resolve_model("vision_features", "more/v2") == home / "more" / "v2"
+    assert (
+        pack("nodes.host.folders").resolve_model("vision_features", "more/own.safetensors")
+        == home / "more" / "own.safetensors"
+    )
     for name in ("../up", "more", "absent", "", ".", "/etc", "dino/../dino"):
         with pytest.raises(ValueError, match="is not in ComfyUI's vision_features folder"):
-            pack.resolve_model("vision_features", name)
-    nodes_pack = pack("nodes.region_models")
+            pack("nodes.host.folders").resolve_model("vision_features", name)
+    nodes_pack = pack("nodes.regions.models")
     before = nodes_pack.model_fingerprint("vision_features", "dino")
     (home / "dino" / "model.safetensors").write_bytes(b"longer")
     assert nodes_pack.model_fingerprint("vision_features", "dino") != before

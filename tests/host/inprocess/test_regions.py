@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir()
 def demo(pack):
     """MODEL, CLIP and VAE as a prompt makes them: of inference tensors."""
     with torch.inference_mode():
-        return pack.load_demo_model()
+        return pack("nodes.demo.comfy_model").load_demo_model()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,11 @@ def nine(pack):
 
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        unet = UNet2DConditionModel.from_config({**diffusers_unet("sd1").config, "in_channels": 9}).eval().requires_grad_(False)
+        unet = (
+            UNet2DConditionModel.from_config({**diffusers_unet("sd1").config, "in_channels": 9})
+            .eval()
+            .requires_grad_(False)
+        )
     with torch.inference_mode():
         model = comfy_model(pack, "sd1", unet)
     model.model.set_inpaint()
@@ -61,13 +65,13 @@ def box_mask(image, box=BOX):
 def inpaint_editor(pack, model, vae, **options):
     with torch.inference_mode():  # a node's execute
         conds = (options.pop(name, conditioning("sd1", seed)) for seed, name in ((1, "positive"), (2, "negative")))
-        return pack.inpaint_opener(model, vae, *conds, **(INPAINT | options))
+        return pack("nodes.regions.host_editors").inpaint_opener(model, vae, *conds, **(INPAINT | options))
 
 
 def inversion_editor(pack, model, vae, inversion=None, **options):
     with torch.inference_mode():
         conds = [conditioning("sd1", seed) for seed in (1, 2, 3)]
-        return pack.inversion_opener(model, vae, *conds, inversion, **(INVERT | options))
+        return pack("nodes.regions.host_editors").inversion_opener(model, vae, *conds, inversion, **(INVERT | options))
 
 
 def render(opener, image=None, box=BOX, quality="full", seed=5, progress=lambda told: None):
@@ -110,9 +114,11 @@ def test_nine_channels_see_mask_and_masked_picture_and_agree_with_diffusers(pack
     cells[..., 1:3, 2:5] = 1
     assert len(heard) == 3 and {tuple(x.shape) for x in heard} == {(2, 9, 6, 8)}
     for x in heard:
-        assert torch.equal(x[:, 4:5], cells.expand(2, -1, -1, -1)) and torch.equal(x[:, 5:], masked.expand(2, -1, -1, -1))
+        assert torch.equal(x[:, 4:5], cells.expand(2, -1, -1, -1)) and torch.equal(
+            x[:, 5:], masked.expand(2, -1, -1, -1)
+        )
 
-    inpainting, core = pack("core.backends.inpainting"), pack("core.regions.edit_inpaint")
+    inpainting, core = pack("tests.core.regions.inpainting_denoiser"), pack("core.regions.edit_inpaint")
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     framing = pack("core.regions.paste").Framing(float("inf"), 8, None, 2)
     theirs = core.InpaintEditor(
@@ -154,14 +160,24 @@ def test_open_tells_progress_costs_and_names(pack, demo, plain):
     patched.add_patches({"diffusion_model.input_blocks.0.0.weight": ("diff", (torch.ones(32, 4, 3, 3),))})
     hooked.set_model_sampler_cfg_function(lambda given: given["cond"])
     assert name() == same and name(plain.clone()) == same
-    others = [name(patched), name(hooked), name(hooked), name(cfg=2.0), name(positive=conditioning("sd1", 9)), name(context=1.0)]
+    others = [
+        name(patched),
+        name(hooked),
+        name(hooked),
+        name(cfg=2.0),
+        name(positive=conditioning("sd1", 9)),
+        name(context=1.0),
+    ]
     assert len({same, *others}) == 7
 
 
 def test_previews_are_whole_images(pack, demo, plain, nine):
     image = picture()
     for model, told in ((plain, 4), (nine[1], 9)):
-        with seen_by(model.model.diffusion_model) as heard, inpaint_editor(pack, model, demo[2])(image, lambda told: None) as editor:
+        with (
+            seen_by(model.model.diffusion_model) as heard,
+            inpaint_editor(pack, model, demo[2])(image, lambda told: None) as editor,
+        ):
             guess = editor.preview(image, seed=1)
             assert editor.preview_cost == editor.denoiser.evaluations.forward == 2
         assert guess.shape == image.shape and 0 <= guess.min() < guess.max() <= 1 and not guess.is_inference()
@@ -195,7 +211,7 @@ def test_a_ready_inversion_is_used(pack, demo, plain):
         def work(session):
             return pack("core.inversion").invert(session.denoiser, session.latent, session.conds["source"], 3, "ddim")
 
-        ready = pack.run(plain, latent, {"source": conditioning("sd1", 1)}, work, gradients=True)
+        ready = pack("nodes.host.sampling").run(plain, latent, {"source": conditioning("sd1", 1)}, work, gradients=True)
     with inversion_editor(pack, plain, demo[2], ready, steps=9)(image, lambda told: None) as editor:
         result = editor.render(image, box_mask(image), BOX, seed=0, quality="full")
         assert editor.shared_evaluations == 0 and editor.steps == 3
@@ -236,7 +252,9 @@ def test_what_cannot_be_used_is_said_at_once(pack, demo, plain, nine, flow, monk
         with pytest.raises(ValueError, match=r"video or sound; wire an image model"):
             inpaint_editor(pack, plain, vae)
     for make in (inpaint_editor, inversion_editor):
-        with pytest.raises(ValueError, match="768 wide and this model reads 256; encode the prompt with the model's own CLIP"):
+        with pytest.raises(
+            ValueError, match="768 wide and this model reads 256; encode the prompt with the model's own CLIP"
+        ):
             make(pack, demo[0], vae)
     with pytest.raises(ValueError, match=r"strength is 0; use"):
         inpaint_editor(pack, plain, vae, strength=0.0)
@@ -253,18 +271,22 @@ def test_what_cannot_be_used_is_said_at_once(pack, demo, plain, nine, flow, monk
             patch.setattr(plain.model, "__class__", kind)
             patch.setattr(plain.model, "process_ip2p_image_in", lambda image: image, raising=False)
             patch.setattr(plain.model.model_config, "unet_config", config)
-            with pytest.raises(ValueError, match=r"reads another picture besides the latent.*wire a plain or an inpainting model\.$"):
+            with pytest.raises(
+                ValueError, match=r"reads another picture besides the latent.*wire a plain or an inpainting model\.$"
+            ):
                 inpaint_editor(pack, plain, vae)
     with pytest.raises(ValueError, match=r"outside the image"):
         render(inpaint_editor(pack, plain, vae), box=(60, 0, 10, 10))
 
 
 def test_the_other_editor_nodes(pack, demo, plain):
-    editors = pack("nodes.region_editors")
+    editors = pack("nodes.regions.editors")
     conds = [conditioning("sd1", seed) for seed in (1, 2)]
     shared = {"steps": 2, "screening_steps": 1, "cfg": 3.0, "working_size": 0, "feather": 2}
     with torch.inference_mode():
-        (inpaint,) = editors.RegionInpaintEditor.execute(plain, demo[2], *conds, strength=1.0, context=100.0, **shared).result
+        (inpaint,) = editors.RegionInpaintEditor.execute(
+            plain, demo[2], *conds, strength=1.0, context=100.0, **shared
+        ).result
         (invert,) = editors.RegionInversionEditor.execute(plain, demo[2], *conds, guidance=0.0, **shared).result
     assert_only_the_box_changed(render(inpaint.open, picture(), quality="screen"), picture())
     assert inpaint.describe() == "inpainting: 2 steps (1 to screen), cfg 3"

@@ -64,14 +64,21 @@ def test_a_failed_run_leaves_nothing(pack, model, how, gradients):
     kind = {"error": RuntimeError, "cancel": mm.InterruptProcessingException, "memory": OUT_OF_MEMORY}[how]
     with torch.inference_mode():
         stock = [comfy.sample.sample(model, x, 2, 3.0, "euler", "normal", cond, cond, torch.zeros_like(x), seed=1)]
-        first = pack.run(model, {"samples": x}, {"positive": cond}, lambda s: evaluate(s).detach(), gradients=gradients)
+        first = pack("nodes.host.sampling").run(
+            model, {"samples": x}, {"positive": cond}, lambda s: evaluate(s).detach(), gradients=gradients
+        )
         before = traces(model)
         with pytest.raises(kind):
-            pack.run(model, {"samples": x}, {"positive": cond}, fail, gradients=gradients)
+            pack("nodes.host.sampling").run(model, {"samples": x}, {"positive": cond}, fail, gradients=gradients)
         gc.collect()
         assert traces(model) == before
         assert [reference() for reference in watched] == [None, None, None]
-        assert torch.equal(first, pack.run(model, {"samples": x}, {"positive": cond}, lambda s: evaluate(s).detach(), gradients=gradients))
+        assert torch.equal(
+            first,
+            pack("nodes.host.sampling").run(
+                model, {"samples": x}, {"positive": cond}, lambda s: evaluate(s).detach(), gradients=gradients
+            ),
+        )
         stock.append(comfy.sample.sample(model, x, 2, 3.0, "euler", "normal", cond, cond, torch.zeros_like(x), seed=1))
     assert torch.equal(*stock)
 
@@ -80,8 +87,12 @@ def test_lack_of_memory_names_the_widget_and_stays_recognised(pack, model):
     def fail(session):
         raise OUT_OF_MEMORY("CUDA out of memory. Tried to allocate 3 GiB\nmore lines")
 
-    with pytest.raises(OUT_OF_MEMORY, match=r"^Out of memory; lower batch_size\. \(CUDA out of memory\. Tried to allocate 3 GiB\)$"):
-        pack.run(model, {"samples": noise(1, 4, 8, 8)}, {"positive": conditioning("sd1")}, fail, advice="lower batch_size")
+    with pytest.raises(
+        OUT_OF_MEMORY, match=r"^Out of memory; lower batch_size\. \(CUDA out of memory\. Tried to allocate 3 GiB\)$"
+    ):
+        pack("nodes.host.sampling").run(
+            model, {"samples": noise(1, 4, 8, 8)}, {"positive": conditioning("sd1")}, fail, advice="lower batch_size"
+        )
     for error in (
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"),
         MemoryError(),
@@ -100,7 +111,7 @@ def test_cancel_is_seen_by_the_progress_callback_too(pack, model):
         report(progress(0, 2, 0, 1, session.latent))
 
     with pytest.raises(mm.InterruptProcessingException):
-        pack.run(model, {"samples": noise(1, 4, 8, 8)}, {"positive": conditioning("sd1")}, work)
+        pack("nodes.host.sampling").run(model, {"samples": noise(1, 4, 8, 8)}, {"positive": conditioning("sd1")}, work)
 
 
 def test_progress_runs_over_inner_iterations_and_never_goes_back(pack, model, monkeypatch):
@@ -125,7 +136,9 @@ def test_progress_runs_over_inner_iterations_and_never_goes_back(pack, model, mo
                 report(progress(step, 3, iteration, 4, session.latent))
         report(progress(0, 3, 0, 4, session.latent))
 
-    pack.run(model, {"samples": noise(1, 4, 8, 8)}, {"positive": conditioning("sd1")}, work, gradients=True)
+    pack("nodes.host.sampling").run(
+        model, {"samples": noise(1, 4, 8, 8)}, {"positive": conditioning("sd1")}, work, gradients=True
+    )
     assert [value for value, *_ in seen] == [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 10]
     assert {total for _, total, _ in seen} == {12}
     previews = [(value, preview) for value, _, preview in seen if preview is not None]
@@ -137,23 +150,32 @@ def test_inputs_are_not_changed(pack, model):
     latent = {"samples": noise(2, 4, 8, 8), "noise_mask": torch.ones(1, 64, 64), "batch_index": [0, 1]}
     cond = conditioning("sd1")
     kept = (latent["samples"].clone(), latent["noise_mask"].clone(), cond[0][0].clone())
-    pack.run(model, latent, {"positive": cond}, lambda s: s.latent.add_(1), gradients=True)
-    assert all(torch.equal(a, b) for a, b in zip(kept, (latent["samples"], latent["noise_mask"], cond[0][0]), strict=True))
+    pack("nodes.host.sampling").run(model, latent, {"positive": cond}, lambda s: s.latent.add_(1), gradients=True)
+    assert all(
+        torch.equal(a, b) for a, b in zip(kept, (latent["samples"], latent["noise_mask"], cond[0][0]), strict=True)
+    )
     assert set(latent) == {"samples", "noise_mask", "batch_index"} and set(cond[0][1]) == set()
 
 
 def test_latents_go_in_and_out_in_the_models_units(pack, model):
     x = noise(2, 4, 8, 12)
-    inside = pack.latent_to_model(model, {"samples": x})
+    inside = pack("nodes.host.latents").latent_to_model(model, {"samples": x})
     torch.testing.assert_close(inside, x * 0.18215)
-    torch.testing.assert_close(pack.latent_from_model(model, inside)["samples"], x)
-    assert torch.equal(pack.run(model, {"samples": x}, {"positive": conditioning("sd1")}, lambda s: s.latent), inside)
+    torch.testing.assert_close(pack("nodes.host.latents").latent_from_model(model, inside)["samples"], x)
+    assert torch.equal(
+        pack("nodes.host.sampling").run(model, {"samples": x}, {"positive": conditioning("sd1")}, lambda s: s.latent),
+        inside,
+    )
 
 
-@pytest.mark.parametrize(("shape", "sentence"), [((1, 16, 8, 8), "16 channels and the model works on 4"), ((1, 4, 5, 8, 8), "video")])
+@pytest.mark.parametrize(
+    ("shape", "sentence"), [((1, 16, 8, 8), "16 channels and the model works on 4"), ((1, 4, 5, 8, 8), "video")]
+)
 def test_unusable_latents_are_refused_in_a_sentence(pack, model, shape, sentence):
     with pytest.raises(ValueError, match=sentence):
-        pack.run(model, {"samples": torch.zeros(shape)}, {"positive": conditioning("sd1")}, lambda s: None)
+        pack("nodes.host.sampling").run(
+            model, {"samples": torch.zeros(shape)}, {"positive": conditioning("sd1")}, lambda s: None
+        )
 
 
 def test_stock_euler_from_our_latent_equals_our_euler(pack, model):
@@ -170,13 +192,17 @@ def test_stock_euler_from_our_latent_equals_our_euler(pack, model):
             x = core.euler_step(x, session.denoiser(x, sigma, session.conds["positive"]), sigma, following)
         return start, grid, x
 
-    start, grid, ours = pack.run(model, {"samples": latent}, {"positive": cond}, work)
-    out = pack.latent_from_model(model, start)
+    start, grid, ours = pack("nodes.host.sampling").run(model, {"samples": latent}, {"positive": cond}, work)
+    out = pack("nodes.host.latents").latent_from_model(model, start)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(cond, cond)
     sampler = comfy.samplers.sampler_object("euler")
-    theirs = guider.sample(torch.zeros_like(start), out["samples"], sampler, pack.sigmas_out(grid), seed=0)
-    torch.testing.assert_close(theirs, pack.latent_from_model(model, ours)["samples"], rtol=1e-4, atol=1e-4)
+    theirs = guider.sample(
+        torch.zeros_like(start), out["samples"], sampler, pack("nodes.host.latents").sigmas_out(grid), seed=0
+    )
+    torch.testing.assert_close(
+        theirs, pack("nodes.host.latents").latent_from_model(model, ours)["samples"], rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("last", [1.0, 0.6])
@@ -194,17 +220,21 @@ def test_flow_noise_makes_the_stock_sampler_start_where_we_ended(pack, flow, las
             x = core.euler_step(x, session.denoiser(x, sigma, session.conds["positive"]), sigma, following)
         return levels, start, x
 
-    levels, start, ours = pack.run(flow, latent, {"positive": cond}, work)
+    levels, start, ours = pack("nodes.host.sampling").run(flow, latent, {"positive": cond}, work)
     guider = comfy.samplers.CFGGuider(flow)
     guider.set_conds(cond, cond)
-    generated = pack.noise_object(start, last, flow).generate_noise(latent)
-    theirs = guider.sample(generated, latent["samples"], comfy.samplers.sampler_object("euler"), torch.tensor(levels), seed=0)
-    torch.testing.assert_close(theirs, pack.latent_from_model(flow, ours)["samples"], rtol=1e-4, atol=1e-4)
+    generated = pack("nodes.host.latents").noise_object(start, last, flow).generate_noise(latent)
+    theirs = guider.sample(
+        generated, latent["samples"], comfy.samplers.sampler_object("euler"), torch.tensor(levels), seed=0
+    )
+    torch.testing.assert_close(
+        theirs, pack("nodes.host.latents").latent_from_model(flow, ours)["samples"], rtol=1e-4, atol=1e-4
+    )
     with pytest.raises(ValueError, match="wire the latent that was inverted"):
-        pack.noise_object(start, last, flow).generate_noise({"samples": torch.zeros(1, 16, 8, 8)})
+        pack("nodes.host.latents").noise_object(start, last, flow).generate_noise({"samples": torch.zeros(1, 16, 8, 8)})
 
 
 def test_flow_identity(pack, flow):
-    found = pack.identity(flow)
+    found = pack("nodes.host.denoiser").identity(flow)
     assert (found.prediction, found.latent_channels, found.family) == ("flow", 16, "sd3")
-    assert len(found.signature) == 32 and found.mismatch(pack.identity(flow)) is None
+    assert len(found.signature) == 32 and found.mismatch(pack("nodes.host.denoiser").identity(flow)) is None

@@ -25,7 +25,9 @@ WORD = "cat"
 def tiny_clip(kind, folder=None):
     options = {"dtype": torch.float32, "clip_l_model_config": SMALL}
     options |= {"clip_g_model_config": SMALL | {"hidden_size": 64}, "clip_h_model_config": SMALL | {"hidden_size": 48}}
-    clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(*KINDS[kind]), embedding_directory=folder, model_options=options)
+    clip = comfy.sd.CLIP(
+        comfy.supported_models_base.ClipTarget(*KINDS[kind]), embedding_directory=folder, model_options=options
+    )
     generator = torch.Generator().manual_seed(3)
     for parameter in clip.cond_stage_model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
@@ -67,10 +69,10 @@ def clip(request):
 @pytest.mark.parametrize("text", [WORD, "two cats", ""])
 @torch.inference_mode()
 def test_a_words_table_rows_give_its_stock_conditioning(pack, clip, text):
-    encoder = pack.TokenEncoder(clip)
+    encoder = pack("nodes.host.tokens").TokenEncoder(clip)
     assert_same(encoder(rows_of(clip, text)), stock(clip, text))
     assert_same(encoder({name: rows[None] for name, rows in encoder.word_vectors(text).items()}), stock(clip, text))
-    assert encoder.encoder_name == pack.text_encoder_name(clip)
+    assert encoder.encoder_name == pack("nodes.host.conditioning").text_encoder_name(clip)
     for name, vector in encoder.end_vectors.items():
         torch.testing.assert_close(vector, table(clip, name)[49407])
 
@@ -79,40 +81,46 @@ def test_a_words_table_rows_give_its_stock_conditioning(pack, clip, text):
 def test_the_chosen_layer_is_respected(pack):
     clip = tiny_clip("sd1")
     clip.clip_layer(-2)
-    assert_same(pack.TokenEncoder(clip)(rows_of(clip, WORD)), stock(clip, WORD))
+    assert_same(pack("nodes.host.tokens").TokenEncoder(clip)(rows_of(clip, WORD)), stock(clip, WORD))
 
 
 def test_gradient_of_the_encoder_is_the_finite_difference_and_rows_are_prompts_of_their_own(pack, clip):
     with torch.inference_mode():
-        injector = pack.SessionInjector(clip)
+        vector_encoder = pack("nodes.host.tokens").SessionVectorEncoder(clip)
         before = stock(clip, "a photo of a cat")
         with pack("nodes.host.gradients").gradient_scope(True):
             clip.load_model()
-            pack("nodes.host.gradients").materialise(injector.patcher.model, torch.device("cpu"))
-            leaves = {name: (noise(2, 2, width, seed=4) * 0.1).requires_grad_() for name, width in injector.widths.items()}
+            pack("nodes.host.gradients").materialise(vector_encoder.patcher.model, torch.device("cpu"))
+            leaves = {
+                name: (noise(2, 2, width, seed=4) * 0.1).requires_grad_()
+                for name, width in vector_encoder.widths.items()
+            }
             mixed = {name: noise(*leaf.shape, seed=5) for name, leaf in leaves.items()}
-            weights = noise(2, 77, sum(injector.widths.values()), seed=6)
+            weights = noise(2, 77, sum(vector_encoder.widths.values()), seed=6)
 
             def loss(vectors):
-                states, pooled = injector.encode(vectors)
+                states, pooled = vector_encoder.encode(vectors)
                 value = (states.double() * weights).sum()
                 return value if pooled is None else value + pooled.double().square().sum()
 
             gradients = torch.autograd.grad(loss(leaves), list(leaves.values()))
             step = 3e-3
-            ends = [loss({name: leaf.detach() + sign * step * mixed[name] for name, leaf in leaves.items()}) for sign in (1, -1)]
-            joined, _ = injector.encode(leaves)
-            single, _ = injector.encode({name: leaf[1:] for name, leaf in leaves.items()})
+            ends = [
+                loss({name: leaf.detach() + sign * step * mixed[name] for name, leaf in leaves.items()})
+                for sign in (1, -1)
+            ]
+            joined, _ = vector_encoder.encode(leaves)
+            single, _ = vector_encoder.encode({name: leaf[1:] for name, leaf in leaves.items()})
         expected = float(ends[0] - ends[1]) / (2 * step)
         found = sum(float((gradient * mixed[name]).sum()) for name, gradient in zip(leaves, gradients, strict=True))
         assert abs(expected) > 1e-3 and found == pytest.approx(expected, rel=2e-2)
         torch.testing.assert_close(joined[1:], single, rtol=0, atol=1e-5)
-        assert not any(module._forward_pre_hooks for module in injector.patcher.model.modules())
+        assert not any(module._forward_pre_hooks for module in vector_encoder.patcher.model.modules())
         assert_same(stock(clip, "a photo of a cat"), before)
 
 
 def test_vectors_of_another_model_are_refused(pack):
-    encoder = pack.TokenEncoder(tiny_clip("sd1"))
+    encoder = pack("nodes.host.tokens").TokenEncoder(tiny_clip("sd1"))
     with pytest.raises(ValueError, match="for clip_l 768, but"):
         encoder({"clip_l": torch.zeros(1, 1, 768)})
 
@@ -121,14 +129,14 @@ def test_a_text_encoder_of_another_kind_is_refused(pack):
     clip = tiny_clip("sd1")
     clip.tokenize = lambda text: {"t5xxl": [[]]}
     with pytest.raises(ValueError, match=r"use the CLIP of an SD 1\.x"):
-        pack.TokenEncoder(clip)
+        pack("nodes.host.tokens").TokenEncoder(clip)
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 @torch.inference_mode()
 def test_a_saved_embedding_is_the_same_in_the_stock_node(pack, tmp_path, kind):
     clip = tiny_clip(kind, [str(tmp_path)])
-    encoder = pack.TokenEncoder(clip)
+    encoder = pack("nodes.host.tokens").TokenEncoder(clip)
     vectors = {name: noise(2, width, seed=8) * 0.1 for name, width in encoder.widths.items()}
     made = pack("core.caso.embedding").SemanticEmbedding(vectors, encoder.encoder_name, "mouth", "smile")
     made.save(tmp_path / "my_attribute.safetensors")
@@ -147,10 +155,12 @@ def test_the_demo_clip_finds_embeddings(pack, tmp_path, monkeypatch):
     paths["embeddings"] = ([str(tmp_path)], paths["embeddings"][1])
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", paths)
     with torch.inference_mode():
-        clip = pack.load_demo_model()[1]
-        encoder = pack.TokenEncoder(clip)
+        clip = pack("nodes.demo.comfy_model").load_demo_model()[1]
+        encoder = pack("nodes.host.tokens").TokenEncoder(clip)
         assert_same(encoder(rows_of(clip, "smiling")), stock(clip, "smiling"))
-        made = pack("core.caso.embedding").SemanticEmbedding({"clip_l": noise(1, encoder.widths["clip_l"])}, encoder.encoder_name)
+        made = pack("core.caso.embedding").SemanticEmbedding(
+            {"clip_l": noise(1, encoder.widths["clip_l"])}, encoder.encoder_name
+        )
         made.save(tmp_path / "mine.safetensors")
         assert_same(made.condition(encoder), stock(clip, "embedding:mine"))
 
@@ -159,35 +169,44 @@ def test_the_demo_clip_finds_embeddings(pack, tmp_path, monkeypatch):
 def test_gradient_through_the_whole_demo_model_is_the_finite_difference(pack):
     """Vectors -> text encoder -> U-Net -> VAE -> classifier, all loaded inside a prompt as stock loaders do."""
     with torch.inference_mode():
-        model, clip, vae = pack.load_demo_model()
-        held = pack.hold_classifier(lambda: pack("core.classifiers.loaders").load_image_classifier(
+        model, clip, vae = pack("nodes.demo.comfy_model").load_demo_model()
+        held = pack("nodes.host.managed_models").manage_classifier(lambda: pack("core.classifiers.loaders").load_image_classifier(
             PACK / "assets" / "demo" / "classifier.safetensors"))  # fmt: skip
-        injector, decoder = pack.SessionInjector(clip), pack.SessionDecoder(vae)
+        vector_encoder, decoder = (
+            pack("nodes.host.tokens").SessionVectorEncoder(clip),
+            pack("nodes.host.vae").SessionDecoder(vae),
+        )
 
         def work(session):
-            injector.bind(session), decoder.bind(session)
+            vector_encoder.bind(session), decoder.bind(session)
             x = noise(2, 4, 8, 8, seed=2) * 2
-            start = injector.end_vectors["clip_l"].expand(1, 1, -1)
+            start = vector_encoder.end_vectors["clip_l"].expand(1, 1, -1)
 
             def loss(vectors):
-                images = decoder(session.denoiser(x, torch.tensor([1.0, 2.0]), injector({"clip_l": vectors})))
+                images = decoder(session.denoiser(x, torch.tensor([1.0, 2.0]), vector_encoder({"clip_l": vectors})))
                 assert images.shape == (2, 3, 64, 64)
                 return held.classifier.logits(images)["mouth"].double().square().mean()
 
             leaf = start.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(loss(leaf), [leaf])
             # Steepest uphill the change of the loss stands out from what fp32 rounds away; a part missing in the gradient would show.
-            direction = gradient / gradient.norm() * injector.token_scale["clip_l"] * start.numel() ** 0.5
+            direction = gradient / gradient.norm() * vector_encoder.token_scale["clip_l"] * start.numel() ** 0.5
             with torch.no_grad():
                 ends = [loss(start + sign * 1e-2 * direction) for sign in (1, -1)]
-            parameters = [p for patcher in (injector.patcher, decoder.patcher, held.patcher) for p in patcher.model.parameters()]
+            parameters = [
+                p
+                for patcher in (vector_encoder.patcher, decoder.patcher, held.patcher)
+                for p in patcher.model.parameters()
+            ]
             assert not any(p.requires_grad or p.grad is not None for p in parameters)
             return float((gradient * direction).sum()), float(ends[0] - ends[1]) / 2e-2, gradient
 
         empty = {"samples": torch.zeros(2, 4, 8, 8)}
-        companions = [injector.patcher, decoder.patcher, held.patcher]
+        additional_models = [vector_encoder.patcher, decoder.patcher, held.patcher]
         conds = {"positive": stock(clip, "")}
-        found, expected, gradient = pack.run(model, empty, conds, work, gradients=True, companions=companions)
+        found, expected, gradient = pack("nodes.host.sampling").run(
+            model, empty, conds, work, gradients=True, additional_models=additional_models
+        )
     assert float(gradient.norm()) > 0
     assert found == pytest.approx(expected, rel=0.02)
 
@@ -196,16 +215,18 @@ def test_gradient_through_the_whole_demo_model_is_the_finite_difference(pack):
 @pytest.mark.parametrize("tiny", [False, True], ids=["demo", "taesd"])
 def test_decoder_is_the_stock_one_before_clipping(pack, tiny):
     with torch.inference_mode():
-        model, clip, vae = pack.load_demo_model()
+        model, clip, vae = pack("nodes.demo.comfy_model").load_demo_model()
         images = noise(3, 40, 48, 3).sigmoid()
-        latent = pack.encode_images(vae, images, batch_size=2)
-        torch.testing.assert_close(latent["samples"], nodes.VAEEncode().encode(vae, images)[0]["samples"], rtol=1e-4, atol=1e-4)
+        latent = pack("nodes.host.vae").encode_images(vae, images, batch_size=2)
+        torch.testing.assert_close(
+            latent["samples"], nodes.VAEEncode().encode(vae, images)[0]["samples"], rtol=1e-4, atol=1e-4
+        )
         if tiny:
             values = comfy.taesd.taesd.TAESD().state_dict()  # unset memory but for the scale
             weights = {name: noise(*value.shape, seed=1) * 0.05 for name, value in values.items() if value.ndim}
             vae = comfy.sd.VAE(sd=weights | {"vae_scale": torch.tensor(0.2), "vae_shift": torch.tensor(0.0)})
-        decoder = pack.SessionDecoder(vae, recompute=True)
-        clean = pack.latent_to_model(model, latent)
+        decoder = pack("nodes.host.vae").SessionDecoder(vae, gradient_checkpointing=True)
+        clean = pack("nodes.host.latents").latent_to_model(model, latent)
         conds = {"positive": stock(clip, "")}
 
         def work(session):
@@ -214,7 +235,9 @@ def test_decoder_is_the_stock_one_before_clipping(pack, tiny):
             (gradient,) = torch.autograd.grad(found.sum(), leaf)
             return found.detach(), gradient
 
-        found, gradient = pack.run(model, latent, conds, work, gradients=True, companions=[decoder.patcher])
+        found, gradient = pack("nodes.host.sampling").run(
+            model, latent, conds, work, gradients=True, additional_models=[decoder.patcher]
+        )
         expected = nodes.VAEDecode().decode(vae, latent)[0].movedim(-1, 1)
     torch.testing.assert_close(found.clamp(0, 1), expected, rtol=0, atol=1e-4)
     assert float(expected.std()) > 1e-3 and float(gradient.abs().max()) > 0
@@ -223,4 +246,4 @@ def test_decoder_is_the_stock_one_before_clipping(pack, tiny):
 @pytest.mark.parametrize("images", [torch.zeros(0, 8, 8, 3), torch.full((1, 8, 8, 3), float("nan"))])
 def test_pictures_that_cannot_be_encoded(pack, images):
     with pytest.raises(ValueError, match="pictures"):
-        pack.encode_images(None, images)
+        pack("nodes.host.vae").encode_images(None, images)

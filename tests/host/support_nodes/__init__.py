@@ -1,5 +1,6 @@
 """Nodes for the live tests only: a small checkpoint for the stock loader, conditionings of any width, and probes of the seam."""
 
+import importlib
 import json
 import os
 import sys
@@ -21,10 +22,10 @@ SHAPE = {
 }  # fmt: skip
 
 
-def seam():
-    """The pack's host module, wherever the host imported it from."""
+def seam(module):
+    """``nodes.host.<module>`` of the pack, wherever the host imported it from."""
     (name,) = [name for name in sys.modules if name.endswith("semantic-editing.nodes.host")]
-    return sys.modules[name]
+    return importlib.import_module(f"{name}.{module}")
 
 
 class Node:
@@ -101,7 +102,7 @@ class Probe(Node):
                 loss_of(session, x).backward(inputs=[x])
                 time.sleep(0.01)
 
-        seam().run(model, latent, {"positive": positive}, work, gradients=True, advice="lower the batch size")
+        seam("sampling").run(model, latent, {"positive": positive}, work, gradients=True, advice="lower the batch size")
         network = model.model.diffusion_model
         report["grads"] = sum(p.grad is not None for p in network.parameters())
         report["options"] = sorted(model.model_options["transformer_options"])

@@ -1,1 +1,0 @@
-"""Denoisers for hosts other than ComfyUI."""

@@ -1,0 +1,85 @@
+"""CLIP as the judge of edits: image and text features, and how alike the image's own tokens are, from local files only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..content_hash import content_hash
+
+if TYPE_CHECKING:
+    from .model import DemoModel
+from typing import TYPE_CHECKING
+
+from ..models.clip import TowerScorer, _transformers_tower
+from ..models.transformers_files import NORMALISATIONS
+from ..models.vision_features import VisionFeatures, _from_folder
+from ..regions.edit_inpaint import InpaintEditor
+from ..regions.paste import Framing
+
+if TYPE_CHECKING:
+    from .model import DemoModel
+from ..diffusers.token_vectors import TextTower, TransformersVectorEncoder, _ids_by, decoder_checkpointing
+
+
+def demo_scorer(demo: DemoModel) -> TowerScorer:
+    """The demo model's own CLIP."""
+    side = demo.clip.config.vision_config.image_size
+
+    def texts(strings: list[str]) -> Tensor:
+        return demo.text_features(strings)
+
+    identity = content_hash("demo", demo.clip.visual_projection.weight, demo.clip.text_projection.weight)
+    return TowerScorer(identity, _transformers_tower(demo.clip), texts, side, (0.5,) * 3, (0.5,) * 3, demo.clip)
+
+
+def demo_vision_features(demo: DemoModel) -> VisionFeatures:
+    """The image side of the demo model's own CLIP, on the demo model's device.
+
+    Raises:
+        EditingError: its files are damaged.
+    """
+    return _from_folder(demo.folder / "clip", NORMALISATIONS["-1..1"]).to(demo.device)
+
+
+def demo_inpaint_editor(
+    demo: DemoModel,
+    text: str,
+    negative: str = "",
+    *,
+    cfg: float = 2.0,
+    steps: int = 20,
+    screen_steps: int = 4,
+    strength: float = 1.0,
+) -> InpaintEditor:
+    """The editor of the demo model for a target ``text``.
+
+    It works on the whole picture at 128 pixels: the model knows whole portraits only, no parts of them.
+    """
+    cond, uncond = (demo.encode_text([words]).detach() for words in (text, negative))
+    framing = Framing(context=float("inf"), working_size=128)
+    return InpaintEditor(
+        demo.denoiser(), demo.encode_image, demo.decode, cond, uncond,
+        cfg=cfg, steps=steps, screen_steps=screen_steps, strength=strength, framing=framing,
+    )  # fmt: skip
+
+
+def demo_vector_encoder(demo: DemoModel) -> TransformersVectorEncoder:
+    """The token vector encoder of the demo model, whose one text tower is read as Stable Diffusion 1 reads its own."""
+    start, *_, end = demo.tokenize([""])[0].tolist()
+    return TransformersVectorEncoder(
+        [TextTower("clip_l", demo.clip.text_model, start, end, end, _ids_by(demo.tokenizer))]
+    )
+
+
+class DemoDecoder:
+    """:class:`~..token_vectors.ImageDecoder` of the demo model; ``gradient_checkpointing`` as in :class:`DiffusersDecoder`."""
+
+    def __init__(self, demo: DemoModel, gradient_checkpointing: bool = False):
+        self.demo, self.gradient_checkpointing = demo, gradient_checkpointing
+
+    def __call__(self, latent: Tensor) -> Tensor:
+        """See :class:`~..token_vectors.ImageDecoder`."""
+        with decoder_checkpointing(self.demo.vae, self.gradient_checkpointing):
+            return self.demo.decode_unclipped(latent)

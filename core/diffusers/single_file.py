@@ -1,0 +1,158 @@
+"""Single-file Stable Diffusion checkpoints without a network: what diffusers wants to know of a model, read off its tensors.
+
+diffusers can take such a file apart, but asks the hub for the configurations of its parts; here they come from the file.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..errors import EditingError
+from .checkpoint_shapes import TOWERS, UNET, VAE, Family, Prediction, configurations, count_modules, family_of
+
+#: CLIP's byte pairs, the same for every Stable Diffusion.
+TOKENIZER = Path(__file__).resolve().parents[2] / "assets" / "clip_tokenizer"
+SPREAD_OF_V = 0.09
+#: Noise schedules by what their files carry; sigma space as used here does not describe them.
+OTHER_SCHEDULES = ("edm_mean", "edm_vpred.sigma_max")
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """What a checkpoint is, and the configurations of its parts as diffusers and transformers write them.
+
+    Attributes:
+        family: by its text encoders.
+        prediction: what the network predicts.
+        zero_terminal_snr: whether its noise table was rescaled to end in pure noise.
+        parts: folder name -> config.json, for ``unet``, ``vae``, ``text_encoder`` and SDXL's ``text_encoder_2``.
+        sizes: folder name -> how many numbers the file holds for that part.
+    """
+
+    family: Family
+    prediction: Prediction
+    zero_terminal_snr: bool
+    parts: Mapping[str, Mapping[str, Any]]
+    sizes: Mapping[str, int]
+
+
+def load_single_file(file: Path, prediction: Prediction | None = None) -> Any:
+    """A ``.safetensors`` checkpoint as diffusers' pipeline; nothing is downloaded.
+
+    Args:
+        prediction: what the network predicts; None finds out, see :func:`describe`.
+
+    Raises:
+        EditingError: damaged, a pickle, another kind of model, or parts missing.
+    """
+    import diffusers
+
+    if file.suffix.lower() != ".safetensors":
+        raise EditingError(f"{file.name} is a pickle, which can run code; use the .safetensors version of the model.")
+    found = describe(file, prediction)
+    with tempfile.TemporaryDirectory() as folder:
+        for part, config in found.parts.items():
+            (Path(folder) / part).mkdir()
+            (Path(folder) / part / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        kind, index, given = _pipeline(found, diffusers)
+        (Path(folder) / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+        try:
+            pipeline = kind.from_single_file(str(file), config=folder, local_files_only=True, **given)
+        except Exception as error:  # diffusers raises many types for parts that are missing or do not fit
+            raise _incomplete(file) from error
+    for part, stored in found.sizes.items():  # diffusers leaves random what it does not find
+        if stored < sum(parameter.numel() for parameter in getattr(pipeline, part).parameters()):
+            raise _incomplete(file)
+    return pipeline
+
+
+def describe(file: Path, prediction: Prediction | None = None) -> SingleFile:
+    """Tell what the checkpoint is by its tensors, without loading them.
+
+    What the network predicts is taken from the file where it says so (ModelSpec metadata, a ``v_pred`` tensor). SD 2 files
+    do not; the spread of one normalisation's bias tells them apart, the rule ComfyUI goes by.
+
+    Raises:
+        EditingError: unreadable, or no SD 1.x, SD 2.x or SDXL checkpoint.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as stream:
+            shapes = {key: stream.get_slice(key).get_shape() for key in stream.keys()}  # noqa: SIM118 (a handle, not a dict)
+            family = family_of(shapes, file.name)
+            said = (stream.metadata() or {}).get("modelspec.prediction_type", "")
+            bias = f"{UNET}output_blocks.{count_modules(shapes, f'{UNET}output_blocks.') - 1}.1.transformer_blocks.0.norm1.bias"
+            spread = (
+                float(stream.get_tensor(bias).float().std(unbiased=False))
+                if family == "sd2" and bias in shapes
+                else 0.0
+            )
+    except (SafetensorError, OSError) as error:
+        raise EditingError(f"{file.name} is damaged or not a safetensors file; download the model again.") from error
+    if any(key in shapes for key in OTHER_SCHEDULES):
+        raise EditingError(
+            f"{file.name} uses the EDM noise schedule; use an SD 1.x, SD 2.x or SDXL model of the usual kind."
+        )
+    if prediction is None:
+        is_v = said.lower().startswith("v") if said else "v_pred" in shapes or spread > SPREAD_OF_V
+        prediction = "v_prediction" if is_v else "epsilon"
+    try:
+        parts = configurations(shapes, family, prediction)
+    except (KeyError, ValueError, IndexError) as error:
+        raise _incomplete(file) from error
+    prefixes = dict(zip(parts, (UNET, VAE, *TOWERS[family]), strict=True))
+    sizes = {
+        part: sum(prod(shape) for key, shape in shapes.items() if key.startswith(prefix))
+        for part, prefix in prefixes.items()
+    }
+    return SingleFile(family, prediction, "ztsnr" in shapes, parts, sizes)
+
+
+def _pipeline(found: SingleFile, diffusers: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """``(pipeline class, model_index.json, parts given to it as objects)``."""
+    from transformers import CLIPTokenizer
+
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        prediction_type=found.prediction, rescale_betas_zero_snr=found.zero_terminal_snr,
+    )  # fmt: skip
+    # OpenCLIP's texts are padded with token 0 ("!"), OpenAI's with the end of text.
+    padded_with_end = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
+    padded_with_zero = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True, pad_token="!")
+    index: dict[str, Any] = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    if found.family == "sdxl":
+        index |= {
+            "_class_name": "StableDiffusionXLPipeline",
+            "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+            "tokenizer_2": ["transformers", "CLIPTokenizer"],
+            "force_zeros_for_empty_prompt": True,
+        }
+        given = {"scheduler": scheduler, "tokenizer": padded_with_end, "tokenizer_2": padded_with_zero}
+        return diffusers.StableDiffusionXLPipeline, index, given
+    index |= {
+        "_class_name": "StableDiffusionPipeline",
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
+    given = {"scheduler": scheduler, "tokenizer": padded_with_end if found.family == "sd1" else padded_with_zero}
+    nothing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return diffusers.StableDiffusionPipeline, index, given | nothing
+
+
+def _incomplete(file: Path) -> EditingError:
+    return EditingError(
+        f"{file.name} lacks parts of the model or holds others than SD 1.x, SD 2.x and SDXL have; download it again."
+    )

@@ -1,0 +1,1 @@
+"""Pictures in and out: files, contact sheets, plots."""

@@ -1,0 +1,240 @@
+"""CLIP as the judge of edits: image and text features, and how alike the image's own tokens are, from local files only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from ..content_hash import content_hash
+from ..denoiser import check_finite
+from ..errors import EditingError
+from ..files import load_tensors
+
+Triple = tuple[float, float, float]
+
+
+#: Mean and standard deviation of images in 0..1 that OpenAI's CLIP was trained with; OpenCLIP keeps them.
+CLIP_NORMALISATION: tuple[Triple, Triple] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+class ImageEmbedding(NamedTuple):
+    """Unit ``features [B, P]`` (E_v), and ``similarity [B, T, T]``: cosines between the last layer's patch tokens (Q of Eq. 5)."""
+
+    features: Tensor
+    similarity: Tensor
+
+
+class ClipScorer(Protocol):
+    """What the rewards need of a CLIP. Images are ``[B, 3, H, W]`` in 0..1 of any size; they are resized whole, never cropped."""
+
+    @property
+    def identity(self) -> str:
+        """Names the model and its weights."""
+        ...
+
+    def embed_images(self, images: Tensor) -> ImageEmbedding:
+        """What CLIP makes of ``images [B, 3, H, W]``; differentiable."""
+        ...
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Unit features E_t, ``[B, P]``."""
+        ...
+
+
+class TowerScorer:
+    """A :class:`ClipScorer` from two functions.
+
+    Args:
+        identity: see :class:`ClipScorer`.
+        image_tower: normalised images ``[B, 3, side, side]`` -> ``(features [B, P], patch tokens of the last layer [B, T, D])``.
+        text_tower: texts -> features ``[B, P]``.
+        side: pixels that the image tower takes.
+        mean, std: normalisation of images in 0..1.
+        network: what holds the towers' weights; images go where they are. None: the towers compute on the CPU.
+    """
+
+    def __init__(
+        self,
+        identity: str,
+        image_tower: Callable[[Tensor], tuple[Tensor, Tensor]],
+        text_tower: Callable[[list[str]], Tensor],
+        side: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        network: nn.Module | None = None,
+    ):
+        self.identity, self.side, self.network = identity, side, network
+        self._image_tower, self._text_tower = image_tower, text_tower
+        with torch.inference_mode(False):
+            self._mean, self._std = (torch.tensor(values).reshape(3, 1, 1) for values in (mean, std))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers compute now; a host may move them."""
+        return torch.device("cpu") if self.network is None else next(self.network.parameters()).device
+
+    def embed_images(self, images: Tensor) -> ImageEmbedding:
+        """What CLIP makes of ``images [B, 3, H, W]`` in 0..1; differentiable.
+
+        Raises:
+            EditingError: not that shape, or not a number.
+        """
+        features, tokens = self._image_tower(self._prepare(images))
+        tokens = functional.normalize(tokens.float(), dim=-1)
+        return ImageEmbedding(functional.normalize(features.float(), dim=1), tokens @ tokens.transpose(1, 2))
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Unit features of ``texts``, ``[B, P]``.
+
+        Raises:
+            EditingError: a text is empty.
+        """
+        check_texts(texts)
+        return functional.normalize(self._text_tower(list(texts)).float(), dim=1)
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise EditingError(
+                f"The images have shape {list(images.shape)}; CLIP needs [batch, 3, height, width] in 0..1."
+            )
+        check_finite(images, "The image")
+        pixels = images.to(self.device).float()
+        if tuple(pixels.shape[-2:]) != (self.side, self.side):
+            pixels = functional.interpolate(pixels, size=(self.side, self.side), mode="bicubic", antialias=True).clamp(
+                0, 1
+            )
+        return (pixels - self._mean.to(pixels)) / self._std.to(pixels)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise :class:`EditingError` when a text is empty."""
+    if any(not text.strip() for text in texts):
+        raise EditingError("A text is empty; write what the image shows and what it should show instead.")
+
+
+def load_transformers_clip(folder: str | Path, device: str | torch.device = "cpu") -> TowerScorer:
+    """A ``CLIPModel`` folder that ``save_pretrained`` wrote, with its tokenizer and preprocessor.
+
+    Raises:
+        EditingError: no such folder, another model, files missing or damaged, or no transformers.
+    """
+    from .transformers_files import transformers_package
+
+    source = Path(folder)
+    transformers = transformers_package(source.name)
+    if not (source / "config.json").is_file():
+        raise EditingError(
+            f"{source.name} is no transformers model (no config.json); choose the folder of a CLIPModel."
+        )
+    if not any(source.glob("*.safetensors")):
+        raise EditingError(f"{source.name} has no .safetensors weights; download or convert the model to safetensors.")
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
+        if config.model_type != "clip":
+            raise EditingError(
+                f"{source.name} holds a {config.model_type} model; choose a CLIPModel, for example CLIP ViT-B/16."
+            )
+        model, report = transformers.CLIPModel.from_pretrained(
+            source, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except EditingError:
+        raise
+    except Exception as error:  # transformers raises many types for a missing or damaged part
+        raise EditingError(
+            f"{source.name} is incomplete or damaged; download the model again with its tokenizer files."
+        ) from error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise EditingError(f"{source.name} lacks weights of CLIP; download the whole model, image and text side.")
+    model = model.to(device).float().eval().requires_grad_(False)
+    length = model.config.text_config.max_position_embeddings
+    mean, std = _preprocessor_normalisation(source)
+
+    def texts(strings: list[str]) -> Tensor:
+        batch = tokenizer(strings, padding="max_length", truncation=True, max_length=length, return_tensors="pt").to(
+            model.device
+        )
+        pooled = model.text_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).pooler_output
+        features: Tensor = model.text_projection(pooled)
+        return features
+
+    identity = content_hash("transformers", model.visual_projection.weight, model.text_projection.weight)
+    return TowerScorer(
+        identity, _transformers_tower(model), texts, model.config.vision_config.image_size, mean, std, model
+    )
+
+
+def load_open_clip(path: str | Path, architecture: str = "ViT-B-16", device: str | torch.device = "cpu") -> TowerScorer:
+    """An OpenCLIP model from one safetensors file, through the ``open_clip_torch`` package.
+
+    Args:
+        architecture: OpenCLIP's name; OpenAI's own weights need the one that ends in "-quickgelu".
+
+    Raises:
+        EditingError: the package is missing, the name is unknown or needs downloads, the file does not fit it, or the image
+            tower has no patches.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise EditingError(
+            "OpenCLIP files need the open_clip_torch package; install it or use a transformers CLIPModel folder."
+        ) from error
+    if architecture not in open_clip.list_models():  # other names could be addresses of a hub
+        raise EditingError(
+            f"OpenCLIP knows no architecture {architecture!r}; use one of its names, for example ViT-B-16 or ViT-L-14."
+        )
+    config = open_clip.get_model_config(architecture)
+    if config["text_cfg"].get("hf_model_name") or config["text_cfg"].get("hf_tokenizer_name"):
+        raise EditingError(
+            f"{architecture} takes its text side from a hub; use an architecture with CLIP's own, for example ViT-B-16."
+        )
+    if not isinstance(config["vision_cfg"].get("layers"), int):
+        raise EditingError(f"{architecture} has no patches to compare; use a ViT, for example ViT-B-16.")
+    weights, _ = load_tensors(path)
+    model = open_clip.create_model(architecture, pretrained=None, load_weights=False)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise EditingError(
+            f"{Path(path).name} does not fit {architecture}; choose the architecture that its page names."
+        ) from error
+    model = model.to(device).float().eval().requires_grad_(False)
+    visual: Any = model.visual
+    tokenizer = open_clip.get_tokenizer(architecture)
+
+    def image_tower(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        output = visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
+        return output["image_features"], output["image_intermediates"][-1]
+
+    def texts(strings: list[str]) -> Tensor:
+        features: Tensor = model.encode_text(tokenizer(strings).to(model.text_projection.device))
+        return features
+
+    settings = open_clip.get_model_preprocess_cfg(model)
+    side = settings["size"] if isinstance(settings["size"], int) else settings["size"][0]
+    identity = content_hash("open_clip", architecture, *(weights[key] for key in ("visual.proj", "text_projection")))
+    return TowerScorer(identity, image_tower, texts, side, settings["mean"], settings["std"], model)
+
+
+def _transformers_tower(model: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def tower(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        output = model.vision_model(pixel_values=pixels)
+        return model.visual_projection(output.pooler_output), output.last_hidden_state[:, 1:]
+
+    return tower
+
+
+def _preprocessor_normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
+    """A folder's own normalisation of images in 0..1, CLIP's where it has no preprocessor."""
+    from .transformers_files import PREPROCESSORS, input_of, preprocessor
+
+    if not any((folder / name).is_file() for name in PREPROCESSORS):
+        return CLIP_NORMALISATION
+    _, mean, std, _ = input_of(preprocessor(folder), {"image_size": 224}, folder.name)
+    return mean, std

@@ -1,0 +1,105 @@
+"""The one shape in which every classifier of the pack is used: a trunk that makes features, a linear layer for each attribute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import EditingError
+
+Triple = tuple[float, float, float]
+
+
+#: Normalisations by name: ``(mean, std)`` of images in 0..1.
+NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
+    "-1..1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "0..1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+CONFIG = "config.json"
+
+
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+
+
+def preprocessor(folder: Path) -> dict[str, Any]:
+    """The image preprocessor's settings.
+
+    Raises:
+        EditingError: there are none.
+    """
+    for name in PREPROCESSORS:
+        if (folder / name).is_file():
+            settings = _json(folder / name, folder.name)
+            nested = settings.get("image_processor")
+            return nested if isinstance(nested, dict) else settings
+    raise EditingError(
+        f"{folder.name} has no preprocessor_config.json, which says what its network sees; download that file too."
+    )
+
+
+Preparation = tuple[tuple[int, int], list[float], list[float], str]
+
+
+def input_of(settings: dict[str, Any], config: dict[str, Any], name: str) -> Preparation:
+    """``((h, w), mean, std, interpolation)`` of images in 0..1 from a preprocessor's settings.
+
+    It rescales bytes ``p`` to ``r p - o`` and subtracts ``m`` and divides by ``s``; of ``x = p / 255`` that is mean
+    ``(m + o) / (255 r)`` and std ``s / (255 r)``.
+
+    Raises:
+        EditingError: settings of another kind.
+    """
+    try:
+        chosen = settings.get("crop_size") if settings.get("do_center_crop") else None
+        size = _size(chosen or settings.get("size") or config.get("image_size"))
+        if min(size) < 1:
+            raise ValueError("no size")
+        factor = 255 * (float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0)
+        offset = 1.0 if settings.get("rescale_offset") else 0.0
+        normalises = settings.get("do_normalize", True)
+        mean = [float(value) for value in settings["image_mean"]] if normalises else [0.0] * 3
+        std = [float(value) for value in settings["image_std"]] if normalises else [1.0] * 3
+        interpolation = INTERPOLATIONS.get(settings.get("resample", 2), "bilinear")
+        return size, [(value + offset) / factor for value in mean], [value / factor for value in std], interpolation
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise EditingError(
+            f"{name} has a preprocessor of an unknown kind; use a classifier of pictures in RGB."
+        ) from error
+
+
+def _size(value: Any) -> tuple[int, int]:
+    if isinstance(value, dict):
+        side = value.get("shortest_edge") or value.get("longest_edge") or 0
+        return int(value.get("height") or side), int(value.get("width") or side)
+    if isinstance(value, (list, tuple)):
+        return int(value[0]), int(value[1])
+    return int(value), int(value)
+
+
+def _json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise EditingError(
+            f"{name} has no readable {path.name}; choose the folder of a whole transformers model."
+        ) from error
+
+
+def transformers_package(name: str) -> Any:
+    """The ``transformers`` package.
+
+    Raises:
+        EditingError: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise EditingError(f"{name} needs transformers, which this Python lacks; install it.") from error
+    return transformers

@@ -1,0 +1,197 @@
+"""What every edit along an inversion shares: stepping beside the source's trajectory, and keeping it outside a mask."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .denoiser import Callback, Denoiser, Progress, check_finite, euler_step, guided, unit_scale
+from .errors import EditingError
+from .inversion import Inversion, check_latent, inversion_grid
+
+
+class TrajectoryEdit(ABC):
+    """One step of an edit at a time, for :meth:`run` or any first-order sampler of a host; an edit says what :meth:`_edited` is.
+
+    Attributes:
+        inversion: the source's trajectory; it gives the grid, the starting latent and what lies outside the mask.
+        mask: ``[B or 1, H, W]`` of any size, 1 where to edit; outside it the source's trajectory is kept exactly.
+
+    Raises:
+        EditingError: an inversion of another model, a mask of another rank or batch.
+    """
+
+    denoiser: Denoiser
+    inversion: Inversion
+    mask: Tensor | None
+
+    def __post_init__(self) -> None:
+        self.inversion.require_model(self.denoiser.identity)
+        if self.mask is not None:
+            self.mask = latent_mask(self.mask, self.inversion.latents[0])
+
+    @abstractmethod
+    def _edited(self, x: Tensor, level: int) -> Tensor:
+        """The edit's prediction of the clean latent at ``x [B, C, H, W]``, mask or not."""
+
+    def on_source(self, level: int) -> bool:
+        """Whether the step from ``level`` to ``level - 1`` is the source's own."""
+        return False
+
+    def denoised(self, x: Tensor, level: int) -> Tensor:
+        """The denoised latent by which an Euler step takes ``x [B, C, H, W]`` from ``level`` to ``level - 1``.
+
+        Where the source is kept it is the one that makes the step land on the source's trajectory.
+
+        Raises:
+            EditingError: a prediction that is not a number, or whatever the edit refuses.
+        """
+        if self.on_source(level):
+            return self._landing(x, self._source(x, level - 1), level)
+        edited = self._edited(x, level)
+        if self.mask is None:
+            return edited
+        mask = self.mask.to(x.device, x.dtype)
+        return mask * edited + (1 - mask) * self._landing(x, self._source(x, level - 1), level)
+
+    def advance(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Take the step from ``level`` to ``level - 1``: ``(x, denoised)``; where the source is kept, exactly the source's latent."""
+        if self.on_source(level):
+            return self._source(x, level - 1), self.denoised(x, level)
+        edited = self._edited(x, level)
+        x = euler_step(x, edited, *self._levels(level))
+        if self.mask is not None:
+            mask = self.mask.to(x.device, x.dtype)
+            x = mask * x + (1 - mask) * self._source(x, level - 1)
+        return x, edited
+
+    def run(self, first: int, callback: Callback | None = None) -> Tensor:
+        """All steps from the source's latent of level ``first`` down to the clean latent ``[B, C, H, W]``.
+
+        Args:
+            callback: told after each step; an exception it raises ends the run.
+        """
+        x = self.inversion.latents[first]
+        for number, level in enumerate(range(first, 0, -1)):
+            x, denoised = self.advance(x, level)
+            if callback is not None:
+                callback(Progress(number, first, 0, 1, denoised))
+        return x
+
+    def _landing(self, x: Tensor, kept: Tensor, level: int, slope: Tensor | float = 0.0) -> Tensor:
+        """The denoised latent whose Euler step from ``x`` lands where a step along ``slope`` (eps) from ``kept`` does."""
+        sigma, sigma_next = self._levels(level)
+        return x - sigma * (slope + (kept - x) / (sigma_next - sigma))
+
+    def _levels(self, level: int) -> tuple[float, float]:
+        return float(self.inversion.sigmas[level]), float(self.inversion.sigmas[level - 1])
+
+    def _source(self, x: Tensor, level: int) -> Tensor:
+        return self.inversion.latents[level].to(x.device, x.dtype)
+
+
+def latent_mask(mask: Tensor, latent: Tensor) -> Tensor:
+    """A pixel mask ``[B or 1, H, W]`` of any size as ``[B or 1, 1, h, w]`` on the grid of ``latent [B, C, h, w]``, by area.
+
+    Raises:
+        EditingError: another rank, another batch, or values that are not numbers.
+    """
+    if mask.ndim != 3:
+        raise EditingError(f"The mask has shape {list(mask.shape)}; use [batch or 1, height, width].")
+    if len(mask) not in (1, len(latent)):
+        raise EditingError(f"There are {len(mask)} masks for {len(latent)} images; use one mask or one for each image.")
+    check_finite(mask, "The mask")
+    return functional.interpolate(mask[:, None].float(), latent.shape[-2:], mode="area").clamp(0, 1)
+
+
+def reconstruct(
+    denoiser: Denoiser,
+    inversion: Inversion,
+    cond: Any,
+    cfg: float = 1.0,
+    uncond: Any | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Replay the trajectory from its noise with Euler (= DDIM) steps; returns the clean latent ``[B, C, H, W]``.
+
+    Args:
+        cond: conditioning to replay with; the one inverted with rebuilds the image at ``cfg`` 1.
+        uncond: negative conditioning, needed when ``cfg`` is not 1.
+
+    Raises:
+        EditingError: other model, missing ``uncond``, NaN prediction.
+    """
+    inversion.require_model(denoiser.identity)
+    if cfg != 1.0 and uncond is None:
+        raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
+    levels = [float(s) for s in inversion.sigmas.flip(0)]
+    x = inversion.latents[-1]
+    with torch.no_grad():
+        for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
+            denoised = guided(denoiser, x, sigma, cond, uncond, cfg)
+            check_finite(denoised, f"The prediction at step {step + 1}")
+            x = euler_step(x, denoised, sigma, sigma_next)
+            if callback is not None:
+                callback(Progress(step, inversion.steps, 0, 1, denoised))
+    return x
+
+
+def reference_from_noise(
+    denoiser: Denoiser,
+    noise: Tensor,
+    cond: Any,
+    cfg: float = 5.0,
+    uncond: Any | None = None,
+    steps: int = 50,
+    *,
+    sigmas: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Inversion:
+    """Sample an image from noise and record its trajectory, so that a synthetic image can be edited like a real one.
+
+    Args:
+        noise: ``[B, C, H, W]``, unit variance.
+        cond: conditioning of the image.
+        cfg: classifier-free guidance scale; without ``uncond`` only 1 is possible.
+        sigmas: levels to use instead of the model's grid of ``steps`` steps.
+        callback: told after each step; an exception it raises ends the run.
+
+    Returns:
+        An inversion of method "generated"; its residuals are 0, because the sampler itself made each level.
+
+    Raises:
+        EditingError: wrong shape, bad grid, cfg without ``uncond``, a prediction that is not a number.
+    """
+    if cfg != 1.0 and uncond is None:
+        raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
+    grid = inversion_grid(denoiser, steps, sigmas)
+    x = check_latent(noise, denoiser.identity) / unit_scale(denoiser.identity, float(grid[-1]))
+    trajectory, spent = [x], []
+    count = len(grid) - 1
+    for number, (sigma, sigma_next) in enumerate(pairwise(grid.flip(0).tolist())):
+        before = denoiser.evaluations.forward
+        with torch.no_grad():
+            denoised = guided(denoiser, x, sigma, cond, uncond, cfg)
+        check_finite(denoised, f"The prediction at step {number + 1}")
+        x = euler_step(x, denoised, sigma, sigma_next)
+        trajectory.append(x)
+        spent.append((denoiser.evaluations.forward - before) // len(x))
+        if callback is not None:
+            callback(Progress(number, count, 0, 1, denoised))
+    forward = torch.tensor(spent[::-1])[:, None].expand(count, len(x)).clone()
+    return Inversion(
+        latents=torch.stack(trajectory[::-1]),
+        sigmas=grid,
+        residuals=torch.zeros(count, len(x)),
+        forward_evaluations=forward,
+        backward_evaluations=torch.zeros_like(forward),
+        identity=denoiser.identity,
+        method="generated",
+        cond={"embeds": cond} if isinstance(cond, Tensor) else None,
+        info={"cfg": cfg},
+    )

@@ -1,0 +1,243 @@
+"""Attribute Classifier Trainer: folders of pictures, or a batch with labels, to a classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...core.classifiers.loaders import save_image_classifier
+from ...core.classifiers.pictures import LabelledPictures, pictures_from_batch, pictures_from_folders
+from ...core.classifiers.trainer import train_classifier, training_size
+from ...core.classifiers.training import TrainedClassifier, TrainingSettings
+from ...core.errors import EditingError
+from ..common.inputs import seed_input
+from ..common.reports import plot_output, report_output, shown
+from ..host.folders import input_folder, output_path
+from ..host.managed_models import manage_classifier, training_scope
+from ..host.progress import StoppableBar, counting_bar
+from ..host.schema import io, schema, widget
+from .classifier_loader import CATEGORY, FOLDER, AttributeClassifierType, names_in
+
+DEFAULTS = TrainingSettings(epochs=30, batch_size=16)
+
+
+class AttributeClassifierTrainer(io.ComfyNode):
+    """Folders of pictures, or a batch with labels, to a classifier."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_AttributeClassifierTrainer",
+            display_name="Attribute Classifier Trainer",
+            category=CATEGORY,
+            description="Trains a classifier from two or more folders of pictures (the folder's name is the class), or from a batch of "
+            "images and their labels, and saves it. Part of the pictures is set aside to test it with.",
+            search_aliases=[
+                "train classifier",
+                "fine-tune classifier",
+                "image classification training",
+                "caso classifier",
+            ],
+            inputs=[
+                widget(
+                    io.String,
+                    "folders",
+                    default="",
+                    multiline=True,
+                    tooltip="Folders inside ComfyUI's input folder, one a line: each is a class. A single one: its sub-folders are the "
+                    "classes. Leave empty when images are wired.",
+                ),
+                widget(
+                    io.String,
+                    "attribute",
+                    default="attribute",
+                    tooltip="What the classes are values of, e.g. glasses; CASO asks for it by this name.",
+                ),
+                widget(
+                    io.String,
+                    "filename",
+                    default="my_classifier",
+                    tooltip="A plain name without folders; .safetensors is added.",
+                ),
+                widget(
+                    io.Boolean,
+                    "overwrite",
+                    default=False,
+                    tooltip="Replace a file of that name. Off (the default): refuse when there is one, before training.",
+                ),
+                widget(
+                    io.Int,
+                    "epochs",
+                    default=DEFAULTS.epochs,
+                    min=1,
+                    max=1000,
+                    tooltip="Passes over the pictures. The best one is kept, so too many cost time only; 10 with a backbone, 30 without.",
+                ),
+                widget(
+                    io.Int,
+                    "batch_size",
+                    default=DEFAULTS.batch_size,
+                    min=1,
+                    max=1024,
+                    tooltip="Pictures in one step. Lower it when memory runs out.",
+                ),
+                widget(
+                    io.Float,
+                    "validation",
+                    default=DEFAULTS.validation,
+                    min=0.01,
+                    max=0.9,
+                    step=0.01,
+                    tooltip="Part of every class that is not learned from but tested on.",
+                ),
+                widget(
+                    io.Float,
+                    "augmentation",
+                    default=DEFAULTS.augmentation,
+                    min=0.0,
+                    max=3.0,
+                    step=0.1,
+                    tooltip="How much pictures are shifted, zoomed, relit, blurred and made noisy at random. 0 is off, 1 usual; "
+                    "it keeps the classifier from relying on single pixels.",
+                ),
+                widget(
+                    io.Boolean,
+                    "flip",
+                    default=True,
+                    tooltip="Mirror half of the pictures. Switch it off for classes that tell left from right.",
+                ),
+                seed_input("Which pictures are set aside, their order and the first weights."),
+                widget(
+                    io.Float,
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.00001,
+                    advanced=True,
+                    tooltip="Of AdamW. 0 chooses: 0.002 from nothing, 0.0001 with a backbone, 0.01 for its last layer alone.",
+                ),
+                widget(
+                    io.Int,
+                    "patience",
+                    default=DEFAULTS.patience,
+                    min=0,
+                    max=1000,
+                    advanced=True,
+                    tooltip="Stop after so many epochs without a better one. 0: never.",
+                ),
+                widget(
+                    io.Boolean,
+                    "train_trunk",
+                    default=True,
+                    advanced=True,
+                    tooltip="With a backbone: train all of it. Off: only its last layer, which is faster and needs fewer pictures.",
+                ),
+                widget(
+                    io.Int,
+                    "input_size",
+                    default=64,
+                    min=16,
+                    max=512,
+                    advanced=True,
+                    tooltip="Pixels of the square picture that a classifier without backbone sees; a backbone brings its own.",
+                ),
+                widget(
+                    io.String,
+                    "labels",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip="The class of every wired image, one a line or separated by commas, in the same order.",
+                ),
+                widget(
+                    io.Image,
+                    "images",
+                    optional=True,
+                    tooltip="Pictures to learn from, in place of folders; labels names their classes.",
+                ),
+                widget(
+                    AttributeClassifierType,
+                    "backbone",
+                    optional=True,
+                    tooltip="A classifier to start from (its last layer is replaced), e.g. VGG16 from Attribute Classifier Loader. "
+                    "Unwired: a small network is trained from nothing.",
+                ),
+            ],
+            outputs=[
+                AttributeClassifierType.Output(
+                    "attribute_classifier",
+                    display_name="classifier",
+                    tooltip="The classifier of the best epoch; it is saved too.",
+                ),
+                io.Float.Output(
+                    "accuracy",
+                    display_name="accuracy",
+                    tooltip="Part of right answers on the pictures set aside, from 0 to 1.",
+                ),
+                plot_output(),
+                report_output(),
+                io.String.Output(
+                    "saved_file",
+                    display_name="file",
+                    tooltip="Name of the file, as Attribute Classifier Loader lists it.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, folders: str, filename: str, overwrite: bool, input_size: int, labels: str, images: Any = None, backbone: Any = None,
+        **knobs: Any,
+    ) -> Any:  # fmt: skip
+        """Train and save; ``knobs`` are those of :class:`TrainingSettings`; Cancel saves the best epoch before it ends the run."""
+        settings = TrainingSettings(**knobs)
+        settings.check()
+        path = output_path(FOLDER, filename)
+        if path.exists() and not overwrite:
+            raise EditingError(f"{path.name} exists already; choose another name or allow overwriting.")
+        start = None if backbone is None else backbone.classifier
+        size = training_size(start, input_size)
+        bar = StoppableBar()
+        weights = (
+            0 if start is None else sum(value.numel() * value.element_size() for value in start.state_dict().values())
+        )
+        with training_scope(weights) as device:
+            pictures = gathered(folders, labels, images, size)
+            trained = train_classifier(
+                pictures, settings, start, device=device, callback=lambda at: bar(at.step, at.steps)
+            )
+        save_image_classifier(trained.classifier, path, trained.facts(), overwrite=overwrite)
+        bar.finish()
+        return cls.outputs(trained, path.name)
+
+    @classmethod
+    def outputs(cls, trained: TrainedClassifier, file: str) -> Any:
+        """The node's outputs and what it shows."""
+        report, plot = f"saved {file}\n{trained.report()}", trained.plot()[None]
+        held = manage_classifier(lambda: trained.classifier)
+        return io.NodeOutput(held, trained.accuracy, plot, report, file, ui=shown(report, plot, cls))
+
+
+def gathered(folders: str, labels: str, images: Tensor | None, size: tuple[int, int]) -> LabelledPictures:
+    """The pictures of the folders named, or ``images [N, H, W, C]`` with their labels.
+
+    Raises:
+        EditingError: neither, both, or whatever is wrong with them.
+    """
+    named = [line.strip() for line in folders.splitlines() if line.strip()]
+    if images is not None:
+        if named:
+            raise EditingError("Both folders and images are given; empty the folders or unwire the images.")
+        return pictures_from_batch(images[..., :3].movedim(-1, 1).float(), names_in(labels), size)
+    if not named:
+        raise EditingError(
+            "There is nothing to learn from; name two folders of pictures, or wire images and give their labels."
+        )
+    return pictures_from_folders([input_folder(name) for name in named], size, counting_bar())
+
+
+NODES = [AttributeClassifierTrainer]

@@ -1,0 +1,216 @@
+"""CASO Edit Sampler and CASO Guider: an attribute turned up or down on a real image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.caso.editing import PRESETS, SemanticStep, Window, interpolate, invert_to_window, semantic_edit
+from ...core.caso.embedding import GuidanceTerm
+from ...core.errors import EditingError
+from ...core.inversion import Inversion
+from ..common.inputs import mask_input
+from ..common.reports import report_output, shown
+from ..common.sockets import InversionType
+from ..common.trajectory_edit import EulerOnly, on_device
+from ..host.conditioning import conditioning_tensors
+from ..host.latents import latent_from_model, sigmas_out
+from ..host.sampling import DenoiserGuider, run
+from ..host.schema import blocked, io, schema, widget
+from ..host.session import Session
+from ..host.vae import decode_images
+from .embeddings import CATEGORY, Chosen
+from .guidance import ADVICE, EMPTY, Guidance, focus_input, guidance_inputs, source_inputs
+
+MOST_STRIP = 15
+NO_STRIP = "CASO Edit Sampler made no strip; set interpolate to 2 or more pictures, or take the strip's wire away."
+
+
+def edit_inputs() -> list[Any]:
+    """The widgets that sampler and guider share."""
+    strength = "How strongly (lambda). 0 rebuilds the image, 3 to 10 is usual, below 0 turns the attribute round."
+    return guidance_inputs(strength, "fine", list(PRESETS))
+
+
+class CASOEditSampler(io.ComfyNode):
+    """CASO's editing (Chang et al., sections 3.3 and 4.2) in one node."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_CASOEditSampler",
+            display_name="CASO Edit Sampler",
+            category=CATEGORY,
+            description="Turns an attribute up, down or into its opposite on real images, without words: guides the image's own trajectory "
+            "by semantic embeddings. A batch gives a batch of edits.",
+            search_aliases=[
+                "semantic edit",
+                "attribute slider",
+                "concept slider",
+                "caso",
+                "add glasses",
+                "remove beard",
+            ],
+            inputs=[
+                *source_inputs(),
+                *edit_inputs(),
+                widget(
+                    io.Int,
+                    "steps",
+                    default=50,
+                    min=1,
+                    max=999,
+                    tooltip="Steps of the whole trajectory, when a latent is wired; an inversion brings its own.",
+                ),
+                widget(
+                    io.Int,
+                    "interpolate",
+                    default=0,
+                    min=0,
+                    max=MOST_STRIP,
+                    tooltip="Pictures of the strip output, from -strength to +strength; 5 is good, an odd number has the unedited one in "
+                    "its middle. 0: no strip. Each costs an edit, and a VAE must be wired.",
+                ),
+                focus_input(),
+                widget(
+                    io.Latent,
+                    "latent",
+                    optional=True,
+                    tooltip="The image, from VAE Encode: it is inverted here, as far as needed.",
+                ),
+                widget(
+                    InversionType,
+                    "inversion",
+                    optional=True,
+                    tooltip="In place of a latent: an inversion made with an empty prompt, e.g. by SPDInv Inversion.",
+                ),
+                mask_input(),
+                widget(io.Vae, "vae", optional=True, tooltip="Paints the strip; needed for interpolate only."),
+            ],
+            outputs=[
+                io.Latent.Output("edited", display_name="latent", tooltip="The edited image; wire it into VAE Decode."),
+                io.Image.Output(
+                    "strip",
+                    display_name="strip",
+                    tooltip="With interpolate: the image from -strength to +strength as a batch (a batch of images one after another).",
+                ),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, semantic_embedding: Chosen, steps: int, interpolate: int, latent: Any = None,
+        inversion: Inversion | None = None, mask: Any = None, vae: Any = None, **knobs: Any,
+    ) -> Any:  # fmt: skip
+        """Edit; ``knobs`` are those of :class:`Guidance`; EditingError for unusable input passes through as it is."""
+        if (latent is None) == (inversion is None):
+            raise EditingError("Wire either a latent or an inversion into CASO Edit Sampler, not both and not none.")
+        if not 0 <= interpolate <= MOST_STRIP or interpolate == 1:
+            raise EditingError(f"interpolate is {interpolate}; use 0 for no strip, or 2 to {MOST_STRIP} pictures.")
+        if interpolate and vae is None:
+            raise EditingError(
+                "The strip is painted by a VAE; wire one into CASO Edit Sampler, or set interpolate to 0."
+            )
+        guidance = Guidance(**knobs)
+        limits, terms = guidance.limits(), guidance.terms(clip, semantic_embedding)
+
+        def work(session: Session) -> tuple[Tensor, Tensor, str]:
+            uncond, own = session.conds[EMPTY], terms.of(session)
+            if inversion is None:
+                source, window = invert_to_window(
+                    session.denoiser, session.latent, uncond, steps, limits, session.callback()
+                )
+            else:
+                source, window = on_device(inversion, session), limits
+            edited = semantic_edit(
+                session.denoiser, source, uncond, own, window, mask=mask, callback=session.callback()
+            )
+            rows = strip_of(session, source, own, interpolate, window, mask) if interpolate else edited
+            return edited, rows, terms.report(session, len(edited))
+
+        inverts = inversion is None  # which may take gradients, where iterations alone do not converge
+        place = latent if inversion is None else latent_from_model(model, inversion.latents[0])
+        sigmas = None if inversion is None else sigmas_out(inversion.sigmas)
+        edited, rows, report = run(model, place, terms.conds, work, gradients=inverts, sigmas=sigmas, advice=ADVICE)
+        report += foreign_prompt(inversion, terms.empty)
+        strip = decode_images(vae, latent_from_model(model, rows)) if interpolate else blocked(NO_STRIP)
+        return io.NodeOutput(latent_from_model(model, edited), strip, report, ui=shown(report))
+
+
+class CASOGuider(io.ComfyNode):
+    """The same edit as a GUIDER, for SamplerCustomAdvanced."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_CASOGuider",
+            display_name="CASO Guider",
+            category=CATEGORY,
+            description="CASO Edit Sampler as a guider for SamplerCustomAdvanced. Wire the inversion's own noise, noise latent and sigmas, "
+            "and the euler sampler.",
+            search_aliases=["semantic edit", "attribute slider", "custom guider", "caso"],
+            inputs=[
+                *source_inputs(),
+                widget(
+                    InversionType,
+                    "inversion",
+                    tooltip="Of the image, made with an empty prompt, e.g. by SPDInv Inversion.",
+                ),
+                *edit_inputs(),
+                focus_input(),
+                mask_input(),
+            ],
+            outputs=[
+                io.Guider.Output(
+                    "guider", display_name="guider", tooltip="Wire it into SamplerCustomAdvanced, with sampler euler."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, semantic_embedding: Chosen, inversion: Inversion, mask: Any = None, **knobs: Any
+    ) -> Any:
+        """A guider that keeps no state between sampling runs; ``knobs`` are those of :class:`Guidance`."""
+        guidance = Guidance(**knobs)
+        limits, terms = guidance.limits(), guidance.terms(clip, semantic_embedding)
+
+        def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
+            source = on_device(inversion, session)
+            return EulerOnly(
+                SemanticStep(session.denoiser, source, session.conds[EMPTY], terms.of(session), limits, mask)
+            )
+
+        return io.NodeOutput(DenoiserGuider(model, terms.conds, prepare, advice=ADVICE))
+
+
+def strip_of(
+    session: Session, source: Inversion, terms: list[GuidanceTerm], count: int, window: Window, mask: Any
+) -> Tensor:
+    """Edits from -1 to +1 times the strengths, ``[B * count, C, H, W]``, those of one image together."""
+    factors = torch.linspace(-1, 1, count).tolist()
+    made = interpolate(
+        session.denoiser, source, session.conds[EMPTY], terms, factors, window, mask=mask, callback=session.callback()
+    )
+    return made.transpose(0, 1).flatten(0, 1)
+
+
+def foreign_prompt(inversion: Inversion | None, empty: Any) -> str:
+    """A remark when the inversion was made under another prompt than the empty one, "" otherwise."""
+    mine = conditioning_tensors(empty)
+    if inversion is None or inversion.cond is None or mine is None:
+        return ""
+    theirs = inversion.cond["embeds"]
+    same = theirs.shape[1:] == mine["embeds"].shape[1:] and torch.allclose(
+        theirs, mine["embeds"].expand_as(theirs), atol=1e-4
+    )
+    return "" if same else "\nthe inversion was made with a prompt; an empty prompt rebuilds the image better here"
+
+
+NODES = [CASOEditSampler, CASOGuider]

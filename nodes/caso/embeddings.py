@@ -1,0 +1,162 @@
+"""The V3 node API of the host behind one compatibility shim.
+
+Hosts from 0.3.64 to today accept different sets of keyword arguments (``search_aliases`` of a schema, ``advanced`` of a
+widget). :func:`schema` and :func:`widget` pass on what the running host knows and drop the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...core.caso.embedding import MAX_STRENGTH, SemanticEmbedding
+from ...core.errors import EditingError
+from ..common.bundled import bundled, bundled_file, bundled_names
+from ..common.reports import file_fingerprint, report_output, shown
+from ..host.folders import list_files, resolve_file
+from ..host.schema import io, schema, widget
+from ..host.tokens import TokenEncoder
+
+#: Socket carrying semantic embeddings with their relative strengths, a tuple of (``core.caso.embedding.SemanticEmbedding``, float).
+SemanticEmbeddingType = io.Custom("SEMANTIC_EMBEDDING")
+
+
+CATEGORY = "semantic editing/caso"
+
+
+FOLDER = "embeddings"
+
+
+#: What a SEMANTIC_EMBEDDING socket carries: embeddings with relative strengths.
+Chosen = tuple[tuple[SemanticEmbedding, float], ...]
+
+
+def embedding_names() -> list[str]:
+    """The bundled embeddings, then the files of ``models/embeddings``."""
+    return [*bundled_names(FOLDER), *list_files(FOLDER)]
+
+
+def embedding_output(tooltip: str) -> Any:
+    """The embedding as SEMANTIC_EMBEDDING."""
+    return SemanticEmbeddingType.Output("chosen_embedding", display_name="embedding", tooltip=tooltip)
+
+
+class CASOEmbeddingLoader(io.ComfyNode):
+    """A textual-inversion file, or a published CASO linear layer, as CONDITIONING and as embedding."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_CASOEmbeddingLoader",
+            display_name="CASO Embedding Loader",
+            category=CATEGORY,
+            description="Loads a semantic embedding: one made by CASO Embedding Trainer, any textual inversion of SD 1.x, SD 2.x or SDXL, "
+            "or a published CASO .pt file (read without running any code in it).",
+            search_aliases=["textual inversion", "load embedding", "semantic embedding", "caso", "attribute embedding"],
+            inputs=[
+                widget(io.Clip, "clip", tooltip="The text encoder of the model the embedding was made for."),
+                widget(
+                    io.Combo,
+                    "embedding_file",
+                    options=embedding_names(),
+                    tooltip="A file of ComfyUI's models/embeddings folder, or one of the demo's. Press R after adding one.",
+                ),
+            ],
+            outputs=[
+                embedding_output(
+                    "The embedding itself; wire it into CASO Edit Sampler, CASO Generate or CASO Combine."
+                ),
+                io.Conditioning.Output(
+                    "conditioning",
+                    display_name="conditioning",
+                    tooltip="The prompt that holds nothing but this embedding, as CLIP Text Encode makes it of embedding:name.",
+                ),
+                io.String.Output(
+                    "prompt_text",
+                    display_name="prompt text",
+                    tooltip="What to write in any prompt to use the file, e.g. embedding:glasses. Empty for the demo's.",
+                ),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, embedding_file: str, clip: Any = None) -> str:
+        """Size and time of the file, so that a file saved anew is read anew."""
+        return embedding_file if bundled(FOLDER, embedding_file) else file_fingerprint(FOLDER, embedding_file)
+
+    @classmethod
+    def execute(cls, clip: Any, embedding_file: str) -> Any:
+        """Read; EditingError for a damaged, hostile or foreign file, or one of another model."""
+        embedding = SemanticEmbedding.load(bundled_file(FOLDER, embedding_file) or resolve_file(FOLDER, embedding_file))
+        conditioning = embedding.condition(TokenEncoder(clip))
+        text = "" if bundled(FOLDER, embedding_file) else f"embedding:{Path(embedding_file).with_suffix('').as_posix()}"
+        report = f"{embedding_file}: {embedding.describe()}"
+        return io.NodeOutput(((embedding, 1.0),), conditioning, text, report, ui=shown(report))
+
+
+class CASOCombine(io.ComfyNode):
+    """Several embeddings, each with its own strength, as one."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        names = ("first", "second", "third", "fourth")
+        strengths = [
+            widget(
+                io.Float,
+                f"{name}_strength",
+                default=1.0,
+                min=-MAX_STRENGTH,
+                max=MAX_STRENGTH,
+                step=0.1,
+                tooltip=f"Times the sampler's strength, for the {name} embedding. 1 is as it is, 0 leaves it out, below 0 turns it round.",
+            )
+            for name in names
+        ]
+        sockets = [
+            widget(SemanticEmbeddingType, name, optional=number > 0, tooltip=f"The {name} embedding, from Loader, Trainer or Combine.")
+            for number, name in enumerate(names)
+        ]  # fmt: skip
+        return schema(
+            node_id="SemEdit_CASOCombine",
+            display_name="CASO Combine",
+            category=CATEGORY,
+            description="Puts two to four semantic embeddings together, each with a strength of its own (below 0 removes). Embeddings of "
+            "equal strength share one prompt and cost one evaluation of the model together.",
+            search_aliases=["multiple attributes", "mix embeddings", "add embeddings", "caso"],
+            inputs=[sockets[0], *strengths, *sockets[1:]],
+            outputs=[
+                embedding_output("All of them; wire it into CASO Edit Sampler, CASO Generate or another CASO Combine."),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        first: Chosen,
+        first_strength: float,
+        second_strength: float,
+        third_strength: float,
+        fourth_strength: float,
+        second: Chosen = (),
+        third: Chosen = (),
+        fourth: Chosen = (),
+    ) -> Any:
+        """Multiply and join; EditingError for embeddings of different models."""
+        strengths = (first_strength, second_strength, third_strength, fourth_strength)
+        groups = zip((first, second, third, fourth), strengths, strict=True)
+        chosen: Chosen = tuple((embedding, own * factor) for group, factor in groups for embedding, own in group or ())
+        for embedding, _ in chosen[1:]:
+            if embedding.widths != chosen[0][0].widths:
+                raise EditingError(
+                    f"One embedding belongs to the text encoder {chosen[0][0].encoder_name}, another to {embedding.encoder_name}; "
+                    "combine embeddings of one kind of model."
+                )
+        report = "\n".join(f"{strength:+g} x {embedding.describe()}" for embedding, strength in chosen)
+        return io.NodeOutput(chosen, report, ui=shown(report))
+
+
+NODES = [CASOEmbeddingLoader, CASOCombine]

@@ -1,0 +1,1 @@
+"""What nodes of several techniques share: inputs, reports, sockets, edits along a trajectory."""

@@ -1,0 +1,55 @@
+"""Inputs that several nodes share, so that the same socket says the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..host.folders import list_files
+from ..host.schema import io, widget
+
+
+def steps_input(tooltip: str) -> Any:
+    """Number of steps of a trajectory."""
+    return widget(io.Int, "steps", default=50, min=1, max=999, tooltip=tooltip)
+
+
+def cfg_input(tooltip: str) -> Any:
+    """Scale of classifier-free guidance."""
+    return widget(io.Float, "cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip=tooltip)
+
+
+def seed_input(tooltip: str, *, advanced: bool = False) -> Any:
+    """A seed of 64 bits with the host's own control after each run."""
+    return widget(
+        io.Int, "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, advanced=advanced, tooltip=tooltip
+    )  # fmt: skip
+
+
+def mask_input() -> Any:
+    """Optional MASK of an edit."""
+    return widget(
+        io.Mask,
+        "mask",
+        optional=True,
+        tooltip="Where to edit (white). Outside it the source stays exactly. Unwired: everywhere.",
+    )
+
+
+def saved_name_inputs(default: str) -> list[Any]:
+    """Name of the safetensors file to write, and whether it may replace one."""
+    return [
+        widget(io.String, "filename", default=default, tooltip="A plain name without folders; .safetensors is added."),
+        widget(
+            io.Boolean,
+            "overwrite",
+            default=False,
+            tooltip="Replace a file of that name. Off (the default): refuse when there is one.",
+        ),
+    ]
+
+
+def file_input(name: str, folder: str) -> Any:
+    """A file of the pack's ``folder`` under the host's models."""
+    return widget(
+        io.Combo, name, options=list_files(folder), tooltip=f"A file of ComfyUI's models/{folder} folder; press R after adding one."
+    )  # fmt: skip

@@ -1,0 +1,45 @@
+"""What the editing nodes share: the trajectory on the model's device, and the check that a sampler follows it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...core.denoiser import euler_step
+from ...core.errors import EditingError
+from ...core.inversion import Inversion
+from ...core.sampling import TrajectoryEdit
+from ..host.session import Session
+
+
+def on_device(inversion: Inversion, session: Session) -> Inversion:
+    """The trajectory where the loaded model computes."""
+    return replace(inversion, latents=inversion.latents.to(session.latent.device))
+
+
+class EulerOnly:
+    """``step(x, sigma)`` for a host sampler, refusing one that does not follow the inversion's levels with Euler steps."""
+
+    def __init__(self, step: TrajectoryEdit):
+        self.step = step
+        self.expected: Tensor | None = None
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """The denoised latent at ``sigma``.
+
+        Raises:
+            EditingError: a level off the grid, another start than the inversion's, a sampler that adds noise or is not first-order.
+        """
+        inversion = self.step.inversion
+        level = inversion.level_of(sigma)
+        expected = inversion.latents[level] if self.expected is None else self.expected
+        if level == 0 or not torch.allclose(x, expected.to(x), rtol=1e-3, atol=1e-3 * (1 + sigma)):
+            raise EditingError(
+                "The sampler left the path of this inversion; wire the inversion's noise latent, noise and sigmas, "
+                "no latent noise mask, and a deterministic first-order sampler such as euler."
+            )
+        denoised = self.step.denoised(x, level)
+        self.expected = euler_step(x, denoised, sigma, float(inversion.sigmas[level - 1]))
+        return denoised

@@ -1,0 +1,1 @@
+"""Nodes of SPDInv inversion, trajectories of made-up images, and their files."""

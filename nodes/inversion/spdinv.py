@@ -1,0 +1,101 @@
+"""SPDInv Inversion: the image's noise by solving every inversion step for its fixed point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...core.spdinv.invert import invert
+from ...core.spdinv.solvers import OPTIMIZERS, SOLVERS
+from ..common.inputs import steps_input
+from ..common.inverting import image_inputs, invert_image, inverting_outputs, sigmas_input
+from ..host.schema import io, schema, widget
+
+
+class SPDInvInversion(io.ComfyNode):
+    """SPDInv (https://arxiv.org/abs/2403.11105) with a choice of solvers."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_SPDInvInversion",
+            display_name="SPDInv Inversion",
+            category="semantic editing/inversion",
+            description="Turns a real image back into the noise from which this model makes exactly that image. Every step is solved to a "
+            "measured residual, so that sampling from the noise rebuilds the picture. For SD 1.x, SD 2.x, SDXL and flow models.",
+            search_aliases=[
+                "ddim inversion",
+                "fixed point inversion",
+                "unsampler",
+                "image to noise",
+                "null text",
+                "AIDI",
+                "SPDInv",
+            ],
+            inputs=[
+                *image_inputs(),
+                steps_input(
+                    "Steps of the trajectory. More is finer and slower; 20 to 50 is usual. Ignored when sigmas is wired."
+                ),
+                widget(
+                    io.Combo,
+                    "solver",
+                    options=list(SOLVERS),
+                    default="auto",
+                    tooltip="auto: the quickest that reaches the tolerance. fixed_point, anderson: iterations without gradients. "
+                    "gradient: the paper's descent, slow. ddim: plain DDIM inversion, no solving at all, for comparison.",
+                ),
+                widget(
+                    io.Float,
+                    "tolerance",
+                    default=5e-6,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=1e-9,
+                    advanced=True,
+                    tooltip="Mean-square residual at which a step counts as solved. 0.000005 is the paper's; smaller is slower and "
+                    "more exact, "
+                    "0 always uses all iterations.",
+                ),
+                widget(
+                    io.Int,
+                    "max_iterations",
+                    default=25,
+                    min=1,
+                    max=500,
+                    advanced=True,
+                    tooltip="Most evaluations of the model in one step. 25 is the paper's; the best iterate is kept when it runs out.",
+                ),
+                widget(
+                    io.Combo,
+                    "optimizer",
+                    options=list(OPTIMIZERS),
+                    default="adamw",
+                    advanced=True,
+                    tooltip="For solver 'gradient': adamw as in the released code, gradient_descent as printed in the paper.",
+                ),
+                widget(
+                    io.Float,
+                    "learning_rate",
+                    default=1e-3,
+                    min=0.0,
+                    max=10.0,
+                    step=1e-4,
+                    round=1e-9,
+                    advanced=True,
+                    tooltip="Step size of solver 'gradient'. 0.001 is the paper's; other solvers ignore it.",
+                ),
+                sigmas_input(),
+            ],
+            outputs=inverting_outputs(),
+        )
+
+    @classmethod
+    def execute(cls, solver: str, tolerance: float, **wired: Any) -> Any:
+        """Invert; ``wired`` are the other inputs by their names; EditingError for unusable input passes through as it is."""
+        given = {**wired, "solver": solver, "tolerance": tolerance, "check_residual": True}
+        return invert_image(cls, invert, given, gradients=solver in ("auto", "gradient"), plot_line=tolerance)
+
+
+NODES = [SPDInvInversion]

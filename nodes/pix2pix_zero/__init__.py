@@ -1,0 +1,1 @@
+"""Nodes of pix2pix-zero."""

@@ -1,0 +1,321 @@
+"""The V3 node API of the host behind one compatibility shim.
+
+Hosts from 0.3.64 to today accept different sets of keyword arguments (``search_aliases`` of a schema, ``advanced`` of a
+widget). :func:`schema` and :func:`widget` pass on what the running host knows and drop the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...core.denoiser import Callback
+from ...core.inversion import Inversion
+from ...core.regions.editors import Editor
+from ..common.inputs import cfg_input
+from ..common.sockets import InversionType
+from ..host.folders import list_models, resolve_model
+from ..host.schema import io, schema, widget
+from .host_editors import inpaint_opener, inversion_opener, token_opener
+from .models import CATEGORY, model_fingerprint
+
+#: Socket carrying a ``nodes.region_types.RegionEditor``.
+RegionEditorType = io.Custom("REGION_EDITOR")
+
+
+@dataclass(frozen=True, eq=False)
+class RegionEditor:
+    """An editor to be opened for one image.
+
+    Attributes:
+        opener: does what :meth:`open` says.
+        title: what :meth:`describe` says.
+    """
+
+    opener: Callable[[Tensor, Callback], AbstractContextManager[Editor]]
+    title: str
+
+    def open(self, image: Tensor, progress: Callback) -> AbstractContextManager[Editor]:
+        """The editor, for as long as the ``with`` block lasts; nothing of it stays loaded or patched on its account afterwards.
+
+        Its renders are normal tensors (no inference tensors) without gradients, whatever the caller's mode.
+
+        Args:
+            image: ``[1, 3, H, W]`` in 0..1, a normal tensor; the one to be edited.
+            progress: told after every step of every render. The host's Cancel is looked at before; both may raise.
+
+        Raises:
+            EditingError: the image, or what the editor holds, cannot be used.
+        """
+        return self.opener(image, progress)
+
+    def describe(self) -> str:
+        """One line for the report."""
+        return self.title
+
+
+TOKEN_MODELS, TOKEN_MARK = "diffusers", "model_index.json"
+
+
+def steps_inputs(steps: int, screening: int, unit: str, none: str = "") -> list[Any]:
+    """Steps of full renders and of renders that only rank; ``none`` says what 0 of the latter means, where they may be 0."""
+    return [
+        widget(
+            io.Int, "steps", default=steps, min=1, max=999, tooltip=f"{unit} of a full render, which is shown. More is finer and slower."
+        ),
+        widget(
+            io.Int,
+            "screening_steps",
+            default=screening,
+            min=0 if none else 1,
+            max=999,
+            tooltip=f"{unit} of a quick render that only ranks boxes (strategy halving). {none or 'A tenth of steps is good.'}",
+        ),
+    ]  # fmt: skip
+
+
+def context_input() -> Any:
+    """Margin of the crop."""
+    return widget(
+        io.Float,
+        "context",
+        default=0.5,
+        min=0.0,
+        max=100.0,
+        step=0.05,
+        tooltip="What the model sees around a box, as a share of its longer side, on every side. 0: the box alone; 0.5 is usual; "
+        "100: always the whole image.",
+    )
+
+
+def working_size_input() -> Any:
+    """Side of what the model works on."""
+    return widget(
+        io.Int,
+        "working_size",
+        default=512,
+        min=0,
+        max=4096,
+        step=8,
+        tooltip="Pixels to which the side of what is cut out is resized for the model: 512 for SD 1.x, 1024 for SDXL, 128 for the demo. "
+        "0: as it is in the image.",
+    )
+
+
+def feather_input() -> Any:
+    """Softness of the paste."""
+    return widget(
+        io.Int,
+        "feather",
+        default=4,
+        min=0,
+        max=256,
+        tooltip="Pixels over which the edit fades in, inside the box, at most an eighth of its side. 0 is a hard edge. Outside the box "
+        "every pixel stays exactly.",
+    )
+
+
+def editor_output() -> Any:
+    """The REGION_EDITOR."""
+    return RegionEditorType.Output(
+        "region_editor", display_name="region editor", tooltip="Wire it into Region Box Generator."
+    )
+
+
+class RegionInpaintEditor(io.ComfyNode):
+    """Fill boxes with any MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_RegionInpaintEditor",
+            display_name="Region Inpaint Editor",
+            category=CATEGORY,
+            description="Tells Region Box Generator to fill boxes by inpainting: each is cut out with some context, painted at the model's "
+            "size and pasted back. Plain models and true inpainting models (SD 1.5, SDXL inpaint) work.",
+            search_aliases=["inpaint", "crop and stitch", "box editor", "learnable regions"],
+            inputs=[
+                widget(
+                    io.Model,
+                    "model",
+                    tooltip="What paints: a plain model, or an inpainting model, which fits its paint in better.",
+                ),
+                widget(io.Vae, "vae", tooltip="The model's own VAE."),
+                widget(
+                    io.Conditioning,
+                    "positive",
+                    tooltip="What the box should show, from CLIP Text Encode. Areas and ControlNets in it go by the crop.",
+                ),
+                widget(
+                    io.Conditioning,
+                    "negative",
+                    tooltip="What to steer away from; an empty prompt does. Not used at cfg 1.",
+                ),
+                *steps_inputs(20, 2, "Steps"),
+                cfg_input(
+                    "How strongly the prompt pulls. 1 is no extra pull; 3 to 8 is usual; higher follows the prompt more closely."
+                ),
+                widget(
+                    io.Float,
+                    "strength",
+                    default=1.0,
+                    min=0.05,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the steps taken. 1 paints anew; below it the paint starts from what is in the box and changes less.",
+                ),
+                context_input(),
+                working_size_input(),
+                feather_input(),
+            ],
+            outputs=[editor_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, vae: Any, positive: Any, negative: Any, steps: int, screening_steps: int, cfg: float, strength: float,
+        **framing: Any,
+    ) -> Any:  # fmt: skip
+        """Keep what is wired; EditingError for a model that cannot inpaint, a foreign VAE or values out of range."""
+        settings = {"steps": steps, "screen_steps": screening_steps, "cfg": cfg, "strength": strength}
+        opener = inpaint_opener(model, vae, positive, negative, **settings, **framing)
+        return io.NodeOutput(
+            RegionEditor(opener, f"inpainting: {steps} steps ({screening_steps} to screen), cfg {cfg:g}")
+        )
+
+
+class RegionInversionEditor(io.ComfyNode):
+    """Edit boxes along the image's own inversion."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_RegionInversionEditor",
+            display_name="Region Inversion Editor",
+            category=CATEGORY,
+            description="Tells Region Box Generator to edit boxes by the pack's own sampler: the image is inverted once, and inside a box "
+            "the target prompt takes over while cross-attention guidance keeps the layout. For colours, materials, looks.",
+            search_aliases=["pix2pix-zero", "inversion edit", "box editor", "learnable regions"],
+            inputs=[
+                widget(
+                    io.Model,
+                    "model",
+                    tooltip="An SD 1.x, SD 2.x or SDXL model, not an inpainting one; at guidance 0 any image model.",
+                ),
+                widget(io.Vae, "vae", tooltip="The model's own VAE."),
+                widget(io.Conditioning, "source", tooltip="What the image shows; it is inverted with this prompt."),
+                widget(io.Conditioning, "target", tooltip="What the box should show instead, in about the same words."),
+                *steps_inputs(
+                    20, 0, "Steps", "0: the boxes are cut out of one edit of the whole image, which is best."
+                ),
+                cfg_input(
+                    "How strongly the target prompt pulls. 1 is no extra pull; 3 to 7.5 is usual; higher edits more."
+                ),
+                widget(
+                    io.Float,
+                    "guidance",
+                    default=0.1,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How strongly the layout is kept, in full renders. 0 is off and several times quicker; 0.05 to 0.3 is usual.",
+                ),
+                working_size_input(),
+                feather_input(),
+                widget(
+                    io.Conditioning,
+                    "negative",
+                    optional=True,
+                    tooltip="What to steer away from when cfg is not 1. Unwired: the source prompt.",
+                ),
+                widget(
+                    InversionType,
+                    "inversion",
+                    optional=True,
+                    tooltip="The image's inversion at the working size, from SPDInv Inversion; steps are then its own. Unwired: it is "
+                    "made here.",
+                ),
+            ],
+            outputs=[editor_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, vae: Any, source: Any, target: Any, steps: int, screening_steps: int, negative: Any = None,
+        inversion: Inversion | None = None, **settings: Any,
+    ) -> Any:  # fmt: skip
+        """Keep what is wired; EditingError for a model that cannot be used so, a foreign VAE or inversion, or values out of range."""
+        given = {"steps": steps, "screen_steps": screening_steps, **settings}
+        opener = inversion_opener(model, vae, source, target, negative, inversion, **given)
+        steps = steps if inversion is None else inversion.steps
+        strengths = f"cfg {settings['cfg']:g}, guidance {settings['guidance']:g}"
+        screening = f"{screening_steps} to screen" if screening_steps else "screened by one whole edit"
+        return io.NodeOutput(RegionEditor(opener, f"along the inversion: {steps} steps ({screening}), {strengths}"))
+
+
+class RegionTokenEditor(io.ComfyNode):
+    """Fill boxes with a masked token transformer."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_RegionTokenEditor",
+            display_name="Region Token Editor",
+            category=CATEGORY,
+            description="Tells Region Box Generator to fill boxes with aMUSEd, a masked token transformer (the paper's second engine): few "
+            "steps, whole boxes only. Put its diffusers folder (amused-256 or amused-512) into models/diffusers.",
+            search_aliases=["amused", "maskgit", "muse", "masked transformer", "box editor", "learnable regions"],
+            inputs=[
+                widget(
+                    io.Combo,
+                    "token_model",
+                    options=list_models(TOKEN_MODELS, TOKEN_MARK),
+                    tooltip="The folder of an aMUSEd model in ComfyUI's models/diffusers folder; press R after adding one.",
+                ),
+                widget(io.String, "text", default="", multiline=True, tooltip="What the box should show, as a caption."),
+                widget(io.String, "negative_text", default="", multiline=True, tooltip="What to steer away from; empty is usual."),
+                *steps_inputs(12, 2, "Rounds"),
+                widget(
+                    io.Float, "cfg", default=10.0, min=1.0, max=100.0, step=0.1,
+                    tooltip="How strongly the text pulls. 1 is off and costs half; 10 is the model's usual.",
+                ),
+                context_input(),
+                feather_input(),
+            ],
+            outputs=[editor_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, token_model: str, **others: Any) -> str:
+        """Sizes and times of the files, so that a model put in anew is read anew."""
+        return model_fingerprint(TOKEN_MODELS, token_model, TOKEN_MARK)
+
+    @classmethod
+    def execute(
+        cls,
+        token_model: str,
+        text: str,
+        negative_text: str,
+        steps: int,
+        screening_steps: int,
+        cfg: float,
+        **framing: Any,
+    ) -> Any:
+        """Read; EditingError for a damaged or foreign model, no text, or values out of range."""
+        settings = {"negative": negative_text, "steps": steps, "screen_steps": screening_steps, "cfg": cfg}
+        opener = token_opener(resolve_model(TOKEN_MODELS, token_model, TOKEN_MARK), text, **settings, **framing)
+        return io.NodeOutput(
+            RegionEditor(
+                opener, f"{token_model}, masked tokens: {steps} rounds ({screening_steps} to screen), cfg {cfg:g}"
+            )
+        )
+
+
+NODES = [RegionInpaintEditor, RegionInversionEditor, RegionTokenEditor]

@@ -1,0 +1,245 @@
+"""The cross-attention guided edit against a naive two-pass version, its neutral settings, cost, mask and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from semantic_editing.core.attention.capture import CaptureMaps, MapLoss
+from semantic_editing.core.denoiser import euler_step
+from semantic_editing.core.errors import EditingError
+from semantic_editing.core.pix2pix_zero.guided_edit import CrossAttentionGuidance, cross_attention_guided_edit
+from semantic_editing.core.sampling import reconstruct
+from semantic_editing.core.spdinv.invert import invert
+from semantic_editing.tests.core.pix2pix_zero.two_pass import TwoPass
+from semantic_editing.tests.core.tiny_models import (
+    FAMILIES,
+    tiny_cond,
+    tiny_conds,
+    tiny_denoiser,
+    tiny_latent,
+    tiny_scheduler,
+    tiny_source,
+)
+
+STEPS = 3
+SHAPES = [(1, 8, 8), (3, 6, 10)]
+
+
+class Recorder:
+    """Passes everything on to a denoiser and keeps the latents it was asked about."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.seen = denoiser, []
+        self.identity, self.evaluations = denoiser.identity, denoiser.evaluations
+
+    def __call__(self, x, sigma, cond, *, control=None):
+        self.seen.append(x.detach())
+        return self.denoiser(x, sigma, cond, control=control)
+
+    def batch(self, x, sigma, conds, *, control=None):
+        self.seen.append(x.detach())
+        return self.denoiser.batch(x, sigma, conds, control=control)
+
+
+def two_pass(denoiser, family, inversion):
+    """The oracle and the source's latents in its units; the grid's levels as table entries."""
+    table = [int(denoiser.timestep(s[None])) for s in inversion.sigmas]
+    scheduler = tiny_scheduler(family)
+    alphas = scheduler.alphas_cumprod.double()[torch.tensor(table)]
+    sources = inversion.latents.double() * alphas.sqrt().view(-1, 1, 1, 1, 1)
+    return TwoPass(denoiser.unet, scheduler, table[::-1]), sources.flip(0), float(alphas[0]) ** 0.5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("shape", "preset"), [(SHAPES[0], "lockstep"), (SHAPES[1], "lockstep"), (SHAPES[1], "carried")]
+)
+def test_lockstep_equals_algorithm_1_in_two_passes(family, shape, preset):
+    denoiser = tiny_denoiser(family, dtype=torch.float64)
+    source, target, uncond = tiny_conds(family)
+    inversion = tiny_source(denoiser, family, shape)
+    inversion = replace(inversion, latents=inversion.latents.double())
+    step = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, cfg=3.0, guidance=0.3, preset=preset)
+    x = inversion.latents[-1]
+    for level in range(STEPS, 0, -1):
+        x, _ = step.advance(x, level)
+    oracle, sources, scale = two_pass(denoiser, family, inversion)
+    expected, losses = oracle.algorithm_1(sources, source, target, uncond, 3.0, 0.3, preset == "carried")
+    torch.testing.assert_close(x * scale, expected, atol=2e-4, rtol=2e-4)
+    for level, loss in zip(range(STEPS, 0, -1), losses, strict=True):
+        torch.testing.assert_close(step.losses[level], loss, rtol=1e-4, atol=1e-4)
+    unguided = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, cfg=3.0, guidance=0.0)
+    assert float((unguided * scale - expected).abs().max()) > 5e-3  # the guidance itself is what was compared
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_released_preset_equals_the_published_code(family):
+    denoiser = tiny_denoiser(family, dtype=torch.float64)
+    source, target, uncond = tiny_conds(family)
+    inversion = tiny_source(denoiser, family, (1, 8, 8))
+    inversion = replace(inversion, latents=inversion.latents.double())
+    options = {"cfg": 3.0, "guidance": 0.3}
+    oracle, sources, scale = two_pass(denoiser, family, inversion)
+    expected = oracle.released(sources, source, target, uncond, 3.0, 0.3)
+    before = denoiser.evaluations.forward, denoiser.evaluations.backward
+    got = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, preset="released", **options)
+    spent = denoiser.evaluations.forward - before[0], denoiser.evaluations.backward - before[1]
+    torch.testing.assert_close(got * scale, expected, atol=2e-4, rtol=2e-4)
+    assert spent == (6 * STEPS, 2 * STEPS)
+    step = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, preset="released", **options)
+    x = inversion.latents[-1]
+    for level in range(STEPS, 0, -1):  # a host's Euler loop lands on the same latents
+        x = euler_step(x, step.denoised(x, level), *(float(inversion.sigmas[i]) for i in (level, level - 1)))
+    torch.testing.assert_close(x * scale, expected, atol=2e-4, rtol=2e-4)
+    lockstep = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, **options)
+    assert float((lockstep * scale - expected).abs().max()) > 5e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+@pytest.mark.parametrize("off", [{"guidance": 0.0}, {"guided_fraction": 0.0}])
+def test_without_guidance_it_is_plain_cfg_sampling_bit_for_bit(family, cfg, off):
+    denoiser, (source, target, uncond) = tiny_denoiser(family), tiny_conds(family)
+    inversion = tiny_source(denoiser, family)
+    before = denoiser.evaluations.forward
+    edited = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, cfg=cfg, **off)
+    assert denoiser.evaluations.forward - before == STEPS * 2 * (1 if cfg == 1.0 else 2)
+    assert denoiser.evaluations.backward == 0
+    x = inversion.latents[-1]
+    with torch.no_grad():
+        for sigma, sigma_next in pairwise(inversion.sigmas.flip(0).tolist()):
+            if cfg == 1.0:
+                denoised = denoiser(x, sigma, target)
+            else:
+                conditional, negative = denoiser.batch(x, sigma, [target, uncond])
+                denoised = negative + (conditional - negative) * cfg
+            x = x + (x - denoised) / sigma * (sigma_next - sigma)
+    assert torch.equal(edited, x)
+
+
+@pytest.mark.parametrize(
+    ("options", "forward", "backward"),
+    [
+        ({"cfg": 5.0}, 4 * 5, 5),
+        ({"cfg": 5.0, "guided_fraction": 0.6}, 4 * 3 + 2 * 2, 3),
+        ({"cfg": 1.0, "guided_fraction": 0.6}, 3 * 3 + 1 * 2, 3),
+        ({"cfg": 5.0, "preset": "carried"}, 4 * 5, 5),
+        ({"cfg": 5.0, "preset": "released"}, 6 * 5, 2 * 5),
+    ],
+)
+def test_u_of_an_edit_is_exact(options, forward, backward):
+    denoiser, (source, target, uncond) = tiny_denoiser(), tiny_conds()
+    inversion = tiny_source(denoiser, shape=(3, 8, 8), steps=5)
+    denoiser.evaluations.forward = 0
+    cross_attention_guided_edit(denoiser, inversion, source, target, uncond, **options)
+    assert (denoiser.evaluations.forward, denoiser.evaluations.backward) == (3 * forward, 3 * backward)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_zero_direction_of_an_inverted_image_gives_the_reconstruction(family, shape):
+    denoiser, (source, _, _) = tiny_denoiser(family), tiny_conds(family)
+    if family == "sdxl":  # as drawn, this network bends so much that the last step's residual stays above the tolerance
+        denoiser.unet.conv_out.weight.data.mul_(0.5)
+    inversion = invert(denoiser, tiny_latent(*shape), source, steps=STEPS, tolerance=1e-11, max_iterations=60)
+    assert float(inversion.residuals.max()) < 1e-9
+    edited = cross_attention_guided_edit(denoiser, inversion, source, source, cfg=5.0, guidance=0.1)
+    torch.testing.assert_close(edited, reconstruct(denoiser, inversion, source), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_zero_direction_of_a_generated_image_gives_it_back(family):
+    denoiser, (source, _, uncond) = tiny_denoiser(family), tiny_conds(family)
+    inversion = tiny_source(denoiser, family, cfg=3.0)
+    edited = cross_attention_guided_edit(denoiser, inversion, source, source, uncond, cfg=3.0)
+    torch.testing.assert_close(edited, inversion.latents[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_small_move_lowers_the_loss_as_its_gradient_predicts(family):
+    denoiser, (source, target, _) = tiny_denoiser(family, dtype=torch.float64), tiny_conds(family)
+    inversion = tiny_source(denoiser, family, (3, 8, 8))
+    inversion = replace(inversion, latents=inversion.latents.double())
+    for level in range(STEPS, 0, -1):
+        sigma, x = (
+            float(inversion.sigmas[level]),
+            inversion.latents[level] + 0.1 * tiny_latent(3, 8, 8, seed=level).double(),
+        )
+        recorder = Recorder(denoiser)
+        CrossAttentionGuidance(recorder, inversion, source, target, cfg=1.0, guidance=1e-4).denoised(x, level)
+        reference_latent, start, moved = recorder.seen
+        assert torch.equal(reference_latent, inversion.latents[level])
+        assert torch.equal(start, x)
+        capture = CaptureMaps()
+        with torch.no_grad():
+            denoiser(inversion.latents[level], sigma, source, control=capture)
+            losses = []
+            for latent in (x, moved):
+                control = MapLoss(capture.maps)
+                denoiser(latent, sigma, target, control=control)
+                losses.append(control.losses)
+        drop = losses[0] - losses[1]
+        # The move is -weight * (1 + sigma^2) * gradient, so the loss falls by |move|^2 / (weight * (1 + sigma^2)).
+        predicted = (moved - x).square().sum((1, 2, 3)) / (1e-4 * (1 + sigma**2))
+        assert bool((drop > 0).all())
+        torch.testing.assert_close(drop, predicted, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("preset", ["lockstep", "released"])
+def test_a_batch_equals_single_images(family, preset):
+    denoiser, (source, _, uncond) = tiny_denoiser(family), tiny_conds(family)
+    inversion, target = tiny_source(denoiser, family, (3, 6, 10)), tiny_cond(family, 3, seed=3)
+    masks = torch.rand(3, 48, 80, generator=torch.Generator().manual_seed(1))
+    options = {"cfg": 3.0, "guidance": 0.3, "preset": preset}
+    together = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, mask=masks, **options)
+    for row in range(3):
+        single = replace(inversion, latents=inversion.latents[:, row : row + 1])
+        alone = cross_attention_guided_edit(
+            denoiser,
+            single,
+            source,
+            denoiser.select(target, torch.tensor([row])),
+            uncond,
+            mask=masks[row : row + 1],
+            **options,
+        )
+        torch.testing.assert_close(together[row : row + 1], alone, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_autocast_stays_near_fp32(family, shape):
+    denoiser, (source, target, uncond) = tiny_denoiser(family), tiny_conds(family)
+    inversion = tiny_source(denoiser, family, shape)
+    exact = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, cfg=2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, cfg=2.0)
+    assert mixed.dtype == torch.float32
+    assert 1e-5 < float((mixed - exact).norm() / exact.norm()) < 0.1
+
+
+def test_it_works_under_inference_mode_and_gives_the_same():
+    denoiser, (source, target, uncond) = tiny_denoiser(), tiny_conds()
+    inversion = tiny_source(denoiser)
+    expected = cross_attention_guided_edit(denoiser, inversion, source, target, uncond)
+    with torch.inference_mode():
+        assert torch.equal(cross_attention_guided_edit(denoiser, inversion, source, target * 1, uncond), expected)
+
+
+def test_resolution_limits_the_layers_that_count():
+    denoiser, (source, target, uncond) = tiny_denoiser(), tiny_conds()
+    inversion = tiny_source(denoiser)
+    every, low = (
+        CrossAttentionGuidance(denoiser, inversion, source, target, uncond, max_resolution=limit) for limit in (8, 4)
+    )
+    for step in (every, low):
+        step.denoised(inversion.latents[-1], STEPS)
+    assert bool((low.losses[STEPS] < every.losses[STEPS]).all())
+    none = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, max_resolution=2)
+    with pytest.raises(EditingError, match="chosen resolution"):
+        none.denoised(inversion.latents[-1], STEPS)

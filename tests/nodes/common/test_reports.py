@@ -1,0 +1,53 @@
+"""What the nodes tell of an inversion: its figures, read off one made up by hand."""
+
+import pytest
+import torch
+
+from semantic_editing.tools import host_stand_in
+
+host_stand_in.load_pack()
+reports = host_stand_in.module("nodes.common.reports")
+
+
+@pytest.fixture
+def inversion():
+    """Two images, two steps: residuals 1e-6 to 4e-6, 1 + 3 and 1 + 5 forwards, 2 backwards on the second image."""
+    identity = host_stand_in.module("core.denoiser").ModelIdentity("sd1", 4, "eps", (1.0,))
+    latents = torch.full((3, 2, 4, 8, 8), 5.0)
+    latents[2, 1] = -5.0  # at sigma sqrt(24) the unit-variance noise is 1 and -1
+    return host_stand_in.module("core.inversion").Inversion(
+        latents, torch.tensor([0.02, 0.5, 24**0.5]), torch.tensor([[1e-6, 2e-6], [4e-6, 3e-6]]), torch.tensor([[1, 1], [3, 5]]),
+        torch.tensor([[0, 0], [0, 2]]), identity, "spdinv/auto",
+    )  # fmt: skip
+
+
+def test_summary(inversion):
+    cost, noise, residual = reports.inversion_report(inversion).splitlines()[1:]
+    assert "5 forward, 1 backward" in cost
+    assert "0.000, standard deviation 1.00" in noise
+    assert "worst 4.00e-06 (step 2), mean 2.50e-06" in residual
+
+
+def test_a_line_for_each_step(inversion):
+    assert reports.step_report(inversion).strip().splitlines() == [
+        "step 1: sigma 0.5, residual 2.0e-06, 1 u",
+        "step 2: sigma 4.9, residual 4.0e-06, 4 u",
+    ]
+
+
+def test_residuals_that_were_not_measured_are_not_told(inversion):
+    inversion.residuals.fill_(float("nan"))
+    assert reports.step_report(inversion) == "" and "residual" not in reports.inversion_report(inversion)
+
+
+def test_regularisation_is_told_before_and_after(inversion):
+    object.__setattr__(inversion, "info", {"correlation_before": [0.2, 0.4], "correlation_after": [0.1, 0.0]})
+    assert (
+        "correlation of the predicted noise, mean over steps: +0.300 before, +0.050 after"
+        in reports.inversion_report(inversion)
+    )
+
+
+def test_cost_of_an_edit(inversion):
+    evaluations = host_stand_in.module("core.denoiser").Evaluations(16, 4)
+    assert "8 forward, 2 backward (4.0 + 1.0 per step)" in reports.cost_report(evaluations, inversion)

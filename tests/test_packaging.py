@@ -1,0 +1,184 @@
+"""The promises of the package itself: what it requires, what it imports and when, and who may know ComfyUI."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HOST_MODULES = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfy_execution",
+    "folder_paths",
+    "latent_preview",
+    "execution",
+    "server",
+    "nodes",
+}
+HEAVY_MODULES = {"diffusers", "transformers", "open_clip", "torchvision", "timm", "scipy", "matplotlib"}
+NETWORK_MODULES = {"requests", "urllib", "http", "socket", "huggingface_hub"}
+
+
+def sources(*folders: str) -> list[Path]:
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert found, f"no sources in {folders}"
+    return found
+
+
+def absolute_imports(tree: ast.AST) -> list[tuple[str, int]]:
+    """Top-level package names that a syntax tree imports absolutely, with line numbers."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [(alias.name.split(".")[0], node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.append(((node.module or "").split(".")[0], node.lineno))
+    return names
+
+
+def module_level(tree: ast.Module) -> ast.Module:
+    """The tree without function bodies and TYPE_CHECKING blocks: what runs at import."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, node):
+            return None
+
+        visit_AsyncFunctionDef = visit_FunctionDef
+
+        def visit_If(self, node):
+            return None if "TYPE_CHECKING" in ast.unparse(node.test) else node
+
+    return Strip().visit(tree)
+
+
+@pytest.mark.parametrize("path", sources("core"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_core_never_imports_the_host_or_the_package_by_name(path):
+    forbidden = HOST_MODULES | {"semantic_editing"}
+    assert [hit for hit in absolute_imports(ast.parse(path.read_text("utf-8"))) if hit[0] in forbidden] == []
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sources("nodes") if p.parent.name != "host"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_only_the_host_folder_knows_comfyui(path):
+    assert [
+        hit
+        for hit in absolute_imports(ast.parse(path.read_text("utf-8")))
+        if hit[0] in HOST_MODULES | {"semantic_editing"}
+    ] == []
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "__init__.py", *sources("core", "nodes")], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_nothing_heavy_and_no_network_at_import(path):
+    names = absolute_imports(module_level(ast.parse(path.read_text("utf-8"))))
+    assert [hit for hit in names if hit[0] in HEAVY_MODULES | NETWORK_MODULES] == []
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "__init__.py", *sources("core", "nodes")], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_no_code_from_strings_and_no_unsafe_pickles(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        assert name not in {"eval", "exec", "os.system", "pickle.load", "pickle.loads", "subprocess.run"}, (
+            f"line {call.lineno}: {name}"
+        )
+        if name == "torch.load":
+            assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords), (
+                f"line {call.lineno}"
+            )
+
+
+def requirement_names(text: str) -> set[str]:
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return {re.split(r"[<>=!~ \[]", line)[0].lower().replace("_", "-") for line in lines if line}
+
+
+def test_requirements_cover_the_dependencies_and_never_touch_torch():
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    listed = re.search(r"^dependencies = \[(.*?)\]", project, re.S | re.M)
+    assert listed is not None
+    dependencies = {
+        re.split(r"[<>=]", name)[0].lower().replace("_", "-") for name in re.findall(r'"([^"]+)"', listed.group(1))
+    }
+    requirements = requirement_names((ROOT / "requirements.txt").read_text("utf-8"))
+    assert dependencies and dependencies <= requirements
+    assert not requirements & {"torch", "torchvision", "torchaudio"} and not dependencies & {
+        "torch",
+        "torchvision",
+        "torchaudio",
+    }
+
+
+def test_the_door_opens_without_a_host_and_without_torch():
+    code = "import sys, semantic_editing; print(sorted({'torch', 'numpy', 'diffusers'} & set(sys.modules)), semantic_editing.WEB_DIRECTORY)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[] ./web"
+
+
+def test_version_has_a_changelog_entry():
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
+    assert version is not None and f"## {version.group(1)}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_every_package_is_listed():
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    listed = set(re.findall(r'"(semantic_editing[\w.]*)",', project))
+    found = {"semantic_editing"} | {
+        ".".join(["semantic_editing", *path.parent.relative_to(ROOT).parts])
+        for folder in ("core", "nodes")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert listed == found
+
+
+def files_in(*folders: str) -> list[str]:
+    found = [
+        path
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    return [path.relative_to(ROOT).as_posix() for path in found]
+
+
+def test_the_registry_package_leaves_out_only_what_the_nodes_do_without(tmp_path):
+    """``.comfyignore`` has the syntax of ``.gitignore``, where ``docs/`` also means ``web/docs/``."""
+    git = shutil.which("git")
+    if git is None:
+        pytest.skip("git, which reads the patterns, is not installed")
+    shipped = files_in("assets", "core", "docs", "locales", "nodes", "web", "workflows")
+    shipped += ["__init__.py", "cli.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "CHANGELOG.md"]
+    left_out = files_in("tests", "benchmarks", "tools", ".ci")
+    assert {"docs/contact_sheet.jpg", "web/docs/SemEdit_SPDInvInversion.md"} <= set(
+        shipped
+    ) and "tests/nodes/snapshot.json" in left_out
+    settings = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | settings
+    subprocess.run([git, "init", "--quiet", str(tmp_path)], check=True, env=environment)
+    shutil.copy(ROOT / ".comfyignore", tmp_path / ".git" / "info" / "exclude")
+    command = [
+        git,
+        "-C",
+        str(tmp_path),
+        "-c",
+        f"core.excludesFile={os.devnull}",
+        "check-ignore",
+        "--no-index",
+        "-z",
+        "--stdin",
+    ]
+    names = "\0".join([*shipped, *left_out])
+    done = subprocess.run(command, input=names, capture_output=True, encoding="utf-8", env=environment)
+    assert done.returncode in (0, 1), done.stderr  # 1: nothing is ignored
+    assert set(done.stdout.split("\0")) - {""} == set(left_out)
