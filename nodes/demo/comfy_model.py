@@ -53,7 +53,7 @@ def load_demo_model(folder: Path = FOLDER) -> tuple[Any, Any, Any]:
         raise EditingError(
             f"The demo model is missing ({folder.name} is not in the pack's assets); install the pack again."
         )
-    unet, clip, vae = (_config(folder / part) for part in ("unet", "clip", "vae"))
+    vae, unet, clip = (_config(folder / part) for part in ("vae", "unet", "clip"))
     scale = float(vae["scaling_factor"])
     return (
         unet_patcher(unet, _weights(folder / "unet"), scale, PREVIEW_FACTORS, PREVIEW_BIAS),

@@ -47,7 +47,9 @@ def direction(width=8, encoder="clip_l 8"):
 
 
 def test_demo_number_past_the_end():
-    assert re.search(r"from 0 to \d+", refusal(execute, "demo.load", "LoadDemoImage", pictures="portraits", number=9999))
+    assert re.search(
+        r"from 0 to \d+", refusal(execute, "demo.load", "LoadDemoImage", pictures="portraits", number=9999)
+    )
 
 
 def test_demo_set_that_does_not_exist():
@@ -78,13 +80,27 @@ def text_encoder(monkeypatch):
 
 @pytest.mark.parametrize("source,target", [("", "dog"), ("cat", "  \n ")])
 def test_empty_sentence_list(text_encoder, source, target):
-    refusal(execute, "pix2pix_zero.directions", "SentenceEditDirection", clip="clip_l 8", source=source, target=target, **WORDS)
+    refusal(
+        execute,
+        "pix2pix_zero.directions",
+        "SentenceEditDirection",
+        clip="clip_l 8",
+        source=source,
+        target=target,
+        **WORDS,
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"mode": "zzz"}, {"bank": "zzz"}, {"count": 0}, {"count": 10**6}], ids=str)
 def test_choices_that_old_hosts_do_not_check(text_encoder, wrong):
     refusal(
-        execute, "pix2pix_zero.directions", "SentenceEditDirection", clip="clip_l 8", source="cat", target="dog", **(WORDS | wrong)
+        execute,
+        "pix2pix_zero.directions",
+        "SentenceEditDirection",
+        clip="clip_l 8",
+        source="cat",
+        target="dog",
+        **(WORDS | wrong),
     )
 
 
@@ -128,7 +144,11 @@ def test_direction_of_another_encoder_names_both(conditioning):
 def test_direction_strength(conditioning):
     def applied(strength):
         return execute(
-            "pix2pix_zero.directions", "ApplyEditDirection", conditioning=conditioning, edit_direction=direction(), strength=strength
+            "pix2pix_zero.directions",
+            "ApplyEditDirection",
+            conditioning=conditioning,
+            edit_direction=direction(),
+            strength=strength,
         ).args[0]
 
     assert torch.equal(applied(0.0)[0][0], conditioning[0][0])
@@ -139,7 +159,13 @@ def test_direction_strength(conditioning):
 def test_resolution_that_old_hosts_do_not_check(inversion):
     for node in ("CrossAttnGuidedSampler", "CrossAttnGuider"):
         assert "<=16" in refusal(
-            execute, "pix2pix_zero.guided_edit", node, model=None, inversion=inversion, target=[], **(GUIDED | {"resolution": "zzz"})
+            execute,
+            "pix2pix_zero.guided_edit",
+            node,
+            model=None,
+            inversion=inversion,
+            target=[],
+            **(GUIDED | {"resolution": "zzz"}),
         )
 
 
@@ -147,7 +173,9 @@ def test_inversion_without_a_prompt_needs_a_source(inversion, monkeypatch):
     guidance = host_stand_in.module("nodes.pix2pix_zero.guided_edit")
     monkeypatch.setattr(guidance, "latent_from_model", lambda model, x: {})
     for node in ("CrossAttnGuidedSampler", "CrossAttnGuider"):
-        assert "source" in refusal(execute, "pix2pix_zero.guided_edit", node, model=None, inversion=inversion, target=[], **GUIDED)
+        assert "source" in refusal(
+            execute, "pix2pix_zero.guided_edit", node, model=None, inversion=inversion, target=[], **GUIDED
+        )
 
 
 class Plain:

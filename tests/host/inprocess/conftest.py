@@ -45,6 +45,7 @@ class Pack:
 
     def __init__(self):
         self.name = load_pack()
+        self("nodes.demo.load")  # first, as in the registry: it enters what the loaders of others offer
 
     def __call__(self, module: str):
         return importlib.import_module(f"{self.name}.{module}")

@@ -36,12 +36,12 @@ def test_inversion_is_undone_by_the_stock_sampler(pack, family, solver):
 
     def work(session):
         options = {"steps": 6, "solver": solver, "tolerance": 1e-7, "max_iterations": 25 if solver == "auto" else 2}
-        inversion = core.invert(
+        inversion = pack("core.spdinv.invert").invert(
             session.denoiser, session.latent, session.conds["positive"], callback=session.callback(), **options
         )
         return (
             inversion,
-            core.reconstruct(session.denoiser, inversion, session.conds["positive"]),
+            pack("core.sampling").reconstruct(session.denoiser, inversion, session.conds["positive"]),
             session.latent.clone(),
         )
 
@@ -86,7 +86,9 @@ def test_guided_edit_in_one_node_and_as_guider(pack, family, shape):
         model,
         latent,
         conds,
-        lambda s: core.invert(s.denoiser, s.latent, s.conds["source"], steps=2, solver="fixed_point"),
+        lambda s: pack("core.spdinv.invert").invert(
+            s.denoiser, s.latent, s.conds["source"], steps=2, solver="fixed_point"
+        ),
         gradients=True,
     )
 
@@ -131,10 +133,12 @@ def test_bf16_model_inverts(pack, family, shape):
     core = pack("core.inversion")
 
     def work(session):
-        inversion = core.invert(session.denoiser, session.latent, session.conds["positive"], steps=2)
+        inversion = pack("core.spdinv.invert").invert(
+            session.denoiser, session.latent, session.conds["positive"], steps=2
+        )
         return (
             inversion,
-            core.reconstruct(session.denoiser, inversion, session.conds["positive"]),
+            pack("core.sampling").reconstruct(session.denoiser, inversion, session.conds["positive"]),
             session.latent.clone(),
         )
 

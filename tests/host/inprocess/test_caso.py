@@ -52,9 +52,11 @@ def node(pack, module, name):
 
 
 def train(pack, demo, images, **changed):
-    classifier = node(pack, "classifiers", "AttributeClassifierLoader").execute("demo", "", "", 0, "auto").args[0]
+    classifier = (
+        node(pack, "caso.classifier_loader", "AttributeClassifierLoader").execute("demo", "", "", 0, "auto").args[0]
+    )
     return (
-        node(pack, "caso_trainer", "CASOEmbeddingTrainer")
+        node(pack, "caso.trainer", "CASOEmbeddingTrainer")
         .execute(*demo, classifier, **(TRAINING | {"images": images} | changed))
         .args
     )
@@ -69,7 +71,7 @@ def made_up(pack, demo, seed=5):
 
 def edit(pack, demo, chosen, **changed):
     given = {"strength": 3.0, "steps": 6, "interpolate": 0} | WINDOW | changed
-    return node(pack, "caso_edit", "CASOEditSampler").execute(*demo[:2], chosen, **given).args
+    return node(pack, "caso.edit", "CASOEditSampler").execute(*demo[:2], chosen, **given).args
 
 
 def stock(clip, text):
@@ -96,7 +98,7 @@ def test_trained_embedding_is_the_same_in_the_stock_node_and_in_ours(pack, demo,
         "mine.training.png",
     ]
     loaded, conditioning, prompt, _ = (
-        node(pack, "caso_embeddings", "CASOEmbeddingLoader").execute(demo[1], "mine.safetensors").args
+        node(pack, "caso.embeddings", "CASOEmbeddingLoader").execute(demo[1], "mine.safetensors").args
     )
     assert prompt == text and torch.equal(vectors_of(loaded), vectors_of(chosen))
     ((ours, options),), ((theirs, others),) = conditioning, stock(demo[1], text)
@@ -115,7 +117,7 @@ def test_a_published_linear_layer_is_listed_loaded_and_applied(pack, images, fol
         layer = torch.nn.Linear(1, width)
         (folders / "embeddings").mkdir()
         torch.save(torch.nn.Sequential(layer), folders / "embeddings" / "mustache_1_0_epoch19.pt")
-    loader = node(pack, "caso_embeddings", "CASOEmbeddingLoader")
+    loader = node(pack, "caso.embeddings", "CASOEmbeddingLoader")
     assert "mustache_1_0_epoch19.pt" in pack("nodes.caso.embeddings").embedding_names()
     chosen = loader.execute(demo[1], "mustache_1_0_epoch19.pt").args[0]
     torch.testing.assert_close(vectors_of(chosen), (layer.weight[:, 0] + layer.bias)[None].detach())
@@ -255,7 +257,7 @@ def test_other_programs_pickled_textual_inversions_are_what_the_stock_node_reads
     if layout == "diffusers":
         name, saved = "theirs.bin", {"<thing>": vectors}
     torch.save(saved, folders / "embeddings" / name)
-    chosen, conditioning, prompt, _ = node(pack, "caso_embeddings", "CASOEmbeddingLoader").execute(demo[1], name).args
+    chosen, conditioning, prompt, _ = node(pack, "caso.embeddings", "CASOEmbeddingLoader").execute(demo[1], name).args
     torch.testing.assert_close(vectors_of(chosen), vectors, rtol=0, atol=0)
     assert prompt == "embedding:theirs"
     torch.testing.assert_close(conditioning[0][0], stock(demo[1], prompt)[0][0], rtol=0, atol=1e-5)
@@ -283,13 +285,13 @@ def test_edit_equals_the_core_on_diffusers(pack, demo, images):
     edited, strip, report = edit(pack, demo, chosen, latent=latent, interpolate=3, vae=demo[2])
     theirs, backend, editing = (
         pack("core.demo.model").load_demo_model(),
-        pack("core.diffusers.token_vectors"),
+        pack("core.demo.builders"),
         pack("core.caso.editing"),
     )
     vector_encoder = backend.demo_vector_encoder(theirs)
     uncond = pack("core.token_vectors").empty_condition(vector_encoder)
     term = pack("core.caso.embedding").GuidanceTerm(chosen[0][0].condition(vector_encoder), 3.0)
-    source = pack("core.inversion").invert(
+    source = pack("core.spdinv.invert").invert(
         theirs.denoiser(), pack("nodes.host.latents").latent_to_model(demo[0], latent), uncond, 6
     )
     expected = editing.semantic_edit(theirs.denoiser(), source, uncond, [term], editing.Window(0.5))
@@ -311,7 +313,7 @@ def test_guider_paints_what_the_edit_sampler_paints(pack, demo, images):
     latent = nodes.VAEEncode().encode(vae, images[:2])[0]
 
     def work(session):
-        return pack("core.inversion").invert(session.denoiser, session.latent, session.conds["positive"], 6, "ddim")
+        return pack("core.spdinv.invert").invert(session.denoiser, session.latent, session.conds["positive"], 6, "ddim")
 
     inversion = pack("nodes.host.sampling").run(model, latent, {"positive": stock(clip, "")}, work)
     mask = torch.zeros(1, 64, 64)
@@ -319,7 +321,7 @@ def test_guider_paints_what_the_edit_sampler_paints(pack, demo, images):
     edited, _, report = edit(pack, demo, chosen, inversion=inversion, mask=mask)
     assert "with a prompt" not in report
     guider = (
-        node(pack, "caso_edit", "CASOGuider")
+        node(pack, "caso.edit", "CASOGuider")
         .execute(model, clip, chosen, inversion, strength=3.0, mask=mask, **WINDOW)
         .args[0]
     )
@@ -345,7 +347,7 @@ def test_focus_is_the_cores_in_all_three_nodes(pack, demo, images):
     def core(share):
         def work(session):
             uncond, terms = session.conds["positive"], [embedding.GuidanceTerm(session.conds["term"], 3.0, focus=share)]
-            source = pack("core.inversion").invert(session.denoiser, session.latent, uncond, 6, "ddim")
+            source = pack("core.spdinv.invert").invert(session.denoiser, session.latent, uncond, 6, "ddim")
             noise = torch.randn(session.latent.shape, generator=torch.Generator().manual_seed(7))
             edited = editing.semantic_edit(session.denoiser, source, uncond, terms, editing.Window(0.5), mask=mask)
             return source, edited, editing.generate(session.denoiser, noise, uncond, terms, 4)
@@ -361,7 +363,7 @@ def test_focus_is_the_cores_in_all_three_nodes(pack, demo, images):
     assert effect > 0.02, "focus does something"
     assert "guided where it pulls most (20 %)" in report
     assert "pulls most" not in edit(pack, demo, chosen, inversion=inversion)[2]
-    guider = node(pack, "caso_edit", "CASOGuider").execute(
+    guider = node(pack, "caso.edit", "CASOGuider").execute(
         model, clip, chosen, inversion, strength=3.0, mask=mask, focus=focus, **WINDOW
     )
     start, sigmas, still = pack("nodes.common.reports").inversion_values(model, inversion)[1:]
@@ -371,7 +373,7 @@ def test_focus_is_the_cores_in_all_three_nodes(pack, demo, images):
     assert (
         float((pack("nodes.host.latents").latent_to_model(model, again) - expected).norm()) < 0.1 * effect
     )  # a host's sampler rounds
-    generate = node(pack, "caso_generate", "CASOGenerate").execute
+    generate = node(pack, "caso.generate", "CASOGenerate").execute
     given = {"strength": 3.0, "steps": 4, "seed": 7, "focus": focus} | WINDOW | {"window": "whole"}
     made, report = generate(model, clip, chosen, latent, **given).args
     torch.testing.assert_close(pack("nodes.host.latents").latent_to_model(model, made), pictured, rtol=0, atol=1e-5)
@@ -385,7 +387,7 @@ def test_generate_is_stock_guidance_by_the_embedding(pack, demo):
     chosen, seed = made_up(pack, demo), 7
     empty = {"samples": torch.zeros(2, 4, 8, 8)}
     window = WINDOW | {"window": "whole"}
-    generate = node(pack, "caso_generate", "CASOGenerate").execute
+    generate = node(pack, "caso.generate", "CASOGenerate").execute
     made, _ = generate(model, clip, chosen, empty, strength=3.0, steps=5, seed=seed, **window).args
     grid = (
         pack("nodes.host.sampling")
@@ -415,7 +417,7 @@ def test_generate_is_stock_guidance_by_the_embedding(pack, demo):
 @torch.inference_mode()
 def test_combined_strengths_multiply(pack, demo, images):
     latent = nodes.VAEEncode().encode(demo[2], images[:1])[0]
-    combine = node(pack, "caso_embeddings", "CASOCombine").execute
+    combine = node(pack, "caso.embeddings", "CASOCombine").execute
     first, second = made_up(pack, demo), made_up(pack, demo, 6)
     both, _ = combine(first, -0.5, 2.0, 1.0, 1.0, second=second).args
     assert [strength for _, strength in both] == [-0.5, 2.0]

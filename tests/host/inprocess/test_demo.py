@@ -106,7 +106,7 @@ def test_preview_shows_the_picture(ours, theirs):
 
 
 def test_missing_assets_are_said_in_a_sentence(pack, tmp_path):
-    demo = pack("nodes.demo.load.comfy_model")
+    demo = pack("nodes.demo.comfy_model")
     with pytest.raises(ValueError, match="install the pack again"):
         demo.load_demo_model(tmp_path / "absent")
     (tmp_path / "vae").mkdir()

@@ -10,9 +10,9 @@ from conftest import conditioning, noise
 TOLERANCE = 1e-8
 STEPS = 4
 NODES = {
-    "SPDInvInversion": ("spdinv", {"solver": "auto", "tolerance": TOLERANCE, "max_iterations": 25}),
+    "SPDInvInversion": ("inversion.spdinv", {"solver": "auto", "tolerance": TOLERANCE, "max_iterations": 25}),
     "AutocorrDDIMInversion": (
-        "autocorr",
+        "pix2pix_zero.autocorr",
         {"weight_pair": 20.0, "weight_kl": 20.0, "iterations": 2, "shifts": "random", "seed": 1},
     ),
 }
@@ -51,7 +51,7 @@ def test_the_nodes_noise_over_its_empty_latent_rebuilds(pack, flow, previews, na
 
     rebuilt = stock(flow, cond, start, sigmas, empty)
     torch.testing.assert_close(stock(flow, cond, start, sigmas, latent), rebuilt, rtol=1e-4, atol=1e-4)
-    replay = pack("core.inversion").reconstruct
+    replay = pack("core.sampling").reconstruct
     ours = pack("nodes.host.sampling").run(
         flow, latent, {"positive": cond}, lambda s: replay(s.denoiser, inversion, s.conds["positive"])
     )

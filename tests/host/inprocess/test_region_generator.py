@@ -46,7 +46,7 @@ def wired(pack):
 def fresh(pack, monkeypatch):
     cache = pack("core.regions.cache").RenderCache()
     for name in ("generator", "trainer"):
-        monkeypatch.setattr(pack(f"nodes.region_{name}"), "CACHE", cache)
+        monkeypatch.setattr(pack(f"nodes.regions.{name}"), "CACHE", cache)
 
 
 def execute(node, given):

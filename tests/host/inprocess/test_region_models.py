@@ -86,12 +86,14 @@ def test_vision_models_are_the_hosts_and_can_be_evicted(pack):
     features, scorers = pack("core.models.vision_features"), pack("core.models.clip")
     model = pack("core.demo.model").load_demo_model()
     image = picture(64, 64)
-    expected = features.demo_vision_features(model)(image)
-    towers = scorers.demo_scorer(model)
+    expected = pack("core.demo.builders").demo_vision_features(model)(image)
+    towers = pack("core.demo.builders").demo_scorer(model)
     with torch.inference_mode():
         vision, scorer = (
-            pack("nodes.host.managed_models").manage_vision(lambda: features.demo_vision_features(model)),
-            pack("nodes.host.managed_models").manage_scorer(lambda: scorers.demo_scorer(model)),
+            pack("nodes.host.managed_models").manage_vision(
+                lambda: pack("core.demo.builders").demo_vision_features(model)
+            ),
+            pack("nodes.host.managed_models").manage_scorer(lambda: pack("core.demo.builders").demo_scorer(model)),
         )
         assert torch.equal(vision(image).attention, expected.attention) and vision.identity == expected.vision
         held = {

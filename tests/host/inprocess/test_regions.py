@@ -209,7 +209,9 @@ def test_a_ready_inversion_is_used(pack, demo, plain):
         latent = nodes.VAEEncode().encode(demo[2], image.movedim(1, -1))[0]
 
         def work(session):
-            return pack("core.inversion").invert(session.denoiser, session.latent, session.conds["source"], 3, "ddim")
+            return pack("core.spdinv.invert").invert(
+                session.denoiser, session.latent, session.conds["source"], 3, "ddim"
+            )
 
         ready = pack("nodes.host.sampling").run(plain, latent, {"source": conditioning("sd1", 1)}, work, gradients=True)
     with inversion_editor(pack, plain, demo[2], ready, steps=9)(image, lambda told: None) as editor:
