@@ -28,7 +28,8 @@ FLOOR = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
 #: Which room of core belongs to a room of nodes, where it is called otherwise.
 CORE_OF = {"inversion": "spdinv"}
 COMFYUI = {
-    "comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "latent_preview", "execution", "server", "nodes",
+    "comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "latent_preview", "execution", "server",
+    "nodes",
 }  # fmt: skip
 
 
@@ -192,7 +193,8 @@ def test_a_planted_violation_is_found(module, other):
 
 def test_planted_imports_are_read_wherever_they_stand():
     text = (
-        "from typing import TYPE_CHECKING\nfrom ..errors import EditingError\nif TYPE_CHECKING:\n    from ..demo import model\n"
+        "from typing import TYPE_CHECKING\nfrom ..errors import EditingError\n"
+        "if TYPE_CHECKING:\n    from ..demo import model\n"
         "def f():\n    from .b import g\n    import comfy.sd\n"
     )
     own, foreign = imports("core/caso/a.py", text, {"core.errors", "core.demo.model", "core.caso.b", "core.caso.a"})
