@@ -192,6 +192,12 @@ def guided(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, cond: Any, unco
     return unconditional + (conditional - unconditional) * cfg
 
 
+def require_negative(cfg: float, uncond: Any | None) -> None:
+    """Raise :class:`EditingError` when ``cfg`` needs a negative conditioning and ``uncond`` is None."""
+    if cfg != 1.0 and uncond is None:
+        raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
+
+
 def euler_step(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """One Euler step of the probability-flow ODE from ``x [B, C, H, W]`` at ``sigma`` to ``sigma_next``.
 

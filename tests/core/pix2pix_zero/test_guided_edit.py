@@ -64,9 +64,7 @@ def test_lockstep_equals_algorithm_1_in_two_passes(family, shape, preset):
     inversion = tiny_source(denoiser, family, shape)
     inversion = replace(inversion, latents=inversion.latents.double())
     step = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, cfg=3.0, guidance=0.3, preset=preset)
-    x = inversion.latents[-1]
-    for level in range(STEPS, 0, -1):
-        x, _ = step.advance(x, level)
+    x = step.run(STEPS)
     oracle, sources, scale = two_pass(denoiser, family, inversion)
     expected, losses = oracle.algorithm_1(sources, source, target, uncond, 3.0, 0.3, preset == "carried")
     torch.testing.assert_close(x * scale, expected, atol=2e-4, rtol=2e-4)
