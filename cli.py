@@ -144,7 +144,9 @@ def run_edit(options: argparse.Namespace) -> None:
     from .core.diffusers.checkpoint import load_checkpoint
     from .core.images.contact_sheet import to_picture
     from .core.images.files import check_writable, read_picture, save_picture
+    from .core.pix2pix_zero.guided_edit import CrossAttentionSettings
     from .core.pix2pix_zero.word_edit import WordEdit, choose_device, edit_by_words
+    from .core.spdinv.solvers import SPDInvSettings
 
     check_writable(options.out, overwrite=options.overwrite)
     read_picture(options.image)  # a bad picture is refused before the model loads
@@ -155,10 +157,17 @@ def run_edit(options: argparse.Namespace) -> None:
     image, note = read_picture(options.image, options.size or model.native_size, model.patch)
     print(f"{options.image.name}: {note}", flush=True)
     request = WordEdit(
-        source=options.source, target=options.target, caption=options.caption, steps=options.steps, solver=options.solver, cfg=options.cfg,
-        guidance=options.guidance, preset=options.preset, strength=options.strength, sentences=options.sentences, seed=options.seed,
+        source=options.source,
+        target=options.target,
+        caption=options.caption,
+        steps=options.steps,
+        inversion=SPDInvSettings(options.solver),
+        guidance=CrossAttentionSettings(options.cfg, options.guidance, preset=options.preset),
+        strength=options.strength,
+        sentences=options.sentences,
+        seed=options.seed,
         direction_files=tuple(options.direction or ()),
-    )  # fmt: skip
+    )
     edited, summary = edit_by_words(model, image, request, report=lambda line: print(line, flush=True))
     save_picture(options.out, to_picture(edited[0]), overwrite=options.overwrite)
     print(f"{summary}\nwrote {options.out}")

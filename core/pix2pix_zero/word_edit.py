@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..errors import EditingError
-from ..spdinv.invert import invert
-from ..spdinv.solvers import Solver
+from ..spdinv.invert import spdinv
+from ..spdinv.solvers import SPDInvSettings
 from .edit_direction import EditDirection, sentence_direction
-from .guided_edit import Preset, cross_attention_guided_edit
+from .guided_edit import CrossAttentionGuidance, CrossAttentionSettings
 from .sentences import expand_words, noun_phrase
 
 
@@ -56,8 +56,8 @@ class WordEdit:
     Attributes:
         source, target: words or phrases, see :func:`~.sentences.expand_words`.
         caption: of the picture; None is "a photo of" the source.
-        steps, solver: of the inversion and the edit.
-        cfg, guidance, preset: see :func:`~.guidance.cross_attention_guided_edit`.
+        steps: of the inversion and of the edit.
+        inversion, guidance: how the picture is inverted, and how the edit is sampled.
         strength: of the direction, -3..3.
         sentences, seed: of the built-in sentences.
         direction_files: a saved direction, or two mean embeddings (source, target), instead of the words' own direction.
@@ -67,10 +67,8 @@ class WordEdit:
     target: str
     caption: str | None = None
     steps: int = 50
-    solver: Solver = "auto"
-    cfg: float = 5.0
-    guidance: float = 0.1
-    preset: Preset = "lockstep"
+    inversion: SPDInvSettings = field(default_factory=SPDInvSettings)
+    guidance: CrossAttentionSettings = field(default_factory=CrossAttentionSettings)
     strength: float = 1.0
     sentences: int = 256
     seed: int = 0
@@ -107,17 +105,15 @@ def _edit(
     denoiser = model.denoiser()
     report(f'inverting with the caption "{caption}", {request.steps} steps')
     latent = model.encode_image(image)
-    inversion = invert(denoiser, latent, source_cond, request.steps, request.solver)
+    inversion = spdinv(denoiser, latent, source_cond, request.steps, request.inversion)
     report(f"editing along {direction.describe()}")
-    edited = cross_attention_guided_edit(
-        denoiser, inversion, source_cond, target_cond, cfg=request.cfg, guidance=request.guidance, preset=request.preset
-    )  # fmt: skip
+    edit = CrossAttentionGuidance(denoiser, inversion, source_cond, target_cond, settings=request.guidance)
+    edited = edit.run(inversion.steps)
     spent = denoiser.evaluations
     worst = float(inversion.residuals.max())
     residual = "" if worst != worst else f"; worst inversion residual {worst:.1e}"
-    return model.decode(
-        edited
-    ).cpu(), f"{spent.forward} network evaluations and {spent.backward} backward passes{residual}"
+    cost = f"{spent.forward} network evaluations and {spent.backward} backward passes{residual}"
+    return model.decode(edited).cpu(), cost
 
 
 def _direction(model: TextToImageModel, request: WordEdit, report: Callable[[str], None]) -> EditDirection:

@@ -5,11 +5,13 @@ All rows of a batch are independent problems: a row that has converged is no lon
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..errors import EditingError
 from .implicit_step import ImplicitStep
 
 Solver = Literal["auto", "fixed_point", "anderson", "gradient", "ddim"]
@@ -19,7 +21,51 @@ OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 #: Rounds without a fall of the residual after which ``auto`` hands a row on to its next rule.
 PATIENCE = 4
-ANDERSON_WINDOW = 3
+ANDERSON_WINDOW = 3  # latents before the last one that an Anderson step combines
+
+
+@dataclass(frozen=True)
+class SPDInvSettings:
+    """How every step of an inversion is solved.
+
+    Attributes:
+        solver: ``"auto"`` (extrapolated start, accelerated fixed point, descent only as a last resort), ``"fixed_point"``
+            (Picard, damped where the residual grows), ``"anderson"``, ``"gradient"`` (SPDInv Algorithm 1) or ``"ddim"``
+            (plain DDIM inversion, one explicit evaluation a step: the baseline).
+        tolerance: residual to reach, 0 or more: mean square in unit-variance latent units (the paper's delta).
+        max_iterations: most residual measurements a step, 1 or more (the paper's K); the explicit guess of ``"gradient"``
+            is extra.
+        optimizer: of ``"gradient"``, and of ``"auto"`` where it descends: ``"adamw"`` as released, ``"gradient_descent"``
+            as printed.
+        learning_rate: of that optimizer (the paper's eta).
+        check_residual: ``"ddim"`` does not need its residuals and reports NaN; True spends one more evaluation a step
+            (counted) to measure them.
+
+    Raises:
+        EditingError: a solver or an optimizer that does not exist, a tolerance or iterations out of range.
+    """
+
+    solver: Solver = "auto"
+    tolerance: float = 5e-6
+    max_iterations: int = 25
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 1e-3
+    check_residual: bool = False
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise EditingError(f"There is no solver {self.solver!r}; use one of {', '.join(SOLVERS)}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise EditingError(f"There is no optimizer {self.optimizer!r}; use one of {', '.join(OPTIMIZERS)}.")
+        if self.max_iterations < 1 or not self.tolerance >= 0:
+            raise EditingError(
+                f"max_iterations is {self.max_iterations} and tolerance {self.tolerance}; use 1 or more and 0 or more."
+            )
+
+    @property
+    def may_descend(self) -> bool:
+        """Whether gradients through the network may be needed."""
+        return self.solver in ("auto", "gradient")
 
 
 class _Picard:
@@ -94,14 +140,14 @@ class _Descent:
 
     ready = False
 
-    def __init__(self, step: ImplicitStep, optimizer: Optimizer, learning_rate: float) -> None:
+    def __init__(self, step: ImplicitStep, settings: SPDInvSettings) -> None:
         self.step = step
-        self.norm = optimizer == "gradient_descent"
+        self.norm = settings.optimizer == "gradient_descent"
         self.latent = torch.zeros_like(step.start)  # unit-variance units, in which the paper's learning rate is meant
         self.gradient = torch.zeros_like(step.start)
         kind = torch.optim.SGD if self.norm else torch.optim.AdamW
-        self.optimizer = kind([self.latent], lr=learning_rate)
-        self.tolerance = 0.0
+        self.optimizer = kind([self.latent], lr=settings.learning_rate)
+        self.tolerance = settings.tolerance
 
     def evaluate(self, y: Tensor, rows: Tensor) -> None:
         scale = self.step.scale
@@ -126,16 +172,8 @@ class _Descent:
         y[rows] = self.latent[rows] / scale
 
 
-def solve(
-    step: ImplicitStep,
-    guess: Tensor,
-    solver: Solver,
-    tolerance: float,
-    max_iterations: int,
-    optimizer: Optimizer = "adamw",
-    learning_rate: float = 1e-3,
-) -> None:
-    """Improve ``step.best`` from ``guess [B, C, H, W]`` until every row's residual is at most ``tolerance``.
+def solve(step: ImplicitStep, guess: Tensor, settings: SPDInvSettings) -> None:
+    """Improve ``step.best`` from ``guess [B, C, H, W]`` until every row's residual is within the tolerance.
 
     At most ``max_iterations`` residuals are measured per row. On return ``step.best``, ``step.slope`` and
     ``step.residual`` belong together: the residual is the smallest visited and was measured at that latent.
@@ -147,9 +185,7 @@ def solve(
         return
 
     def descent(step: ImplicitStep) -> _Descent:
-        rule = _Descent(step, optimizer, learning_rate)
-        rule.tolerance = tolerance
-        return rule
+        return _Descent(step, settings)
 
     rules: dict[str, list[Any]] = {
         "fixed_point": [_Picard],
@@ -157,11 +193,11 @@ def solve(
         "gradient": [descent],
         "auto": [_Anderson, _Picard, descent],
     }
-    chain = rules[solver]
-    budget, current = max_iterations, guess
+    chain = rules[settings.solver]
+    budget, current = settings.max_iterations, guess
     for make in chain:
         patience = budget if make is chain[-1] else PATIENCE
-        budget -= _iterate(step, current.clone(), make(step), tolerance, budget, patience)
+        budget -= _iterate(step, current.clone(), make(step), settings.tolerance, budget, patience)
         current = step.best
 
 

@@ -13,9 +13,9 @@ def steps_input(tooltip: str) -> Any:
     return widget(io.Int, "steps", default=50, min=1, max=999, tooltip=tooltip)
 
 
-def cfg_input(tooltip: str) -> Any:
+def cfg_input(tooltip: str, default: float = 5.0) -> Any:
     """Scale of classifier-free guidance."""
-    return widget(io.Float, "cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip=tooltip)
+    return widget(io.Float, "cfg", default=default, min=0.0, max=100.0, step=0.1, tooltip=tooltip)
 
 
 def seed_input(tooltip: str, *, advanced: bool = False) -> Any:

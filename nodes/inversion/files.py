@@ -73,8 +73,8 @@ class LoadInversion(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, inversion_file: str, **others: Any) -> str:
-        """Size and time of the file, so that a file saved anew is read anew."""
+    def fingerprint_inputs(cls, inversion_file: str, model: Any = None) -> str:
+        """Size and time of the file, so that a file saved anew is read anew; the host may leave wired inputs out here."""
         return file_fingerprint(FOLDER, inversion_file)
 
     @classmethod

@@ -106,7 +106,12 @@ def test_guided_edit_in_one_node_and_as_guider(pack, family, shape):
     def prepare(session):
         c = session.conds
         step = guidance.CrossAttentionGuidance(
-            session.denoiser, inversion, c["source"], c["positive"], c["negative"], 3.0, 5.0
+            session.denoiser,
+            inversion,
+            c["source"],
+            c["positive"],
+            c["negative"],
+            guidance.CrossAttentionSettings(3.0, 5.0),
         )
         return lambda x, sigma: step.denoised(x, inversion.level_of(sigma))
 

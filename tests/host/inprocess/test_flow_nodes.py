@@ -10,10 +10,26 @@ from conftest import conditioning, noise
 TOLERANCE = 1e-8
 STEPS = 4
 NODES = {
-    "SPDInvInversion": ("inversion.spdinv", {"solver": "auto", "tolerance": TOLERANCE, "max_iterations": 25}),
+    "SPDInvInversion": (
+        "inversion.spdinv",
+        {
+            "solver": "auto",
+            "tolerance": TOLERANCE,
+            "max_iterations": 25,
+            "optimizer": "adamw",
+            "learning_rate": 1e-3,
+        },
+    ),
     "AutocorrDDIMInversion": (
         "pix2pix_zero.autocorr",
-        {"weight_pair": 20.0, "weight_kl": 20.0, "iterations": 2, "shifts": "random", "seed": 1},
+        {
+            "weight_pair": 20.0,
+            "weight_kl": 20.0,
+            "iterations": 2,
+            "shifts": "random",
+            "preset": "consistent",
+            "seed": 1,
+        },
     ),
 }
 
