@@ -70,22 +70,30 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("--sentences", type=int, default=256, help="sentences a side of the direction")
     edit.add_argument("--seed", type=int, default=0, help="which sentences are drawn; all else is deterministic")
     edit.add_argument(
-        "--direction", type=Path, nargs="+", metavar="FILE",
+        "--direction",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
         help="a saved direction instead of the words' own; or two published embeddings (.pt): source target",
-    )  # fmt: skip
+    )
     edit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     edit.add_argument("--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto")
     edit.add_argument(
-        "--prediction", choices=["epsilon", "v_prediction"],
-        help="what the network of a single-file checkpoint predicts, should the picture come out broken (default: found out)",
-    )  # fmt: skip
+        "--prediction",
+        choices=["epsilon", "v_prediction"],
+        help="what the network of a single-file checkpoint predicts, should the picture come out broken (default: "
+        "found out)",
+    )
     edit.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
 
     listed = "\n".join(f"  {name:<18}{purpose}" for name, purpose in benchmarks().items())
     bench = commands.add_parser(
-        "bench", help="run a benchmark; `bench NAME --help` tells its options", description="Run one of the benchmarks.",
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"benchmarks:\n{listed or '  none in this installation'}",
-    )  # fmt: skip
+        "bench",
+        help="run a benchmark; `bench NAME --help` tells its options",
+        description="Run one of the benchmarks.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"benchmarks:\n{listed or '  none in this installation'}",
+    )
     bench.set_defaults(run=run_bench)
     bench.add_argument("name", help="which one")
     bench.add_argument("options", nargs=argparse.REMAINDER, help="passed on to it")
@@ -93,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def benchmarks() -> dict[str, str]:
-    """Names of the benchmarks and what each is for, the first line of its docstring; none where they are not installed."""
+    """Each benchmark's name and purpose (the first line of its docstring); empty where none is installed."""
     purposes = {}
     for path in sorted(BENCHMARKS.glob("*.py")):
         text = path.read_text(encoding="utf-8")
@@ -174,7 +182,7 @@ def run_edit(options: argparse.Namespace) -> None:
 
 
 def run_bench(options: argparse.Namespace) -> int:
-    """``semantic-editing bench``: run the script in a process of its own, as its docstring says; returns its exit code."""
+    """``semantic-editing bench``: run a benchmark in a process of its own; returns its exit code."""
     names = benchmarks()
     if not names:
         raise EditingError(

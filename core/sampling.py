@@ -1,8 +1,8 @@
 """Sampling: the one loop that steps a latent, and what is made with it.
 
 :func:`sample` takes Euler (= DDIM) steps down a list of noise levels. Every algorithm of the pack that samples is a
-prediction handed to it: :class:`TrajectoryEdit`, an edit beside the trajectory of an inverted image; :func:`reconstruct`,
-the replay of an inversion; :func:`reference_from_noise`, a made-up image with its trajectory.
+prediction handed to it: :class:`TrajectoryEdit`, an edit beside the trajectory of an inverted image;
+:func:`reconstruct`, the replay of an inversion; :func:`reference_from_noise`, a made-up image with its trajectory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def sample(
     """Take ``x [B, C, H, W]`` from the first of the descending ``levels`` to the last, one Euler step between each two.
 
     Args:
-        predict: the network, with whatever guidance. It runs without gradients; one that needs them turns them on itself.
+        predict: the network, with whatever guidance. It is called under ``torch.no_grad``; what needs gradients inside
+            turns them on itself.
         callback: told after each step; an exception it raises ends the run.
         after_step: may change the latent after each step, as putting back the source outside a mask does.
 
@@ -56,7 +57,7 @@ def sample(
 
 
 class TrajectoryEdit(ABC):
-    """An edit that follows the trajectory of an inverted image, step by step; a subclass says what :meth:`_edited` predicts.
+    """An edit beside the trajectory of an inverted image; a subclass predicts each step in :meth:`_edited`.
 
     :meth:`run` samples it whole. A host's own first-order sampler asks :meth:`denoised` for one step after another.
 
@@ -127,7 +128,7 @@ class TrajectoryEdit(ABC):
         )
 
     def _landing(self, x: Tensor, kept: Tensor, level: int, slope: Tensor | float = 0.0) -> Tensor:
-        """The denoised latent whose Euler step from ``x`` lands where a step along ``slope`` (eps) from ``kept`` does."""
+        """The denoised latent that takes ``x`` where an Euler step along ``slope`` (eps) takes ``kept``."""
         sigma, sigma_next = self._levels(level)
         return x - sigma * (slope + (kept - x) / (sigma_next - sigma))
 
@@ -139,7 +140,7 @@ class TrajectoryEdit(ABC):
 
 
 def latent_mask(mask: Tensor, latent: Tensor) -> Tensor:
-    """A pixel mask ``[B or 1, H, W]`` of any size as ``[B or 1, 1, h, w]`` on the grid of ``latent [B, C, h, w]``, by area.
+    """A pixel mask ``[B or 1, H, W]`` averaged to the grid of ``latent [B, C, h, w]``: ``[B or 1, 1, h, w]``.
 
     Raises:
         EditingError: another rank, another batch, or values that are not numbers.

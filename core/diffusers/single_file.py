@@ -1,6 +1,7 @@
-"""Single-file Stable Diffusion checkpoints without a network: what diffusers wants to know of a model, read off its tensors.
+"""Single-file Stable Diffusion checkpoints, offline: what diffusers must know of a model, read off its tensors.
 
-diffusers can take such a file apart, but asks the hub for the configurations of its parts; here they come from the file.
+diffusers can take such a file apart, but asks the hub for the configurations of its parts; here they come
+from the file itself.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def load_single_file(file: Path, prediction: Prediction | None = None) -> Any:
 def describe(file: Path, prediction: Prediction | None = None) -> SingleFile:
     """Tell what the checkpoint is by its tensors, without loading them.
 
-    What the network predicts is taken from the file where it says so (ModelSpec metadata, a ``v_pred`` tensor). SD 2 files
-    do not; the spread of one normalisation's bias tells them apart, the rule ComfyUI goes by.
+    What the network predicts is taken from the file where it says so (ModelSpec metadata, a ``v_pred`` tensor). SD 2
+    files do not; the spread of one normalisation's bias tells them apart, the rule ComfyUI goes by.
 
     Raises:
         EditingError: unreadable, or no SD 1.x, SD 2.x or SDXL checkpoint.
@@ -120,9 +121,15 @@ def _pipeline(found: SingleFile, diffusers: Any) -> tuple[Any, dict[str, Any], d
     from transformers import CLIPTokenizer
 
     scheduler = diffusers.DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-        prediction_type=found.prediction, rescale_betas_zero_snr=found.zero_terminal_snr,
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=found.prediction,
+        rescale_betas_zero_snr=found.zero_terminal_snr,
+    )
     # OpenCLIP's texts are padded with token 0 ("!"), OpenAI's with the end of text.
     padded_with_end = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
     padded_with_zero = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True, pad_token="!")

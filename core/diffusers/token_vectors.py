@@ -1,4 +1,4 @@
-"""CASO's seams on diffusers and transformers: token vectors into a CLIP text encoder, decoding with gradients."""
+"""Token vectors and image decoding with gradients, through diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ class DiffusersDecoder:
 
     Args:
         vae: in any dtype; SDXL's needs fp32.
-        gradient_checkpointing: the decoder's blocks keep no activations but run again in the backward pass: much less memory, about a
-            third more time in the decoder.
+        gradient_checkpointing: the decoder's blocks keep no activations but run again in the backward pass: much less
+            memory, about a third more time in the decoder.
     """
 
     def __init__(self, vae: Any, gradient_checkpointing: bool = False):
@@ -159,8 +159,8 @@ def decoder_checkpointing(vae: Any, active: bool) -> AbstractContextManager[None
 def unet_checkpointing(unet: Any) -> Iterator[None]:
     """Within the ``with`` block the U-Net's blocks keep no activations but compute them again in the backward pass.
 
-    Its weights are frozen for the whole block, so that a block computed again is the same computation: the backward pass
-    belongs inside. See :func:`~..gradient_checkpointing.checkpointed` for what it costs.
+    Its weights are frozen for the whole block, so that a block computed again is the same computation: the backward
+    pass belongs inside. See :func:`~..gradient_checkpointing.checkpointed` for what it costs.
     """
     with frozen(unet), checkpointed(blocks_of(unet)):
         yield

@@ -1,8 +1,8 @@
 """DDIM inversion with the predicted noise kept white: pix2pix-zero's regularised inversion.
 
-Parmar et al., https://arxiv.org/abs/2302.03027, section 3.1. Each step is one explicit DDIM inversion step whose predicted
-noise is first moved, for a few iterations, down ``L_pair + lambda * L_KL`` (:mod:`.autocorrelation`). The network is
-evaluated once a step and never differentiated.
+Parmar et al., https://arxiv.org/abs/2302.03027, section 3.1. Each step is one explicit DDIM inversion step whose
+predicted noise is first moved, for a few iterations, down ``L_pair + lambda * L_KL`` (:mod:`.autocorrelation`). The
+network is evaluated once a step and never differentiated.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ class AutocorrSettings:
         weight_pair: weight of the pair loss, 0 or more; 0 with ``weight_kl`` 0 is plain DDIM inversion.
         weight_kl: weight of the KL term, 0 or more (the paper's lambda), see :func:`regularise`.
         iterations: of the regularisation, a step; 0 is plain DDIM inversion.
-        shifts: ``"random"`` draws shifts from ``seed`` (the same for every image of a batch), ``"all"`` takes all of them.
+        shifts: ``"random"`` draws shifts from ``seed`` (the same for every image of a batch), ``"all"`` takes all of
+            them.
         seed: of the random shifts.
-        preset: ``"consistent"`` inverts the very grid that sampling walks down. ``"released"`` does as the published code:
-            the first and the last timestep are left out, each update is taken one stride above the level the latent is at,
-            so that sampling does not retrace it; no factor 2 in the pyramid, ineffective KL, random shifts.
+        preset: ``"consistent"`` inverts the very grid that sampling walks down. ``"released"`` does as the published
+            code: the first and the last timestep are left out, each update is taken one stride above the level the
+            latent is at, so that sampling does not retrace it; no factor 2 in the pyramid, ineffective KL, random
+            shifts.
 
     Raises:
         EditingError: a preset or shifts that do not exist, a negative weight or number.
@@ -121,7 +123,8 @@ def regularise(
 def regularise_as_released(
     noise: Tensor, shifts: Shifts, *, weight_pair: float, weight_kl: float, iterations: int
 ) -> Tensor:
-    """The released code's regularisation of predicted noise ``[B, C, H, W]``: no factor 2 in the pyramid, KL as a mean over all elements.
+    """The released code's regularisation of predicted noise ``[B, C, H, W]``: no factor 2 in the pyramid, KL as a mean
+    over all elements.
 
     Args: as in :func:`regularise`, in plain gradient steps.
     """
@@ -154,11 +157,13 @@ def autocorr_invert(
         cond: conditioning of the image, used at cfg 1.
         steps: number of steps of the model's own grid.
         sigmas: levels to use instead of that grid (``"consistent"`` only), see :func:`~..inversion.inversion_grid`.
-        cond_tensors: what to store as :attr:`~..inversion.Inversion.cond`; ``{"embeds": cond}`` when ``cond`` is a tensor.
+        cond_tensors: what to store as :attr:`~..inversion.Inversion.cond`; ``{"embeds": cond}`` when ``cond`` is a
+            tensor.
         callback: told after every network evaluation; an exception it raises ends the run.
 
     Returns:
-        An inversion on the sampling grid. Residuals are NaN: an explicit step does not measure them. ``info`` holds, per
+        An inversion on the sampling grid. Residuals are NaN: an explicit step does not measure them. ``info`` holds,
+            per
         step and before/after regularisation (mean over the images), the correlation of neighbouring pixels and the
         variance of the predicted noise.
 
@@ -221,7 +226,7 @@ def autocorr_invert(
 def _predict(
     denoiser: Denoiser, unit: Tensor, sigma: float, cond: Any, index: int
 ) -> tuple[Tensor, Tensor | float, Tensor]:
-    """Predicted noise, the rest of ``dx/dsigma`` and x0, all ``[B, C, H, W]``, of a unit-variance latent seen at ``sigma``."""
+    """Predicted noise, the rest of ``dx/dsigma`` and x0, all ``[B, C, H, W]``, of a unit-variance latent."""
     x = unit / float(unit_scale(denoiser.identity, sigma))
     with torch.no_grad():
         denoised = denoiser(x, sigma, cond).to(x.dtype)
@@ -233,7 +238,7 @@ def _predict(
 
 
 def _released_updates(denoiser: Denoiser, steps: int) -> tuple[Tensor, list[tuple[float, float, float]]]:
-    """The sampling grid, and the released inversion's updates as (level the latent is taken at, level reached, level seen).
+    """The sampling grid, and the released inversion's updates: (level taken at, level reached, level seen).
 
     Its DDIM inverse scheduler drops the first and the last timestep and moves timestep t from table entry t - 1 to
     t - 1 + stride, while the sampler later goes from entry t to t - stride.

@@ -33,12 +33,12 @@ class CrossAttentionSettings:
             sampling.
         guided_fraction: share of the steps, 0 to 1, from the noisy end, that are guided.
         max_resolution: guide only layers whose query grid is at most so high and wide (latent pixels); None is all.
-        preset: ``"lockstep"`` is the paper's Algorithm 1: the noise prediction eps is taken at the moved latent, the step
-            from the latent that was not moved. A move the network does not react to then comes back with the opposite sign
-            (``x - sigma * eps`` is the prediction *plus* the move), so a strong guidance can raise the loss of later steps.
-            ``"carried"`` goes on from the moved latent, which is plain descent on the loss. ``"released"`` does what the
-            published code does: both branches of classifier-free guidance get their own moved copy of the latent (half the
-            gradient each), and the *negative* branch's moved copy is carried on.
+        preset: ``"lockstep"`` is the paper's Algorithm 1: the noise prediction eps is taken at the moved latent, the
+            step from the latent that was not moved. A move the network does not react to then comes back with the
+            opposite sign (``x - sigma * eps`` is the prediction *plus* the move), so a strong guidance can raise the
+            loss of later steps. ``"carried"`` goes on from the moved latent, which is plain descent on the loss.
+            ``"released"`` does what the published code does: both branches of classifier-free guidance get their own
+            moved copy of the latent (half the gradient each), and the *negative* branch's moved copy is carried on.
 
     Raises:
         EditingError: a value out of range.
@@ -79,8 +79,8 @@ class CrossAttentionGuidance(TrajectoryEdit):
         losses: map loss ``[B]`` before each guided step's move, by level.
 
     Raises:
-        EditingError: an inversion of another model, a mask of another rank or batch; while stepping a prediction that is
-            not a number, texts of different lengths, a network without cross-attention.
+        EditingError: an inversion of another model, a mask of another rank or batch; while stepping a prediction that
+            is not a number, texts of different lengths, a network without cross-attention.
     """
 
     denoiser: Denoiser
@@ -136,7 +136,7 @@ class CrossAttentionGuidance(TrajectoryEdit):
         return self._landing(x, kept, level, slope)
 
     def _moved(self, x: Tensor, level: int, reference_cond: Any, cond: Any, share: float) -> tuple[Tensor, Tensor]:
-        """``x`` after a gradient step on ``share`` of the map loss (``x_t - lambda_xa * grad``), and that loss ``[B]``."""
+        """``x`` after a step down ``share`` of the map loss (``x_t - lambda_xa * grad``), and that loss ``[B]``."""
         sigma = self._levels(level)[0]
         capture = CaptureMaps(self.settings.max_resolution)
         self.denoiser(self._source(x, level), sigma, reference_cond, control=capture)

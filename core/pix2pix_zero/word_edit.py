@@ -1,4 +1,4 @@
-"""Edit one picture from a source word to a target word with any Stable Diffusion checkpoint: the whole path in one place."""
+"""Edit one picture from a source word to a target word with any Stable Diffusion checkpoint."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class WordEdit:
         inversion, guidance: how the picture is inverted, and how the edit is sampled.
         strength: of the direction, -3..3.
         sentences, seed: of the built-in sentences.
-        direction_files: a saved direction, or two mean embeddings (source, target), instead of the words' own direction.
+        direction_files: a saved direction, or two mean embeddings (source, target), instead of the words' own
+            direction.
     """
 
     source: str
@@ -77,7 +78,7 @@ class WordEdit:
 
 def edit_by_words(
     model: TextToImageModel, image: Tensor, request: WordEdit, report: Callable[[str], None] = lambda _: None
-) -> tuple[Tensor, str]:  # fmt: skip
+) -> tuple[Tensor, str]:
     """Edit ``image [1, 3, H, W]`` in 0..1: ``(edited image of the same shape, a line on cost and exactness)``.
 
     Args:
@@ -127,7 +128,8 @@ def _direction(model: TextToImageModel, request: WordEdit, report: Callable[[str
         direction = EditDirection.load(files[-1], files[0] if len(files) == 2 else None)
         if direction.is_mean_embedding:
             raise EditingError(
-                f"{files[-1].name} is the mean embedding of one word, not a direction; give two files, first the source word's."
+                f"{files[-1].name} is the mean embedding of one word, not a direction; give two files, first the "
+                "source word's."
             )
         direction.require_encoder(model.encoder_name)
         return direction
@@ -135,7 +137,7 @@ def _direction(model: TextToImageModel, request: WordEdit, report: Callable[[str
     source, target = expand_words([request.source, request.target], request.sentences, request.seed)
     return sentence_direction(
         model.encode_text, source, target, encoder_name=model.encoder_name, source=request.source, target=request.target
-    )  # fmt: skip
+    )
 
 
 def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:

@@ -36,7 +36,8 @@ def spdinv(
         cond: conditioning of the image, used at cfg 1: ``[B or 1, L, D]``, or the backend's own object.
         steps: number of steps of the model's own grid.
         sigmas: levels to use instead of that grid, see :func:`~..inversion.inversion_grid`.
-        cond_tensors: what to store as :attr:`~..inversion.Inversion.cond`; ``{"embeds": cond}`` when ``cond`` is a tensor.
+        cond_tensors: what to store as :attr:`~..inversion.Inversion.cond`; ``{"embeds": cond}`` when ``cond`` is a
+            tensor.
         callback: told after every network evaluation; an exception it raises ends the run.
 
     Raises:

@@ -29,14 +29,14 @@ class SPDInvSettings:
     """How every step of an inversion is solved.
 
     Attributes:
-        solver: ``"auto"`` (extrapolated start, accelerated fixed point, descent only as a last resort), ``"fixed_point"``
-            (Picard, damped where the residual grows), ``"anderson"``, ``"gradient"`` (SPDInv Algorithm 1) or ``"ddim"``
-            (plain DDIM inversion, one explicit evaluation a step: the baseline).
+        solver: ``"auto"`` (extrapolated start, accelerated fixed point, descent only as a last resort),
+            ``"fixed_point"`` (Picard, damped where the residual grows), ``"anderson"``, ``"gradient"`` (SPDInv
+            Algorithm 1) or ``"ddim"`` (plain DDIM inversion, one explicit evaluation a step: the baseline).
         tolerance: residual to reach, 0 or more: mean square in unit-variance latent units (the paper's delta).
-        max_iterations: most residual measurements a step, 1 or more (the paper's K); the explicit guess of ``"gradient"``
-            is extra.
-        optimizer: of ``"gradient"``, and of ``"auto"`` where it descends: ``"adamw"`` as released, ``"gradient_descent"``
-            as printed.
+        max_iterations: most residual measurements a step, 1 or more (the paper's K); the explicit guess of
+            ``"gradient"`` is extra.
+        optimizer: of ``"gradient"``, and of ``"auto"`` where it descends: ``"adamw"`` as released,
+            ``"gradient_descent"`` as printed.
         learning_rate: of that optimizer (the paper's eta).
         check_residual: ``"ddim"`` does not need its residuals and reports NaN; True spends one more evaluation a step
             (counted) to measure them.
@@ -123,7 +123,8 @@ class _Anderson:
         moved = torch.stack([v[rows] - latest for v in self.visited[:-1]], 1)
         changed = torch.stack([m[rows] - miss for m in self.misses[:-1]], 1)
         flat = changed.flatten(2)
-        # The small systems are solved on the CPU in fp64, which some accelerators lack; the ridge is above the rounding of `gram`.
+        # The small systems are solved on the CPU in fp64, which some accelerators lack; the ridge is above the rounding
+        # of `gram`.
         gram, right = (flat @ flat.mT).cpu().double(), -(flat @ miss.flatten(1).unsqueeze(2)).cpu().double()
         ridge = max(1e-10, torch.finfo(y.dtype).eps) * gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-30)
         gram = gram + ridge[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype)
@@ -177,8 +178,8 @@ def solve(step: ImplicitStep, guess: Tensor, settings: SPDInvSettings) -> None:
 
     At most ``max_iterations`` residuals are measured per row. On return ``step.best``, ``step.slope`` and
     ``step.residual`` belong together: the residual is the smallest visited and was measured at that latent.
-    ``auto`` accelerates Picard by Anderson and hands a row on, to damped Picard and then to AdamW descent, only when its
-    residual refuses to fall. A step of zero length is left as it is, exactly and at no cost.
+    ``auto`` accelerates Picard by Anderson and hands a row on, to damped Picard and then to AdamW descent, only when
+    its residual refuses to fall. A step of zero length is left as it is, exactly and at no cost.
     """
     if step.sigma_next == step.sigma:
         step.residual = torch.zeros_like(step.residual)
@@ -202,7 +203,9 @@ def solve(step: ImplicitStep, guess: Tensor, settings: SPDInvSettings) -> None:
 
 
 def _iterate(step: ImplicitStep, y: Tensor, rule: Any, tolerance: float, budget: int, patience: int) -> int:
-    """Apply one rule, in place on ``y``; returns the rounds used. A row stops when converged or stalled for ``patience``.
+    """Apply one rule, in place on ``y``; returns the rounds used.
+
+    A row stops when it has converged, or when its residual has not fallen for ``patience`` rounds.
 
     A rule that is ``ready`` can propose from the step's best latent without evaluating it again.
     """

@@ -21,8 +21,15 @@ def cfg_input(tooltip: str, default: float = 5.0) -> Any:
 def seed_input(tooltip: str, *, advanced: bool = False) -> Any:
     """A seed of 64 bits with the host's own control after each run."""
     return widget(
-        io.Int, "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, advanced=advanced, tooltip=tooltip
-    )  # fmt: skip
+        io.Int,
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        advanced=advanced,
+        tooltip=tooltip,
+    )
 
 
 def mask_input() -> Any:
@@ -51,5 +58,8 @@ def saved_name_inputs(default: str) -> list[Any]:
 def file_input(name: str, folder: str) -> Any:
     """A file of the pack's ``folder`` under the host's models."""
     return widget(
-        io.Combo, name, options=list_files(folder), tooltip=f"A file of ComfyUI's models/{folder} folder; press R after adding one."
-    )  # fmt: skip
+        io.Combo,
+        name,
+        options=list_files(folder),
+        tooltip=f"A file of ComfyUI's models/{folder} folder; press R after adding one.",
+    )

@@ -44,7 +44,8 @@ def sigmas_input() -> Any:
         io.Sigmas,
         "sigmas",
         optional=True,
-        tooltip="Noise levels to use instead of steps, e.g. from Basic Scheduler. Unwired: the model's own DDIM levels.",
+        tooltip="Noise levels to use instead of steps, e.g. from Basic Scheduler. Unwired: the model's own DDIM "
+        "levels.",
     )
 
 

@@ -26,8 +26,9 @@ class SPDInvInversion(io.ComfyNode):
             node_id="SemEdit_SPDInvInversion",
             display_name="SPDInv Inversion",
             category="semantic editing/inversion",
-            description="Turns a real image back into the noise from which this model makes exactly that image. Every step is solved to a "
-            "measured residual, so that sampling from the noise rebuilds the picture. For SD 1.x, SD 2.x, SDXL and flow models.",
+            description="Turns a real image back into the noise from which this model makes exactly that image. Every "
+            "step is solved to a measured residual, so that sampling from the noise rebuilds the picture. For SD 1.x, "
+            "SD 2.x, SDXL and flow models.",
             search_aliases=[
                 "ddim inversion",
                 "fixed point inversion",
@@ -40,15 +41,17 @@ class SPDInvInversion(io.ComfyNode):
             inputs=[
                 *image_inputs(),
                 steps_input(
-                    "Steps of the trajectory. More is finer and slower; 20 to 50 is usual. Ignored when sigmas is wired."
+                    "Steps of the trajectory. More is finer and slower; 20 to 50 is usual. Ignored when sigmas is "
+                    "wired."
                 ),
                 widget(
                     io.Combo,
                     "solver",
                     options=list(SOLVERS),
                     default=SPDInvSettings.solver,
-                    tooltip="auto: the quickest that reaches the tolerance. fixed_point, anderson: iterations without gradients. "
-                    "gradient: the paper's descent, slow. ddim: plain DDIM inversion, no solving at all, for comparison.",
+                    tooltip="auto: the quickest that reaches the tolerance. fixed_point, anderson: iterations without "
+                    "gradients. gradient: the paper's descent, slow. ddim: plain DDIM inversion, no solving at all, "
+                    "for comparison.",
                 ),
                 widget(
                     io.Float,
@@ -59,9 +62,8 @@ class SPDInvInversion(io.ComfyNode):
                     step=1e-6,
                     round=1e-9,
                     advanced=True,
-                    tooltip="Mean-square residual at which a step counts as solved. 0.000005 is the paper's; smaller is slower and "
-                    "more exact, "
-                    "0 always uses all iterations.",
+                    tooltip="Mean-square residual at which a step counts as solved. 0.000005 is the paper's; smaller "
+                    "is slower and more exact, 0 always uses all iterations.",
                 ),
                 widget(
                     io.Int,
@@ -70,7 +72,8 @@ class SPDInvInversion(io.ComfyNode):
                     min=1,
                     max=500,
                     advanced=True,
-                    tooltip="Most evaluations of the model in one step. 25 is the paper's; the best iterate is kept when it runs out.",
+                    tooltip="Most evaluations of the model in one step. 25 is the paper's; the best iterate is kept "
+                    "when it runs out.",
                 ),
                 widget(
                     io.Combo,
@@ -78,7 +81,8 @@ class SPDInvInversion(io.ComfyNode):
                     options=list(OPTIMIZERS),
                     default=SPDInvSettings.optimizer,
                     advanced=True,
-                    tooltip="For solver 'gradient': adamw as in the released code, gradient_descent as printed in the paper.",
+                    tooltip="For solver 'gradient': adamw as in the released code, gradient_descent as printed in the "
+                    "paper.",
                 ),
                 widget(
                     io.Float,

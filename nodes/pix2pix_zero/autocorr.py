@@ -32,8 +32,9 @@ class AutocorrDDIMInversion(io.ComfyNode):
             node_id="SemEdit_AutocorrDDIMInversion",
             display_name="Autocorr DDIM Inversion",
             category="semantic editing/inversion",
-            description="DDIM inversion of pix2pix-zero: every step's predicted noise is pushed towards white noise (neighbours "
-            "uncorrelated, variance 1). Rebuilds the image less exactly than SPDInv Inversion, but its noise edits well.",
+            description="DDIM inversion of pix2pix-zero: every step's predicted noise is pushed towards white noise "
+            "(neighbours uncorrelated, variance 1). Rebuilds the image less exactly than SPDInv Inversion, but its "
+            "noise edits well.",
             search_aliases=[
                 "pix2pix-zero inversion",
                 "regularized ddim inversion",
@@ -51,7 +52,8 @@ class AutocorrDDIMInversion(io.ComfyNode):
                     min=0.0,
                     max=1000.0,
                     step=1.0,
-                    tooltip="How strongly correlations between pixels are taken out of the noise. 0 is off; 20 is the paper's.",
+                    tooltip="How strongly correlations between pixels are taken out of the noise. 0 is off; 20 is the "
+                    "paper's.",
                 ),
                 widget(
                     io.Float,
@@ -60,7 +62,8 @@ class AutocorrDDIMInversion(io.ComfyNode):
                     min=0.0,
                     max=1000.0,
                     step=1.0,
-                    tooltip="How strongly mean 0 and variance 1 are restored. 0 is off; 20 is the paper's; 40 and more overshoots.",
+                    tooltip="How strongly mean 0 and variance 1 are restored. 0 is off; 20 is the paper's; 40 and more "
+                    "overshoots.",
                 ),
                 widget(
                     io.Int,
@@ -76,7 +79,8 @@ class AutocorrDDIMInversion(io.ComfyNode):
                     options=list(SHIFTS),
                     default=AutocorrSettings.shifts,
                     advanced=True,
-                    tooltip="random: the paper's random shift per round. all: every shift at once, without any randomness.",
+                    tooltip="random: the paper's random shift per round. all: every shift at once, without any "
+                    "randomness.",
                 ),
                 widget(
                     io.Combo,
@@ -84,8 +88,8 @@ class AutocorrDDIMInversion(io.ComfyNode):
                     options=list(PRESETS),
                     default=AutocorrSettings.preset,
                     advanced=True,
-                    tooltip="consistent: inverts the very levels that sampling visits. released: does as the published code, for "
-                    "comparison.",
+                    tooltip="consistent: inverts the very levels that sampling visits. released: does as the published "
+                    "code, for comparison.",
                 ),
                 seed_input("Which random shifts are drawn; without effect for shifts 'all'.", advanced=True),
                 sigmas_input(),

@@ -62,7 +62,8 @@ def guidance_widgets() -> list[Any]:
         ),
         widget(io.Conditioning, "target", tooltip="The prompt of the edited image, usually from Apply Edit Direction."),
         cfg_input(
-            "How strongly the target prompt pulls. 1 is no extra pull; 3 to 7.5 is usual; higher edits more and keeps less.",
+            "How strongly the target prompt pulls. 1 is no extra pull; 3 to 7.5 is usual; higher edits more and keeps "
+            "less.",
             CrossAttentionSettings.cfg,
         ),
         widget(
@@ -72,8 +73,8 @@ def guidance_widgets() -> list[Any]:
             min=0.0,
             max=10.0,
             step=0.01,
-            tooltip="How strongly the layout of the source is kept. 0 is plain sampling; 0.05 to 0.3 is usual; higher keeps more and "
-            "edits less.",
+            tooltip="How strongly the layout of the source is kept. 0 is plain sampling; 0.05 to 0.3 is usual; higher "
+            "keeps more and edits less.",
         ),
         widget(
             io.Float,
@@ -82,7 +83,8 @@ def guidance_widgets() -> list[Any]:
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="Share of the steps, from the noisy end, on which the layout is held. 1 (the paper) is all, 0 none; less is faster.",
+            tooltip="Share of the steps, from the noisy end, on which the layout is held. 1 (the paper) is all, 0 "
+            "none; less is faster.",
         ),
         widget(
             io.Combo,
@@ -90,7 +92,8 @@ def guidance_widgets() -> list[Any]:
             options=list(RESOLUTIONS),
             default="all",
             advanced=True,
-            tooltip="Which attention maps count, by their side in latent pixels. all is the paper's; <=32 and <=16 need less memory.",
+            tooltip="Which attention maps count, by their side in latent pixels. all is the paper's; <=32 and <=16 "
+            "need less memory.",
         ),
         widget(
             io.Combo,
@@ -98,8 +101,8 @@ def guidance_widgets() -> list[Any]:
             options=list(PRESETS),
             default=CrossAttentionSettings.preset,
             advanced=True,
-            tooltip="lockstep: the paper's algorithm. carried: goes on from the moved latent, steadier at strong guidance. "
-            "released: does as the published code did (both branches are moved), for comparison.",
+            tooltip="lockstep: the paper's algorithm. carried: goes on from the moved latent, steadier at strong "
+            "guidance. released: does as the published code did (both branches are moved), for comparison.",
         ),
         widget(
             io.Conditioning,
@@ -111,7 +114,8 @@ def guidance_widgets() -> list[Any]:
             io.Conditioning,
             "negative",
             optional=True,
-            tooltip="What to move away from when cfg is not 1. Unwired: the source prompt, as in the paper for real images.",
+            tooltip="What to move away from when cfg is not 1. Unwired: the source prompt, as in the paper for real "
+            "images.",
         ),
         mask_input(),
     ]
@@ -154,8 +158,9 @@ class CrossAttnGuidedSampler(io.ComfyNode):
             node_id="SemEdit_CrossAttnGuidedSampler",
             display_name="Cross-Attn Guided Sampler",
             category=CATEGORY,
-            description="Makes the edited image from an inversion: samples with the target prompt while gradients hold the cross-attention "
-            "maps of the source, so that the layout stays. A batch in the inversion gives a batch of edits.",
+            description="Makes the edited image from an inversion: samples with the target prompt while gradients hold "
+            "the cross-attention maps of the source, so that the layout stays. A batch in the inversion gives a batch "
+            "of edits.",
             search_aliases=[
                 "pix2pix-zero",
                 "cross attention guidance",
@@ -209,8 +214,8 @@ class CrossAttnGuider(io.ComfyNode):
             node_id="SemEdit_CrossAttnGuider",
             display_name="Cross-Attn Guider",
             category=CATEGORY,
-            description="Cross-Attn Guided Sampler as a guider for SamplerCustomAdvanced. Wire the inversion's own noise, noise latent and "
-            "sigmas, and the euler sampler.",
+            description="Cross-Attn Guided Sampler as a guider for SamplerCustomAdvanced. Wire the inversion's own "
+            "noise, noise latent and sigmas, and the euler sampler.",
             search_aliases=["pix2pix-zero", "cross attention guidance", "custom guider", "structure preserving edit"],
             inputs=guidance_widgets(),
             outputs=[

@@ -162,7 +162,9 @@ def test_strongly_correlated_maps_do_not_overshoot():
 
 
 def test_released_regularisation_hardly_changes_the_noise():
-    """No factor 2 and a KL of order 1/elements: on 64x64 latents the released code moves correlated noise by about a percent."""
+    """No factor 2 and a KL of order 1/elements: on 64x64 latents the released code moves correlated noise by about a
+    percent.
+    """
     noise = blurred(1, 4, 64, 64)
     shifts = ac.released_shifts(torch.Generator().manual_seed(0))
     result = regularise_as_released(noise, shifts, weight_pair=20, weight_kl=20, iterations=5)

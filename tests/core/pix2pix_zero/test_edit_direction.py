@@ -14,7 +14,9 @@ PUBLISHED = Path(__file__).resolve().parents[3] / "../shared/data/edit_direction
 
 
 def state(text):
-    """An arbitrary but fixed state of a text, ``[5, 3]``; its first position does not depend on the text, as in CLIP."""
+    """An arbitrary but fixed state of a text, ``[5, 3]``; its first position does not depend on the text, as in
+    CLIP.
+    """
     states = torch.randn(LENGTH, WIDTH, generator=torch.Generator().manual_seed(sum(map(ord, text))))
     states[0] = 7.0
     return states

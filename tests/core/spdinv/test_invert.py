@@ -111,8 +111,9 @@ def test_batch_equals_singles(solver):
 
 @pytest.mark.parametrize(("std", "times"), [(0.3, 2), (0.1, 3)])
 def test_auto_costs_least_and_descent_several_times_as_much(std, times):
-    """Forward and backward evaluations together. The narrower the data, the more iterations descent needs: on wide data its
-    explicit guess is nearly solved, on the narrowest it costs three times as much and still misses the tolerance."""
+    """Forward and backward evaluations together. The narrower the data, the more iterations descent needs: on wide data
+    its explicit guess is nearly solved, on the narrowest it costs three times as much and still misses the
+    tolerance."""
     x = std * latent()
     cost, residual = {}, {}
     for solver in ("auto", "fixed_point", "gradient"):
@@ -170,7 +171,9 @@ def test_descent_gives_no_weight_a_gradient():
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_network_keeps_an_fp32_trajectory(family, shape, manner):
-    """The tolerance holds, and both the noise and the rebuilt latent are those of fp32 as far as 8 bits of mantissa go."""
+    """The tolerance holds, and both the noise and the rebuilt latent are those of fp32 as far as 8 bits of mantissa
+    go.
+    """
     denoiser, cond, x = tiny_denoiser(family), tiny_cond(family), tiny_latent(*shape)
     denoiser.unet.conv_out.weight.data.mul_(
         0.5

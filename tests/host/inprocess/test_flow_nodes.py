@@ -1,4 +1,6 @@
-"""What the inversion nodes hand out for a flow model, wired as a person would: stock SamplerCustomAdvanced, CFGGuider, euler."""
+"""What the inversion nodes hand out for a flow model, wired as a person would: stock SamplerCustomAdvanced, CFGGuider,
+euler.
+"""
 
 import comfy.samplers
 import folder_paths
@@ -60,7 +62,7 @@ def test_the_nodes_noise_over_its_empty_latent_rebuilds(pack, flow, previews, na
     node = getattr(pack(f"nodes.{module}"), name)
     inversion, empty, sigmas, start, plot, report = node.execute(
         model=flow, positive=cond, latent=latent, steps=STEPS, sigmas=wired, **widgets
-    ).args  # fmt: skip
+    ).args
     assert float(sigmas[0]) == pytest.approx(last or 1.0) and float(sigmas[-1]) == 0 and len(sigmas) == STEPS + 1
     assert empty["samples"].shape == latent["samples"].shape and not empty["samples"].any()
     assert f"{STEPS} steps, 3 image(s)" in report and plot.ndim == 4 and list(previews.glob("*.png"))
