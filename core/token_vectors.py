@@ -71,8 +71,8 @@ def empty_condition(vector_encoder: TokenVectorEncoder) -> Any:
 def start_vectors(vector_encoder: TokenVectorEncoder, tokens: int, words: str = "") -> TokenVectors:
     """Where learning starts, ``[tokens, D]`` for each encoder: neutral vectors, then those of ``words``.
 
-    The neutral vectors (:attr:`TokenVectorEncoder.end_vectors`) come first because a causal encoder lets a word see only
-    what stands before it, and what describes a thing stands before its name: "<learned> hair".
+    The neutral vectors (:attr:`TokenVectorEncoder.end_vectors`) come first because a causal encoder lets a word see
+    only what stands before it, and what describes a thing stands before its name: "<learned> hair".
 
     Raises:
         EditingError: more words than ``tokens``, or words that the encoders know nothing of or count differently.

@@ -86,15 +86,14 @@ def describe(file: Path, prediction: Prediction | None = None) -> SingleFile:
 
     try:
         with safe_open(file, framework="pt") as stream:
-            shapes = {key: stream.get_slice(key).get_shape() for key in stream.keys()}  # noqa: SIM118 (a handle, not a dict)
+            names = stream.keys()
+            shapes = {name: stream.get_slice(name).get_shape() for name in names}
             family = family_of(shapes, file.name)
             said = (stream.metadata() or {}).get("modelspec.prediction_type", "")
-            bias = f"{UNET}output_blocks.{count_modules(shapes, f'{UNET}output_blocks.') - 1}.1.transformer_blocks.0.norm1.bias"
-            spread = (
-                float(stream.get_tensor(bias).float().std(unbiased=False))
-                if family == "sd2" and bias in shapes
-                else 0.0
-            )
+            last = count_modules(shapes, f"{UNET}output_blocks.") - 1
+            bias = f"{UNET}output_blocks.{last}.1.transformer_blocks.0.norm1.bias"
+            known = family == "sd2" and bias in shapes
+            spread = float(stream.get_tensor(bias).float().std(unbiased=False)) if known else 0.0
     except (SafetensorError, OSError) as error:
         raise EditingError(f"{file.name} is damaged or not a safetensors file; download the model again.") from error
     if any(key in shapes for key in OTHER_SCHEDULES):

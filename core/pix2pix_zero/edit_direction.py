@@ -74,11 +74,6 @@ class EditDirection:
             return f"mean embedding of {self.target!r} ({encoder}, {size}); apply it at +1 and the source word's at -1"
         return f"{self.source!r} to {self.target!r} ({encoder}, {self.sentences} sentences, {size})"
 
-    def reversed(self) -> EditDirection:
-        """The way back, from target to source."""
-        pooled = None if self.pooled is None else -self.pooled
-        return replace(self, embeds=-self.embeds, pooled=pooled, source=self.target, target=self.source)
-
     def require_encoder(self, name: str) -> None:
         """Raise :class:`EditingError` if the direction is known to belong to another text encoder than ``name``."""
         if name and self.text_encoder and name != self.text_encoder:
