@@ -18,7 +18,7 @@ from semantic_editing.core.demo.model import DemoModel
 from semantic_editing.core.inversion import Inversion
 from semantic_editing.core.metrics.image import attributes_kept, psnr, success
 from semantic_editing.core.models.vision_features import load_vision_features
-from semantic_editing.core.pix2pix_zero.guided_edit import CrossAttentionGuidance
+from semantic_editing.core.pix2pix_zero.guided_edit import CrossAttentionGuidance, CrossAttentionSettings
 from semantic_editing.core.regions.changes import with_changes
 from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
 from semantic_editing.core.regions.edit_invert import InversionEditor
@@ -135,8 +135,11 @@ class SharedRenders:
         inversion = self._inversion(quality)
         many = replace(inversion, latents=inversion.latents.expand(-1, count, -1, -1, -1))
         step = CrossAttentionGuidance(
-            inner.denoiser, many, inner.source_cond, inner.target_cond, inner.uncond, inner.cfg,
-            inner.guidance if quality == "full" else 0.0, inner.guided_fraction, preset=inner.preset, mask=cells[:, 0],
+            inner.denoiser, many, inner.source_cond, inner.target_cond, inner.uncond,
+            CrossAttentionSettings(
+                inner.cfg, inner.guidance if quality == "full" else 0.0, inner.guided_fraction, preset=inner.preset
+            ),
+            cells[:, 0],
         )  # fmt: skip
         return step.run(steps)
 

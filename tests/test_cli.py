@@ -166,7 +166,7 @@ def test_a_cancelled_run_leaves_nothing(tmp_path, sd1, image, monkeypatch, capsy
     def cancel(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semantic_editing.core.pix2pix_zero.word_edit.cross_attention_guided_edit", cancel)
+    monkeypatch.setattr("semantic_editing.core.pix2pix_zero.word_edit.CrossAttentionGuidance", cancel)
     assert edit(sd1, image, tmp_path / "out.png") == 130
     assert os.listdir(tmp_path) == ["in.png"]
 
@@ -175,7 +175,7 @@ def test_out_of_memory_is_a_sentence(tmp_path, sd1, image, monkeypatch, capsys):
     def explode(*_args, **_options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("semantic_editing.core.pix2pix_zero.word_edit.invert", explode)
+    monkeypatch.setattr("semantic_editing.core.pix2pix_zero.word_edit.spdinv", explode)
     assert edit(sd1, image, tmp_path / "out.png") == 2
     assert "ran out of memory; use a smaller --size" in capsys.readouterr().err
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..denoiser import Callback, Denoiser, Progress, check_finite, euler_step, unit_scale
+from ..denoiser import Callback, Denoiser, Progress, check_finite, unit_scale
 from ..errors import EditingError
 from ..inversion import Inversion, check_latent, inversion_grid
-from ..sampling import TrajectoryEdit
+from ..sampling import TrajectoryEdit, sample
 from ..spdinv.invert import invert
 from .embedding import GuidanceTerm, scaled_terms
 
@@ -218,11 +217,8 @@ def generate(
     x = check_latent(noise, denoiser.identity) / unit_scale(denoiser.identity, float(grid[-1]))
     first, last = window.levels(total)
     active = scaled_terms(terms, 1.0)
-    for number, (sigma, sigma_next) in enumerate(pairwise(grid.flip(0).tolist())):
-        with torch.no_grad():
-            denoised = steered(denoiser, x, sigma, uncond, active if last <= total - number <= first else ())
-        check_finite(denoised, f"The prediction at step {number + 1}")
-        x = euler_step(x, denoised, sigma, sigma_next)
-        if callback is not None:
-            callback(Progress(number, total, 0, 1, denoised))
-    return x
+
+    def predict(x: Tensor, sigma: float, step: int) -> Tensor:
+        return steered(denoiser, x, sigma, uncond, active if last <= total - step <= first else ())
+
+    return sample(predict, x, grid.flip(0).tolist(), callback)

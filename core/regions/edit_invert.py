@@ -14,7 +14,7 @@ from ..content_hash import fingerprint
 from ..denoiser import Callback, Denoiser, Progress
 from ..errors import EditingError
 from ..inversion import Inversion
-from ..pix2pix_zero.guided_edit import CrossAttentionGuidance, Preset
+from ..pix2pix_zero.guided_edit import CrossAttentionGuidance, CrossAttentionSettings, Preset
 from ..spdinv.invert import invert
 from ..spdinv.solvers import Solver
 from .edit_inpaint import ImageMap
@@ -201,7 +201,10 @@ class InversionEditor:
         inversion = self.inversion(latent, picture, quality)
         step = CrossAttentionGuidance(
             self.denoiser, inversion, self.source_cond, self.target_cond, self.uncond,
-            self.cfg, self.guidance if quality == "full" else 0.0, self.guided_fraction, preset=self.preset, mask=cells,
+            CrossAttentionSettings(
+                self.cfg, self.guidance if quality == "full" else 0.0, self.guided_fraction, preset=self.preset
+            ),
+            cells,
         )  # fmt: skip
         return step.run(inversion.steps, self.callback)
 

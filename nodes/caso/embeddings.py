@@ -15,7 +15,7 @@ from ..common.bundled import bundled, bundled_file, bundled_names
 from ..common.reports import file_fingerprint, report_output, shown
 from ..host.folders import list_files, resolve_file
 from ..host.schema import io, schema, widget
-from ..host.tokens import TokenEncoder
+from ..host.tokens import HostVectorEncoder
 
 #: Socket carrying semantic embeddings with their relative strengths, a tuple of (``core.caso.embedding.SemanticEmbedding``, float).
 SemanticEmbeddingType = io.Custom("SEMANTIC_EMBEDDING")
@@ -90,7 +90,7 @@ class CASOEmbeddingLoader(io.ComfyNode):
     def execute(cls, clip: Any, embedding_file: str) -> Any:
         """Read; EditingError for a damaged, hostile or foreign file, or one of another model."""
         embedding = SemanticEmbedding.load(bundled_file(FOLDER, embedding_file) or resolve_file(FOLDER, embedding_file))
-        conditioning = embedding.condition(TokenEncoder(clip))
+        conditioning = embedding.condition(HostVectorEncoder(clip))
         text = "" if bundled(FOLDER, embedding_file) else f"embedding:{Path(embedding_file).with_suffix('').as_posix()}"
         report = f"{embedding_file}: {embedding.describe()}"
         return io.NodeOutput(((embedding, 1.0),), conditioning, text, report, ui=shown(report))

@@ -11,7 +11,7 @@ from ...core.errors import EditingError
 from ...core.token_vectors import empty_condition
 from ..host.schema import io, widget
 from ..host.session import Session
-from ..host.tokens import TokenEncoder
+from ..host.tokens import HostVectorEncoder
 from .embeddings import Chosen, SemanticEmbeddingType
 
 CUSTOM = "custom"
@@ -124,7 +124,7 @@ class Guidance:
 
     def terms(self, clip: Any, chosen: Chosen) -> Terms:
         """What the embeddings are for the text encoder ``clip``."""
-        encoder = TokenEncoder(clip)
+        encoder = HostVectorEncoder(clip)
         scaled = [(embedding, own * self.strength) for embedding, own in chosen]
         return Terms(empty_condition(encoder), guidance_terms(encoder, scaled, joined=self.joined, focus=self.focus))
 

@@ -31,7 +31,7 @@ from ..host.progress import StoppableBar
 from ..host.sampling import run
 from ..host.schema import io, schema, widget
 from ..host.session import Session
-from ..host.tokens import SessionVectorEncoder, TokenEncoder
+from ..host.tokens import SessionVectorEncoder, HostVectorEncoder
 from ..host.vae import SessionDecoder, encode_images
 from .classifier_loader import AttributeClassifierType, names_in
 from .embeddings import CATEGORY, FOLDER, embedding_output
@@ -509,7 +509,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         decoders = [decoder] if draft is None else [decoder, draft]
         additional_models = [vector_encoder.patcher, *(part.patcher for part in decoders), attribute_classifier.patcher]
         sizes = {"samples": torch.zeros(settings.batch, *latents.shape[1:])}
-        empty = {"positive": empty_condition(TokenEncoder(clip))}
+        empty = {"positive": empty_condition(HostVectorEncoder(clip))}
         outcome = run(
             model,
             sizes,

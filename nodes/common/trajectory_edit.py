@@ -20,7 +20,7 @@ def on_device(inversion: Inversion, session: Session) -> Inversion:
 
 
 class EulerOnly:
-    """``step(x, sigma)`` for a host sampler, refusing one that does not follow the inversion's levels with Euler steps."""
+    """An edit as ``step(x, sigma)`` for a host's sampler; refuses samplers that do not take its Euler steps."""
 
     def __init__(self, step: TrajectoryEdit):
         self.step = step
@@ -30,7 +30,8 @@ class EulerOnly:
         """The denoised latent at ``sigma``.
 
         Raises:
-            EditingError: a level off the grid, another start than the inversion's, a sampler that adds noise or is not first-order.
+            EditingError: a level off the grid, another start than the inversion's, a sampler that adds noise or is not
+                first-order.
         """
         inversion = self.step.inversion
         level = inversion.level_of(sigma)

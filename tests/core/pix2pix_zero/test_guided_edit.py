@@ -11,7 +11,11 @@ import torch
 from semantic_editing.core.attention.capture import CaptureMaps, MapLoss
 from semantic_editing.core.denoiser import euler_step
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.pix2pix_zero.guided_edit import CrossAttentionGuidance, cross_attention_guided_edit
+from semantic_editing.core.pix2pix_zero.guided_edit import (
+    CrossAttentionGuidance,
+    CrossAttentionSettings,
+    cross_attention_guided_edit,
+)
 from semantic_editing.core.sampling import reconstruct
 from semantic_editing.core.spdinv.invert import invert
 from semantic_editing.tests.core.pix2pix_zero.two_pass import TwoPass
@@ -63,10 +67,10 @@ def test_lockstep_equals_algorithm_1_in_two_passes(family, shape, preset):
     source, target, uncond = tiny_conds(family)
     inversion = tiny_source(denoiser, family, shape)
     inversion = replace(inversion, latents=inversion.latents.double())
-    step = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, cfg=3.0, guidance=0.3, preset=preset)
-    x = inversion.latents[-1]
-    for level in range(STEPS, 0, -1):
-        x, _ = step.advance(x, level)
+    step = CrossAttentionGuidance(
+        denoiser, inversion, source, target, uncond, CrossAttentionSettings(3.0, 0.3, preset=preset)
+    )
+    x = step.run(STEPS)
     oracle, sources, scale = two_pass(denoiser, family, inversion)
     expected, losses = oracle.algorithm_1(sources, source, target, uncond, 3.0, 0.3, preset == "carried")
     torch.testing.assert_close(x * scale, expected, atol=2e-4, rtol=2e-4)
@@ -90,7 +94,9 @@ def test_released_preset_equals_the_published_code(family):
     spent = denoiser.evaluations.forward - before[0], denoiser.evaluations.backward - before[1]
     torch.testing.assert_close(got * scale, expected, atol=2e-4, rtol=2e-4)
     assert spent == (6 * STEPS, 2 * STEPS)
-    step = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, preset="released", **options)
+    step = CrossAttentionGuidance(
+        denoiser, inversion, source, target, uncond, CrossAttentionSettings(preset="released", **options)
+    )
     x = inversion.latents[-1]
     for level in range(STEPS, 0, -1):  # a host's Euler loop lands on the same latents
         x = euler_step(x, step.denoised(x, level), *(float(inversion.sigmas[i]) for i in (level, level - 1)))
@@ -170,7 +176,8 @@ def test_a_small_move_lowers_the_loss_as_its_gradient_predicts(family):
             inversion.latents[level] + 0.1 * tiny_latent(3, 8, 8, seed=level).double(),
         )
         recorder = Recorder(denoiser)
-        CrossAttentionGuidance(recorder, inversion, source, target, cfg=1.0, guidance=1e-4).denoised(x, level)
+        settings = CrossAttentionSettings(1.0, 1e-4)
+        CrossAttentionGuidance(recorder, inversion, source, target, settings=settings).denoised(x, level)
         reference_latent, start, moved = recorder.seen
         assert torch.equal(reference_latent, inversion.latents[level])
         assert torch.equal(start, x)
@@ -235,11 +242,14 @@ def test_resolution_limits_the_layers_that_count():
     denoiser, (source, target, uncond) = tiny_denoiser(), tiny_conds()
     inversion = tiny_source(denoiser)
     every, low = (
-        CrossAttentionGuidance(denoiser, inversion, source, target, uncond, max_resolution=limit) for limit in (8, 4)
+        CrossAttentionGuidance(
+            denoiser, inversion, source, target, uncond, CrossAttentionSettings(max_resolution=limit)
+        )
+        for limit in (8, 4)
     )
     for step in (every, low):
         step.denoised(inversion.latents[-1], STEPS)
     assert bool((low.losses[STEPS] < every.losses[STEPS]).all())
-    none = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, max_resolution=2)
+    none = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, CrossAttentionSettings(max_resolution=2))
     with pytest.raises(EditingError, match="chosen resolution"):
         none.denoised(inversion.latents[-1], STEPS)

@@ -64,7 +64,7 @@ def train(pack, demo, images, **changed):
 
 def made_up(pack, demo, seed=5):
     """A chosen embedding that no training made."""
-    encoder = pack("nodes.host.tokens").TokenEncoder(demo[1])
+    encoder = pack("nodes.host.tokens").HostVectorEncoder(demo[1])
     vectors = {name: noise(1, width, seed=seed) * encoder.token_scale[name] for name, width in encoder.widths.items()}
     return ((pack("core.caso.embedding").SemanticEmbedding(vectors, encoder.encoder_name, "mouth", "smile"), 1.0),)
 
@@ -112,7 +112,7 @@ def test_trained_embedding_is_the_same_in_the_stock_node_and_in_ours(pack, demo,
 @torch.inference_mode()
 def test_a_published_linear_layer_is_listed_loaded_and_applied(pack, images, folders):
     demo = pack("nodes.demo.comfy_model").load_demo_model()
-    (width,) = pack("nodes.host.tokens").TokenEncoder(demo[1]).widths.values()
+    (width,) = pack("nodes.host.tokens").HostVectorEncoder(demo[1]).widths.values()
     with torch.inference_mode(False):
         layer = torch.nn.Linear(1, width)
         (folders / "embeddings").mkdir()
@@ -342,7 +342,10 @@ def test_focus_is_the_cores_in_all_three_nodes(pack, demo, images):
     mask[:, 16:40, 16:40] = 1
     editing, embedding = pack("core.caso.editing"), pack("core.caso.embedding")
     latent = nodes.VAEEncode().encode(vae, images[:2])[0]
-    conds = {"positive": stock(clip, ""), "term": chosen[0][0].condition(pack("nodes.host.tokens").TokenEncoder(clip))}
+    conds = {
+        "positive": stock(clip, ""),
+        "term": chosen[0][0].condition(pack("nodes.host.tokens").HostVectorEncoder(clip)),
+    }
 
     def core(share):
         def work(session):
@@ -395,7 +398,7 @@ def test_generate_is_stock_guidance_by_the_embedding(pack, demo):
         .flip(0)
     )
     guide = CFGGuider()
-    positive = chosen[0][0].condition(pack("nodes.host.tokens").TokenEncoder(clip))
+    positive = chosen[0][0].condition(pack("nodes.host.tokens").HostVectorEncoder(clip))
     guider = (getattr(guide, "get_guider", None) or guide.execute)(model, positive, stock(clip, ""), 3.0)[0]
 
     class Noise:
