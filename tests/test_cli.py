@@ -239,7 +239,8 @@ def test_demo_writes_a_sheet_pictures_and_measures(tmp_path, monkeypatch, capsys
         assert all(
             figures[way]["u_forward"] >= 1 + 2 and figures[way]["u_backward"] == 0 for way in ("added", "removed")
         )
-    # Regions: an inversion, the whole edit to screen from and the finalists, 2 forwards a step; outside the box no pixel changes.
+    # Regions: an inversion, the whole edit to screen from and the finalists, 2 forwards a step; outside the box no
+    # pixel changes.
     assert set(measures["regions"]) == set(region_showcase.EDITS)
     for edit, figures in measures["regions"].items():
         assert figures["u"] >= 2 + 2 * 2 + 2 * 2
@@ -276,7 +277,10 @@ def test_bench_lists_its_benchmarks_with_a_line_each(capsys):
 
 
 def test_bench_passes_options_and_the_exit_code_through(tmp_path, monkeypatch, capfd):
-    script = '"""Says what it was told."""\nimport sys\nif __name__ == "__main__":\n    print(sys.argv[1:])\n    sys.exit(7)\n'
+    script = (
+        '"""Says what it was told."""\nimport sys\nif __name__ == "__main__":\n    print(sys.argv[1:])\n    '
+        "sys.exit(7)\n"
+    )
     (tmp_path / "echo.py").write_text(script)
     (tmp_path / "part.py").write_text('"""No script."""\n')
     monkeypatch.setattr(cli, "BENCHMARKS", tmp_path)

@@ -225,7 +225,8 @@ def test_a_package_is_a_folder_and_nothing_else(path):
 
 
 def test_the_demo_room_registers_first():
-    """It enters what ships with the pack into the lists of the loaders, whose schemas are read when their modules load."""
+    """It enters what ships with the pack into the lists of the loaders, whose schemas are read when their modules
+    load."""
     names = re.findall(r'^    "([\w.]+)",', (ROOT / "nodes" / "registry.py").read_text("utf-8"), re.M)
     assert names[0] == "demo.load" and len(names) == len(set(names)) > 15
 

@@ -41,10 +41,14 @@ def demo_caso_train(graph: Graph) -> None:
     graph.add("PreviewAny", 2, title="Report", source=trainer.out("report"), height=180)
     graph.add("PreviewAny", 2, title="Write this into any prompt", source=trainer.out("prompt text"), height=120)
     graph.note(
-        "# Learn an attribute from a classifier\n\n**CASO Embedding Trainer** learns *glasses* from a classifier and 128 pictures; no "
-        "captions, and of words only where to begin: *start_words* `face`. It takes some minutes on a CPU.\n\nThe result is a textual "
-        "inversion: `embedding:demo_glasses` works in the stock *CLIP Text Encode*, and *CASO Embedding Loader* lists it for "
-        "`demo_caso_edit`.\n\nTry another *attribute* and *targets*: `mouth` and `smile` (*start_words* `mouth`), `hair_color` and "
+        "# Learn an attribute from a classifier\n\n**CASO Embedding Trainer** learns *glasses* from a classifier and "
+        "128 pictures; no "
+        "captions, and of words only where to begin: *start_words* `face`. It takes some minutes on a CPU.\n\nThe "
+        "result is a textual "
+        "inversion: `embedding:demo_glasses` works in the stock *CLIP Text Encode*, and *CASO Embedding Loader* lists "
+        "it for "
+        "`demo_caso_edit`.\n\nTry another *attribute* and *targets*: `mouth` and `smile` (*start_words* `mouth`), "
+        "`hair_color` and "
         "`red` (`hair`), `facial_hair` and `beard` (none, *tokens* 1, *cfg* 10).",
         0, title="What this shows", height=320,
     )  # fmt: skip
@@ -86,8 +90,10 @@ def demo_caso_edit(graph: Graph) -> None:
     graph.add("PreviewImage", 4, title="True edited image (for comparison)", images=picture.out("edited image"))
     graph.note(
         "# Turn an attribute up and down\n\n**CASO Embedding Loader** brings *glasses*, learned from a classifier (see "
-        "`demo_caso_train`). **CASO Edit Sampler** guides the picture's own trajectory by it.\n\n*strength* 0 rebuilds the picture, below "
-        "0 leads away from glasses; the strip shows all five.\n\nThe demo world knows the true answer; it is shown beside the edit.",
+        "`demo_caso_train`). **CASO Edit Sampler** guides the picture's own trajectory by it.\n\n*strength* 0 rebuilds "
+        "the picture, below "
+        "0 leads away from glasses; the strip shows all five.\n\nThe demo world knows the true answer; it is shown "
+        "beside the edit.",
         0, title="What this shows", height=270,
     )  # fmt: skip
 
@@ -116,8 +122,10 @@ def demo_caso_multi(graph: Graph) -> None:
     edit(graph, 3, model, latent, both.out("embedding"), "demo_caso_multi", DEMO_STRENGTH_OF_TWO, "middle", DEMO_FOCUS)
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.note(
-        "# Two attributes at once\n\n**CASO Combine** joins *glasses* and *beard*. Each has its own strength, which multiplies the "
-        "sampler's; below 0 removes.\n\nEmbeddings of equal strength share one prompt, as in the paper; different ones cost an evaluation "
+        "# Two attributes at once\n\n**CASO Combine** joins *glasses* and *beard*. Each has its own strength, which "
+        "multiplies the "
+        "sampler's; below 0 removes.\n\nEmbeddings of equal strength share one prompt, as in the paper; different ones "
+        "cost an evaluation "
         "each.",
         0, title="What this shows", height=220,
     )  # fmt: skip
@@ -128,10 +136,14 @@ def sd15_caso_edit(graph: Graph) -> None:
     loader = checkpoint_loader(graph, "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors")
     picture = graph.add("LoadImage", 0, image="example.png")
     graph.note(
-        "# Edit your own picture with SD 1.5\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x checkpoint) into "
-        "`models/checkpoints`, and an embedding into `models/embeddings`: one you made with **CASO Embedding Trainer** (as in "
-        "`demo_caso_train`, with this checkpoint, *image_size* 512 and a folder of 100 to 200 pictures), a published CASO `.pt`, or any "
-        "textual inversion.\n\n1. Load a square picture, best 512 x 512.\n2. Choose the embedding.\n3. *window* `fine` for details of "
+        "# Edit your own picture with SD 1.5\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x checkpoint) "
+        "into "
+        "`models/checkpoints`, and an embedding into `models/embeddings`: one you made with **CASO Embedding Trainer** "
+        "(as in "
+        "`demo_caso_train`, with this checkpoint, *image_size* 512 and a folder of 100 to 200 pictures), a published "
+        "CASO `.pt`, or any "
+        "textual inversion.\n\n1. Load a square picture, best 512 x 512.\n2. Choose the embedding.\n3. *window* `fine` "
+        "for details of "
         "faces, `species` for cat to dog. Too weak: raise *strength*.",
         0, title="Before you run", height=330,
     )  # fmt: skip

@@ -92,7 +92,8 @@ class Graph:
     ) -> Node:
         """Place a node in ``column``, under those already there; unnamed widgets take the host's defaults.
 
-        ``models`` are the files a loader needs ({name, url, directory}); the UI offers to download those that are missing.
+        ``models`` are the files a loader needs ({name, url, directory}); the UI offers to download those that are
+        missing.
 
         Raises:
             KeyError, ValueError: a node or input that the host does not have, or a link of the wrong type.

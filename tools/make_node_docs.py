@@ -3,7 +3,8 @@
 That is locales/en/nodeDefs.json, the tables of inputs and outputs in web/docs/*.md, and tests/nodes/snapshot.json: the
 ids, order, types and defaults that saved workflows depend on. A widget is declared in its node alone.
 
-The schemas are read without ComfyUI, under the stand-in for its host beside this file. The prose of the help pages is written by hand.
+The schemas are read without ComfyUI, under the stand-in for its host beside this file. The prose of the help pages is
+written by hand.
 
     python tools/make_node_docs.py            # write
     python tools/make_node_docs.py --check    # fail when a file differs

@@ -53,9 +53,12 @@ def demo_region_edit(graph: Graph) -> None:
     pictures, number, texts = BEARD
     picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=pictures, number=number)
     graph.note(
-        "# The edit finds its own place\n\n**Region Box Generator** tries boxes around what the picture shows, lets the **editor** fill "
-        "each, and ranks the results by CLIP: does it look like the target text, does the rest stay?\n\nThe red parts of its picture are "
-        "what the vision model looks at; blue points are where the edit itself acts; the strong frames are the best boxes. "
+        "# The edit finds its own place\n\n**Region Box Generator** tries boxes around what the picture shows, lets "
+        "the **editor** fill "
+        "each, and ranks the results by CLIP: does it look like the target text, does the rest stay?\n\nThe red parts "
+        "of its picture are "
+        "what the vision model looks at; blue points are where the edit itself acts; the strong frames are the best "
+        "boxes. "
         "Outside the best box no pixel changes.\n\nThe demo world "
         "knows the true answer; it is shown beside the edit.",
         0, title="What this shows", height=330,
@@ -89,7 +92,8 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
     picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=pictures, number=number)
     graph.note(
         "# The found mask in stock nodes\n\n**Region Box Generator** is used for its *mask* only. Stock *Set Latent "
-        "Noise Mask* and *KSampler* then paint inside it, and *ImageCompositeMasked* keeps every pixel outside.\n\nAny other inpainting "
+        "Noise Mask* and *KSampler* then paint inside it, and *ImageCompositeMasked* keeps every pixel outside.\n\nAny "
+        "other inpainting "
         "nodes take the same mask.",
         0, title="What this shows", height=270,
     )  # fmt: skip
@@ -129,9 +133,12 @@ def sd15_inpaint_region_edit(graph: Graph) -> None:
     loader = checkpoint_loader(graph, "stable-diffusion-v1-5/stable-diffusion-inpainting", "sd-v1-5-inpainting.ckpt")
     picture = graph.add("LoadImage", 0, image="example.png")
     graph.note(
-        "# Let the edit find its place in your own picture\n\nYou need an inpainting checkpoint in `models/checkpoints`, a DINO model in "
-        "`models/vision_features` and a CLIP in `models/clip_scorer`; the README says which files.\n\n1. Load a picture of any size.\n"
-        "2. *source text*: what is there, *target text*: what should be there. The editor's prompt says the same.\n3. Run. The scores "
+        "# Let the edit find its place in your own picture\n\nYou need an inpainting checkpoint in "
+        "`models/checkpoints`, a DINO model in "
+        "`models/vision_features` and a CLIP in `models/clip_scorer`; the README says which files.\n\n1. Load a "
+        "picture of any size.\n"
+        "2. *source text*: what is there, *target text*: what should be there. The editor's prompt says the same.\n3. "
+        "Run. The scores "
         "tell what else was tried; *sizes* and *anchors* add boxes.",
         0, title="Before you run", height=330,
     )  # fmt: skip

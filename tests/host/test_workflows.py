@@ -158,7 +158,8 @@ def test_only_the_persons_own_files_are_missing(name, server):
 
 
 def with_stock_noise(prompt):
-    """Adds "Rebuilt without noise": the workflow's sampling once more, with stock DisableNoise and CFGGuider at cfg 1."""
+    """Adds "Rebuilt without noise": the workflow's sampling once more, with stock DisableNoise and CFGGuider at cfg
+    1."""
     (run,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "SamplerCustomAdvanced"]
     (decode,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "VAEDecode"]
     model, cond = (prompt[run["guider"][0]]["inputs"][name] for name in ("model", "conditioning"))

@@ -1,7 +1,8 @@
-"""Measure the shipped model on the validation pictures. Usage: evaluate.py [vae] [classifiers] [clip] [unet] [--data DIR] [--count N].
+"""Measure the shipped model on the validation pictures. Usage: evaluate.py [vae] [classifiers] [clip] [unet] [--data
+DIR] [--count N].
 
-Prints the autoencoder's PSNR, the classifiers' accuracy on pictures and on decoded pictures, CLIP's zero-shot accuracy and
-the share of the attributes asked for in a caption that the classifier finds in the sampled picture.
+Prints the autoencoder's PSNR, the classifiers' accuracy on pictures and on decoded pictures, CLIP's zero-shot accuracy
+and the share of the attributes asked for in a caption that the classifier finds in the sampled picture.
 """
 
 from __future__ import annotations

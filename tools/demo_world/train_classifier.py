@@ -1,9 +1,10 @@
-"""An attribute classifier at 128 pixels. Usage: train_classifier.py SECONDS --out FILE [--init FILE] [--decoded SHARE] [--seed N] ...
+"""An attribute classifier at 128 pixels. Usage: train_classifier.py SECONDS --out FILE [--init FILE] [--decoded SHARE]
+[--seed N] ...
 
-With ``--decoded`` that share of the batches are pictures decoded from noisy latents, so that it also judges decoded edits.
-``--init`` may be a 64-pixel classifier: it goes on as a 128-pixel one that first averages 2x2 pixels.
-An attribute counts only where the picture shows it. Pictures that the network still gets wrong are drawn more often (``--hard``):
-half of the errors of an even draw were one rare haircut against a bald head.
+With ``--decoded`` that share of the batches are pictures decoded from noisy latents, so that it also judges decoded
+edits. ``--init`` may be a 64-pixel classifier: it goes on as a 128-pixel one that first averages 2x2 pixels.
+An attribute counts only where the picture shows it. Pictures that the network still gets wrong are drawn more often
+(``--hard``): half of the errors of an even draw were one rare haircut against a bald head.
 """
 
 from __future__ import annotations

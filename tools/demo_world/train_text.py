@@ -1,9 +1,10 @@
 """The text tower: every end state tells what the text names. Usage: train_text.py SECONDS [--data DIR] [--out DIR].
 
-Stable Diffusion reads its prompt from CLIP's token states, the padding after the text included. A contrastively trained tower this
-small tells colours there and little else, and a U-Net cannot draw what its text does not tell. So each label of each attribute gets a
-fixed direction, all orthogonal, and the states from the end of text on learn to be the sum of the directions of the labels named;
-the word states stay where they were. Words the world does not know are mixed in, so that they learn to change nothing.
+Stable Diffusion reads its prompt from CLIP's token states, the padding after the text included. A contrastively trained
+tower this small tells colours there and little else, and a U-Net cannot draw what its text does not tell. So each label
+of each attribute gets a fixed direction, all orthogonal, and the states from the end of text on learn to be the sum of
+the directions of the labels named; the word states stay where they were. Words the world does not know are mixed in, so
+that they learn to change nothing.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class Code:
 def texts(
     labels: list[dict[str, str]], frames: list[str], rng: random.Random, count: int
 ) -> list[tuple[str, dict[str, str], bool]]:
-    """Text, the labels it names, and whether it is a plain caption: captions, short lists of looks, and looks in everyday sentences."""
+    """Text, the labels it names, and whether it is a plain caption: captions, short lists of looks, and looks in
+    everyday sentences."""
     found = []
     for _ in range(count):
         row, kind = rng.choice(labels), rng.random()

@@ -1,4 +1,5 @@
-"""Run by the host's own interpreter (see ../test_inprocess.py): ComfyUI's modules in process, on the CPU, with tiny random models.
+"""Run by the host's own interpreter (see ../test_inprocess.py): ComfyUI's modules in process, on the CPU, with tiny
+random models.
 
 The pack is loaded from its folder under a name that is no package name, as ComfyUI does.
 """

@@ -1,4 +1,5 @@
-"""Nodes for the live tests only: a small checkpoint for the stock loader, conditionings of any width, and probes of the seam."""
+"""Nodes for the live tests only: a small checkpoint for the stock loader, conditionings of any width, and probes of the
+seam."""
 
 import importlib
 import json
@@ -64,7 +65,8 @@ class MakeConditioning(Node):
 
 
 class Probe(Node):
-    """Runs the seam with gradients in one of several manners; hands the MODEL on, so that a stock sampler can come after."""
+    """Runs the seam with gradients in one of several manners; hands the MODEL on, so that a stock sampler can come
+    after."""
 
     RETURN_TYPES = ("MODEL",)
 
