@@ -103,9 +103,14 @@ class Bench:
         held = next(entry.held for entry in reversed(trainer.history) if entry.held is not None)
         u = denoiser.evaluations
         return embedding, {
-            "seconds": spent, "steps": settings.steps, "seconds_per_step": spent / settings.steps, "u_forward": u.forward,
-            "u_backward": u.backward, "held_accuracy": held.accuracy, "best_step": trainer.best_found.step + 1,
-        }  # fmt: skip
+            "seconds": spent,
+            "steps": settings.steps,
+            "seconds_per_step": spent / settings.steps,
+            "u_forward": u.forward,
+            "u_backward": u.backward,
+            "held_accuracy": held.accuracy,
+            "best_step": trainer.best_found.step + 1,
+        }
 
     def invert(self, images: Tensor, start: float) -> list[tuple[Inversion, Window]]:
         """Batches of images, inverted as far as the window needs."""

@@ -82,10 +82,18 @@ def run_diffusers(unet, vae, scheduler, latent, source, target, steps: int):
     )
 
     pipe = StableDiffusionPix2PixZeroPipeline(
-        vae=vae, text_encoder=None, tokenizer=None, unet=unet, scheduler=scheduler, feature_extractor=None, safety_checker=None,
-        inverse_scheduler=DDIMInverseScheduler.from_config(scheduler.config), caption_generator=None, caption_processor=None,
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        scheduler=scheduler,
+        feature_extractor=None,
+        safety_checker=None,
+        inverse_scheduler=DDIMInverseScheduler.from_config(scheduler.config),
+        caption_generator=None,
+        caption_processor=None,
         requires_safety_checker=False,
-    )  # fmt: skip
+    )
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     inverted = pipe.invert(
@@ -97,9 +105,17 @@ def run_diffusers(unet, vae, scheduler, latent, source, target, steps: int):
         return_dict=False,
     )[0]
     return pipe(
-        prompt_embeds=source, negative_prompt_embeds=source, source_embeds=source, target_embeds=target, latents=inverted,
-        num_inference_steps=steps, guidance_scale=CFG, cross_attention_guidance_amount=GUIDANCE, output_type="latent", return_dict=False,
-    )[0]  # fmt: skip
+        prompt_embeds=source,
+        negative_prompt_embeds=source,
+        source_embeds=source,
+        target_embeds=target,
+        latents=inverted,
+        num_inference_steps=steps,
+        guidance_scale=CFG,
+        cross_attention_guidance_amount=GUIDANCE,
+        output_type="latent",
+        return_dict=False,
+    )[0]
 
 
 def run_ours(unet, scheduler, latent, source, target, steps: int, spdinv: bool):

@@ -169,8 +169,15 @@ class Bench:
         if options.editor == "inpaint":
             framing = Framing(context=float("inf"), working_size=SIDE)
             return InpaintEditor(
-                demo.denoiser(), demo.encode_image, demo.decode, target, uncond, strength=options.strength, framing=framing, **shared
-            )  # fmt: skip
+                demo.denoiser(),
+                demo.encode_image,
+                demo.decode,
+                target,
+                uncond,
+                strength=options.strength,
+                framing=framing,
+                **shared,
+            )
         return InversionEditor(
             demo.denoiser(), demo.encode_image, demo.decode, source, target, uncond,
             guidance=options.guidance, solver=options.solver, **shared

@@ -26,9 +26,16 @@ def text_encoder(kind, seed):
     from transformers import CLIPTextConfig
 
     config = CLIPTextConfig(
-        vocab_size=49408, hidden_size=6 if kind.__name__.endswith("Projection") else WIDTH, intermediate_size=8, num_hidden_layers=2,
-        num_attention_heads=2, projection_dim=6, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-    )  # fmt: skip
+        vocab_size=49408,
+        hidden_size=6 if kind.__name__.endswith("Projection") else WIDTH,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=6,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=49407,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind(config)
@@ -42,9 +49,15 @@ def save_pipeline(folder, family):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = AutoencoderKL(
-            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(4, 4, 4, 4), norm_num_groups=2, sample_size=64,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            block_out_channels=(4, 4, 4, 4),
+            norm_num_groups=2,
+            sample_size=64,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     parts = {"unet": tiny_unet(family), "vae": vae, "scheduler": tiny_scheduler(family), "tokenizer": tokenizer}
     if family == "sdxl":
@@ -58,8 +71,12 @@ def save_pipeline(folder, family):
         ).save_pretrained(folder)
     else:
         StableDiffusionPipeline(
-            text_encoder=text_encoder(CLIPTextModel, 1), safety_checker=None, feature_extractor=None, requires_safety_checker=False, **parts
-        ).save_pretrained(folder)  # fmt: skip
+            text_encoder=text_encoder(CLIPTextModel, 1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            **parts,
+        ).save_pretrained(folder)
     return folder
 
 

@@ -30,12 +30,29 @@ def demo_caso_train(graph: Graph) -> None:
     )
     classifier = graph.add("SemEdit_AttributeClassifierLoader", 0, classifier_file="demo")
     trainer = graph.add(
-        "SemEdit_CASOEmbeddingTrainer", 1, model=model.out("MODEL"), clip=model.out("CLIP"), vae=model.out("VAE"),
-        attribute_classifier=classifier.out("classifier"), images=pictures.out("image"), attribute="glasses", targets="glasses",
-        filename="demo_glasses", overwrite=True, image_size=128, checkpointing=False, width=360, steps=recipe.steps,
-        noise_level=recipe.level, band=recipe.band, learning_rate=recipe.learning_rate, cfg=recipe.cfg, tokens=recipe.tokens,
-        keep_others=recipe.keep_others, start_words=recipe.start_words,
-    )  # fmt: skip
+        "SemEdit_CASOEmbeddingTrainer",
+        1,
+        model=model.out("MODEL"),
+        clip=model.out("CLIP"),
+        vae=model.out("VAE"),
+        attribute_classifier=classifier.out("classifier"),
+        images=pictures.out("image"),
+        attribute="glasses",
+        targets="glasses",
+        filename="demo_glasses",
+        overwrite=True,
+        image_size=128,
+        checkpointing=False,
+        width=360,
+        steps=recipe.steps,
+        noise_level=recipe.level,
+        band=recipe.band,
+        learning_rate=recipe.learning_rate,
+        cfg=recipe.cfg,
+        tokens=recipe.tokens,
+        keep_others=recipe.keep_others,
+        start_words=recipe.start_words,
+    )
     graph.add("PreviewImage", 2, title="Held-out pictures, changed in one step", images=trainer.out("samples"))
     graph.add("PreviewImage", 2, title="Loss and accuracy", images=trainer.out("plot"))
     graph.add("PreviewAny", 2, title="Report", source=trainer.out("report"), height=180)
@@ -63,15 +80,33 @@ def caso_source(graph: Graph) -> tuple[Node, Node, Output]:
 
 
 def edit(
-    graph: Graph, column: int, loader: Node, latent: Output, embedding: Output, name: str, strength: float, window: str, focus: float,
+    graph: Graph,
+    column: int,
+    loader: Node,
+    latent: Output,
+    embedding: Output,
+    name: str,
+    strength: float,
+    window: str,
+    focus: float,
     strip: int = 0,
-) -> Node:  # fmt: skip
+) -> Node:
     """Edit sampler, its report and its picture."""
     painter = {"vae": loader.out("VAE")} if strip else {}
     edited = graph.add(
-        "SemEdit_CASOEditSampler", column, model=loader.out("MODEL"), clip=loader.out("CLIP"), semantic_embedding=embedding, latent=latent,
-        strength=strength, window=window, interpolate=strip, focus=focus, width=330, **painter,
-    )  # fmt: skip
+        "SemEdit_CASOEditSampler",
+        column,
+        model=loader.out("MODEL"),
+        clip=loader.out("CLIP"),
+        semantic_embedding=embedding,
+        latent=latent,
+        strength=strength,
+        window=window,
+        interpolate=strip,
+        focus=focus,
+        width=330,
+        **painter,
+    )
     graph.add("PreviewAny", column, title="Report", source=edited.out("report"), width=330, height=160)
     show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image")
     if strip:

@@ -11,9 +11,15 @@ COLUMN_GAP, ROW_GAP, TITLE, SLOT, WIDGET = 60, 60, 30, 20, 26
 TEXT_HEIGHT, PICTURE_HEIGHT = 130, 260
 #: Nodes that show a picture under their widgets.
 PICTURE_NODES = {
-    "PreviewImage", "SaveImage", "LoadImage", "SemEdit_SPDInvInversion", "SemEdit_AutocorrDDIMInversion", "SemEdit_CASOEmbeddingTrainer",
-    "SemEdit_RegionBoxGenerator", "SemEdit_RegionNetworkTrainer",
-}  # fmt: skip
+    "PreviewImage",
+    "SaveImage",
+    "LoadImage",
+    "SemEdit_SPDInvInversion",
+    "SemEdit_AutocorrDDIMInversion",
+    "SemEdit_CASOEmbeddingTrainer",
+    "SemEdit_RegionBoxGenerator",
+    "SemEdit_RegionNetworkTrainer",
+}
 
 
 class Output(NamedTuple):

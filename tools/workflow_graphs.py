@@ -28,9 +28,14 @@ def rebuild(graph: Graph, column: int, model: Output, positive: Output, inversio
     guider = graph.add("BasicGuider", column, model=model, conditioning=positive)
     sampler = graph.add("KSamplerSelect", column, sampler_name="euler")
     sampled = graph.add(
-        "SamplerCustomAdvanced", column, noise=inversion.out("noise"), guider=guider.out("GUIDER"), sampler=sampler.out("SAMPLER"),
-        sigmas=inversion.out("sigmas"), latent_image=inversion.out("noise latent"),
-    )  # fmt: skip
+        "SamplerCustomAdvanced",
+        column,
+        noise=inversion.out("noise"),
+        guider=guider.out("GUIDER"),
+        sampler=sampler.out("SAMPLER"),
+        sigmas=inversion.out("sigmas"),
+        latent_image=inversion.out("noise latent"),
+    )
     return sampled.out("output")
 
 
@@ -156,9 +161,19 @@ def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, t
     )
     encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
     word_edit(
-        graph, 2, loader.out("MODEL"), loader.out("CLIP"), loader.out("VAE"), prompt.out("CONDITIONING"), encoded.out("LATENT"), name,
-        {"cfg": 5.0}, source="cat", target="dog", mode="words",
-    )  # fmt: skip
+        graph,
+        2,
+        loader.out("MODEL"),
+        loader.out("CLIP"),
+        loader.out("VAE"),
+        prompt.out("CONDITIONING"),
+        encoded.out("LATENT"),
+        name,
+        {"cfg": 5.0},
+        source="cat",
+        target="dog",
+        mode="words",
+    )
     graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
 
 

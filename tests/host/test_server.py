@@ -92,20 +92,34 @@ def test_pack_nodes_on_stock_loaded_weights_in_a_prompt(server, checkpoint):
         "invert": {
             "class_type": "SemEdit_SPDInvInversion",
             "inputs": {
-                "model": ["loader", 0], "positive": ["positive", 0], "latent": ["nodes_before", 0], "steps": 2, "solver": "gradient",
-                "tolerance": 0.0, "max_iterations": 2, "optimizer": "adamw", "learning_rate": 1e-3,
+                "model": ["loader", 0],
+                "positive": ["positive", 0],
+                "latent": ["nodes_before", 0],
+                "steps": 2,
+                "solver": "gradient",
+                "tolerance": 0.0,
+                "max_iterations": 2,
+                "optimizer": "adamw",
+                "learning_rate": 1e-3,
             },
         },
         "edit": {
             "class_type": "SemEdit_CrossAttnGuidedSampler",
             "inputs": {
-                "model": ["loader", 0], "inversion": ["invert", 0], "target": ["target", 0], "negative": ["negative", 0], "cfg": 5.0,
-                "guidance": 0.1, "guided_fraction": 1.0, "resolution": "all", "preset": "lockstep",
+                "model": ["loader", 0],
+                "inversion": ["invert", 0],
+                "target": ["target", 0],
+                "negative": ["negative", 0],
+                "cfg": 5.0,
+                "guidance": 0.1,
+                "guided_fraction": 1.0,
+                "resolution": "all",
+                "preset": "lockstep",
             },
         },
         # so that the edit comes first
         "empty": {"class_type": "LatentMultiply", "inputs": {"samples": ["edit", 0], "multiplier": 0.0}},
-    }  # fmt: skip
+    }
     prompt["nodes_after"]["inputs"]["latent_image"] = ["empty", 0]
     entry = server.queue(prompt)
     assert "loader" not in dict(entry["status"]["messages"])["execution_cached"]["nodes"]

@@ -18,9 +18,15 @@ from semantic_editing.tools import make_workflows
 ROOT = Path(__file__).resolve().parents[2]
 FLOOR = "0.3.64"
 DEMOS = (
-    "demo_invert_reconstruct", "demo_word_edit", "demo_noise_regularised", "demo_caso_train", "demo_caso_edit", "demo_caso_multi",
-    "demo_region_edit", "demo_region_mask_to_inpaint",
-)  # fmt: skip
+    "demo_invert_reconstruct",
+    "demo_word_edit",
+    "demo_noise_regularised",
+    "demo_caso_train",
+    "demo_caso_edit",
+    "demo_caso_multi",
+    "demo_region_edit",
+    "demo_region_mask_to_inpaint",
+)
 CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit", "sd15_caso_edit", "sd15_inpaint_region_edit")
 SHORT = {"steps": 4, "count": 8}  # for the tests that do not look at the picture
 
