@@ -44,9 +44,11 @@ class Kind:
         self.name = name
 
     def Input(self, id: str, **options: Any) -> Slot:
+        """An input of this type."""
         return Slot(id, self.name, options)
 
     def Output(self, id: str, **options: Any) -> Slot:
+        """An output of this type."""
         return Slot(id, self.name, options)
 
 
@@ -72,9 +74,11 @@ class _EmptyComfyUI(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds every module of ComfyUI, empty."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """An empty package for a name of ComfyUI's."""
         return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] in COMFYUI else None
 
     def create_module(self, spec: Any) -> ModuleType:
+        """A module that has every name."""
         return _EmptyModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -88,6 +92,7 @@ class _Broken(importlib.abc.MetaPathFinder):
         self.name, self.error = name, error
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Raise for the broken module."""
         if name == self.name:
             raise self.error
         return None
