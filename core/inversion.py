@@ -1,4 +1,4 @@
-"""What an inversion leaves: the trajectory with its grid, cost and model, in memory and as a file."""
+"""An inversion: an image's trajectory to noise with its levels, cost and model, in memory and as a file."""
 
 from __future__ import annotations
 

@@ -14,9 +14,7 @@ from ..errors import EditingError
 
 
 def neighbour_correlation(noise: Tensor) -> Tensor:
-    """Correlation of neighbouring pixels ``[B]``: ``R(1) / R(0)``, mean of both axes, over all channels; 0 for white
-    noise.
-    """
+    """Correlation of neighbouring pixels ``[B]``: ``R(1) / R(0)``, mean of both axes, all channels; 0 if white."""
     power = noise.square().sum((1, 2, 3)).clamp_min(torch.finfo(noise.dtype).tiny)
     beside = sum((noise * noise.roll(1, axis)).sum((1, 2, 3)) for axis in (-2, -1))
     return torch.as_tensor(beside) / 2 / power

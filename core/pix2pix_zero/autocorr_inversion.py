@@ -162,10 +162,9 @@ def autocorr_invert(
         callback: told after every network evaluation; an exception it raises ends the run.
 
     Returns:
-        An inversion on the sampling grid. Residuals are NaN: an explicit step does not measure them. ``info`` holds,
-            per
-        step and before/after regularisation (mean over the images), the correlation of neighbouring pixels and the
-        variance of the predicted noise.
+        An inversion on the sampling grid. Residuals are NaN: an explicit step does not measure them. ``info`` has,
+        for each step before and after regularisation (mean over the images), the correlation of neighbouring pixels and
+        the variance of the predicted noise.
 
     Raises:
         EditingError: wrong latent shape, bad steps or grid, NaN from the model.

@@ -85,7 +85,7 @@ class ComfyDenoiser:
     def __call__(
         self, x: Tensor, sigma: float | Tensor, cond: Any, *, control: AttentionControl | None = None
     ) -> Tensor:
-        """See ``core.denoiser.Denoiser``; every call looks whether the person pressed Cancel.
+        """See ``core.denoiser.Denoiser``; every call raises when the person pressed Cancel.
 
         Raises:
             EditingError: ``control`` given and the model has no cross-attention.

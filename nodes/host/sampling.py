@@ -62,8 +62,7 @@ def run(
         gradient_checkpointing: with ``gradients``, the network's blocks keep no activations but run again in the
             backward pass (:func:`~...core.gradient_checkpointing.checkpointed`): much less memory, more time; u counts
             the same.
-        sigmas: the descending levels about to be visited, for model patches that look at them; the model's range when
-            None.
+        sigmas: the descending levels about to be visited, which some model patches read; None is the model's range.
         advice: which widget to lower when memory runs out, e.g. "lower batch_size".
         additional_models: other models that ``work`` needs (patchers: a text encoder, a VAE, a classifier). They are
             loaded with ``model`` at once, so that none pushes out another, and with ``gradients`` are usable for

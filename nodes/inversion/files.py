@@ -75,8 +75,9 @@ class LoadInversion(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, inversion_file: str, model: Any = None) -> str:
-        """Size and time of the file, so that a file saved anew is read anew; the host may leave wired inputs out
-        here.
+        """Size and time of the file, so that a file saved anew is read anew.
+
+        The host may call this without the wired ``model``.
         """
         return file_fingerprint(FOLDER, inversion_file)
 

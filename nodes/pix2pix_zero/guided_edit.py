@@ -13,8 +13,7 @@ from ...core.pix2pix_zero.guided_edit import PRESETS, CrossAttentionGuidance, Cr
 from ..common.inputs import cfg_input, mask_input
 from ..common.reports import cost_report, report_output, shown
 from ..common.sockets import InversionType
-from ..common.trajectory_edit import EulerOnly, on_device
-from ..host.conditioning import conditioning_from_tensors
+from ..common.trajectory_edit import EulerOnly, edit_conditionings, on_device
 from ..host.latents import latent_from_model, sigmas_out
 from ..host.sampling import DenoiserGuider, run
 from ..host.schema import io, schema, widget
@@ -26,25 +25,6 @@ CATEGORY = "semantic editing/sampling"
 ADVICE = "choose resolution '<=32' or '<=16', a smaller image or batch 1"
 #: Choices of the layers to guide by the side of their query grid: all, or up to so many latent pixels.
 RESOLUTIONS: dict[str, int | None] = {"all": None, "<=32": 32, "<=16": 16}
-
-
-def source_prompt(inversion: Inversion, source: Any) -> Any:
-    """The wired source CONDITIONING, or the one the INVERSION carries.
-
-    Raises:
-        EditingError: neither is there.
-    """
-    if source is not None:
-        return source
-    if inversion.cond is None:
-        raise EditingError("This inversion carries no prompt of its own; wire the prompt it was made with into source.")
-    return conditioning_from_tensors(dict(inversion.cond))
-
-
-def conditionings(inversion: Inversion, target: Any, source: Any, negative: Any) -> dict[str, Any]:
-    """CONDITIONING by the names that the host's rules for ControlNet and areas go by."""
-    conds = {"positive": target, "source": source_prompt(inversion, source)}
-    return conds if negative is None else conds | {"negative": negative}
 
 
 def guidance_widgets() -> list[Any]:
@@ -198,7 +178,7 @@ class CrossAttnGuidedSampler(io.ComfyNode):
             return edited, cost_report(session.denoiser.evaluations, inversion)
 
         empty = latent_from_model(model, inversion.latents[0])
-        conds = conditionings(inversion, target, source, negative)
+        conds = edit_conditionings(inversion, target, source, negative)
         gradients, sigmas = settings.guidance > 0, sigmas_out(inversion.sigmas)
         edited, report = run(model, empty, conds, work, gradients=gradients, sigmas=sigmas, advice=ADVICE)
         return io.NodeOutput(latent_from_model(model, edited), report, ui=shown(report))
@@ -246,7 +226,7 @@ class CrossAttnGuider(io.ComfyNode):
         def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
             return EulerOnly(edit_of(session, inversion, settings, mask))
 
-        conds = conditionings(inversion, target, source, negative)
+        conds = edit_conditionings(inversion, target, source, negative)
         return io.NodeOutput(DenoiserGuider(model, conds, prepare, gradients=settings.guidance > 0, advice=ADVICE))
 
 

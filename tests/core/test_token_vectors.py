@@ -116,7 +116,7 @@ def test_vectors_of_another_model_are_refused_by_both_names():
         tiny_vector_encoder()({"clip_l": torch.zeros(1, 1, 768)})
 
 
-def test_decoder_agrees_with_the_checkpoints_own_and_recomputation_changes_no_gradient(checkpoint):
+def test_decoder_agrees_with_the_checkpoints_own_and_gradient_checkpointing_changes_no_gradient(checkpoint):
     latent = tiny_latent()
     torch.testing.assert_close(
         DiffusersDecoder(checkpoint.pipeline.vae)(latent).clamp(0, 1), checkpoint.decode(latent), rtol=0, atol=1e-6
@@ -163,7 +163,7 @@ def test_a_tiny_autoencoder_is_a_decoder_too():
     assert images.shape[1] == 3 and float(leaf.grad.abs().sum()) > 0
 
 
-def test_unet_recomputation_changes_no_gradient_and_counts_the_same_and_keeps_less():
+def test_unet_gradient_checkpointing_changes_no_gradient_and_counts_the_same_and_keeps_less():
     gradients, counts, kept = [], [], []
     for gradient_checkpointing in (False, True):
         denoiser = tiny_denoiser()
