@@ -28,6 +28,7 @@ from semantic_editing.tests.core.tiny_models import (
     tiny_scheduler,
     tiny_source,
 )
+from semantic_editing.tests.pairs import pairs
 
 STEPS = 3
 SHAPES = [(1, 8, 8), (3, 6, 10)]
@@ -58,10 +59,7 @@ def two_pass(denoiser, family, inversion):
     return TwoPass(denoiser.unet, scheduler, table[::-1]), sources.flip(0), float(alphas[0]) ** 0.5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    ("shape", "preset"), [(SHAPES[0], "lockstep"), (SHAPES[1], "lockstep"), (SHAPES[1], "carried")]
-)
+@pytest.mark.parametrize(("family", "shape", "preset"), pairs(list(FAMILIES), SHAPES, ["lockstep", "carried"]))
 def test_lockstep_equals_algorithm_1_in_two_passes(family, shape, preset):
     denoiser = tiny_denoiser(family, dtype=torch.float64)
     source, target, uncond = tiny_conds(family)
@@ -105,9 +103,9 @@ def test_released_preset_equals_the_published_code(family):
     assert float((lockstep * scale - expected).abs().max()) > 5e-3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("cfg", [1.0, 5.0])
-@pytest.mark.parametrize("off", [{"guidance": 0.0}, {"guided_fraction": 0.0}])
+@pytest.mark.parametrize(
+    ("family", "cfg", "off"), pairs(list(FAMILIES), [1.0, 5.0], [{"guidance": 0.0}, {"guided_fraction": 0.0}])
+)
 def test_without_guidance_it_is_plain_cfg_sampling_bit_for_bit(family, cfg, off):
     denoiser, (source, target, uncond) = tiny_denoiser(family), tiny_conds(family)
     inversion = tiny_source(denoiser, family)

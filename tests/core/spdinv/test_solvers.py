@@ -8,6 +8,7 @@ from semantic_editing.core.errors import EditingError
 from semantic_editing.core.spdinv.implicit_step import ImplicitStep, ddim_guess, extrapolate
 from semantic_editing.core.spdinv.solvers import SPDInvSettings, solve
 from semantic_editing.tests.core.oracles import AffineMapDenoiser, GaussianDenoiser
+from semantic_editing.tests.pairs import pairs
 
 SIGMA, SIGMA_NEXT = 0.5, 0.8
 SHAPE = (3, 4, 8, 8)
@@ -55,9 +56,10 @@ def spread(low, high):
     return torch.linspace(low, high, SHAPE[1] * SHAPE[2] * SHAPE[3], dtype=torch.float64).reshape(1, *SHAPE[1:])
 
 
-@pytest.mark.parametrize("solver", ["auto", "fixed_point", "anderson", "gradient"])
-@pytest.mark.parametrize("eigenvalues", [0.5, -3.0, 0.95, "spread"])
-@pytest.mark.parametrize("iterations", [1, 4, 12])
+@pytest.mark.parametrize(
+    ("solver", "eigenvalues", "iterations"),
+    pairs(["auto", "fixed_point", "anderson", "gradient"], [0.5, -3.0, 0.95, "spread"], [1, 4, 12]),
+)
 def test_returned_latent_is_the_best_visited_and_its_residual_is_fresh(solver, eigenvalues, iterations):
     visits = Visits(spread(-2.5, 0.7) if eigenvalues == "spread" else eigenvalues)
     solve(visits.step, visits.step.start, SPDInvSettings(solver, 1e-12, iterations))
