@@ -52,7 +52,7 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
         given = [*arguments, *named.values()]
         if not (is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in given)):
             return forward(*arguments, **named)
-        # Blocks hand each other options that they change (ComfyUI's transformer_options name the next block): keep copies.
+        # Blocks hand on options that they change (ComfyUI's transformer_options name the next block): each gets copies.
         arguments = tuple(_as_it_is(value) for value in arguments)
         return checkpoint(
             forward, *arguments, use_reentrant=False, **{key: _as_it_is(value) for key, value in named.items()}
