@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from world import ASSETS, ATTRIBUTES, END, Words, caption, load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo_data import PHRASES
+from core.demo.data import PHRASES
 
 PICTURES, PAIRS = 24, 24  # pictures, and pairs of each edit
 #: Pairs in ``unseen/``, of faces that are in none of the others: of the edits that embeddings are learned for, and of

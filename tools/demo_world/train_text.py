@@ -22,7 +22,7 @@ from transformers import CLIPModel
 from world import ASSETS, ATTRIBUTES, END, HEADS, Words, describe, load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.sentences import expand_word
+from core.pix2pix_zero.sentences import expand_word
 
 from core.demo import expand_token_table
 
