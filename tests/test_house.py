@@ -216,6 +216,19 @@ def test_tools_and_benchmarks_never_import_tests(path):
     assert not [name for name in own if name.split(".")[0] == "tests"] and "semantic_editing.tests" not in text
 
 
+@pytest.mark.parametrize("path", sources("tools", "benchmarks"))
+def test_scripts_import_what_exists(path):
+    """They are not run by the tests, so a moved name would go unnoticed."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            module = node.module.removeprefix("semantic_editing.").replace(".", "/")
+            source = FILES.get(f"{module}.py")
+            if source is not None:
+                assert {alias.name for alias in node.names} <= names_of(source), ast.unparse(node)
+            elif module.split("/")[0] in ("core", "nodes"):
+                assert all(f"{module}/{alias.name}.py" in FILES for alias in node.names), ast.unparse(node)
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if path.endswith("/__init__.py")])
 def test_a_package_is_a_folder_and_nothing_else(path):
     statements = ast.parse((ROOT / path).read_text("utf-8")).body

@@ -21,9 +21,8 @@ from torch.nn import functional
 from world import ASSETS, ATTRIBUTES, HAIRED, caption, load, visible
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo_classifier import AttributeClassifier
-
-from core.demo import DemoModel, load_demo_model
+from core.classifiers.convnet import AttributeClassifier
+from core.demo.model import DemoModel, load_demo_model
 
 
 def pictures_of(array: np.ndarray) -> Tensor:

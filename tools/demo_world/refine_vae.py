@@ -25,7 +25,7 @@ from train_vae import FOLD, edge_loss, save_scaled
 from world import ASSETS, halve, load, to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo_classifier import AttributeClassifier, load_classifier
+from core.classifiers.convnet import AttributeClassifier, load_classifier
 
 TIE = 0.02  # weight of the squared distance to the old encoder's scaled latents
 PERCEPTUAL = 0.3

@@ -27,7 +27,7 @@ from train_vae import FOLD
 from world import ASSETS, ATTRIBUTES, halve, load, to_tensor, visible
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo_classifier import AttributeClassifier
+from core.classifiers.convnet import AttributeClassifier
 
 SIDE, FOLD_IN = 128, 2
 DECODED = 1800  # pictures to decode

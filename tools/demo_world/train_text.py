@@ -22,9 +22,8 @@ from transformers import CLIPModel
 from world import ASSETS, ATTRIBUTES, END, HEADS, Words, describe, load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from core.demo.model import expand_token_table
 from core.pix2pix_zero.sentences import expand_word
-
-from core.demo import expand_token_table
 
 SHARE = 0.25  # length of one label's direction, in units of the state's length
 PIN = 1.0  # weight that holds the word states of plain captions

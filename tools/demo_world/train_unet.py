@@ -27,7 +27,7 @@ from transformers import CLIPModel
 from world import ASSETS, Words, describe, halve, load, to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo import expand_token_table
+from core.demo.model import expand_token_table
 
 EMPTY = 0.1
 SNR_LIMIT = 5.0
