@@ -10,6 +10,7 @@ from semantic_editing.tools import host_stand_in
 
 PACK = host_stand_in.load_pack()
 MODELS, EDITORS = host_stand_in.module("nodes.regions.models"), host_stand_in.module("nodes.regions.editors")
+host_stand_in.module("nodes.demo.load")  # enters the demo's models into the loaders' lists
 EditingError = host_stand_in.module("core.errors").EditingError
 save_tensors = host_stand_in.module("core.files").save_tensors
 RegionNetwork = host_stand_in.module("core.regions.network").RegionNetwork
