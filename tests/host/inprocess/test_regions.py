@@ -343,5 +343,5 @@ def test_the_other_editor_nodes(pack, demo, plain):
         ).result
         (invert,) = editors.RegionInversionEditor.execute(plain, demo[2], *conds, guidance=0.0, **shared).result
     assert_only_the_box_changed(render(inpaint.open, picture(), quality="screen"), picture())
-    assert inpaint.describe() == "inpainting: 2 steps (1 to screen), cfg 3"
-    assert invert.describe() == "along the inversion: 2 steps (1 to screen), cfg 3, guidance 0"
+    assert inpaint.title == "inpainting: 2 steps (1 to screen), cfg 3"
+    assert invert.title == "along the inversion: 2 steps (1 to screen), cfg 3, guidance 0"
