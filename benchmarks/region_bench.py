@@ -25,7 +25,7 @@ from semantic_editing.core.regions.edit_invert import InversionEditor
 from semantic_editing.core.regions.editors import Locating, Quality, Sharing
 from semantic_editing.core.regions.learning import RegionLearner, RegionTask
 from semantic_editing.core.regions.network import RegionNetwork
-from semantic_editing.core.regions.paste import Framing, repainted_cells
+from semantic_editing.core.regions.paste import Framing, paste, repainted_cells
 from semantic_editing.core.regions.proposals import Box, Proposals, propose
 from semantic_editing.core.regions.ranking import Candidate, rank
 from semantic_editing.core.regions.rewards import ClipJudge, LossWeights
@@ -96,11 +96,8 @@ class SharedRenders:
             cells = repainted_cells(masks, (self._latent.shape[-2], self._latent.shape[-1]))
             pictures = self._pictures(cells, quality, seed)
             for box, mask, picture in zip(part, masks, pictures, strict=True):
-
-                def edited(crop: Tensor, masked: Tensor, picture: Tensor = picture) -> Tensor:
-                    return picture[None]
-
-                self._made[box, quality, seed] = self.inner.framing.render(self.image, mask[None], box, edited)
+                cut = self.inner.framing.cut(self.image, mask[None], box)
+                self._made[box, quality, seed] = paste(self.image, picture[None], cut)
 
     def change(self) -> Tensor:
         """Where the edit acts, see :class:`~.editors.Locating`."""
@@ -109,7 +106,8 @@ class SharedRenders:
 
     def _inversion(self, quality: Quality) -> Inversion:
         assert isinstance(self.inner, InversionEditor)
-        return self.inner.inversion(self._latent, fingerprint(self.image), quality)
+        inner = self.inner
+        return inner.inversion(inner.denoiser, self._latent, inner.source_cond, fingerprint(self.image), quality)
 
     def _steps(self, quality: Quality) -> int:
         return self.inner.steps if quality == "full" else self.inner.screen_steps or self.inner.steps

@@ -60,8 +60,13 @@ def _unwritable(target: Path, error: OSError) -> EditingError:
     )
 
 
-def load_tensors(path: str | Path, expected_format: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(
+    path: str | Path, expected_format: str | None = None, *older_names: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file: ``(tensors, metadata)``.
+
+    Args:
+        older_names: of the same format; files that bear one are read too.
 
     Raises:
         EditingError: missing, damaged, or of another format than ``expected_format``.
@@ -77,7 +82,7 @@ def load_tensors(path: str | Path, expected_format: str | None = None) -> tuple[
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (a handle, not a dict)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise EditingError(f"{source.name} is damaged or not a safetensors file; save or download it again.") from error
-    if expected_format is not None and metadata.get(FORMAT_KEY) != expected_format:
+    if expected_format is not None and metadata.get(FORMAT_KEY) not in (expected_format, *older_names):
         found = metadata.get(FORMAT_KEY, "another program's file")
         raise EditingError(
             f"{source.name} is not a {expected_format} file (it says: {found}); choose a file saved by the matching "

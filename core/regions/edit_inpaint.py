@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,23 +15,17 @@ from ..denoiser import Callback, Denoiser, guided, require_negative, unit_scale
 from ..errors import EditingError
 from ..inversion import check_latent
 from ..sampling import sample
-from .editors import Quality
-from .paste import Framing, check_quality, repainted_cells, resized
+from .editors import Conds, ImageMap, Quality, Sampling, sampling_with
+from .paste import Framing, check_quality, paste, repainted_cells, resized
 from .proposals import Box
 from .soft_mask import one_step_guess
 
-#: ``[1, 3, h, w]`` in 0..1 to a scaled latent, or back.
-ImageMap = Callable[[Tensor], Tensor]
-GREY = 0.5  # what an inpainting model was trained to see where it is to paint
+#: What an inpainting model was trained to see where it is to paint.
+GREY = 0.5
 
-
-@runtime_checkable
-class Inpainting(Protocol):
-    """A denoiser of a true inpainting model, which sees the mask and the masked picture besides the noisy latent."""
-
-    def inpainting(self, mask: Tensor, masked: Tensor) -> Denoiser:
-        """The model told what is known: ``mask [1, 1, h, w]``, 1 where to paint, and the latent ``masked [1, C, h, w]``."""
-        ...
+#: Adds what an inpainting model reads besides the latent to its conditionings: ``(conds, cells, known) -> conds`` with
+#: ``cells [1, 1, h, w]``, 1 where to paint, and ``known``, the crop ``[1, 3, H, W]`` in 0..1, grey where it is to be painted.
+ShowKnown = Callable[[Conds, Tensor, Tensor], Conds]
 
 
 def inpaint(
@@ -101,18 +95,21 @@ def steps_taken(steps: int, strength: float) -> int:
 
 @dataclass(eq=False)
 class InpaintEditor:
-    """Box editor by latent inpainting, crop-and-stitch (:class:`~.paste.Framing`).
+    """Fills a box by latent inpainting: cut out with some context, painted, pasted back (:class:`~.paste.Framing`).
 
-    A denoiser that is :class:`Inpainting` also sees the mask and the masked picture; any other model paints by the noise mask
-    alone. A latent pixel is painted when the mask touches it.
+    An inpainting model also sees the mask and the masked picture (``show_known``); any other model paints by the noise
+    mask alone. A latent pixel is painted when the mask touches it.
 
     Attributes:
+        denoiser: the network. With a host's ``sampling`` only its ``identity`` and ``evaluations`` are asked.
         encode, decode: the VAE, ``[1, 3, h, w]`` in 0..1 to a scaled latent and back.
         cond, uncond: conditioning of the target text, and the negative one (needed unless cfg is 1).
         steps, screen_steps: steps of a full render and of one that only ranks.
         strength: see :func:`inpaint`.
         label: whatever else changes the picture and cannot be seen from here, as the name of the VAE or of a LoRA.
         callback: told after each step; an exception it raises ends the run.
+        sampling: see :class:`~.editors.Sampling`; without one ``denoiser`` is called directly.
+        show_known: for an inpainting model, see :data:`ShowKnown`.
 
     Raises:
         EditingError: values out of range, cfg without ``uncond``.
@@ -130,6 +127,8 @@ class InpaintEditor:
     framing: Framing = field(default_factory=Framing)
     label: str = ""
     callback: Callback | None = None
+    sampling: Sampling | None = None
+    show_known: ShowKnown | None = None
 
     def __post_init__(self) -> None:
         require_negative(self.cfg, self.uncond)
@@ -146,48 +145,41 @@ class InpaintEditor:
         """Network evaluations (u) of one render."""
         return steps_taken(self._steps(quality), self.strength) * (1 if self.cfg == 1.0 else 2)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def render(
         self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full"
     ) -> Tensor:
-        """The image ``[1, 3, H, W]`` with the box repainted, bit-equal outside it; see :meth:`~.paste.Framing.render`.
+        """The image ``[1, 3, H, W]`` with the box repainted, bit-equal outside it; a normal tensor without gradients.
 
         Args:
+            image, mask, box: see :meth:`~.paste.Framing.cut`.
             seed: of the noise; the same seed gives the same picture.
+
+        Raises:
+            EditingError: see :meth:`~.paste.Framing.cut`, :func:`~.paste.paste` and :func:`inpaint`.
         """
         steps = self._steps(quality)
+        cut = self.framing.cut(image, mask, box)
+        source = self.encode(cut.pixels)
+        cells = repainted_cells(cut.mask, (source.shape[-2], source.shape[-1]))
+        noise = torch.randn(source.shape, generator=torch.Generator().manual_seed(seed))
 
-        def edit(crop: Tensor, masked: Tensor) -> Tensor:
-            source = self.encode(crop)
-            cells = repainted_cells(masked, (source.shape[-2], source.shape[-1]))
-            noise = torch.randn(source.shape, generator=torch.Generator().manual_seed(seed))
-            return self.decode(self.paint(source, cells, torch.where(masked[:, None] > 0, GREY, crop), noise, steps))
+        def painted(denoiser: Denoiser, source: Tensor, cond: Any, uncond: Any) -> Tensor:
+            return inpaint(
+                denoiser, source, cells, noise, cond, uncond,
+                cfg=self.cfg, steps=steps, strength=self.strength, callback=self.callback,
+            )  # fmt: skip
 
-        return self.framing.render(image, mask, box, edit)
-
-    def paint(self, source: Tensor, cells: Tensor, known: Tensor, noise: Tensor, steps: int) -> Tensor:
-        """The painted latent of one crop; a host may wrap it in its own sampling.
-
-        Args:
-            source: the crop's scaled latent ``[1, C, h, w]``.
-            cells: ``[1, 1, h, w]``, 1 where to paint.
-            known: the crop ``[1, 3, H, W]`` in 0..1 with the masked pixels grey.
-            noise: ``[1, C, h, w]``, unit variance.
-            steps: see :func:`inpaint`.
-        """
-        denoiser = self.denoiser
-        if isinstance(denoiser, Inpainting):
-            denoiser = denoiser.inpainting(cells, self.encode(known))
-        return inpaint(
-            denoiser, source, cells, noise, self.cond, self.uncond,
-            cfg=self.cfg, steps=steps, strength=self.strength, callback=self.callback,
-        )  # fmt: skip
+        known = torch.where(cut.mask[:, None] > 0, GREY, cut.pixels)
+        return paste(image, self.decode(self._sampled(source, cells, known, painted)), cut)
 
     @property
     def preview_cost(self) -> int:
         """Network evaluations (u) of one preview."""
         return 1 if self.cfg == 1.0 else 2
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def preview(self, image: Tensor, *, seed: int = 0) -> Tensor:
         """A guess of the image ``[1, 3, H, W]`` painted everywhere, see :func:`~.soft_mask.one_step_guess`.
@@ -195,23 +187,35 @@ class InpaintEditor:
         It works at the size at which a box as large as the image is rendered.
         """
         height, width = image.shape[-2:]
-        cut = resized(
-            image, replace(self.framing, context=float("inf")).crop(height, width, Box(0, 0, width, height)).size
-        )
-        guess = self.decode(self.glimpse(self.encode(cut), torch.full_like(cut, GREY), seed))
-        return resized(guess.clamp(0, 1), (height, width))
+        everything = replace(self.framing, context=float("inf")).crop(height, width, Box(0, 0, width, height))
+        pixels = resized(image, everything.size)
+        source = self.encode(pixels)
 
-    def glimpse(self, source: Tensor, known: Tensor, seed: int) -> Tensor:
-        """The latent of a preview; a host may wrap it in its own sampling.
+        def guessed(denoiser: Denoiser, source: Tensor, cond: Any, uncond: Any) -> Tensor:
+            return one_step_guess(denoiser, source, cond, uncond, cfg=self.cfg, seed=seed)
+
+        guess = self._sampled(source, torch.ones_like(source[:, :1]), torch.full_like(pixels, GREY), guessed)
+        return resized(self.decode(guess).clamp(0, 1), (height, width))
+
+    def _sampled(
+        self, source: Tensor, cells: Tensor, known: Tensor, sample: Callable[[Denoiser, Tensor, Any, Any], Tensor]
+    ) -> Tensor:
+        """What ``sample(denoiser, source, cond, uncond)`` makes of the latent ``source [1, C, h, w]`` inside the sampling.
 
         Args:
-            source: the scaled latent ``[1, C, h, w]`` of the whole image.
-            known: ``[1, 3, H, W]`` in 0..1, all grey.
+            cells, known: see :data:`ShowKnown`.
         """
-        denoiser = self.denoiser
-        if isinstance(denoiser, Inpainting):
-            denoiser = denoiser.inpainting(torch.ones_like(source[:, :1]), self.encode(known))
-        return one_step_guess(denoiser, source, self.cond, self.uncond, cfg=self.cfg, seed=seed)
+        conds: Conds = {"positive": self.cond}
+        if self.uncond is not None:
+            conds = {**conds, "negative": self.uncond}
+        if self.show_known is not None:
+            conds = self.show_known(conds, cells, known)
+
+        def work(denoiser: Denoiser, latent: Tensor, conds: Conds) -> Tensor:
+            # A host's own scaling rounds, and what is not painted must keep its bits: the source itself, not ``latent``.
+            return sample(denoiser, source.to(latent.device), conds["positive"], conds.get("negative"))
+
+        return (self.sampling or sampling_with(self.denoiser))(source, conds, work)
 
     def _steps(self, quality: Quality) -> int:
         check_quality(quality)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,33 +17,35 @@ from ..inversion import Inversion
 from ..pix2pix_zero.guided_edit import CrossAttentionGuidance, CrossAttentionSettings, Preset
 from ..spdinv.invert import invert
 from ..spdinv.solvers import Solver
-from .edit_inpaint import ImageMap
-from .editors import Quality
-from .paste import Framing, check_quality, repainted_cells, resized
+from .editors import Conds, ImageMap, Quality, Sampling, Work, sampling_with
+from .paste import Framing, check_quality, paste, repainted_cells, resized
 from .proposals import Box
 
-LOCATE_EVERY = 2  # steps of the inversion
+#: :meth:`InversionEditor.change` looks at every second point of the inversion.
+LOCATE_EVERY = 2
 
 
 @dataclass(eq=False)
 class InversionEditor:
-    """Box editor by the pack's own sampler (:class:`~..guidance.CrossAttentionGuidance`): deterministic, layout kept, no seed needed.
+    """Edits a box by the pack's own sampler, :class:`~...pix2pix_zero.guided_edit.CrossAttentionGuidance`.
 
-    The picture is inverted once, whole, and its inversion kept for all boxes, until another picture comes. A latent pixel is edited
-    when the mask touches it; all others follow the source's trajectory. ``screen`` renders are not guided. The edit draws no random
-    numbers, so one edit of the whole picture tells much of what any box will show: by default screening pastes it into the boxes.
+    The picture is inverted once, whole, and its inversion kept for all boxes, until another picture comes. A latent pixel
+    is edited when the mask touches it; all others follow the source's trajectory. ``screen`` renders are not guided. The
+    edit draws no random numbers, so one edit of the whole picture tells much of what any box will show: by default
+    screening pastes it into the boxes.
 
     Attributes:
+        denoiser: the network. With a host's ``sampling`` only its ``identity`` and ``evaluations`` are asked.
         encode, decode: the VAE, ``[1, 3, h, w]`` in 0..1 to a scaled latent and back.
-        source_cond, target_cond, uncond, cfg, guidance, guided_fraction, preset: see :class:`~..guidance.CrossAttentionGuidance`.
+        source_cond, target_cond, uncond, cfg, guidance, guided_fraction, preset: see
+            :class:`~...pix2pix_zero.guided_edit.CrossAttentionGuidance`.
         steps: of the inversion and of a full render.
-        screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none. 0: it is cut out of one
-            edit of the whole picture, made once with ``steps``, and costs no evaluations of its own.
-        solver: of the inversion, see :func:`~..inversion.invert`.
+        screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none. 0: it is cut
+            out of one edit of the whole picture, made once with ``steps``, and costs no evaluations of its own.
+        solver: of the inversion, see :func:`~...spdinv.invert.invert`.
         given: a ready inversion of the picture, used for full renders instead of making one; ``steps`` is then its own.
-        working_size, feather: see :class:`~.paste.Framing`.
-        multiple: sides of the picture are brought to multiples of it, the pixels of a latent pixel.
-        label, callback: see :class:`~.edit_inpaint.InpaintEditor`.
+        multiple, working_size, feather: see :class:`~.paste.Framing`.
+        label, callback, sampling: see :class:`~.edit_inpaint.InpaintEditor`.
         shared_evaluations: forward and backward evaluations spent so far on inversions, edits of the whole picture and
             :meth:`change`, which :meth:`cost` leaves out.
         located: those of the last :meth:`change` among them, without the inversion.
@@ -71,6 +73,7 @@ class InversionEditor:
     feather: int = 4
     label: str = ""
     callback: Callback | None = None
+    sampling: Sampling | None = None
     shared_evaluations: int = field(default=0, init=False)
     located: int = field(default=0, init=False)
     _kept: dict[tuple[str, int], Inversion] = field(default_factory=dict, init=False, repr=False)
@@ -92,15 +95,8 @@ class InversionEditor:
     def identity(self) -> str:
         """Key of everything but the image, mask, box and quality that decides the picture."""
         conds = (self.source_cond, self.target_cond, self.uncond)
-        guidance = (
-            self.cfg,
-            self.guidance,
-            self.guided_fraction,
-            self.preset,
-            self.steps,
-            self.screen_steps,
-            self.solver,
-        )
+        shares = (self.guidance, self.guided_fraction)
+        guidance = (self.cfg, *shares, self.preset, self.steps, self.screen_steps, self.solver)
         given = None if self.given is None else (self.given.latents, self.given.sigmas)
         return f"inversion/{fingerprint(self.denoiser.identity, conds, guidance, given, self.framing, self.label)}"
 
@@ -125,106 +121,64 @@ class InversionEditor:
     def _branches(self) -> int:
         return 1 if self.cfg == 1.0 else 2
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def render(
         self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int = 0, quality: Quality = "full"
     ) -> Tensor:
-        """The image ``[1, 3, H, W]`` with the box edited, bit-equal outside it; see :meth:`~.paste.Framing.render`.
+        """The image ``[1, 3, H, W]`` with the box edited, bit-equal outside it; a normal tensor without gradients.
 
         Args:
+            image, mask, box: see :meth:`~.paste.Framing.cut`.
             seed: not used, the edit draws no random numbers.
 
         Raises:
-            EditingError: see :class:`~..guidance.CrossAttentionGuidance` and :func:`~..inversion.invert`; an inversion of another size.
+            EditingError: see :meth:`~.paste.Framing.cut`, :func:`~.paste.paste`, :meth:`inversion` and
+                :class:`~...pix2pix_zero.guided_edit.CrossAttentionGuidance`.
         """
         check_quality(quality)
+        cut = self.framing.cut(image, mask, box)
+        picture = fingerprint(cut.pixels)
+        latent = self._latent(cut.pixels, picture)
+        if quality == "screen" and self.screen_steps == 0:
+            return paste(image, self._edited_whole(latent, picture), cut)
+        cells = repainted_cells(cut.mask, (latent.shape[-2], latent.shape[-1]))[0]
+        return paste(image, self.decode(self._edited(latent, picture, cells, quality)), cut)
 
-        def edit(crop: Tensor, masked: Tensor) -> Tensor:
-            picture = fingerprint(crop)
-            with torch.no_grad():
-                latent = self._latent(crop, picture)
-            if quality == "screen" and self.screen_steps == 0:
-                return self._edited_whole(latent, picture)
-            cells = repainted_cells(masked, (latent.shape[-2], latent.shape[-1]))[0]
-            edited = self.along_inversion(latent, picture, cells, quality)
-            with torch.no_grad():
-                return self.decode(edited)
-
-        return self.framing.render(image, mask, box, edit)
-
+    @torch.inference_mode(False)
     @torch.no_grad()
     def change(self, image: Tensor) -> Tensor:
         """How strongly the text pulls at each place of the image, see :class:`~.editors.Locating`.
 
-        DiffEdit's mask (Couairon et al. 2023, section 3.2): what the two texts predict at noised copies of the image is compared. Here
-        the copies are points of its own inversion, and the difference is seen through the decoder, which is finer than the latent.
-        The finished edit tells less: what its steps drag along, and what the inversion misses, adds up in it.
+        DiffEdit's mask (Couairon et al. 2023, section 3.2): what the two texts predict at noised copies of the image is
+        compared. Here the copies are points of its own inversion, and the difference is seen through the decoder, which is
+        finer than the latent. The finished edit tells less: what its steps drag along, and what the inversion misses, adds
+        up in it.
 
         Returns:
             ``[h, w]``: mean absolute difference over the channels and the points, at the size worked at.
         """
         height, width = image.shape[-2:]
-        crop = resized(image, self.framing.crop(height, width, Box(0, 0, width, height)).size)
-        picture = fingerprint(crop)
-        latent = self._latent(crop, picture)
+        pixels = resized(image, self.framing.crop(height, width, Box(0, 0, width, height)).size)
+        picture = fingerprint(pixels)
+        latent = self._latent(pixels, picture)
+        pulls = self._pulls(latent, picture)
         plain = self.decode(latent)
-        seen = [(self.decode(latent + pull) - plain).abs().mean(1)[0] for pull in self.pulls(latent, picture)]
+        seen = [(self.decode(latent + pull) - plain).abs().mean(1)[0] for pull in pulls]
         return torch.stack(seen).mean(0)
 
-    def pulls(self, latent: Tensor, picture: str) -> list[Tensor]:
-        """Prediction for the target text minus that for the source text, each ``[1, C, h, w]``, at every second point of the inversion.
-
-        Args:
-            latent, picture: see :meth:`along_inversion`, whose sampling a host may wrap around this as well.
-        """
-        inversion = self.inversion(latent, picture, "screen")
-        conds = [self.source_cond, self.target_cond]
-        levels = range(inversion.steps, 0, -LOCATE_EVERY)
-        pulls = []
-        for number, level in enumerate(levels):
-            with torch.no_grad():
-                source, target = self.denoiser.batch(inversion.latents[level], float(inversion.sigmas[level]), conds)
-            pulls.append(target - source)
-            if self.callback is not None:
-                self.callback(Progress(number, len(levels), 0, 1, target))
-        self.shared_evaluations += len(conds) * len(levels)
-        self.located = len(conds) * len(levels)
-        return pulls
-
-    def along_inversion(self, latent: Tensor, picture: str, cells: Tensor, quality: Quality) -> Tensor:
-        """The edited latent of one picture; a host may wrap it in its own sampling.
+    def inversion(
+        self, denoiser: Denoiser, latent: Tensor, source_cond: Any, picture: str, quality: Quality
+    ) -> Inversion:
+        """The picture's inversion for renders of a quality, made once; to be called inside the sampling.
 
         Args:
             latent: the picture's scaled latent ``[1, C, h, w]``.
+            source_cond: as ``denoiser`` reads it.
             picture: fingerprint of the picture, under which its inversion is kept.
-            cells: ``[1, h, w]``, 1 where to edit.
-        """
-        inversion = self.inversion(latent, picture, quality)
-        step = CrossAttentionGuidance(
-            self.denoiser, inversion, self.source_cond, self.target_cond, self.uncond,
-            CrossAttentionSettings(
-                self.cfg, self.guidance if quality == "full" else 0.0, self.guided_fraction, preset=self.preset
-            ),
-            cells,
-        )  # fmt: skip
-        return step.run(inversion.steps, self.callback)
-
-    def _edited_whole(self, latent: Tensor, picture: str) -> Tensor:
-        if picture not in self._whole:
-            edited = self.along_inversion(latent, picture, torch.ones(1, *latent.shape[-2:]), "screen")
-            self.shared_evaluations += (self.screen_steps or self.steps) * self._branches
-            with torch.no_grad():
-                self._whole = {picture: self.decode(edited)}
-        return self._whole[picture]
-
-    def _latent(self, crop: Tensor, picture: str) -> Tensor:
-        kept = [inversion.latents[0] for (other, _), inversion in self._kept.items() if other == picture]
-        return kept[0] if kept else self.encode(crop)
-
-    def inversion(self, latent: Tensor, picture: str, quality: Quality) -> Inversion:
-        """The picture's inversion for renders of a quality, made once; see :meth:`along_inversion` for the arguments.
 
         Raises:
-            EditingError: a given inversion of another size.
+            EditingError: a given inversion of another size; see :func:`~...spdinv.invert.invert`.
         """
         steps = self.steps if quality == "full" else self.screen_steps or self.steps
         key = (picture, steps)
@@ -233,12 +187,80 @@ class InversionEditor:
         if self.given is not None and steps == self.given.steps:
             if self.given.latents.shape[1:] != latent.shape:
                 raise EditingError(
-                    f"The inversion's latent is {list(self.given.latents.shape[-2:])} and the picture's {list(latent.shape[-2:])}; "
-                    "invert the picture that is to be edited, at its own size."
+                    f"The inversion's latent is {list(self.given.latents.shape[-2:])} and the picture's "
+                    f"{list(latent.shape[-2:])}; invert the picture that is to be edited, at its own size."
                 )
-            return self.given
-        inversion = invert(self.denoiser, latent, self.source_cond, steps, self.solver, callback=self.callback)
+            return replace(self.given, latents=self.given.latents.to(latent.device))
+        inversion = invert(denoiser, latent, source_cond, steps, self.solver, callback=self.callback)
         self.shared_evaluations += int(inversion.forward_evaluations.sum() + inversion.backward_evaluations.sum())
         # Only inversions of the picture at hand are kept: a trajectory is many latents.
-        self._kept = {other: kept for other, kept in self._kept.items() if other[0] == key[0]} | {key: inversion}
+        self._kept = {other: kept for other, kept in self._kept.items() if other[0] == picture} | {key: inversion}
         return inversion
+
+    def _edited(self, latent: Tensor, picture: str, cells: Tensor, quality: Quality) -> Tensor:
+        """The edited latent ``[1, C, h, w]``.
+
+        Args:
+            latent, picture: see :meth:`inversion`.
+            cells: ``[1, h, w]``, 1 where to edit.
+        """
+
+        def work(denoiser: Denoiser, latent: Tensor, conds: Conds) -> Tensor:
+            inversion = self.inversion(denoiser, latent, conds["source"], picture, quality)
+            guidance = self.guidance if quality == "full" else 0.0
+            edit = CrossAttentionGuidance(
+                denoiser,
+                inversion,
+                conds["source"],
+                conds["positive"],
+                conds.get("negative"),
+                CrossAttentionSettings(self.cfg, guidance, self.guided_fraction, preset=self.preset),
+                cells,
+            )
+            return edit.run(inversion.steps, self.callback)
+
+        return self._sampled(latent, work)
+
+    def _edited_whole(self, latent: Tensor, picture: str) -> Tensor:
+        """The picture ``[1, 3, h, w]`` edited everywhere, kept until another picture comes."""
+        if picture not in self._whole:
+            edited = self._edited(latent, picture, torch.ones(1, *latent.shape[-2:]), "screen")
+            self.shared_evaluations += (self.screen_steps or self.steps) * self._branches
+            self._whole = {picture: self.decode(edited)}
+        return self._whole[picture]
+
+    def _pulls(self, latent: Tensor, picture: str) -> Tensor:
+        """Prediction for the target text minus that for the source text at points of the inversion, ``[n, 1, C, h, w]``.
+
+        Args:
+            latent, picture: see :meth:`inversion`.
+        """
+
+        def work(denoiser: Denoiser, latent: Tensor, conds: Conds) -> Tensor:
+            inversion = self.inversion(denoiser, latent, conds["source"], picture, "screen")
+            compared = [conds["source"], conds["positive"]]
+            levels = range(inversion.steps, 0, -LOCATE_EVERY)
+            pulls = []
+            for number, level in enumerate(levels):
+                with torch.no_grad():
+                    x, sigma = inversion.latents[level], float(inversion.sigmas[level])
+                    source, target = denoiser.batch(x, sigma, compared)
+                pulls.append(target - source)
+                if self.callback is not None:
+                    self.callback(Progress(number, len(levels), 0, 1, target))
+            self.located = len(compared) * len(levels)
+            self.shared_evaluations += self.located
+            return torch.stack(pulls)
+
+        return self._sampled(latent, work)
+
+    def _latent(self, pixels: Tensor, picture: str) -> Tensor:
+        """The picture's scaled latent, encoded unless an inversion of it is kept."""
+        kept = [inversion.latents[0] for (other, _), inversion in self._kept.items() if other == picture]
+        return kept[0] if kept else self.encode(pixels)
+
+    def _sampled(self, latent: Tensor, work: Work) -> Tensor:
+        conds: Conds = {"source": self.source_cond, "positive": self.target_cond}
+        if self.uncond is not None:
+            conds = {**conds, "negative": self.uncond}
+        return (self.sampling or sampling_with(self.denoiser))(latent, conds, work)

@@ -7,7 +7,7 @@ a few parallel rounds. Such models know boxes only, no finer masks. diffusers an
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..content_hash import fingerprint
 from ..denoiser import Callback, Evaluations, Progress, check_finite, weight_signature
 from ..errors import EditingError
 from .editors import Quality
-from .paste import Framing, check_quality, check_request, repainted_cells
+from .paste import Framing, check_quality, paste, repainted_cells
 
 PIPELINES = ("AmusedPipeline", "AmusedInpaintPipeline", "AmusedImg2ImgPipeline")
 AESTHETIC_SCORE = 6  # aMUSEd's size conditioning ends with it; its pipelines' default
@@ -146,7 +146,7 @@ class TokenModel:
 
 @dataclass(eq=False)
 class TokenEditor:
-    """Box editor by masked tokens, crop-and-stitch (:class:`~.paste.Framing`).
+    """Fills a box by masked tokens: cut out with some context, predicted, pasted back (:class:`~.paste.Framing`).
 
     Every token that the box touches is predicted anew; of the mask only the paste takes notice.
 
@@ -156,6 +156,7 @@ class TokenEditor:
         steps, screen_steps: rounds of a full render and of one that only ranks.
         framing: None is the model's own size with half the box as context.
         label, callback: see :class:`~.edit_inpaint.InpaintEditor`.
+        load: called before each render, for a host that moves the model to its device.
 
     Raises:
         EditingError: no text, steps below 1, cfg below 1, a frame that does not fit the model.
@@ -170,6 +171,7 @@ class TokenEditor:
     framing: Framing | None = None
     label: str = ""
     callback: Callback | None = None
+    load: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -198,39 +200,34 @@ class TokenEditor:
         """Network evaluations (u) of one render: passes of the transformer."""
         return self._steps(quality) * (1 if self.cfg == 1.0 else 2)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def render(
         self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full"
     ) -> Tensor:
-        """The image ``[1, 3, H, W]`` with the box repainted, bit-equal outside it; see :meth:`~.paste.Framing.render`.
+        """The image ``[1, 3, H, W]`` with the box repainted, bit-equal outside it; a normal tensor without gradients.
 
         Args:
+            image, mask, box: see :meth:`~.paste.Framing.cut`.
             seed: of the sampled tokens; the same seed gives the same picture.
+
+        Raises:
+            EditingError: see :meth:`~.paste.Framing.cut`, :func:`~.paste.paste` and :meth:`TokenModel.repaint`.
         """
+        if self.load is not None:
+            self.load()
         steps = self._steps(quality)
-        area = check_request(image, mask, box)
-        crop = self._frame.crop(image.shape[-2], image.shape[-1], area)
-        x, y, width, height = area
-        left, top, window_width, window_height = crop.window
+        cut = self._frame.cut(image, mask, box)
+        (x, y, width, height), (left, top, window_width, window_height) = map(int, box), cut.window
         whole = torch.zeros(1, window_height, window_width)
         whole[:, y - top : y - top + height, x - left : x - left + width] = 1
-
-        def edit(picture: Tensor, _: Tensor) -> Tensor:
-            tokens = self.model.encode(picture)
-            cells = repainted_cells(whole, (tokens.shape[-2], tokens.shape[-1]))[0].bool().to(tokens.device)
-            generator = torch.Generator().manual_seed(seed)
-            painted = self.model.repaint(
-                tokens,
-                cells,
-                self._encoded_text,
-                cfg=self.cfg,
-                steps=steps,
-                generator=generator,
-                callback=self.callback,
-            )
-            return self.model.decode(painted)
-
-        return self._frame.render(image, mask, box, edit)
+        tokens = self.model.encode(cut.pixels)
+        cells = repainted_cells(whole, (tokens.shape[-2], tokens.shape[-1]))[0].bool().to(tokens.device)
+        generator = torch.Generator().manual_seed(seed)
+        painted = self.model.repaint(
+            tokens, cells, self._encoded_text, cfg=self.cfg, steps=steps, generator=generator, callback=self.callback
+        )
+        return paste(image, self.model.decode(painted), cut)
 
     def _steps(self, quality: Quality) -> int:
         check_quality(quality)

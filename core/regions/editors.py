@@ -1,15 +1,51 @@
-"""What the region search asks of an editor: any sampler that fills a masked region. It is never differentiated through."""
+"""What the region search asks of an editor, and what an editor asks of the program it runs in.
+
+An editor is anything that fills a masked region of an image. The search never differentiates through it.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from ..denoiser import Denoiser
 from .proposals import Box
 
 #: "screen" is a cheap render of few steps that ranks boxes, "full" the one that is shown.
 Quality = Literal["screen", "full"]
+
+#: ``[1, 3, h, w]`` in 0..1 to a scaled latent ``[1, C, h / 8, w / 8]``, or back: one half of a VAE.
+ImageMap = Callable[[Tensor], Tensor]
+
+#: Conditionings by what they are for: "positive", "negative", "source".
+Conds = Mapping[str, Any]
+
+#: The mathematics of an edit: a denoiser, the latent and the conditionings that the denoiser reads -> the edited latent.
+Work = Callable[[Denoiser, Tensor, Conds], Tensor]
+
+
+class Sampling(Protocol):
+    """How an editor gets its network: a host loads it, and prepares latent and conditionings, for each run of ``work``."""
+
+    def __call__(self, latent: Tensor, conds: Conds, work: Work) -> Tensor:
+        """What ``work`` returns.
+
+        Args:
+            latent: scaled, ``[1, C, h, w]``; ``work`` gets it on the network's device.
+            conds: as the editor was given them; ``work`` gets them as the denoiser reads them.
+        """
+        ...
+
+
+def sampling_with(denoiser: Denoiser) -> Sampling:
+    """Without a host: ``denoiser`` is ready, and so are the conditionings."""
+
+    def sampling(latent: Tensor, conds: Conds, work: Work) -> Tensor:
+        return work(denoiser, latent, conds)
+
+    return sampling
 
 
 class Editor(Protocol):

@@ -1,4 +1,8 @@
-"""ROIAlign (He et al., arXiv 1703.06870, section 3): features of a box of any size on a grid of fixed size."""
+"""The region network: which box of a place suits an edit, by the vision features inside it (section 3.1, Eq. 1 and 2).
+
+Features of a box of any size come from ROIAlign (He et al., arXiv 1703.06870, section 3), random choices from Gumbel noise.
+A trained network is saved as one safetensors file.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,13 @@ from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
 from .proposals import Box, Proposals
 
+FILE_FORMAT = "semantic_editing.region_network"
+#: How files were marked before; they load too.
+OLD_FORMAT = "semantic-editing region network"
+FILE_VERSION = "1"
+BINS = 7  # the paper's l
+CONVOLUTION = 32  # channels
+HIDDEN = 64  # units
 SAMPLES = 2  # bilinear samples along each side of a bin, as torchvision's and detectron's usual setting
 
 
@@ -58,21 +69,6 @@ def _unit(position: Tensor, count: int) -> Tensor:
     Along a single cell every position means that cell.
     """
     return position * (2 / (count - 1)) - 1 if count > 1 else torch.zeros_like(position)
-
-
-FORMAT = "semantic-editing region network"
-
-
-VERSION = "1"
-
-
-BINS = 7  # the paper's l
-
-
-CONVOLUTION = 32
-
-
-HIDDEN = 64
 
 
 class RegionNetwork(nn.Module):
@@ -146,7 +142,12 @@ class RegionNetwork(nn.Module):
             EditingError: see :func:`~..files.save_tensors`.
         """
         shape = {"channels": self.channels, "slots": self.slots, "bins": self.bins, "vision": self.vision}
-        metadata = {FORMAT_KEY: FORMAT, "version": VERSION, "method": "learnable regions", "shape": json.dumps(shape)}
+        metadata = {
+            FORMAT_KEY: FILE_FORMAT,
+            "version": FILE_VERSION,
+            "method": "learnable regions",
+            "shape": json.dumps(shape),
+        }
         return save_tensors(path, self.state_dict(), metadata, overwrite=overwrite)
 
     @classmethod
@@ -157,7 +158,7 @@ class RegionNetwork(nn.Module):
             EditingError: missing, damaged, or another kind of file.
         """
         name = Path(path).name
-        tensors, metadata = load_tensors(path, FORMAT)
+        tensors, metadata = load_tensors(path, FILE_FORMAT, OLD_FORMAT)
         shape = metadata_json(metadata, "shape", name)
         try:
             assert isinstance(shape, dict)

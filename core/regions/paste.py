@@ -6,7 +6,7 @@ Pixels outside the box keep their bits: the feather lies inside the box.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -22,11 +22,32 @@ from .proposals import Box
 
 @dataclass(frozen=True)
 class Crop:
-    """What is cut out for a box: ``window`` in pixels of the image, which holds the box, and the ``size`` (height, width) worked at."""
+    """Which part of an image is cut out for a box.
 
-    box: Box
+    Attributes:
+        window: that part in pixels of the image; it holds the box.
+        size: height and width in pixels to which the part is resized to be worked on.
+    """
+
     window: Box
     size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What :meth:`Framing.cut` cuts out of an image ``[1, 3, H, W]``, and what :func:`paste` needs to put it back.
+
+    Attributes:
+        pixels: the part to edit, ``[1, 3, h, w]`` in 0..1.
+        mask: where to edit it, ``[1, h, w]`` of zeros and ones.
+        window: where it came from, in pixels of the image.
+        opacity: how much of the edit shows at each pixel of the image, ``[1, H, W]`` in 0..1.
+    """
+
+    pixels: Tensor
+    mask: Tensor
+    window: Box
+    opacity: Tensor
 
 
 @dataclass(frozen=True)
@@ -74,38 +95,27 @@ class Framing:
         else:
             scale = self.working_size / math.sqrt(window_height * window_width)
             size = (self._nearest(window_height * scale), self._nearest(window_width * scale))
-        return Crop(box, Box(left, top, window_width, window_height), size)
+        return Crop(Box(left, top, window_width, window_height), size)
 
-    def render(
-        self, image: Tensor, mask: Tensor, box: Sequence[int], edit: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """Edit the box of an image and nothing else.
+    def cut(self, image: Tensor, mask: Tensor, box: Sequence[int]) -> Cut:
+        """Cut the surroundings of a box out of an image, to be edited and given to :func:`paste`.
 
         Args:
             image: ``[1, 3, H, W]`` in 0..1.
             mask: ``[1, H, W]`` in 0..1, 1 where to edit; what lies outside the box does not count.
             box: x, y, width, height in pixels, inside the image.
-            edit: given the crop ``[1, 3, h, w]`` in 0..1 and its mask ``[1, h, w]`` of zeros and ones, the edited crop of
-                that shape.
-
-        Returns:
-            ``[1, 3, H, W]``; outside the box bit-equal to ``image``.
 
         Raises:
-            EditingError: see :func:`check_request`; an edited crop of another shape or that is not a number.
+            EditingError: see :func:`check_request`.
         """
         area = check_request(image, mask, box)
         crop = self.crop(image.shape[-2], image.shape[-1], area)
         inside = box_mask(mask, area)
-        cut = resized(_slice(image, crop.window), crop.size)
-        edited = edit(cut, repainted_cells(_slice(inside, crop.window), crop.size)[0])
-        if edited.shape != cut.shape:
-            raise EditingError(
-                f"The edited crop has shape {list(edited.shape)}, not {list(cut.shape)}; use the model's own VAE."
-            )
-        check_finite(edited, "The edited picture")
-        return paste(
-            image, edited.to(image), crop, feathered(inside, min(self.feather, min(area.width, area.height) // 8))
+        return Cut(
+            pixels=resized(_slice(image, crop.window), crop.size),
+            mask=repainted_cells(_slice(inside, crop.window), crop.size)[0],
+            window=crop.window,
+            opacity=feathered(inside, min(self.feather, min(area.width, area.height) // 8)),
         )
 
     def _span(self, start: int, length: int, side: float, limit: int) -> tuple[int, int]:
@@ -181,14 +191,26 @@ def feathered(mask: Tensor, feather: int) -> Tensor:
     return total * (mask.max() / total.max())
 
 
-def paste(image: Tensor, edited: Tensor, crop: Crop, opacity: Tensor) -> Tensor:
-    """``edited [1, 3, h, w]``, the crop after editing, over ``image [1, 3, H, W]`` with ``opacity [1, H, W]``.
+def paste(image: Tensor, edited: Tensor, cut: Cut) -> Tensor:
+    """The image ``[1, 3, H, W]`` with a cut put back after editing.
 
-    Where the opacity is 0 the image keeps its bits, where it is 1 it has those of the edit.
+    Where the opacity is 0 (everywhere outside the box) the image keeps its bits, where it is 1 it has those of the edit.
+
+    Args:
+        edited: the cut's pixels after editing, ``[1, 3, h, w]`` in 0..1.
+
+    Raises:
+        EditingError: an edit of another shape than the cut, or that is not a number.
     """
-    x, y, width, height = crop.window
+    if edited.shape != cut.pixels.shape:
+        raise EditingError(
+            f"The edited crop has shape {list(edited.shape)}, not {list(cut.pixels.shape)}; use the model's own VAE."
+        )
+    check_finite(edited, "The edited picture")
+    x, y, width, height = cut.window
     area = (..., slice(y, y + height), slice(x, x + width))
-    weight, below, above = opacity[area].to(image), image[area], resized(edited, (height, width)).clamp(0, 1)
+    above = resized(edited.to(image), (height, width)).clamp(0, 1)
+    weight, below = cut.opacity[area].to(image), image[area]
     mixed = torch.where(weight >= 1, above, below + weight * (above - below))
     result = image.clone()
     result[area] = torch.where(weight > 0, mixed, below)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import TracebackType
 
 from torch import Tensor
 
@@ -97,6 +96,8 @@ class RegionSearch:
         views: what the vision model sees in each image.
         tables: of each image.
         network: learned by :meth:`run`.
+        preview_units, shared_units: u of previews, and u that renders shared (see :class:`~.editors.Sharing`).
+        last_render: the last new render ``[1, 3, H, W]``, until ``watch`` is told of it.
 
     Raises:
         EditingError: no image; texts that are empty or mean the same; whatever the parts refuse; strategy "policy" without a network.
@@ -117,9 +118,13 @@ class RegionSearch:
         for example in examples:
             check_texts([example.source_text, example.target_text])
         self.preview_units = 0.0
+        self.shared_units = 0
+        self.last_render: Tensor | None = None
         self._watch, self._looked, self._planned = watch, 0, 0
-        self._last: Tensor | None = None
-        self._bench = _Bench(open_editor, self._step, self._rendered)
+        self._open_editor = open_editor
+        self._opened = ExitStack()
+        self._current: tuple[Tensor, Editor] | None = None
+        self._shared_before = 0
         self.views: list[FeatureMap] = []
         self.tables: list[RewardTable] = []
         cache = RenderCache() if cache is None else cache
@@ -142,7 +147,7 @@ class RegionSearch:
         Raises:
             EditingError: from the editor or the judge; an editor without preview for the strategy "soft mask".
         """
-        with self._bench:
+        with self._opened:
             soft = self.settings.learning.strategy == "soft mask"
             previews = [self._preview(number) if soft else None for number in range(len(self.tables))]
             self.learner = self._learner(previews)  # it refuses what cannot work before the whole image is edited
@@ -162,17 +167,31 @@ class RegionSearch:
 
     def edited(self, candidate: Candidate, number: int = 0) -> Tensor:
         """A candidate's edit ``[1, 3, H, W]`` in 0..1."""
-        with self._bench:
+        with self._opened:
             return self.tables[number].render(candidate.box, candidate.quality)
 
     def mask(self, candidate: Candidate, number: int = 0) -> Tensor:
         """Where a candidate changed the image, ``[1, H, W]``."""
         return self.tables[number].proposals.mask(candidate.box)
 
+    def editor(self, image: Tensor) -> Editor:
+        """The editor, open for ``image [1, 3, H, W]``; one at a time, because a host lends its model to one only."""
+        if self._current is None or self._current[0] is not image:
+            self._opened.close()
+            editor = self._opened.enter_context(self._open_editor(image, self._step))
+            self._shared_before = editor.shared_evaluations if isinstance(editor, Sharing) else 0
+            self._current = image, editor
+            self._opened.callback(self._closed, editor)
+        return self._current[1]
+
+    def shared_by(self, editor: Editor) -> int:
+        """u that renders of the open ``editor`` have shared since it was opened."""
+        return editor.shared_evaluations - self._shared_before if isinstance(editor, Sharing) else 0
+
     @property
     def units(self) -> float:
         """Network sample-evaluations (u) spent so far, previews and inversions included."""
-        return self.preview_units + self._bench.shared_units + sum(table.count.units for table in self.tables)
+        return self.preview_units + self.shared_units + sum(table.count.units for table in self.tables)
 
     def _prepared(
         self, example: Example, features: VisionFeatures, scorer: ClipScorer, cache: RenderCache
@@ -186,7 +205,7 @@ class RegionSearch:
         judge = ClipJudge(
             scorer, example.image, example.source_text, example.target_text, crops=settings.crops, seed=seed
         )
-        editor = _BenchEditor(self._bench, example.image)
+        editor = _ImageEditor(self, example.image)
         return view, RewardTable(example.image, proposals, editor, judge, settings.weights, seed, cache)
 
     def _learner(self, previews: Sequence[Tensor | None]) -> RegionLearner:
@@ -202,7 +221,7 @@ class RegionSearch:
             wanted = min(wanted, settings.learning.budget - len(self._attended.anchors))
         if wanted <= 0:
             return False
-        editor = self._bench.editor(table.image)
+        editor = self.editor(table.image)
         if not isinstance(editor, Locating):
             return False
         key = content_hash("change", table.image, table.editor.identity)
@@ -211,7 +230,7 @@ class RegionSearch:
         return True
 
     def _preview(self, number: int) -> Tensor:
-        editor = self._bench.editor(self.tables[number].image)
+        editor = self.editor(self.tables[number].image)
         if not isinstance(editor, Previewing):
             raise EditingError(
                 "This editor cannot preview its edit, which the strategy soft mask needs; use an inpainting editor."
@@ -219,16 +238,17 @@ class RegionSearch:
         self.preview_units += editor.preview_cost
         return editor.preview(self.tables[number].image, seed=self.settings.learning.seed)
 
+    def _closed(self, editor: Editor) -> None:
+        self._current = None
+        self.shared_units += self.shared_by(editor)
+
     def _step(self, progress: Progress) -> None:
         self._tell(None)
-
-    def _rendered(self, render: Tensor) -> None:
-        self._last = render.detach().cpu()
 
     def _told(self, progress: LearningProgress) -> None:
         if progress.phase != "learn":
             self._looked += 1
-        render, self._last = self._last, None
+        render, self.last_render = self.last_render, None
         self._tell(render)
 
     def _tell(self, render: Tensor | None) -> None:
@@ -236,75 +256,41 @@ class RegionSearch:
             self._watch(self._looked, max(self._planned, self._looked, 1), render)
 
 
-class _Bench:
-    """Keeps the editor of one image open at a time: a host lends its model to one session only."""
+class _ImageEditor:
+    """The :class:`~.editors.Editor` of one image of a search, opened whenever it is asked for something.
 
-    def __init__(self, open_editor: OpenEditor, step: Callable[[Progress], None], rendered: Callable[[Tensor], None]):
-        self.shared_units = 0
-        self.rendered = rendered
-        self._open, self._step = open_editor, step
-        self._stack = ExitStack()
-        self._current: tuple[Tensor, Editor] | None = None
-        self._before = 0
+    What a host cannot say twice alike is asked once: an editor opened again may not know its own renders (see
+    :func:`~..content_hash.fingerprint`).
+    """
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._current = None
-        self._stack.__exit__(kind, error, trace)
-
-    def editor(self, image: Tensor) -> Editor:
-        """The editor, open for ``image``."""
-        if self._current is None or self._current[0] is not image:
-            self.__exit__(None, None, None)
-            editor = self._stack.enter_context(self._open(image, self._step))
-            self._before = editor.shared_evaluations if isinstance(editor, Sharing) else 0
-            self._current = image, editor
-            self._stack.callback(self._count, editor)
-        return self._current[1]
-
-    def shared(self, editor: Editor) -> int:
-        """u that the open editor's renders have shared since it was opened."""
-        return editor.shared_evaluations - self._before if isinstance(editor, Sharing) else 0
-
-    def _count(self, editor: Editor) -> None:
-        self.shared_units += self.shared(editor)
-
-
-class _BenchEditor:
-    """An :class:`Editor` of one image that is opened when it is needed, and tells of its renders."""
-
-    def __init__(self, bench: _Bench, image: Tensor):
-        self._bench, self._image = bench, image
+    def __init__(self, search: RegionSearch, image: Tensor):
+        self._search, self._image = search, image
         self._costs: dict[Quality, float] = {}
 
     @cached_property
     def identity(self) -> str:
-        """The editor's; it is asked once, since an editor opened again may not know its own renders (see :func:`fingerprint`)."""
-        return self._bench.editor(self._image).identity
+        """See :class:`~.editors.Editor`."""
+        return self._search.editor(self._image).identity
 
     def cost(self, quality: Quality) -> float:
-        """The editor's."""
+        """See :class:`~.editors.Editor`."""
         if quality not in self._costs:
-            self._costs[quality] = self._bench.editor(self._image).cost(quality)
+            self._costs[quality] = self._search.editor(self._image).cost(quality)
         return self._costs[quality]
 
     @property
     def shared_evaluations(self) -> int:
-        """The bench counts them for all images."""
-        return self._bench.shared_units
+        """Those of all images of the search, whose editors are closed."""
+        return self._search.shared_units
 
     @property
     def screening_cost(self) -> float:
-        """The editor's, or what its renders share already where that is more."""
-        editor = self._bench.editor(self._image)
-        return max(editor.screening_cost, self._bench.shared(editor)) if isinstance(editor, Sharing) else 0.0
+        """See :class:`~.editors.Sharing`; or what renders of the image share already, where that is more."""
+        editor = self._search.editor(self._image)
+        return max(editor.screening_cost, self._search.shared_by(editor)) if isinstance(editor, Sharing) else 0.0
 
     def render(self, image: Tensor, mask: Tensor, box: Box, *, seed: int, quality: Quality) -> Tensor:
-        """The editor's."""
-        edited = self._bench.editor(self._image).render(image, mask, box, seed=seed, quality=quality)
-        self._bench.rendered(edited)
+        """See :class:`~.editors.Editor`; the search shows the render to whoever watches it."""
+        edited = self._search.editor(self._image).render(image, mask, box, seed=seed, quality=quality)
+        self._search.last_render = edited.detach().cpu()
         return edited

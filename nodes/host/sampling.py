@@ -6,7 +6,7 @@ is handed a function of a :class:`Session`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -18,12 +18,13 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...core.denoiser import Denoiser, Evaluations
 from ...core.gradient_checkpointing import blocks_of, checkpointed
 from .attention import WRAPPER_KEY
 from .conditioning import require_conditioning
 from .denoiser import ComfyDenoiser, identity
 from .gradients import frozen, gradient_scope, make_differentiable, materialise, normal_tensors, static_patcher
-from .latents import latent_to_model, require_image_latent
+from .latents import latent_from_model, latent_to_model, require_image_latent
 from .memory import memory_advice
 from .session import Session
 
@@ -95,6 +96,35 @@ def run(
         seed=seed,
     )
     return sampler.result
+
+
+def sampling_on(
+    model: Any, evaluations: Evaluations, *, gradients: bool = False, advice: str = ADVICE
+) -> Callable[[Tensor, Mapping[str, Any], Callable[[Denoiser, Tensor, Mapping[str, Any]], Tensor]], Tensor]:
+    """A function ``sampling(latent, conds, work)`` by which an algorithm of the core samples with ``model`` again and again.
+
+    ``latent [B, C, H, W]`` is in model units, ``conds`` is CONDITIONING by name. Each call is one :func:`run`, inside
+    inference mode as a node's own is, and returns what ``work(denoiser, latent, conds)`` made as a normal tensor.
+
+    Args:
+        evaluations: counts those of all calls.
+        gradients, advice: see :func:`run`.
+    """
+
+    def sampling(
+        latent: Tensor, conds: Mapping[str, Any], work: Callable[[Denoiser, Tensor, Mapping[str, Any]], Tensor]
+    ) -> Tensor:
+        def counted(session: Session) -> Tensor:
+            session.denoiser.evaluations = evaluations
+            return work(session.denoiser, session.latent, session.conds)
+
+        with torch.inference_mode():
+            source = latent_from_model(model, latent)
+            made = run(model, source, dict(conds), counted, gradients=gradients, advice=advice)
+        with torch.inference_mode(False):
+            return made.clone()
+
+    return sampling
 
 
 class _Work(comfy.samplers.Sampler, Generic[T]):

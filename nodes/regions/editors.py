@@ -1,21 +1,12 @@
-"""The V3 node API of the host behind one compatibility shim.
-
-Hosts from 0.3.64 to today accept different sets of keyword arguments (``search_aliases`` of a schema, ``advanced`` of a
-widget). :func:`schema` and :func:`widget` pass on what the running host knows and drop the rest.
-"""
+"""Region Inpaint Editor, Region Inversion Editor, Region Token Editor: what fills the boxes of a search."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from ...core.denoiser import Callback
 from ...core.inversion import Inversion
-from ...core.regions.editors import Editor
+from ...core.regions.search import OpenEditor
 from ..common.inputs import cfg_input
 from ..common.sockets import InversionType
 from ..host.folders import list_models, resolve_model
@@ -23,41 +14,26 @@ from ..host.schema import io, schema, widget
 from .host_editors import inpaint_opener, inversion_opener, token_opener
 from .models import CATEGORY, model_fingerprint
 
-#: Socket carrying a ``nodes.region_types.RegionEditor``.
+#: Socket carrying a :class:`RegionEditor`.
 RegionEditorType = io.Custom("REGION_EDITOR")
 
 
 @dataclass(frozen=True, eq=False)
 class RegionEditor:
-    """An editor to be opened for one image.
+    """What an editor node hands over: the models stay unloaded until a search opens the editor for its image.
 
     Attributes:
-        opener: does what :meth:`open` says.
-        title: what :meth:`describe` says.
+        open: ``(image [1, 3, H, W] in 0..1, progress) -> context manager of an Editor``. ``progress`` is told after every
+            step of every render; it and the host's Cancel may raise. Renders are normal tensors without gradients, whatever
+            the caller's mode. After the ``with`` block nothing stays loaded or patched on the editor's account.
+        title: one line for the report.
     """
 
-    opener: Callable[[Tensor, Callback], AbstractContextManager[Editor]]
+    open: OpenEditor
     title: str
 
-    def open(self, image: Tensor, progress: Callback) -> AbstractContextManager[Editor]:
-        """The editor, for as long as the ``with`` block lasts; nothing of it stays loaded or patched on its account afterwards.
 
-        Its renders are normal tensors (no inference tensors) without gradients, whatever the caller's mode.
-
-        Args:
-            image: ``[1, 3, H, W]`` in 0..1, a normal tensor; the one to be edited.
-            progress: told after every step of every render. The host's Cancel is looked at before; both may raise.
-
-        Raises:
-            EditingError: the image, or what the editor holds, cannot be used.
-        """
-        return self.opener(image, progress)
-
-    def describe(self) -> str:
-        """One line for the report."""
-        return self.title
-
-
+#: Model folder of Region Token Editor, and the file by which one of its models is known.
 TOKEN_MODELS, TOKEN_MARK = "diffusers", "model_index.json"
 
 
@@ -178,12 +154,33 @@ class RegionInpaintEditor(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, vae: Any, positive: Any, negative: Any, steps: int, screening_steps: int, cfg: float, strength: float,
-        **framing: Any,
-    ) -> Any:  # fmt: skip
+        cls,
+        model: Any,
+        vae: Any,
+        positive: Any,
+        negative: Any,
+        steps: int,
+        screening_steps: int,
+        cfg: float,
+        strength: float,
+        context: float,
+        working_size: int,
+        feather: int,
+    ) -> Any:
         """Keep what is wired; EditingError for a model that cannot inpaint, a foreign VAE or values out of range."""
-        settings = {"steps": steps, "screen_steps": screening_steps, "cfg": cfg, "strength": strength}
-        opener = inpaint_opener(model, vae, positive, negative, **settings, **framing)
+        opener = inpaint_opener(
+            model,
+            vae,
+            positive,
+            negative,
+            steps=steps,
+            screen_steps=screening_steps,
+            cfg=cfg,
+            strength=strength,
+            context=context,
+            working_size=working_size,
+            feather=feather,
+        )
         return io.NodeOutput(
             RegionEditor(opener, f"inpainting: {steps} steps ({screening_steps} to screen), cfg {cfg:g}")
         )
@@ -247,16 +244,39 @@ class RegionInversionEditor(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, vae: Any, source: Any, target: Any, steps: int, screening_steps: int, negative: Any = None,
-        inversion: Inversion | None = None, **settings: Any,
-    ) -> Any:  # fmt: skip
-        """Keep what is wired; EditingError for a model that cannot be used so, a foreign VAE or inversion, or values out of range."""
-        given = {"steps": steps, "screen_steps": screening_steps, **settings}
-        opener = inversion_opener(model, vae, source, target, negative, inversion, **given)
+        cls,
+        model: Any,
+        vae: Any,
+        source: Any,
+        target: Any,
+        steps: int,
+        screening_steps: int,
+        cfg: float,
+        guidance: float,
+        working_size: int,
+        feather: int,
+        negative: Any = None,
+        inversion: Inversion | None = None,
+    ) -> Any:
+        """Keep what is wired; EditingError for a model, VAE or inversion that cannot be used so, or values out of range."""
+        opener = inversion_opener(
+            model,
+            vae,
+            source,
+            target,
+            negative,
+            inversion,
+            steps=steps,
+            screen_steps=screening_steps,
+            cfg=cfg,
+            guidance=guidance,
+            working_size=working_size,
+            feather=feather,
+        )
         steps = steps if inversion is None else inversion.steps
-        strengths = f"cfg {settings['cfg']:g}, guidance {settings['guidance']:g}"
         screening = f"{screening_steps} to screen" if screening_steps else "screened by one whole edit"
-        return io.NodeOutput(RegionEditor(opener, f"along the inversion: {steps} steps ({screening}), {strengths}"))
+        title = f"along the inversion: {steps} steps ({screening}), cfg {cfg:g}, guidance {guidance:g}"
+        return io.NodeOutput(RegionEditor(opener, title))
 
 
 class RegionTokenEditor(io.ComfyNode):
@@ -293,7 +313,17 @@ class RegionTokenEditor(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, token_model: str, **others: Any) -> str:
+    def fingerprint_inputs(
+        cls,
+        token_model: str,
+        text: str = "",
+        negative_text: str = "",
+        steps: int = 0,
+        screening_steps: int = 0,
+        cfg: float = 0.0,
+        context: float = 0.0,
+        feather: int = 0,
+    ) -> str:
         """Sizes and times of the files, so that a model put in anew is read anew."""
         return model_fingerprint(TOKEN_MODELS, token_model, TOKEN_MARK)
 
@@ -306,16 +336,22 @@ class RegionTokenEditor(io.ComfyNode):
         steps: int,
         screening_steps: int,
         cfg: float,
-        **framing: Any,
+        context: float,
+        feather: int,
     ) -> Any:
         """Read; EditingError for a damaged or foreign model, no text, or values out of range."""
-        settings = {"negative": negative_text, "steps": steps, "screen_steps": screening_steps, "cfg": cfg}
-        opener = token_opener(resolve_model(TOKEN_MODELS, token_model, TOKEN_MARK), text, **settings, **framing)
-        return io.NodeOutput(
-            RegionEditor(
-                opener, f"{token_model}, masked tokens: {steps} rounds ({screening_steps} to screen), cfg {cfg:g}"
-            )
+        opener = token_opener(
+            resolve_model(TOKEN_MODELS, token_model, TOKEN_MARK),
+            text,
+            negative=negative_text,
+            steps=steps,
+            screen_steps=screening_steps,
+            cfg=cfg,
+            context=context,
+            feather=feather,
         )
+        title = f"{token_model}, masked tokens: {steps} rounds ({screening_steps} to screen), cfg {cfg:g}"
+        return io.NodeOutput(RegionEditor(opener, title))
 
 
 NODES = [RegionInpaintEditor, RegionInversionEditor, RegionTokenEditor]

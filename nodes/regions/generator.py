@@ -8,20 +8,24 @@ import torch
 from torch import Tensor
 
 from ...core.errors import EditingError
+from ...core.models.clip import ClipScorer
+from ...core.models.vision_features import VisionFeatures
 from ...core.regions.changes import DEFAULT_CHANGES
 from ...core.regions.network import RegionNetwork
 from ...core.regions.picture import boxes_json, policy_report, region_picture, score_table, search_report
 from ...core.regions.search import Example, RegionSearch
-from ...core.regions.settings import STRATEGIES
+from ...core.regions.settings import STRATEGIES, LearningSettings, Strategy
 from ..common.inputs import seed_input
 from ..common.reports import report_output, shown
 from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
+from .editors import RegionEditor
 from .models import RegionNetworkType
 from .search_inputs import (
     CACHE,
     CATEGORY,
     DEFAULTS,
+    MOST_SEED,
     TIGHTEST,
     WINNERS,
     Stops,
@@ -202,14 +206,59 @@ class RegionBoxGenerator(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: Tensor, vision_features: Any, clip_scorer: Any, region_editor: Any, source_text: str, target_text: str, winner: str,
-        most_candidates: int, on_cancel: str, mask: Tensor | None = None, region_network: RegionNetwork | None = None, **knobs: Any,
-    ) -> Any:  # fmt: skip
-        """Search; ``knobs`` are those of :func:`search_settings`. EditingError for unusable input passes through as it is."""
+        cls,
+        image: Tensor,
+        vision_features: VisionFeatures,
+        clip_scorer: ClipScorer,
+        region_editor: RegionEditor,
+        source_text: str,
+        target_text: str,
+        anchors: int,
+        sizes: str,
+        strategy: Strategy,
+        budget: int,
+        seed: int,
+        aspect_ratios: str,
+        spread: int,
+        epochs: int,
+        winner: str,
+        clip_weight: float,
+        direction_weight: float,
+        structure_weight: float,
+        crops: int,
+        mask_use: str,
+        most_candidates: int,
+        on_cancel: str,
+        change_anchors: int,
+        refine: bool,
+        mask: Tensor | None = None,
+        region_network: RegionNetwork | None = None,
+    ) -> Any:
+        """Search; EditingError for unusable input passes through as it is."""
         require_editor(region_editor)
         if winner not in WINNERS:
             raise EditingError(f"There is no winner {winner!r}; use one of: {', '.join(WINNERS)}.")
-        settings = search_settings(**knobs, choice=WINNERS[winner])
+        learning = LearningSettings(
+            strategy=strategy,
+            epochs=epochs,
+            budget=budget,
+            choice=WINNERS[winner],
+            refine=refine,
+            seed=seed % MOST_SEED,
+        )
+        settings = search_settings(
+            learning,
+            anchors=anchors,
+            sizes=sizes,
+            aspect_ratios=aspect_ratios,
+            spread=spread,
+            clip_weight=clip_weight,
+            direction_weight=direction_weight,
+            structure_weight=structure_weight,
+            crops=crops,
+            mask_use=mask_use,
+            change_anchors=change_anchors,
+        )
         pictures, remark = pictures_of(image)
         masks = masks_of(mask)
         if len(pictures) != 1 or len(masks) != 1:
@@ -234,7 +283,7 @@ class RegionBoxGenerator(io.ComfyNode):
                 search.run()
             if stopped := STOPS.settle(bar, on_cancel, lambda: bool(search.candidates())):
                 search.learn_from_known()
-            remarks = ["stopped: these are the best so far" if stopped else "", region_editor.describe(), remark]
+            remarks = ["stopped: these are the best so far" if stopped else "", region_editor.title, remark]
             return cls.outputs(search, most_candidates, remarks)
 
     @classmethod

@@ -1,14 +1,14 @@
-"""Editors of the region search on MODEL and VAE: the core's box editors, each render inside the host's own sampling.
+"""The core's box editors on the host's MODEL and VAE.
 
-A render is what a graph of VAE Encode, a sampler and VAE Decode would do, so loading, LoRA, ControlNet and lack of memory are the
-host's business; models stay loaded between renders as they do between nodes.
+A render is what a graph of VAE Encode, a sampler and VAE Decode would do, so loading, LoRA, ControlNet and lack of memory
+are the host's business; models stay loaded between renders as they do between nodes. The core's editors stay as they are:
+they are handed the VAE as two functions and the sampling as a third.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from copy import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,143 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.denoiser import Callback, Denoiser, Progress
+from ...core.content_hash import fingerprint
+from ...core.denoiser import Callback, Evaluations, ModelIdentity, Progress, weight_signature
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
-from ...core.regions.edit_inpaint import InpaintEditor
+from ...core.regions.edit_inpaint import InpaintEditor, ShowKnown
 from ...core.regions.edit_invert import InversionEditor
 from ...core.regions.edit_tokens import TokenEditor, load_token_model
-from ...core.regions.editors import Editor, Quality
+from ...core.regions.editors import Conds, Editor, Sampling
 from ...core.regions.paste import Framing
+from ...core.regions.search import OpenEditor
+from ...core.spdinv.solvers import Solver
 from ..host.attention import site_table
 from ..host.conditioning import require_conditioning
-from ..host.gradients import normal_tensors
-from ..host.latents import latent_from_model
+from ..host.denoiser import identity
+from ..host.latents import latent_from_model, latent_to_model
 from ..host.managed_models import load_to_device, managed_patcher, preferred_dtype
 from ..host.progress import stop_if_cancelled
-from ..host.sampling import run
-from ..host.session import Session
-from .pictures import Pictures, reads_mask
+from ..host.sampling import sampling_on
+from ..host.vae import decode_images, encode_images
 
-#: Makes an editor for an image; see ``nodes.region_types.RegionEditor.open``.
-Opener = Callable[[Tensor, Callback], AbstractContextManager[Editor]]
+#: What to do when memory runs out.
 ADVICE = "lower working_size"
-
-
-def prompted(make: Callable[[], Tensor]) -> Tensor:
-    """What ``make`` returns inside inference mode, where hosts run prompts, as a normal tensor."""
-    with torch.inference_mode():
-        made = make()
-    with torch.inference_mode(False):
-        return made.clone()
-
-
-class _Prompted:
-    """An editor whose renders are :func:`prompted`."""
-
-    def render(
-        self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full"
-    ) -> Tensor:
-        """See ``core.regions.editors.Editor``."""
-        plain: Any = super()
-        return prompted(lambda: plain.render(image, mask, box, seed=seed, quality=quality))
-
-
-@dataclass(eq=False)
-class _HostInpaintEditor(_Prompted, InpaintEditor):
-    """:class:`InpaintEditor` whose conditionings are CONDITIONING; ``told`` says that the model reads mask and masked picture."""
-
-    pictures: Pictures = field(kw_only=True)
-    told: bool = field(kw_only=True)
-
-    def preview(self, image: Tensor, *, seed: int = 0) -> Tensor:
-        return prompted(lambda: InpaintEditor.preview(self, image, seed=seed))
-
-    def paint(self, source: Tensor, cells: Tensor, known: Tensor, noise: Tensor, steps: int) -> Tensor:
-        return self._sampled(
-            source, cells, known, lambda bound, x: InpaintEditor.paint(bound, x, cells, known, noise, steps)
-        )
-
-    def glimpse(self, source: Tensor, known: Tensor, seed: int) -> Tensor:
-        everywhere = torch.ones_like(source[:, :1])
-        return self._sampled(source, everywhere, known, lambda bound, x: InpaintEditor.glimpse(bound, x, known, seed))
-
-    def _sampled(
-        self, source: Tensor, cells: Tensor, known: Tensor, sample: Callable[[InpaintEditor, Tensor], Tensor]
-    ) -> Tensor:
-        conds = {"positive": self.cond} if self.uncond is None else {"positive": self.cond, "negative": self.uncond}
-        if self.told:
-            side = self.framing.multiple  # hosts expect the mask in pixels
-            told = {
-                "concat_latent_image": self.pictures.raw(known)["samples"],
-                "concat_mask": cells.repeat_interleave(side, 2).repeat_interleave(side, 3),
-            }
-            conds = {name: [[embeds, {**options, **told}] for embeds, options in cond] for name, cond in conds.items()}
-
-        def work(session: Session) -> Tensor:
-            bound = copy(self)
-            bound.denoiser = counted(session, self.denoiser)
-            bound.cond, bound.uncond = session.conds["positive"], session.conds.get("negative")
-            return sample(bound, source.to(session.latent.device))
-
-        return run(self.pictures.model, latent_from_model(self.pictures.model, source), conds, work, advice=ADVICE)
-
-
-@dataclass(eq=False)
-class _HostInversionEditor(_Prompted, InversionEditor):
-    """:class:`InversionEditor` whose conditionings are CONDITIONING."""
-
-    pictures: Pictures = field(kw_only=True)
-
-    def change(self, image: Tensor) -> Tensor:
-        return prompted(lambda: InversionEditor.change(self, image))
-
-    def along_inversion(self, latent: Tensor, picture: str, cells: Tensor, quality: Quality) -> Tensor:
-        return self._in_session(
-            latent, lambda bound, x: InversionEditor.along_inversion(bound, x, picture, normal_tensors(cells), quality)
-        )
-
-    def pulls(self, latent: Tensor, picture: str) -> list[Tensor]:
-        return list(self._in_session(latent, lambda bound, x: torch.stack(InversionEditor.pulls(bound, x, picture))))
-
-    def _in_session(self, latent: Tensor, sample: Callable[[InversionEditor, Tensor], Tensor]) -> Tensor:
-        conds = {"source": self.source_cond, "positive": self.target_cond}
-        if self.uncond is not None:
-            conds["negative"] = self.uncond
-
-        def work(session: Session) -> Tensor:
-            bound = copy(self)
-            bound.denoiser = counted(session, self.denoiser)
-            bound.source_cond, bound.target_cond = session.conds["source"], session.conds["positive"]
-            bound.uncond = session.conds.get("negative")
-            if self.given is not None:
-                bound.given = replace(self.given, latents=self.given.latents.to(session.latent.device))
-            made = sample(bound, session.latent)
-            self._kept, self.shared_evaluations, self.located = bound._kept, bound.shared_evaluations, bound.located
-            return made
-
-        # Always with gradients: the guidance takes them, and inversions where iterations alone do not converge.
-        return run(
-            self.pictures.model,
-            latent_from_model(self.pictures.model, latent),
-            conds,
-            work,
-            gradients=True,
-            advice=ADVICE,
-        )
-
-
-@dataclass(eq=False)
-class _HostTokenEditor(_Prompted, TokenEditor):
-    """:class:`TokenEditor` on the host's device."""
-
-    patcher: Any = field(kw_only=True)
-
-    def render(
-        self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full"
-    ) -> Tensor:
-        load_to_device(self.patcher)
-        return super().render(image, mask, box, seed=seed, quality=quality)
 
 
 def inpaint_opener(
@@ -161,28 +46,32 @@ def inpaint_opener(
     positive: Any,
     negative: Any,
     *,
+    steps: int,
+    screen_steps: int,
+    cfg: float,
+    strength: float,
     context: float,
     working_size: int,
     feather: int,
-    **settings: Any,
-) -> Opener:
-    """Opener of :class:`InpaintEditor` with its ``settings``.
+) -> OpenEditor:
+    """Opens an :class:`InpaintEditor`, whose fields the options are.
 
     Args:
-        working_size: 0 keeps the image's pixels.
+        context, feather: see :class:`Framing`.
+        working_size: see :class:`Framing`; 0 keeps the image's pixels.
 
     Raises:
-        EditingError: see :class:`InpaintEditor`, :func:`reads_mask`; a VAE that is not the model's.
+        EditingError: see :class:`InpaintEditor`, :class:`_ModelAndVae` and :func:`reads_mask`.
     """
-    pictures = Pictures(model, vae)
-    told = reads_mask(model)
+    parts = _ModelAndVae(model, vae)
+    show_known = _mask_and_picture(parts) if reads_mask(model) else None
     require_conditioning(model, {"positive": positive, "negative": negative})
-    framing = Framing(context, pictures.multiple, working_size or None, feather)
+    framing = Framing(context, parts.multiple, working_size or None, feather)
 
     def make(callback: Callback | None = None) -> Editor:
-        return _HostInpaintEditor(
-            pictures.denoiser, pictures.encode, pictures.decode, positive, negative, **settings,
-            framing=framing, label=pictures.label, callback=callback, pictures=pictures, told=told,
+        return InpaintEditor(
+            parts.between_runs, parts.encode, parts.decode, positive, negative, cfg, steps, screen_steps, strength,
+            framing, parts.label, callback, parts.sampling(), show_known,
         )  # fmt: skip
 
     return _opener(make)
@@ -196,24 +85,30 @@ def inversion_opener(
     negative: Any,
     inversion: Inversion | None,
     *,
+    steps: int,
+    screen_steps: int,
+    cfg: float,
+    guidance: float,
     working_size: int,
-    **settings: Any,
-) -> Opener:
-    """Opener of :class:`InversionEditor` with its ``settings``.
+    feather: int,
+    solver: Solver = "auto",
+) -> OpenEditor:
+    """Opens an :class:`InversionEditor`, whose fields the options are.
 
     Args:
-        working_size: 0 keeps the image's pixels.
+        working_size: see :class:`Framing`; 0 keeps the image's pixels.
 
     Raises:
-        EditingError: see :class:`InversionEditor`; a VAE that is not the model's, an inpainting model, one without cross-attention.
+        EditingError: see :class:`InversionEditor` and :class:`_ModelAndVae`; an inpainting model, or one without
+            cross-attention where ``guidance`` is not 0.
     """
-    pictures = Pictures(model, vae)
+    parts = _ModelAndVae(model, vae)
     if reads_mask(model):
         raise EditingError(
             "This is an inpainting model, which rebuilds no picture; wire a plain one, or use Region Inpaint Editor."
         )
     require_conditioning(model, {"source": source, "target": target, "negative": negative or []})
-    if settings["guidance"] > 0:
+    if guidance > 0:
         site_table(model.model.diffusion_model)
     with torch.inference_mode(False):
         given = (
@@ -223,16 +118,31 @@ def inversion_opener(
         )
 
     def make(callback: Callback | None = None) -> Editor:
-        return _HostInversionEditor(
-            pictures.denoiser, pictures.encode, pictures.decode, source, target, negative, **settings, given=given,
-            multiple=pictures.multiple, working_size=working_size or None, label=pictures.label, callback=callback, pictures=pictures,
+        # Always with gradients: the guidance takes them, and inversions where iterations alone do not converge.
+        return InversionEditor(
+            parts.between_runs, parts.encode, parts.decode, source, target, negative, cfg, guidance, steps=steps,
+            screen_steps=screen_steps, solver=solver, given=given, multiple=parts.multiple, working_size=working_size or None,
+            feather=feather, label=parts.label, callback=callback, sampling=parts.sampling(gradients=True),
         )  # fmt: skip
 
     return _opener(make)
 
 
-def token_opener(folder: Path, text: str, *, context: float, feather: int, **settings: Any) -> Opener:
-    """Opener of :class:`TokenEditor` with its ``settings``; the model is read now and the host may evict it.
+def token_opener(
+    folder: Path,
+    text: str,
+    *,
+    negative: str,
+    steps: int,
+    screen_steps: int,
+    cfg: float,
+    context: float,
+    feather: int,
+) -> OpenEditor:
+    """Opens a :class:`TokenEditor`, whose fields the options are; the model is read now and the host may evict it.
+
+    Args:
+        context, feather: see :class:`Framing`.
 
     Raises:
         EditingError: see :class:`TokenEditor` and :func:`load_token_model`.
@@ -242,26 +152,135 @@ def token_opener(folder: Path, text: str, *, context: float, feather: int, **set
         patcher = managed_patcher(nn.ModuleList([model.vqvae, model.transformer, model.text_encoder]))
     framing = Framing(context, model.multiple, model.native_size, feather)
 
+    def load() -> None:
+        with torch.inference_mode():
+            load_to_device(patcher)
+
     def make(callback: Callback | None = None) -> Editor:
-        return _HostTokenEditor(model, text, **settings, framing=framing, callback=callback, patcher=patcher)
+        return TokenEditor(model, text, negative, cfg, steps, screen_steps, framing, callback=callback, load=load)
 
     return _opener(make)
 
 
-def counted(session: Session, known: Denoiser) -> Denoiser:
-    """The session's denoiser, counting evaluations where ``known`` does."""
-    session.denoiser.evaluations = known.evaluations
-    return session.denoiser
+def reads_mask(model: Any) -> bool:
+    """Whether ``model`` is an inpainting model, which reads mask and masked picture; False for a plain one.
+
+    Raises:
+        EditingError: it reads another picture besides the latent (to edit, to upscale, of depth or edges).
+    """
+    base, channels = model.model, model.model.latent_format.latent_channels
+
+    def read(picture: float, mask: float) -> Tensor | None:
+        latent = torch.full((1, channels, 8, 8), picture)
+        found: Tensor | None = base.concat_cond(
+            noise=latent, device=latent.device, concat_latent_image=latent, concat_mask=torch.full((1, 1, 8, 8), mask)
+        )
+        return found
+
+    neither, masked, pictured = read(0, 0), read(0, 1), read(1, 0)
+    if neither is None or masked is None or pictured is None:
+        taken = base.model_config.unet_config.get("in_channels", channels)
+        if not hasattr(base.diffusion_model, "input_blocks") or taken == channels:
+            return False
+    elif not torch.equal(neither, masked) and not torch.equal(neither, pictured):
+        return True
+    raise EditingError(
+        "This model reads another picture besides the latent (instruct-pix2pix, depth or upscale models do) and cannot "
+        "inpaint; wire a plain or an inpainting model."
+    )
 
 
-def _opener(make: Callable[[Callback | None], Editor]) -> Opener:
+@dataclass(frozen=True)
+class _BetweenRuns:
+    """What an editor asks of its network while the MODEL may not be loaded."""
+
+    identity: ModelIdentity
+    evaluations: Evaluations = field(default_factory=Evaluations)
+
+
+class _ModelAndVae:
+    """A MODEL and its own VAE as the functions that the core's editors take. All tensors they return are normal ones.
+
+    Raises:
+        EditingError: a model of video or of a kind that the pack cannot sample, or a VAE that is not its own.
+    """
+
+    def __init__(self, model: Any, vae: Any):
+        self.model, self.vae = model, vae
+        self.between_runs: Any = _BetweenRuns(identity(model))
+        latent, channels = model.model.latent_format, vae.latent_channels
+        if latent.latent_dimensions != 2 or vae.latent_dim != 2:
+            raise EditingError("This model or VAE is one of video or sound; wire an image model with its own VAE.")
+        if latent.latent_channels != channels:
+            raise EditingError(
+                f"The VAE makes latents of {channels} channels and the model works on {latent.latent_channels}; "
+                "wire the model's own VAE."
+            )
+
+    def sampling(self, gradients: bool = False) -> Sampling:
+        """The host's sampling of the MODEL."""
+        return sampling_on(self.model, self.between_runs.evaluations, gradients=gradients, advice=ADVICE)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """``image [1, 3, h, w]`` in 0..1 to a scaled latent ``[1, C, h / multiple, w / multiple]``."""
+        return _as_in_a_node(lambda: latent_to_model(self.model, encode_images(self.vae, image.movedim(1, -1))))
+
+    def encode_unscaled(self, image: Tensor) -> Tensor:
+        """The same as the VAE makes it."""
+        samples: Tensor = _as_in_a_node(lambda: encode_images(self.vae, image.movedim(1, -1))["samples"])
+        return samples
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The picture of a scaled latent."""
+        stop_if_cancelled()
+        return _as_in_a_node(
+            lambda: decode_images(self.vae, latent_from_model(self.model, latent))[..., :3].movedim(-1, 1)
+        )
+
+    @property
+    def multiple(self) -> int:
+        """Pixels per latent pixel."""
+        return int(self.vae.spacial_compression_encode())
+
+    @property
+    def label(self) -> str:
+        """Names patches of the MODEL and the VAE; a new name every time when a patch is code that cannot be read."""
+        model, weights = self.model, [p for p in self.vae.first_stage_model.parameters() if p.ndim > 1]
+        patched = str(model.patches_uuid) if model.patches else ""
+        changes = (model.model_options, model.object_patches, model.wrappers)
+        return fingerprint(patched, *changes, weight_signature(weights[0], weights[-1]))
+
+
+def _mask_and_picture(parts: _ModelAndVae) -> ShowKnown:
+    """Puts mask and masked picture into CONDITIONING, where the host's inpainting models look for them."""
+
+    def show_known(conds: Conds, cells: Tensor, known: Tensor) -> Conds:
+        side = parts.multiple  # hosts expect the mask in pixels
+        shown = {
+            "concat_latent_image": parts.encode_unscaled(known),
+            "concat_mask": cells.repeat_interleave(side, 2).repeat_interleave(side, 3),
+        }
+        return {name: [[embeds, {**options, **shown}] for embeds, options in cond] for name, cond in conds.items()}
+
+    return show_known
+
+
+def _as_in_a_node(make: Callable[[], Tensor]) -> Tensor:
+    """What ``make`` returns inside inference mode, where hosts run nodes, as a normal tensor."""
+    with torch.inference_mode():
+        made = make()
+    with torch.inference_mode(False):
+        return made.clone()
+
+
+def _opener(make: Callable[[Callback | None], Editor]) -> OpenEditor:
     make(None)  # refuses bad settings now, at the editor's own node
 
     @contextmanager
     def opened(image: Tensor, progress: Callback) -> Iterator[Editor]:
-        def watched(told: Progress) -> None:
+        def watched(done: Progress) -> None:
             stop_if_cancelled()
-            progress(told)
+            progress(done)
 
         yield make(watched)
 

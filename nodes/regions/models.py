@@ -1,8 +1,4 @@
-"""The V3 node API of the host behind one compatibility shim.
-
-Hosts from 0.3.64 to today accept different sets of keyword arguments (``search_aliases`` of a schema, ``advanced`` of a
-widget). :func:`schema` and :func:`widget` pass on what the running host knows and drop the rest.
-"""
+"""Load Vision Features, Load CLIP Scorer, Save and Load Region Network, and the socket types of this room."""
 
 from __future__ import annotations
 
@@ -23,11 +19,11 @@ from ..host.schema import io, schema, widget
 
 #: Socket carrying a ``core.regions.network.RegionNetwork``.
 RegionNetworkType = io.Custom("REGION_NETWORK")
-
+#: Socket carrying a ``core.regions.search.SearchSettings``: the expert's options of a search in one wire.
+RegionSettingsType = io.Custom("SEMEDIT_REGION_SETTINGS")
 
 CATEGORY = "semantic editing/regions"
-
-
+#: Folders in ComfyUI's models folder.
 VISION, CLIPS, NETWORKS = "vision_features", "clip_scorer", "region_networks"
 
 

@@ -159,22 +159,37 @@ def cancel_input() -> Any:
 
 
 def search_settings(
-    *, anchors: int, sizes: str, aspect_ratios: str, spread: int, clip_weight: float, direction_weight: float, structure_weight: float,
-    crops: int, seed: int, mask_use: str = "restrict", change_anchors: int = 0, **learning: Any,
-) -> SearchSettings:  # fmt: skip
-    """The settings of a search by the widgets' values; ``learning`` are fields of ``LearningSettings``.
+    learning: LearningSettings,
+    *,
+    anchors: int,
+    sizes: str,
+    aspect_ratios: str,
+    spread: int,
+    clip_weight: float,
+    direction_weight: float,
+    structure_weight: float,
+    crops: int,
+    mask_use: str = "restrict",
+    change_anchors: int = 0,
+) -> SearchSettings:
+    """The settings of a search by the widgets' values.
 
     Raises:
         EditingError: values that cannot be used.
     """
     if mask_use not in ("restrict", "exclude"):
         raise EditingError(f"There is no mask_use {mask_use!r}; use restrict or exclude.")
-    weights = LossWeights(clip_weight, direction_weight, structure_weight)
     return SearchSettings(
-        anchors, numbers_in(sizes, "sizes"), numbers_in(aspect_ratios, "aspect_ratios"), spread,
-        "exclude" if mask_use == "exclude" else "restrict", weights, crops, LearningSettings(seed=seed % MOST_SEED, **learning),
-        change_anchors,
-    )  # fmt: skip
+        anchors=anchors,
+        sizes=numbers_in(sizes, "sizes"),
+        aspects=numbers_in(aspect_ratios, "aspect_ratios"),
+        spread=spread,
+        mask_use="exclude" if mask_use == "exclude" else "restrict",
+        weights=LossWeights(clip_weight, direction_weight, structure_weight),
+        crops=crops,
+        learning=learning,
+        changes=change_anchors,
+    )
 
 
 def numbers_in(text: str, name: str) -> tuple[float, ...]:

@@ -10,20 +10,24 @@ from torch import Tensor
 from ...core.errors import EditingError
 from ...core.images.curves import curves_plot
 from ...core.images.files import skipped_report
+from ...core.models.clip import ClipScorer
+from ...core.models.vision_features import VisionFeatures
 from ...core.regions.network import RegionNetwork
 from ...core.regions.picture import policy_report, search_report
 from ...core.regions.search import Example, RegionSearch
-from ...core.regions.settings import STRATEGIES, LearningSettings
+from ...core.regions.settings import STRATEGIES, LearningSettings, Strategy
 from ..common.image_inputs import gathered
 from ..common.inputs import seed_input
 from ..common.reports import plot_output, report_output, shown
 from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
+from .editors import RegionEditor
 from .models import RegionNetworkType
 from .search_inputs import (
     CACHE,
     CATEGORY,
     DEFAULTS,
+    MOST_SEED,
     Stops,
     advanced_box_inputs,
     box_inputs,
@@ -160,16 +164,55 @@ class RegionNetworkTrainer(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, vision_features: Any, clip_scorer: Any, region_editor: Any, source_text: str, target_text: str, folder: str, image_size: int,
-        schedule: str, on_cancel: str, images: Tensor | None = None, region_network: RegionNetwork | None = None, **knobs: Any,
-    ) -> Any:  # fmt: skip
-        """Train; ``knobs`` are those of :func:`search_settings`. EditingError for unusable input passes through as it is."""
+        cls,
+        vision_features: VisionFeatures,
+        clip_scorer: ClipScorer,
+        region_editor: RegionEditor,
+        source_text: str,
+        target_text: str,
+        folder: str,
+        image_size: int,
+        schedule: str,
+        epochs: int,
+        anchors: int,
+        sizes: str,
+        strategy: Strategy,
+        budget: int,
+        seed: int,
+        aspect_ratios: str,
+        spread: int,
+        learning_rate: float,
+        clip_weight: float,
+        direction_weight: float,
+        structure_weight: float,
+        crops: int,
+        on_cancel: str,
+        images: Tensor | None = None,
+        region_network: RegionNetwork | None = None,
+    ) -> Any:
+        """Train; EditingError for unusable input passes through as it is."""
         require_editor(region_editor)
         if schedule not in SCHEDULES:
             raise EditingError(f"There is no schedule {schedule!r}; use one of: {'; '.join(SCHEDULES)}.")
-        if schedule == SCHEDULES[1]:
-            knobs |= {"epochs": OFFICIAL.epochs, "learning_rate": OFFICIAL.learning_rate}
-        settings = search_settings(**knobs)
+        official = schedule == SCHEDULES[1]
+        learning = LearningSettings(
+            strategy=strategy,
+            epochs=OFFICIAL.epochs if official else epochs,
+            learning_rate=OFFICIAL.learning_rate if official else learning_rate,
+            budget=budget,
+            seed=seed % MOST_SEED,
+        )
+        settings = search_settings(
+            learning,
+            anchors=anchors,
+            sizes=sizes,
+            aspect_ratios=aspect_ratios,
+            spread=spread,
+            clip_weight=clip_weight,
+            direction_weight=direction_weight,
+            structure_weight=structure_weight,
+            crops=crops,
+        )
         if settings.learning.strategy == "policy":
             raise EditingError("The strategy policy learns nothing; use exact, halving, sampled or soft mask to train.")
         pictures, skipped = gathered(folder, images, image_size)
@@ -199,7 +242,7 @@ class RegionNetworkTrainer(io.ComfyNode):
             told = [
                 search_report(search),
                 policy_report(search),
-                region_editor.describe(),
+                region_editor.title,
                 skipped_report(skipped),
                 remark,
             ]

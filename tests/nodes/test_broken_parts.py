@@ -22,7 +22,6 @@ EVERYTHING_BUT_EDITORS = {
     ("broken", "down", "stay"),
     [
         ("nodes.regions.host_editors", "regions.editors", EVERYTHING_BUT_EDITORS),
-        ("nodes.regions.pictures", "regions.editors", EVERYTHING_BUT_EDITORS),
         ("core.regions.edit_tokens", "regions.editors", EVERYTHING_BUT_EDITORS),
         ("nodes.host.tokens", "caso.embeddings", {"demo.load", *WORDS, "caso.classifier_loader", "regions.generator"}),
         ("nodes.host.managed_models", "regions.models", {"demo.load", *WORDS, "caso.edit", "caso.generate"}),

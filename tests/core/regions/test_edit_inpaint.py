@@ -16,7 +16,7 @@ from semantic_editing.core.errors import EditingError
 from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
 from semantic_editing.core.regions.paste import Framing
 from semantic_editing.tests.core.oracles import GaussianDenoiser
-from semantic_editing.tests.core.regions.inpainting_denoiser import InpaintingDenoiser
+from semantic_editing.tests.core.regions.inpainting_denoiser import InpaintingDenoiser, Known, show_known
 from semantic_editing.tests.core.tiny_models import tiny_cond, tiny_denoiser, tiny_scheduler
 
 STD = 0.5
@@ -179,8 +179,8 @@ def test_nine_channels_see_latent_mask_and_masked_picture():
     cells, masked, x = (noise(6, 10, seed=s) for s in (1, 2, 3))
     cells = (cells[:, :1] > 0).float()
     conds, sigma = [tiny_cond(), tiny_cond(seed=5)], 3.0
-    bound = denoiser.inpainting(cells, masked)
-    for got, cond in zip(bound.batch(x, sigma, conds), conds, strict=True):
+    known = [Known(cond, cells, masked) for cond in conds]
+    for got, cond in zip(denoiser.batch(x, sigma, known), conds, strict=True):
         timestep = denoiser.timestep(torch.tensor([sigma]))
         with torch.no_grad():
             eps = unet(torch.cat([x / (1 + sigma**2) ** 0.5, cells, masked], 1), timestep, cond).sample
@@ -189,7 +189,7 @@ def test_nine_channels_see_latent_mask_and_masked_picture():
     with pytest.raises(EditingError, match="mask and the masked image"):
         denoiser(x, sigma, conds[0])
     with pytest.raises(EditingError, match="one size"):
-        bound(noise(8, 8), sigma, conds[0])
+        denoiser(noise(8, 8), sigma, known[0])
     with pytest.raises(EditingError, match="takes 4 channels, an inpainting one takes 9"):
         InpaintingDenoiser(tiny_denoiser("sd1").unet, tiny_scheduler())
 
@@ -198,7 +198,7 @@ def test_inpainting_model_in_the_editor_never_sees_what_it_paints():
     """At full strength the masked pixels reach an inpainting model only as grey, so other ones give the same picture."""
     cond, uncond = tiny_cond(), tiny_cond(seed=5)
     denoiser = InpaintingDenoiser(tiny_inpainting(), tiny_scheduler())
-    edit = editor(denoiser, cond=cond, uncond=uncond, framing=Framing(feather=0))
+    edit = editor(denoiser, cond=cond, uncond=uncond, framing=Framing(feather=0), show_known=show_known(encode))
     image, aligned = picture(), (16, 8, 16, 16)  # on the latent grid
     other = image.clone()
     other[..., 8:24, 16:32] = 0.9

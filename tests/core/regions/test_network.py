@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.files import save_tensors
+from semantic_editing.core.files import load_tensors, save_tensors
 from semantic_editing.core.regions.network import (
     RegionNetwork,
     gumbel_argmax,
@@ -155,9 +155,20 @@ def test_a_saved_network_comes_back(tmp_path):
         network.save(tmp_path / "region.safetensors")
 
 
+def test_files_say_what_they_are_and_those_of_before_load_too(tmp_path):
+    network = tiny_network(3)
+    network.save(tmp_path / "new.safetensors")
+    tensors, metadata = load_tensors(tmp_path / "new.safetensors")
+    assert metadata["format"] == "semantic_editing.region_network"
+    save_tensors(tmp_path / "old.safetensors", tensors, metadata | {"format": "semantic-editing region network"})
+    for name in ("new", "old"):
+        loaded = RegionNetwork.load(tmp_path / f"{name}.safetensors")
+        assert all(torch.equal(weights, loaded.state_dict()[key]) for key, weights in network.state_dict().items())
+
+
 def test_wrong_files_and_regions_are_refused(tmp_path):
     save_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {"format": "something"})
-    with pytest.raises(EditingError, match="not a semantic-editing region network"):
+    with pytest.raises(EditingError, match=r"not a semantic_editing\.region_network"):
         RegionNetwork.load(tmp_path / "other.safetensors")
     shape = '{"channels": 5, "slots": 3, "bins": 3, "vision": ""}'
     metadata = {"format": "semantic-editing region network", "shape": shape}

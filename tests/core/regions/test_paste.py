@@ -9,7 +9,7 @@ import torch
 
 from semantic_editing.core.content_hash import fingerprint
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.regions.paste import Framing, box_mask, feathered, repainted_cells, resized
+from semantic_editing.core.regions.paste import Framing, box_mask, feathered, paste, repainted_cells, resized
 
 
 def picture(height=40, width=56, seed=0):
@@ -22,6 +22,12 @@ def full_mask(image):
 
 def invert_colours(crop, mask):
     return 1 - crop
+
+
+def edited_in(framing, image, mask, box, edit):
+    """Cut, edit, paste."""
+    cut = framing.cut(image, mask, box)
+    return paste(image, edit(cut.pixels, cut.mask), cut)
 
 
 def outside(image, box):
@@ -48,7 +54,7 @@ def test_only_the_box_changes(box, framing):
         seen.append((crop, mask))
         return 1 - crop
 
-    result = framing.render(image, full_mask(image), box, edit)
+    result = edited_in(framing, image, full_mask(image), box, edit)
     assert torch.equal(outside(result, box), outside(image, box))
     x, y, width, height = box
     assert not torch.equal(result[..., y : y + height, x : x + width], image[..., y : y + height, x : x + width])
@@ -87,7 +93,7 @@ def test_native_crop_has_the_images_own_pixels_and_mask():
         return crop
 
     box = (20, 11, 8, 8)
-    result = Framing(0.5).render(image, full_mask(image), box, edit)
+    result = edited_in(Framing(0.5), image, full_mask(image), box, edit)
     left, top, width, height = Framing(0.5).crop(48, 64, box).window
     assert torch.equal(seen["crop"], image[..., top : top + height, left : left + width])
     expected = box_mask(full_mask(image), box)[..., top : top + height, left : left + width]
@@ -118,8 +124,8 @@ def test_feather_rises_linearly_from_the_edge_and_ignores_the_images_border():
 def test_full_opacity_shows_the_edit_bit_for_bit():
     image = picture(48, 64)
     edited = picture(48, 64, seed=1)
-    result = Framing(float("inf"), feather=2).render(
-        image, full_mask(image), (10, 10, 20, 20), lambda crop, mask: edited
+    result = edited_in(
+        Framing(float("inf"), feather=2), image, full_mask(image), (10, 10, 20, 20), lambda crop, mask: edited
     )
     assert torch.equal(result[..., 12:28, 12:28], edited[..., 12:28, 12:28])
     assert torch.allclose(result[..., 10, 15], image[..., 10, 15] + (edited - image)[..., 10, 15] / 3, atol=1e-6)
@@ -129,7 +135,9 @@ def test_full_opacity_shows_the_edit_bit_for_bit():
 def test_a_small_box_fades_in_faster(size, depth):
     """At most an eighth of the box: the pixel that is ``depth`` deep is the first to show the edit itself."""
     image = torch.zeros(1, 3, 60, 60)
-    result = Framing(float("inf"), 4).render(image, full_mask(image), (10, 10, size, size), lambda crop, mask: crop + 1)
+    result = edited_in(
+        Framing(float("inf"), 4), image, full_mask(image), (10, 10, size, size), lambda crop, mask: crop + 1
+    )
     row = result[0, 0, 10 + size // 2]
     assert float(row[9]) == 0 and float(row[10 + depth]) == 1
     assert [round(float(v), 5) for v in row[10 : 10 + depth]] == [round((n + 1) / (depth + 1), 5) for n in range(depth)]
@@ -140,7 +148,7 @@ def test_mask_within_the_box_limits_the_paste():
     mask = torch.zeros(1, 40, 56)
     mask[:, 10:20, 10:20] = 1
     mask[:, 30:, 50:] = 1  # outside the box: does not count
-    result = Framing().render(image, mask, (8, 8, 20, 20), invert_colours)
+    result = edited_in(Framing(), image, mask, (8, 8, 20, 20), invert_colours)
     assert torch.equal(outside(result, (10, 10, 10, 10)), outside(image, (10, 10, 10, 10)))
     assert not torch.equal(result, image)
 
@@ -178,7 +186,7 @@ def test_resized_keeps_a_constant_and_the_bits_of_its_own_size():
 def test_bad_boxes_are_refused(box, words):
     image = picture()
     with pytest.raises(EditingError, match=words):
-        Framing().render(image, full_mask(image), box, invert_colours)
+        edited_in(Framing(), image, full_mask(image), box, invert_colours)
 
 
 def test_bad_pictures_masks_and_edits_are_refused():
@@ -186,18 +194,18 @@ def test_bad_pictures_masks_and_edits_are_refused():
     mask = full_mask(image)
     for bad_mask in (torch.ones(1, 40, 55), torch.ones(40, 56), torch.ones(2, 40, 56)):
         with pytest.raises(EditingError, match="56 x 40 pixels"):
-            Framing().render(image, bad_mask, box, invert_colours)
+            edited_in(Framing(), image, bad_mask, box, invert_colours)
     with pytest.raises(EditingError, match="empty within the box"):
-        Framing().render(image, torch.zeros(1, 40, 56), box, invert_colours)
+        edited_in(Framing(), image, torch.zeros(1, 40, 56), box, invert_colours)
     for bad_image in (image[0], image.repeat(2, 1, 1, 1), image[:, :1]):
         with pytest.raises(EditingError, match="one image"):
-            Framing().render(bad_image, mask, box, invert_colours)
+            edited_in(Framing(), bad_image, mask, box, invert_colours)
     with pytest.raises(EditingError, match="mask is not a number"):
-        Framing().render(image, mask * float("nan"), box, invert_colours)
+        edited_in(Framing(), image, mask * float("nan"), box, invert_colours)
     with pytest.raises(EditingError, match="edited crop"):
-        Framing().render(image, mask, box, lambda crop, mask: crop[..., 1:])
+        edited_in(Framing(), image, mask, box, lambda crop, mask: crop[..., 1:])
     with pytest.raises(EditingError, match="edited picture is not a number"):
-        Framing().render(image, mask, box, lambda crop, mask: crop * float("nan"))
+        edited_in(Framing(), image, mask, box, lambda crop, mask: crop * float("nan"))
 
 
 @pytest.mark.parametrize(

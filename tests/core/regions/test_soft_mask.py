@@ -136,12 +136,15 @@ def test_the_guess_is_one_guided_prediction_of_the_noised_image():
 def test_the_inpaint_editor_previews_the_whole_image(cfg, told):
     """Four pixels to a latent pixel, an image of no such size, and a model that is told that all is to be painted, or not."""
     heard, denoiser = [], GaussianDenoiser()
-    if told:
-        denoiser.inpainting = lambda mask, masked: heard.append((mask, masked)) or denoiser
+
+    def show_known(conds, cells, known):
+        heard.append((cells, known))
+        return conds
+
     image = torch.rand(1, 3, 21, 30, generator=torch.Generator().manual_seed(0))
     editor = InpaintEditor(
         denoiser, lambda x: functional.avg_pool2d(x, 4) * 2 - 1, lambda z: functional.interpolate(z / 2 + 0.5, scale_factor=4), 0.3, -0.1,
-        cfg=cfg, framing=Framing(context=0.1, multiple=4),
+        cfg=cfg, framing=Framing(context=0.1, multiple=4), show_known=show_known if told else None,
     )  # fmt: skip
     got = editor.preview(image, seed=5)
     assert got.shape == image.shape and denoiser.calls == editor.preview_cost == (1 if cfg == 1 else 2)
@@ -152,7 +155,6 @@ def test_the_inpaint_editor_previews_the_whole_image(cfg, told):
     )
     torch.testing.assert_close(got, expected)
     if told:
-        ((mask, masked),) = heard
-        assert mask.shape == (1, 1, 6, 8) and (mask == 1).all() and (masked == 0).all(), (
-            "all is to be painted, grey is seen"
-        )
+        ((cells, known),) = heard
+        assert cells.shape == (1, 1, 6, 8) and (cells == 1).all()  # all is to be painted
+        assert known.shape == (1, 3, 24, 32) and (known == 0.5).all()  # grey is seen

@@ -95,8 +95,7 @@ class Shop:
         finally:
             self.diary.append("close")
 
-    def describe(self):
-        return "paints white"
+    title = "paints white"
 
     @property
     def calls(self):

@@ -80,7 +80,7 @@ def test_the_token_editor_node(pack, amused):
     image, text = picture(), "a face with glasses"
     with torch.inference_mode():
         (editor,) = node.execute("more/amused", text, "", **widgets).result
-    assert editor.describe() == "more/amused, masked tokens: 3 rounds (1 to screen), cfg 4"
+    assert editor.title == "more/amused, masked tokens: 3 rounds (1 to screen), cfg 4"
     result = render(editor.open, image)
     assert_only_the_box_changed(result, image)
     mm.unload_all_models()

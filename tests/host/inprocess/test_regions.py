@@ -1,9 +1,11 @@
 """Region editors inside the host: nine-channel models, plain ones, bits outside the mask, gradients, Cancel, what stays behind."""
 
 import gc
+import sys
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import comfy.model_base
 import comfy.model_management as mm
@@ -121,11 +123,16 @@ def test_nine_channels_see_mask_and_masked_picture_and_agree_with_diffusers(pack
     inpainting, core = pack("tests.core.regions.inpainting_denoiser"), pack("core.regions.edit_inpaint")
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     framing = pack("core.regions.paste").Framing(float("inf"), 8, None, 2)
+
+    def encode(pixels):
+        return vae.encode(pixels.movedim(1, -1)).float() * 0.18215
+
     theirs = core.InpaintEditor(
         inpainting.InpaintingDenoiser(unet, scheduler),
-        lambda pixels: vae.encode(pixels.movedim(1, -1)).float() * 0.18215,
+        encode,
         lambda latent: vae.decode(latent / 0.18215)[..., :3].movedim(-1, 1),
         conditioning("sd1", 1)[0][0], conditioning("sd1", 2)[0][0], cfg=3.0, steps=3, framing=framing,
+        show_known=inpainting.show_known(encode),
     )  # fmt: skip
     with torch.inference_mode():
         expected = theirs.render(image, box_mask(image), BOX, seed=5)
@@ -169,6 +176,51 @@ def test_open_tells_progress_costs_and_names(pack, demo, plain):
         name(context=1.0),
     ]
     assert len({same, *others}) == 7
+
+
+@contextmanager
+def files_above(network, edges):
+    """Of each forward of ``network``: the pack's own files on the stack, from the function named in ``edges`` down."""
+    counted = []
+
+    def look(module, inputs):
+        frame, files = sys._getframe(), []
+        while frame is not None:
+            path = Path(frame.f_code.co_filename)
+            if path.is_relative_to(PACK) and not path.is_relative_to(PACK / "tests"):
+                files.append(path.relative_to(PACK).as_posix())
+                if frame.f_code.co_name in edges:
+                    counted.append(sorted(set(files)))
+                    return
+            frame = frame.f_back
+        raise AssertionError(f"the network was called from outside: {files}")
+
+    hook = network.register_forward_pre_hook(look)
+    try:
+        yield counted
+    finally:
+        hook.remove()
+
+
+def test_a_render_crosses_six_files_of_ours(pack, demo, plain, nine):
+    """A reader follows a render from the editor to the network through at most six files, whatever it does there."""
+    image, network = picture(), plain.model.diffusion_model
+    openers = [
+        (network, inpaint_editor(pack, plain, demo[2])),
+        (nine[1].model.diffusion_model, inpaint_editor(pack, nine[1], demo[2])),
+        *(
+            (network, inversion_editor(pack, plain, demo[2], screen_steps=screening, solver=solver))
+            for screening in (0, 2)
+            for solver in ("ddim", "auto", "gradient")
+        ),
+    ]
+    for used, opener in openers:
+        with files_above(used, {"render", "preview", "change"}) as seen, opener(image, lambda told: None) as editor:
+            for quality in ("screen", "full"):
+                editor.render(image, box_mask(image), BOX, seed=0, quality=quality)
+            whole = editor.change(image) if hasattr(editor, "change") else editor.preview(image, seed=0)
+        assert whole.isfinite().all() and len(seen) >= 3
+        assert max(len(files) for files in seen) <= 6, max(seen, key=len)
 
 
 def test_previews_are_whole_images(pack, demo, plain, nine):
@@ -291,5 +343,5 @@ def test_the_other_editor_nodes(pack, demo, plain):
         ).result
         (invert,) = editors.RegionInversionEditor.execute(plain, demo[2], *conds, guidance=0.0, **shared).result
     assert_only_the_box_changed(render(inpaint.open, picture(), quality="screen"), picture())
-    assert inpaint.describe() == "inpainting: 2 steps (1 to screen), cfg 3"
-    assert invert.describe() == "along the inversion: 2 steps (1 to screen), cfg 3, guidance 0"
+    assert inpaint.title == "inpainting: 2 steps (1 to screen), cfg 3"
+    assert invert.title == "along the inversion: 2 steps (1 to screen), cfg 3, guidance 0"

@@ -10,6 +10,7 @@ from semantic_editing.tools import host_stand_in
 
 PACK = host_stand_in.load_pack()
 MODELS, EDITORS = host_stand_in.module("nodes.regions.models"), host_stand_in.module("nodes.regions.editors")
+host_stand_in.module("nodes.demo.load")  # enters the demo's models into the loaders' lists
 EditingError = host_stand_in.module("core.errors").EditingError
 save_tensors = host_stand_in.module("core.files").save_tensors
 RegionNetwork = host_stand_in.module("core.regions.network").RegionNetwork
@@ -126,7 +127,7 @@ def test_a_network_comes_back_and_can_be_trained_on(folder):
 
 def test_other_files_are_no_networks(folder):
     save_tensors(folder / "other.safetensors", {"x": torch.ones(1)}, {"format": "something"})
-    assert "not a semantic-editing region network file" in refusal(
+    assert "not a semantic_editing.region_network file" in refusal(
         MODELS.LoadRegionNetwork.execute, network_file="other.safetensors"
     )
     assert "was not found" in refusal(MODELS.LoadRegionNetwork.execute, network_file="absent.safetensors")
@@ -193,7 +194,7 @@ def test_editors_pass_on_what_is_wired_and_open_when_asked(openers, folder):
     for editor, name in zip(editors, openers, strict=True):
         with editor.open(torch.zeros(1, 3, 8, 8), lambda progress: None) as opened:
             assert opened == name
-        line = editor.describe()
+        line = editor.title
         assert "9 " in line and "(2 to screen)" in line and "cfg 3.5" in line and "\n" not in line
 
 
@@ -208,4 +209,4 @@ def test_a_ready_inversion_brings_its_steps(openers):
     )
     inputs = {"steps": 20, "screening_steps": 2, "cfg": 3.0, "guidance": 0.1, "working_size": 64, "feather": 1}
     (editor,) = EDITORS.RegionInversionEditor.execute("m", "v", "s", "t", inversion=ready, **inputs).args
-    assert "3 steps" in editor.describe() and openers["inversion_opener"][0][-1] is ready
+    assert "3 steps" in editor.title and openers["inversion_opener"][0][-1] is ready
