@@ -33,8 +33,8 @@ def demo_caso_train(graph: Graph) -> None:
         "SemEdit_CASOEmbeddingTrainer", 1, model=model.out("MODEL"), clip=model.out("CLIP"), vae=model.out("VAE"),
         attribute_classifier=classifier.out("classifier"), images=pictures.out("image"), attribute="glasses", targets="glasses",
         filename="demo_glasses", overwrite=True, image_size=128, checkpointing=False, width=360, steps=recipe.steps,
-        noise_level=recipe.level, band=recipe.band, learning_rate=recipe.learning_rate, cfg=recipe.cfg, tokens=recipe.tokens,
-        keep_others=recipe.keep_others, start_words=recipe.start_words,
+        noise_level=recipe.noise_level, band=recipe.noise_level_jitter, learning_rate=recipe.learning_rate, cfg=recipe.cfg, tokens=recipe.tokens,
+        keep_others=recipe.attribute_preservation, start_words=recipe.start_words,
     )  # fmt: skip
     graph.add("PreviewImage", 2, title="Held-out pictures, changed in one step", images=trainer.out("samples"))
     graph.add("PreviewImage", 2, title="Loss and accuracy", images=trainer.out("plot"))

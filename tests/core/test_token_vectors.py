@@ -135,7 +135,7 @@ def test_a_training_moves_the_vectors_of_every_encoder(checkpoint):
     vector_encoder, latents = checkpoint_vector_encoder(checkpoint), tiny_latent(2)
     trainer = EmbeddingTrainer(
         checkpoint.denoiser(), vector_encoder, checkpoint_decoder(checkpoint), tiny_classifier(), latents,
-        TrainingSettings("glasses", ("yes",), steps=2, batch=1, level=0.9),
+        TrainingSettings("glasses", ("yes",), steps=2, batch=1, noise_level=0.9),
     )  # fmt: skip
     (made,) = trainer.run()
     assert list(made.vectors) == list(vector_encoder.widths) and len(made.vectors) == 1 + checkpoint.is_xl
