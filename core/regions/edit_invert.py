@@ -27,7 +27,7 @@ LOCATE_EVERY = 2
 
 @dataclass(eq=False)
 class InversionEditor:
-    """Edits a box by the pack's own sampler, :class:`~...pix2pix_zero.guided_edit.CrossAttentionGuidance`.
+    """Edits a box by the pack's own sampler, :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
 
     The picture is inverted once, whole, and its inversion kept for all boxes, until another picture comes. A latent pixel
     is edited when the mask touches it; all others follow the source's trajectory. ``screen`` renders are not guided. The
@@ -38,11 +38,11 @@ class InversionEditor:
         denoiser: the network. With a host's ``sampling`` only its ``identity`` and ``evaluations`` are asked.
         encode, decode: the VAE, ``[1, 3, h, w]`` in 0..1 to a scaled latent and back.
         source_cond, target_cond, uncond, cfg, guidance, guided_fraction, preset: see
-            :class:`~...pix2pix_zero.guided_edit.CrossAttentionGuidance`.
+            :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
         steps: of the inversion and of a full render.
         screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none. 0: it is cut
             out of one edit of the whole picture, made once with ``steps``, and costs no evaluations of its own.
-        solver: of the inversion, see :func:`~...spdinv.invert.invert`.
+        solver: of the inversion, see :func:`~..spdinv.invert.invert`.
         given: a ready inversion of the picture, used for full renders instead of making one; ``steps`` is then its own.
         multiple, working_size, feather: see :class:`~.paste.Framing`.
         label, callback, sampling: see :class:`~.edit_inpaint.InpaintEditor`.
@@ -134,7 +134,7 @@ class InversionEditor:
 
         Raises:
             EditingError: see :meth:`~.paste.Framing.cut`, :func:`~.paste.paste`, :meth:`inversion` and
-                :class:`~...pix2pix_zero.guided_edit.CrossAttentionGuidance`.
+                :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
         """
         check_quality(quality)
         cut = self.framing.cut(image, mask, box)
@@ -178,7 +178,7 @@ class InversionEditor:
             picture: fingerprint of the picture, under which its inversion is kept.
 
         Raises:
-            EditingError: a given inversion of another size; see :func:`~...spdinv.invert.invert`.
+            EditingError: a given inversion of another size; see :func:`~..spdinv.invert.invert`.
         """
         steps = self.steps if quality == "full" else self.screen_steps or self.steps
         key = (picture, steps)
