@@ -15,6 +15,8 @@ from .errors import EditingError
 TokenVectors = Mapping[str, Tensor]
 #: Positions of a prompt besides the start and the end token.
 MAX_TOKENS = 75
+#: Text encoders by the width of their vectors, for published files that do not name theirs.
+ENCODER_OF_WIDTH = {768: "clip_l 768", 1024: "clip_h 1024"}
 
 
 class TokenVectorEncoder(Protocol):

@@ -45,12 +45,12 @@ def demo_caso_train(graph: Graph) -> None:
         checkpointing=False,
         width=360,
         steps=recipe.steps,
-        noise_level=recipe.level,
-        band=recipe.band,
+        noise_level=recipe.noise_level,
+        band=recipe.noise_level_jitter,
         learning_rate=recipe.learning_rate,
         cfg=recipe.cfg,
         tokens=recipe.tokens,
-        keep_others=recipe.keep_others,
+        keep_others=recipe.attribute_preservation,
         start_words=recipe.start_words,
     )
     graph.add("PreviewImage", 2, title="Held-out pictures, changed in one step", images=trainer.out("samples"))

@@ -12,14 +12,13 @@ from torch import Tensor
 from ..denoiser import check_finite
 from ..errors import EditingError
 from ..files import load_legacy_tensor, load_tensors, save_tensors
+from ..token_vectors import ENCODER_OF_WIDTH
 
 FILE_FORMAT = "semantic_editing.edit_direction"
 FILE_VERSION = "1"
 MAX_STRENGTH = 3.0
 LEGACY_SUFFIXES = (".pt", ".pth", ".bin")
 TOKENS = 77
-#: Text encoders of published embeddings by width; those files carry no name.
-ENCODER_OF_WIDTH = {768: "clip_l 768", 1024: "clip_h 1024"}
 #: Whose states prompts of a width usually are, for messages.
 STATES_OF_WIDTH = ENCODER_OF_WIDTH | {2048: "clip_l 768 + clip_g 1280"}
 

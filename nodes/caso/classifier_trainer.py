@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ...core.classifiers.loaders import save_image_classifier
 from ...core.classifiers.pictures import LabelledPictures, pictures_from_batch, pictures_from_folders
-from ...core.classifiers.trainer import train_classifier, training_size
-from ...core.classifiers.training import TrainedClassifier, TrainingSettings
+from ...core.classifiers.training import TrainedClassifier, TrainingSettings, train_classifier, training_size
 from ...core.errors import EditingError
 from ..common.inputs import seed_input
 from ..common.reports import plot_output, report_output, shown

@@ -31,7 +31,7 @@ from ..host.progress import StoppableBar
 from ..host.sampling import run
 from ..host.schema import io, schema, widget
 from ..host.session import Session
-from ..host.tokens import SessionVectorEncoder, HostVectorEncoder
+from ..host.tokens import HostVectorEncoder, SessionVectorEncoder
 from ..host.vae import SessionDecoder, encode_images
 from .classifier_loader import AttributeClassifierType, names_in
 from .embeddings import CATEGORY, FOLDER, embedding_output

@@ -137,7 +137,7 @@ def test_a_training_moves_the_vectors_of_every_encoder(checkpoint):
         DiffusersDecoder(checkpoint.pipeline.vae),
         tiny_classifier(),
         latents,
-        TrainingSettings("glasses", ("yes",), steps=2, batch=1, level=0.9),
+        TrainingSettings("glasses", ("yes",), steps=2, batch=1, noise_level=0.9),
     )
     (made,) = trainer.run()
     assert list(made.vectors) == list(vector_encoder.widths) and len(made.vectors) == 1 + checkpoint.is_xl
