@@ -1,8 +1,4 @@
-"""The V3 node API of the host behind one compatibility shim.
-
-Hosts from 0.3.64 to today accept different sets of keyword arguments (``search_aliases`` of a schema, ``advanced`` of a
-widget). :func:`schema` and :func:`widget` pass on what the running host knows and drop the rest.
-"""
+"""CASO Embedding Loader and CASO Combine: embeddings from files, and several as one."""
 
 from __future__ import annotations
 
@@ -17,17 +13,13 @@ from ..host.folders import list_files, resolve_file
 from ..host.schema import io, schema, widget
 from ..host.tokens import HostVectorEncoder
 
-#: Socket carrying semantic embeddings with their relative strengths, a tuple of (``core.caso.embedding.SemanticEmbedding``, float).
+#: Socket carrying semantic embeddings with their relative strengths, see :data:`Chosen`.
 SemanticEmbeddingType = io.Custom("SEMANTIC_EMBEDDING")
-
-
 CATEGORY = "semantic editing/caso"
-
-
 FOLDER = "embeddings"
 
 
-#: What a SEMANTIC_EMBEDDING socket carries: embeddings with relative strengths.
+#: Embeddings with their relative strengths.
 Chosen = tuple[tuple[SemanticEmbedding, float], ...]
 
 
@@ -145,7 +137,7 @@ class CASOCombine(io.ComfyNode):
         third: Chosen = (),
         fourth: Chosen = (),
     ) -> Any:
-        """Multiply and join; EditingError for embeddings of different models."""
+        """Multiply the strengths and put the embeddings together; EditingError for embeddings of different models."""
         strengths = (first_strength, second_strength, third_strength, fourth_strength)
         groups = zip((first, second, third, fourth), strengths, strict=True)
         chosen: Chosen = tuple((embedding, own * factor) for group, factor in groups for embedding, own in group or ())

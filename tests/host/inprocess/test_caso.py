@@ -259,7 +259,7 @@ def test_a_draft_vae_decodes_all_but_the_last_steps_and_is_compared_with_itself(
     first = runs[0].history[0]
     assert abs(first.others) < 1e-4, "the neutral start changes nothing, whatever decodes it"
     with torch.no_grad():
-        looks = [runs[0].objective.appearance(images[:1].movedim(-1, 1) + shift) for shift in (0.0, 0.25)]
+        looks = [runs[0].objective.other_attributes(images[:1].movedim(-1, 1) + shift) for shift in (0.0, 0.25)]
     assert float(runs[0].objective._changed(*looks)) > 1e-3, "what the two decoders show differs to the classifier"
 
 
