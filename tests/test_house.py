@@ -326,7 +326,7 @@ def unresolved(path, text, files):
     found = []
     for name in ROLE.findall(text):
         dots = len(name) - len(name.lstrip("."))
-        parts = name.lstrip(".").split(".")
+        parts = name.lstrip(".").removeprefix("semantic_editing.").split(".")
         if dots:
             parts = package[: len(package) - dots + 1] + parts
         elif parts[0] not in ("core", "nodes"):
