@@ -1,6 +1,7 @@
 """What a vision model looks at in photos: the places where boxes would be tried, drawn over every picture of a folder.
 
-For a look by eye at whether anchors fall on the objects; it measures nothing. Give a transformers folder of DINO or DINOv2.
+For a look by eye at whether anchors fall on the objects; it measures nothing. Give a transformers folder of DINO or
+DINOv2.
 
     python benchmarks/region_anchors.py --vision dino-vitb16 --photos photos --out anchors
 """

@@ -1,4 +1,5 @@
-"""The parts of ``region_quality.py``: one picture and edit, its boxes rendered once, and every way to choose among them measured."""
+"""The parts of ``region_quality.py``: one picture and edit, its boxes rendered once, and every way to choose among them
+measured."""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ SIDE = 128
 
 
 class SharedRenders:
-    """The editor of one picture for all arms: it renders boxes in batches and remembers them, so that an arm's own table counts what
-    the arm would have cost alone.
+    """The editor of one picture for all arms: it renders boxes in batches and remembers them, so that an arm's own
+    table counts what the arm would have cost alone.
 
     Args:
         inner: gives texts, settings and cost.
@@ -67,7 +68,8 @@ class SharedRenders:
         return self.inner.screening_cost if isinstance(self.inner, Sharing) else 0.0
 
     def overhead(self, qualities: Sequence[Quality], located: bool) -> float:
-        """u of the inversions behind renders of these qualities, of the whole picture's edit for screening, and of :meth:`change`."""
+        """u of the inversions behind renders of these qualities, of the whole picture's edit for screening, and of
+        :meth:`change`."""
         if isinstance(self.inner, InpaintEditor):
             return 0.0
         inversions = {self._steps(quality): self._inversion(quality) for quality in qualities}
@@ -133,12 +135,16 @@ class SharedRenders:
         inversion = self._inversion(quality)
         many = replace(inversion, latents=inversion.latents.expand(-1, count, -1, -1, -1))
         step = CrossAttentionGuidance(
-            inner.denoiser, many, inner.source_cond, inner.target_cond, inner.uncond,
+            inner.denoiser,
+            many,
+            inner.source_cond,
+            inner.target_cond,
+            inner.uncond,
             CrossAttentionSettings(
                 inner.cfg, inner.guidance if quality == "full" else 0.0, inner.guided_fraction, preset=inner.preset
             ),
             cells[:, 0],
-        )  # fmt: skip
+        )
         return step.run(steps)
 
 
@@ -177,9 +183,16 @@ class Bench:
                 **shared,
             )
         return InversionEditor(
-            demo.denoiser(), demo.encode_image, demo.decode, source, target, uncond,
-            guidance=options.guidance, solver=options.solver, **shared
-        )  # fmt: skip
+            demo.denoiser(),
+            demo.encode_image,
+            demo.decode,
+            source,
+            target,
+            uncond,
+            guidance=options.guidance,
+            solver=options.solver,
+            **shared,
+        )
 
     def run(self, pair: DemoPair, number: int) -> dict[str, Any]:
         """All arms on one pair: the figures of each arm's choice, one for each draw of the random ones."""
@@ -223,10 +236,13 @@ class PairBench:
         arms[EXACT], arms[HALVING] = [self._search("exact")], [self._search("halving")]
         arms[TRUE_BOX] = [self._best_of(only([self.truth], self.size))]
         return {
-            "edit": self.pair.edit, "truth": self.truth, "arms": arms, "boxes": len(set(boxes)),
+            "edit": self.pair.edit,
+            "truth": self.truth,
+            "arms": arms,
+            "boxes": len(set(boxes)),
             "best_iou": max(overlap(box, self.truth) for box in boxes),
             "psnr_unedited": float(psnr(self.image, self.pair.target[None])),
-        }  # fmt: skip
+        }
 
     def _attended(self, anchors: int) -> Proposals:
         options = self.options
@@ -265,12 +281,16 @@ class PairBench:
         edited, demo = table.render(best.box), self.bench.demo
         seen = demo.judge.labels(edited)
         return {
-            "box": best.box, "iou": overlap(best.box, self.truth), "score": best.score, "loss": best.loss,
-            "success": float(success(seen, self.pair.attribute, self.pair.after)), "clip": self._clip_success(edited),
+            "box": best.box,
+            "iou": overlap(best.box, self.truth),
+            "score": best.score,
+            "loss": best.loss,
+            "success": float(success(seen, self.pair.attribute, self.pair.after)),
+            "clip": self._clip_success(edited),
             "kept": float(attributes_kept(seen, self.expected, self.pair.attribute)),
             "psnr": float(psnr(edited, self.pair.target[None])),
             "u": table.count.units + self.renders.overhead(qualities, located),
-        }  # fmt: skip
+        }
 
     def _clip_success(self, edited: Tensor) -> float:
         """Whether CLIP finds the target text nearer than the source text."""

@@ -38,7 +38,8 @@ def around(x: float, y: float, width: int, height: int, size: tuple[int, int]) -
 def random_boxes(
     centres: Sequence[tuple[float, float]] | int, size: tuple[int, int], generator: torch.Generator
 ) -> Proposals:
-    """One box a centre with sides uniform in [0, W] and [0, H] (section 4.4 of the paper); a number draws the centres uniformly too."""
+    """One box a centre with sides uniform in [0, W] and [0, H] (section 4.4 of the paper); a number draws the centres
+    uniformly too."""
     height, width = size
     if isinstance(centres, int):
         drawn = torch.rand(centres, 2, generator=generator)

@@ -1,13 +1,14 @@
 """Where an edit goes: the box search of the pack against random boxes, on demo pairs whose true region is known.
 
-All arms edit with the same editor, texts and noise, and each shows its picture of highest score S (Eq. 7 of the paper). The
-random arms are the paper's (section 4.4): as many boxes as we have anchors, sides uniform up to the picture's, centred on
-random points or on our anchors, on the class-token attention of DINO (``--vision``) or of the demo's own image tower. A third
-one takes a random one of our own sizes for each anchor. Renders are shared, but u counts every arm as if it ran alone,
-inversions included. The true pictures only measure, they never choose.
+All arms edit with the same editor, texts and noise, and each shows its picture of highest score S (Eq. 7 of the paper).
+The random arms are the paper's (section 4.4): as many boxes as we have anchors, sides uniform up to the picture's,
+centred on random points or on our anchors, on the class-token attention of DINO (``--vision``) or of the demo's own
+image tower. A third one takes a random one of our own sizes for each anchor. Renders are shared, but u counts every arm
+as if it ran alone, inversions included. The true pictures only measure, they never choose.
 
-    python benchmarks/region_quality.py --skip 8       # the tables of the README, with --vision for the rows with DINOv2
-    python benchmarks/region_quality.py --pairs 1      # a quick look; a larger number later goes on from the same file,
+    python benchmarks/region_quality.py --skip 8       # the tables of the README, with --vision for the rows with
+    DINOv2 python benchmarks/region_quality.py --pairs 1      # a quick look; a larger number later goes on from the
+    same file,
                                                        # and two processes with other --edits may fill one file together
 """
 
@@ -65,7 +66,8 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def arm_table(records: list[Record]) -> str:
     """Markdown: one row an arm."""
-    header = "| box | IoU with the true region | score S | CLIP success | success | others kept | PSNR to true, dB | u per edit |"
+    header = "| box | IoU with the true region | score S | CLIP success | success | others kept | PSNR to true, dB | "
+             "u per edit |"
     lines = [header, "|---" * 8 + "|"]
     for arm in records[0]["arms"]:
         iou, score, clip, done, kept, decibel, u = (
@@ -94,7 +96,8 @@ def comparisons(records: list[Record]) -> str:
 
 def edit_table(records: list[Record]) -> str:
     """Markdown: `exact` on each edit."""
-    header = f"| edit | IoU | best IoU among the boxes | success | PSNR to true, dB | nearer than {RANDOM} | nearer than {ATTENDED} |"
+    header = f"| edit | IoU | best IoU among the boxes | success | PSNR to true, dB | nearer than {RANDOM} | nearer "
+             f"than {ATTENDED} |"
     lines = [header, "|---" * 7 + "|"]
     for edit in dict.fromkeys(record["edit"] for record in records):
         own = [record for record in records if record["edit"] == edit]

@@ -317,7 +317,10 @@ def names_of_imported(path, text, files):
 
 
 def unresolved(path, text, files):
-    """Cross references in the docstrings of a file that name nothing."""
+    """Cross references in the docstrings of a file that name nothing.
+
+    A bare name is one of the file's own; of "Class.name" with a class from elsewhere only the class is looked for.
+    """
     package = module_name(path).split(".")
     if not path.endswith("/__init__.py"):
         package.pop()
@@ -325,12 +328,13 @@ def unresolved(path, text, files):
     bare |= {name.split(".", 1)[1] for name in bare if "." in name} | names_of_imported(path, text, files)
     found = []
     for name in ROLE.findall(text):
+        name = name.removeprefix("semantic_editing.")
         dots = len(name) - len(name.lstrip("."))
         parts = name.lstrip(".").removeprefix("semantic_editing.").split(".")
         if dots:
             parts = package[: len(package) - dots + 1] + parts
         elif parts[0] not in ("core", "nodes"):
-            if name not in bare:
+            if name not in bare and not (len(parts) == 2 and parts[0] in bare):
                 found.append(name)
             continue
         for cut in range(len(parts), 0, -1):

@@ -1,4 +1,5 @@
-"""CLIP as the judge of edits: image and text features, and how alike the image's own tokens are, from local files only."""
+"""CLIP as the judge of edits: image and text features, and how alike the image's own tokens are, from local files
+only."""
 
 from __future__ import annotations
 
@@ -60,9 +61,17 @@ def demo_inpaint_editor(
     cond, uncond = (demo.encode_text([words]).detach() for words in (text, negative))
     framing = Framing(context=float("inf"), working_size=128)
     return InpaintEditor(
-        demo.denoiser(), demo.encode_image, demo.decode, cond, uncond,
-        cfg=cfg, steps=steps, screen_steps=screen_steps, strength=strength, framing=framing,
-    )  # fmt: skip
+        demo.denoiser(),
+        demo.encode_image,
+        demo.decode,
+        cond,
+        uncond,
+        cfg=cfg,
+        steps=steps,
+        screen_steps=screen_steps,
+        strength=strength,
+        framing=framing,
+    )
 
 
 def demo_vector_encoder(demo: DemoModel) -> TransformersVectorEncoder:
@@ -74,7 +83,8 @@ def demo_vector_encoder(demo: DemoModel) -> TransformersVectorEncoder:
 
 
 class DemoDecoder:
-    """:class:`~..token_vectors.ImageDecoder` of the demo model; ``gradient_checkpointing`` as in :class:`DiffusersDecoder`."""
+    """:class:`~..token_vectors.ImageDecoder` of the demo model; ``gradient_checkpointing`` as in
+    :class:`DiffusersDecoder`."""
 
     def __init__(self, demo: DemoModel, gradient_checkpointing: bool = False):
         self.demo, self.gradient_checkpointing = demo, gradient_checkpointing

@@ -71,7 +71,7 @@ class DemoPair:
 
     @property
     def words(self) -> tuple[str, str]:
-        """What to call the source and the target of the edit, for :func:`~.sentences.expand_words`'s "portrait" bank.
+        """What to call the source and the target of the edit, for :func:`~..pix2pix_zero.sentences.expand_words`'s "portrait" bank.
 
         Raises:
             EditingError: a label without a phrase.

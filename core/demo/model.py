@@ -63,7 +63,7 @@ class DemoModel(DemoData):
     Attributes:
         unet, scheduler, vae: diffusers' ``UNet2DConditionModel``, ``DDIMScheduler``, ``AutoencoderKL``, fp32, frozen.
         clip, tokenizer: transformers' ``CLIPModel`` (token table expanded to CLIP's vocabulary) and ``CLIPTokenizer``.
-        images, captions, attributes, pairs, edits: see :class:`~.demo_data.DemoData`.
+        images, captions, attributes, pairs, edits: see :class:`~.data.DemoData`.
     """
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu"):

@@ -27,7 +27,7 @@ def noise_gap(inverted: Tensor, generated: Tensor, sigmas: Tensor, identity: Mod
     levels and reports its size at the noise end.
 
     Args:
-        inverted: ``[T+1, B, C, H, W]`` sigma-space latents of the inversion, see :class:`~.inversion.Inversion`.
+        inverted: ``[T+1, B, C, H, W]`` sigma-space latents of the inversion, see :class:`~..inversion.Inversion`.
         generated: the same levels as they were while the image was generated from known noise.
         sigmas: ``[T+1]`` the levels.
 

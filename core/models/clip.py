@@ -1,4 +1,5 @@
-"""CLIP as the judge of edits: image and text features, and how alike the image's own tokens are, from local files only."""
+"""CLIP as the judge of edits: image and text features, and how alike the image's own tokens are, from local files
+only."""
 
 from __future__ import annotations
 
@@ -23,14 +24,16 @@ CLIP_NORMALISATION: tuple[Triple, Triple] = ((0.48145466, 0.4578275, 0.40821073)
 
 
 class ImageEmbedding(NamedTuple):
-    """Unit ``features [B, P]`` (E_v), and ``similarity [B, T, T]``: cosines between the last layer's patch tokens (Q of Eq. 5)."""
+    """Unit ``features [B, P]`` (E_v), and ``similarity [B, T, T]``: cosines between the last layer's patch tokens (Q of
+    Eq. 5)."""
 
     features: Tensor
     similarity: Tensor
 
 
 class ClipScorer(Protocol):
-    """What the rewards need of a CLIP. Images are ``[B, 3, H, W]`` in 0..1 of any size; they are resized whole, never cropped."""
+    """What the rewards need of a CLIP. Images are ``[B, 3, H, W]`` in 0..1 of any size; they are resized whole, never
+    cropped."""
 
     @property
     def identity(self) -> str:
@@ -51,7 +54,8 @@ class TowerScorer:
 
     Args:
         identity: see :class:`ClipScorer`.
-        image_tower: normalised images ``[B, 3, side, side]`` -> ``(features [B, P], patch tokens of the last layer [B, T, D])``.
+        image_tower: normalised images ``[B, 3, side, side]`` -> ``(features [B, P], patch tokens of the last layer [B,
+            T, D])``.
         text_tower: texts -> features ``[B, P]``.
         side: pixels that the image tower takes.
         mean, std: normalisation of images in 0..1.
@@ -176,8 +180,8 @@ def load_open_clip(path: str | Path, architecture: str = "ViT-B-16", device: str
         architecture: OpenCLIP's name; OpenAI's own weights need the one that ends in "-quickgelu".
 
     Raises:
-        EditingError: the package is missing, the name is unknown or needs downloads, the file does not fit it, or the image
-            tower has no patches.
+        EditingError: the package is missing, the name is unknown or needs downloads, the file does not fit it, or the
+            image tower has no patches.
     """
     try:
         import open_clip

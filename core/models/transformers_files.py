@@ -1,4 +1,5 @@
-"""The one shape in which every classifier of the pack is used: a trunk that makes features, a linear layer for each attribute."""
+"""The one shape in which every classifier of the pack is used: a trunk that makes features, a linear layer for each
+attribute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Where the objects of an image are: class-token attention and patch features of a frozen vision transformer (section 3.1).
+"""Where the objects of an image are: class-token attention and patch features of a frozen vision transformer (section
+3.1).
 
 DINO (Caron et al., arXiv 2104.14294) and DINOv2 are made for it; any ViT with a class token serves. Local files only.
 """
@@ -89,11 +90,13 @@ class VisionFeatures(nn.Module):
         """Attention and features of ``images [B, 3, H, W]`` in 0..1.
 
         Args:
-            resolution: pixels to which the shorter side is resized before the network, ``native`` by default, less where the
-                longer would exceed :data:`LARGEST_SIDE`; each side is rounded to whole patches. The grid covers the whole image.
+            resolution: pixels to which the shorter side is resized before the network, ``native`` by default, less
+                where the longer would exceed :data:`LARGEST_SIDE`; each side is rounded to whole patches. The grid
+                covers the whole image.
 
         Raises:
-            EditingError: not that shape, smaller than a patch, one flat colour, not a number, or a resolution below a patch.
+            EditingError: not that shape, smaller than a patch, one flat colour, not a number, or a resolution below a
+                patch.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise EditingError(
@@ -144,9 +147,9 @@ class _TransformersNetwork(nn.Module):
 def load_vision_features(path: str | Path, heads: int | None = None) -> VisionFeatures:
     """Load a local vision model, told apart by itself.
 
-    A transformers folder: ``ViTModel`` (DINO's too), ``Dinov2Model`` with or without registers, the image side of a CLIP. Its
-    preprocessor's normalisation is used; without one ImageNet's, for CLIP CLIP's own. A safetensors file: DINO or DINOv2
-    under their own names or timm's, normalised as ImageNet.
+    A transformers folder: ``ViTModel`` (DINO's too), ``Dinov2Model`` with or without registers, the image side of a
+    CLIP. Its preprocessor's normalisation is used; without one ImageNet's, for CLIP CLIP's own. A safetensors file:
+    DINO or DINOv2 under their own names or timm's, normalised as ImageNet.
 
     Args:
         heads: attention heads of a safetensors file, see :class:`~.vit.VisionTransformer`.

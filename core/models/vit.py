@@ -1,8 +1,8 @@
 """A plain vision transformer (Dosovitskiy et al., arXiv 2010.11929) with the layer names of DINO, DINOv2 and timm.
 
-Those files hold bare weights, so the network is written here with torch's own layers; the last block's attention of the class
-token comes out with the features. Registers (arXiv 2309.16588), layer scale and DINOv2's gated MLP are there where a file has
-them.
+Those files hold bare weights, so the network is written here with torch's own layers; the last block's attention of the
+class token comes out with the features. Registers (arXiv 2309.16588), layer scale and DINOv2's gated MLP are there
+where a file has them.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class VisionTransformer(nn.Module):
     """A ViT whose shape is read off its weights.
 
     Args:
-        weights: names and tensors of a DINO, DINOv2 or timm file; a classification head and prefixes of training are dropped.
+        weights: names and tensors of a DINO, DINOv2 or timm file; a classification head and prefixes of training are
+            dropped.
         heads: attention heads; by default one for every 64 channels, as all published files have.
 
     Raises:
@@ -157,7 +158,8 @@ class VisionTransformer(nn.Module):
             raise EditingError(f"The file's {count} positions are no square grid; use a ViT trained on square images.")
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Position vectors of a grid, ``[1, rows * columns, D]``: bicubic between those of the native one, which stay as they are."""
+        """Position vectors of a grid, ``[1, rows * columns, D]``: bicubic between those of the native one, which stay
+        as they are."""
         grid = self.pos_embed[:, int(self.class_position) :]
         if (rows, columns) == (self.native, self.native):
             return grid
@@ -165,7 +167,8 @@ class VisionTransformer(nn.Module):
         return functional.interpolate(square, size=(rows, columns), mode="bicubic").flatten(2).transpose(1, 2)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised ``pixels [B, 3, h, w]``, sides multiples of the patch -> ``(patch tokens [B, N, D], class attention [B, heads, N])``.
+        """Normalised ``pixels [B, 3, h, w]``, sides multiples of the patch -> ``(patch tokens [B, N, D], class
+        attention [B, heads, N])``.
 
         The tokens are the last block's after the final LayerNorm, the attention that of the last block.
         """

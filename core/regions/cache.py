@@ -44,7 +44,8 @@ class RenderCache:
         return len(self._kept)
 
     def get(self, key: str, source: Tensor, box: tuple[int, int, int, int]) -> Tensor | None:
-        """The render ``[1, 3, H, W]`` under ``key``, or None; ``source [1, 3, H, W]`` and ``box`` as for :meth:`put`."""
+        """The render ``[1, 3, H, W]`` under ``key``, or None; ``source [1, 3, H, W]`` and ``box`` as for
+        :meth:`put`."""
         kept = self._kept.get(key)
         if kept is None:
             return None

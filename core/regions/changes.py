@@ -1,7 +1,9 @@
-"""Where an edit acts: places and boxes found on how strongly the text pulls at the image. Ours, the paper has attention only.
+"""Where an edit acts: places and boxes found on how strongly the text pulls at the image. Ours, the paper has attention
+only.
 
-An editor that keeps the layout (along an inversion) can tell what the text asks it to change, and attention does not know the text:
-"hair" and "background" are rarely what a vision model looks at. The boxes frame the change, so they need not be square.
+An editor that keeps the layout (along an inversion) can tell what the text asks it to change, and attention does not
+know the text: "hair" and "background" are rarely what a vision model looks at. The boxes frame the change, so they need
+not be square.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ FLOOR = 0.3  # share of the strongest change below which a change does not count
 
 
 def with_changes(proposals: Proposals, change: Tensor, count: int) -> Proposals:
-    """``proposals`` with further anchors where an edit changed the image most, and with that change; as they are where there is none.
+    """``proposals`` with further anchors where an edit changed the image most, and with that change; as they are where
+    there is none.
 
-    An anchor is a peak of the blurred change. Its M boxes are the frames of the region around it in which the change exceeds M
-    falling shares of the peak, the smallest box first like those of the other anchors.
+    An anchor is a peak of the blurred change. Its M boxes are the frames of the region around it in which the change
+    exceeds M falling shares of the peak, the smallest box first like those of the other anchors.
 
     Args:
         change: ``[h, w]``, 0 or more, of any size: how much the edit acts there.
@@ -94,7 +97,8 @@ def _peaks(strength: Tensor, count: int) -> list[tuple[int, int]]:
 
 
 def _region_frame(strength: Tensor, row: int, column: int, share: float, image_size: tuple[int, int]) -> Box:
-    """The frame in pixels of the cells that hold ``share`` of the peak's strength and hang together with it, gaps allowed."""
+    """The frame in pixels of the cells that hold ``share`` of the peak's strength and hang together with it, gaps
+    allowed."""
     strong = (strength >= share * strength[row, column]).float()[None, None]
     region = torch.zeros_like(strong)
     region[0, 0, row, column] = 1

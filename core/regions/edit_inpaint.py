@@ -1,4 +1,5 @@
-"""Inpainting a box with a latent diffusion model: an editor of the region search, for plain and for true inpainting models."""
+"""Inpainting a box with a latent diffusion model: an editor of the region search, for plain and for true inpainting
+models."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from .soft_mask import one_step_guess
 GREY = 0.5
 
 #: Adds what an inpainting model reads besides the latent to its conditionings: ``(conds, cells, known) -> conds`` with
-#: ``cells [1, 1, h, w]``, 1 where to paint, and ``known``, the crop ``[1, 3, H, W]`` in 0..1, grey where it is to be painted.
+#: ``cells [1, 1, h, w]``, 1 where to paint, and ``known``, the crop ``[1, 3, H, W]`` in 0..1, grey where it is to be
+#: painted.
 ShowKnown = Callable[[Conds, Tensor, Tensor], Conds]
 
 
@@ -41,10 +43,12 @@ def inpaint(
     strength: float = 1.0,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Sample the masked part of a latent, the rest held to the source at every level (Lugmayr et al. 2022, arXiv 2201.09865, Eq. 8
-    without resampling; ComfyUI's noise mask): the clean latent ``[B, C, h, w]``, outside the mask exactly ``source``.
+    """Sample the masked part of a latent, the rest held to the source at every level (Lugmayr et al. 2022, arXiv
+    2201.09865, Eq. 8 without resampling; ComfyUI's noise mask): the clean latent ``[B, C, h, w]``, outside the mask
+    exactly ``source``.
 
-    At each level the known part is the source with the *same* noise, so under Euler (= DDIM) steps it moves on a straight line.
+    At each level the known part is the source with the *same* noise, so under Euler (= DDIM) steps it moves on a
+    straight line.
 
     Args:
         source: ``[B, C, h, w]``, scaled latent.
@@ -55,7 +59,8 @@ def inpaint(
         callback: told after each step; an exception it raises ends the run.
 
     Raises:
-        EditingError: wrong latent shape, cfg without ``uncond``, values out of range, a prediction that is not a number.
+        EditingError: wrong latent shape, cfg without ``uncond``, values out of range, a prediction that is not a
+            number.
     """
     count = steps_taken(steps, strength)
     require_negative(cfg, uncond)
@@ -167,9 +172,17 @@ class InpaintEditor:
 
         def painted(denoiser: Denoiser, source: Tensor, cond: Any, uncond: Any) -> Tensor:
             return inpaint(
-                denoiser, source, cells, noise, cond, uncond,
-                cfg=self.cfg, steps=steps, strength=self.strength, callback=self.callback,
-            )  # fmt: skip
+                denoiser,
+                source,
+                cells,
+                noise,
+                cond,
+                uncond,
+                cfg=self.cfg,
+                steps=steps,
+                strength=self.strength,
+                callback=self.callback,
+            )
 
         known = torch.where(cut.mask[:, None] > 0, GREY, cut.pixels)
         return paste(image, self.decode(self._sampled(source, cells, known, painted)), cut)
@@ -200,7 +213,8 @@ class InpaintEditor:
     def _sampled(
         self, source: Tensor, cells: Tensor, known: Tensor, sample: Callable[[Denoiser, Tensor, Any, Any], Tensor]
     ) -> Tensor:
-        """What ``sample(denoiser, source, cond, uncond)`` makes of the latent ``source [1, C, h, w]`` inside the sampling.
+        """What ``sample(denoiser, source, cond, uncond)`` makes of the latent ``source [1, C, h, w]`` inside the
+        sampling.
 
         Args:
             cells, known: see :data:`ShowKnown`.
@@ -212,7 +226,8 @@ class InpaintEditor:
             conds = self.show_known(conds, cells, known)
 
         def work(denoiser: Denoiser, latent: Tensor, conds: Conds) -> Tensor:
-            # A host's own scaling rounds, and what is not painted must keep its bits: the source itself, not ``latent``.
+            # A host's own scaling rounds, and what is not painted must keep its bits: the source itself, not
+            # ``latent``.
             return sample(denoiser, source.to(latent.device), conds["positive"], conds.get("negative"))
 
         return (self.sampling or sampling_with(self.denoiser))(source, conds, work)

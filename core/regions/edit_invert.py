@@ -1,4 +1,5 @@
-"""Editing a box along the picture's own inversion: cross-attention guidance with a mask, an editor of the region search."""
+"""Editing a box along the picture's own inversion: cross-attention guidance with a mask, an editor of the region
+search."""
 
 from __future__ import annotations
 
@@ -27,22 +28,22 @@ LOCATE_EVERY = 2
 
 @dataclass(eq=False)
 class InversionEditor:
-    """Edits a box by the pack's own sampler, :class:`~...pix2pix_zero.guided_edit.CrossAttentionGuidance`.
+    """Edits a box by the pack's own sampler, :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
 
-    The picture is inverted once, whole, and its inversion kept for all boxes, until another picture comes. A latent pixel
-    is edited when the mask touches it; all others follow the source's trajectory. ``screen`` renders are not guided. The
-    edit draws no random numbers, so one edit of the whole picture tells much of what any box will show: by default
-    screening pastes it into the boxes.
+    The picture is inverted once, whole, and its inversion kept for all boxes, until another picture comes. A latent
+    pixel is edited when the mask touches it; all others follow the source's trajectory. ``screen`` renders are not
+    guided. The edit draws no random numbers, so one edit of the whole picture tells much of what any box will show: by
+    default screening pastes it into the boxes.
 
     Attributes:
         denoiser: the network. With a host's ``sampling`` only its ``identity`` and ``evaluations`` are asked.
         encode, decode: the VAE, ``[1, 3, h, w]`` in 0..1 to a scaled latent and back.
         source_cond, target_cond, uncond, cfg, guidance, guided_fraction, preset: see
-            :class:`~...pix2pix_zero.guided_edit.CrossAttentionGuidance`.
+            :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
         steps: of the inversion and of a full render.
-        screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none. 0: it is cut
-            out of one edit of the whole picture, made once with ``steps``, and costs no evaluations of its own.
-        solver: of the inversion, see :func:`~...spdinv.invert.invert`.
+        screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none. 0: it is
+            cut out of one edit of the whole picture, made once with ``steps``, and costs no evaluations of its own.
+        solver: of the inversion, see :func:`~..spdinv.invert.invert`.
         given: a ready inversion of the picture, used for full renders instead of making one; ``steps`` is then its own.
         multiple, working_size, feather: see :class:`~.paste.Framing`.
         label, callback, sampling: see :class:`~.edit_inpaint.InpaintEditor`.
@@ -107,14 +108,15 @@ class InversionEditor:
         if quality == "screen":
             return self.screen_steps * branches
         guided = round(self.guided_fraction * self.steps) if self.guidance > 0 else 0
-        # Maps of the source, maps of the edit and their gradient, then the prediction; "released" does it for each branch.
+        # Maps of the source, maps of the edit and their gradient, then the prediction; "released" does it for each
+        # branch.
         guided_step = 4 * branches if self.preset == "released" else 3 + branches
         return guided * guided_step + (self.steps - guided) * branches
 
     @property
     def screening_cost(self) -> int:
-        """u that screening a picture costs once, whatever the number of boxes: its inversion, more where a solver iterates, the edit of
-        the whole picture if there is one, and what :meth:`change` has cost."""
+        """u that screening a picture costs once, whatever the number of boxes: its inversion, more where a solver
+        iterates, the edit of the whole picture if there is one, and what :meth:`change` has cost."""
         return self.located + (self.screen_steps or self.steps * (1 + self._branches))
 
     @property
@@ -134,7 +136,7 @@ class InversionEditor:
 
         Raises:
             EditingError: see :meth:`~.paste.Framing.cut`, :func:`~.paste.paste`, :meth:`inversion` and
-                :class:`~...pix2pix_zero.guided_edit.CrossAttentionGuidance`.
+                :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
         """
         check_quality(quality)
         cut = self.framing.cut(image, mask, box)
@@ -151,8 +153,10 @@ class InversionEditor:
         """How strongly the text pulls at each place of the image, see :class:`~.editors.Locating`.
 
         DiffEdit's mask (Couairon et al. 2023, section 3.2): what the two texts predict at noised copies of the image is
-        compared. Here the copies are points of its own inversion, and the difference is seen through the decoder, which is
-        finer than the latent. The finished edit tells less: what its steps drag along, and what the inversion misses, adds
+        compared. Here the copies are points of its own inversion, and the difference is seen through the decoder, which
+        is
+        finer than the latent. The finished edit tells less: what its steps drag along, and what the inversion misses,
+            adds
         up in it.
 
         Returns:
@@ -178,7 +182,7 @@ class InversionEditor:
             picture: fingerprint of the picture, under which its inversion is kept.
 
         Raises:
-            EditingError: a given inversion of another size; see :func:`~...spdinv.invert.invert`.
+            EditingError: a given inversion of another size; see :func:`~..spdinv.invert.invert`.
         """
         steps = self.steps if quality == "full" else self.screen_steps or self.steps
         key = (picture, steps)
@@ -230,7 +234,8 @@ class InversionEditor:
         return self._whole[picture]
 
     def _pulls(self, latent: Tensor, picture: str) -> Tensor:
-        """Prediction for the target text minus that for the source text at points of the inversion, ``[n, 1, C, h, w]``.
+        """Prediction for the target text minus that for the source text at points of the inversion, ``[n, 1, C, h,
+        w]``.
 
         Args:
             latent, picture: see :meth:`inversion`.

@@ -1,7 +1,9 @@
-"""Repainting a box with a masked token transformer (MaskGIT, Chang et al. 2022, arXiv 2202.04200; aMUSEd, arXiv 2401.01808).
+"""Repainting a box with a masked token transformer (MaskGIT, Chang et al. 2022, arXiv 2202.04200; aMUSEd, arXiv
+2401.01808).
 
-The paper's second engine: the picture becomes a grid of codebook tokens, those the box touches are forgotten and predicted again in
-a few parallel rounds. Such models know boxes only, no finer masks. diffusers and transformers are imported on first use.
+The paper's second engine: the picture becomes a grid of codebook tokens, those the box touches are forgotten and
+predicted again in a few parallel rounds. Such models know boxes only, no finer masks. diffusers and transformers are
+imported on first use.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ AESTHETIC_SCORE = 6  # aMUSEd's size conditioning ends with it; its pipelines' d
 
 @dataclass(eq=False)
 class TokenModel:
-    """The parts of an aMUSEd model: diffusers' ``VQModel``, ``UVit2DModel`` and ``AmusedScheduler``, and CLIP's text side.
+    """The parts of an aMUSEd model: diffusers' ``VQModel``, ``UVit2DModel`` and ``AmusedScheduler``, and CLIP's text
+    side.
 
-    The scheduler gives the id of the mask token; its schedule is replaced by the linear one that diffusers inpaints with.
+    The scheduler gives the id of the mask token; its schedule is replaced by the linear one that diffusers inpaints
+    with.
     """
 
     vqvae: Any
@@ -100,8 +104,8 @@ class TokenModel:
     ) -> Tensor:
         """Predict the tokens of ``cells`` anew from all others and the text, in ``steps`` rounds: ``[1, h, w]``.
 
-        Each round samples every forgotten token and forgets the least certain again (MaskGIT, section 3.2), fewer every time;
-        diffusers' ``AmusedScheduler`` decides. Tokens outside ``cells`` stay as they are.
+        Each round samples every forgotten token and forgets the least certain again (MaskGIT, section 3.2), fewer every
+        time; diffusers' ``AmusedScheduler`` decides. Tokens outside ``cells`` stay as they are.
 
         Args:
             tokens: ``[1, h, w]``, long.
@@ -116,7 +120,8 @@ class TokenModel:
         """
         if tokens.numel() < 2:
             raise EditingError(
-                "The crop is one token, which leaves nothing to predict it from; use more context or a larger working_size."
+                "The crop is one token, which leaves nothing to predict it from; use more context or a larger "
+                "working_size."
             )
         # A new scheduler each time: it keeps the schedule of a run, and renders must not share it.
         scheduler = type(self.scheduler)(mask_token_id=self.scheduler.config.mask_token_id, masking_schedule="linear")
@@ -183,7 +188,8 @@ class TokenEditor:
         self._frame = self.framing or Framing(multiple=self.model.multiple, working_size=self.model.native_size)
         if self._frame.multiple % self.model.multiple:
             raise EditingError(
-                f"The frame's multiple is {self._frame.multiple}; this model needs a multiple of {self.model.multiple} pixels."
+                f"The frame's multiple is {self._frame.multiple}; this model needs a multiple of "
+                f"{self.model.multiple} pixels."
             )
 
     @cached_property
@@ -243,7 +249,8 @@ def load_token_model(
         dtype: of the transformer and the text encoder; the VQ model stays in fp32, which it needs.
 
     Raises:
-        EditingError: no such folder, another family of models, damaged parts, or diffusers or transformers not installed.
+        EditingError: no such folder, another family of models, damaged parts, or diffusers or transformers not
+            installed.
     """
     source = Path(folder)
     try:

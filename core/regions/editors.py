@@ -22,12 +22,14 @@ ImageMap = Callable[[Tensor], Tensor]
 #: Conditionings by what they are for: "positive", "negative", "source".
 Conds = Mapping[str, Any]
 
-#: The mathematics of an edit: a denoiser, the latent and the conditionings that the denoiser reads -> the edited latent.
+#: The mathematics of an edit: a denoiser, the latent and the conditionings that the denoiser reads -> the edited
+#: latent.
 Work = Callable[[Denoiser, Tensor, Conds], Tensor]
 
 
 class Sampling(Protocol):
-    """How an editor gets its network: a host loads it, and prepares latent and conditionings, for each run of ``work``."""
+    """How an editor gets its network: a host loads it, and prepares latent and conditionings, for each run of
+    ``work``."""
 
     def __call__(self, latent: Tensor, conds: Conds, work: Work) -> Tensor:
         """What ``work`` returns.
@@ -53,7 +55,8 @@ class Editor(Protocol):
 
     @property
     def identity(self) -> str:
-        """Names everything that decides the result besides the arguments of :meth:`render`: model, texts, steps, cfg, feather."""
+        """Names everything that decides the result besides the arguments of :meth:`render`: model, texts, steps, cfg,
+        feather."""
         ...
 
     def cost(self, quality: Quality) -> float:
@@ -91,7 +94,8 @@ class Previewing(Protocol):
 
 @runtime_checkable
 class Sharing(Protocol):
-    """An editor whose renders of an image share work (its inversion, a whole edit to screen from) that :meth:`Editor.cost` leaves out.
+    """An editor whose renders of an image share work (its inversion, a whole edit to screen from) that
+    :meth:`Editor.cost` leaves out.
 
     Attributes:
         shared_evaluations: u of that so far.

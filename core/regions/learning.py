@@ -24,7 +24,8 @@ from .table import RewardTable
 
 
 def expected_loss(logits: Tensor, losses: Tensor) -> Tensor:
-    """Mean over anchors of sum_j p_kj l_kj with ``p_k = softmax(logits_k)``; its gradient on logit j is ``p_j (l_j - mean l) / K``.
+    """Mean over anchors of sum_j p_kj l_kj with ``p_k = softmax(logits_k)``; its gradient on logit j is ``p_j (l_j -
+    mean l) / K``.
 
     Args:
         logits: ``[K, M]``, minus infinity in empty slots.
@@ -91,9 +92,9 @@ def halving_plan(
 ) -> HalvingPlan:
     """Plan a search of ``boxes`` that costs at most ``share * boxes * full``.
 
-    All are screened once and one is rendered fully in any case, even where that alone costs more (few boxes, or screening renders
-    that are hardly cheaper); where it costs as much as rendering all of them, all are rendered. A further rung is climbed when a
-    second full render is left after it, and what is left then goes into full renders.
+    All are screened once and one is rendered fully in any case, even where that alone costs more (few boxes, or
+    screening renders that are hardly cheaper); where it costs as much as rendering all of them, all are rendered. A
+    further rung is climbed when a second full render is left after it, and what is left then goes into full renders.
 
     Args:
         boxes: at least one.
@@ -101,8 +102,8 @@ def halving_plan(
         share: of what rendering every box fully costs.
         rungs: screenings at most, each with other noise.
         keep: part of the boxes (the best) that survives a screening.
-        once: u that screening costs besides, whatever the number of boxes. Where screening a box costs nothing itself, its result
-            does not change either: there is one rung, and what is left goes into full renders.
+        once: u that screening costs besides, whatever the number of boxes. Where screening a box costs nothing itself,
+            its result does not change either: there is one rung, and what is left goes into full renders.
     """
     if boxes * screen + once + full >= boxes * full:
         return HalvingPlan((), boxes)
@@ -159,7 +160,8 @@ class RegionLearner:
         tasks: images with their tables.
 
     Raises:
-        EditingError: no tasks, a budget below one box for each anchor, "soft mask" without a preview, or a network of another shape.
+        EditingError: no tasks, a budget below one box for each anchor, "soft mask" without a preview, or a network of
+            another shape.
     """
 
     def __init__(self, network: RegionNetwork, tasks: Sequence[RegionTask], settings: LearningSettings):
@@ -212,7 +214,8 @@ class RegionLearner:
         return self.results()
 
     def learn_from_known(self) -> None:
-        """After a stop during the renders of "exact" or "halving": learn from what was rendered so far, if anything was."""
+        """After a stop during the renders of "exact" or "halving": learn from what was rendered so far, if anything
+        was."""
         if self.settings.strategy in ("exact", "halving") and not self.history:
             self._fit()
 
@@ -248,7 +251,8 @@ class RegionLearner:
         return self.settings.refine and self.settings.choice == "tightest" and can_refine(self.tasks[number].table)
 
     def _refine(self, number: int) -> None:
-        """Move the sides of the best box, if it is wanted and costs nothing but one full render, which the budget must allow."""
+        """Move the sides of the best box, if it is wanted and costs nothing but one full render, which the budget must
+        allow."""
         table = self.tasks[number].table
         spent = self.settings.strategy == "sampled" and len(table.evaluated) >= self.settings.budget
         if spent or not self._refines(number):
@@ -272,9 +276,14 @@ class RegionLearner:
         if self._refines(number):
             once += editor.cost("full")  # of the box that is moved
         return halving_plan(
-            len(task.boxes), editor.cost("screen"), editor.cost("full"),
-            share=settings.share, rungs=settings.rungs, keep=settings.keep, once=once,
-        )  # fmt: skip
+            len(task.boxes),
+            editor.cost("screen"),
+            editor.cost("full"),
+            share=settings.share,
+            rungs=settings.rungs,
+            keep=settings.keep,
+            once=once,
+        )
 
     def _halve(self, number: int, boxes: list[Box]) -> None:
         table, plan = self.tasks[number].table, self._plan(number)
@@ -282,7 +291,8 @@ class RegionLearner:
         by_loss = self.settings.choice == "anchors"
 
         def best(boxes: list[Box], rungs: int) -> list[Box]:
-            """Sorted by what decides in the end: the loss of an anchor's boxes, or the score of all, or the preference."""
+            """Sorted by what decides in the end: the loss of an anchor's boxes, or the score of all, or the
+            preference."""
             means = {box: totals[box] / max(rungs, 1) for box in boxes}
             if self.settings.choice == "tightest":
                 means = preferences(table, means, "screen")

@@ -1,7 +1,7 @@
 """The region network: which box of a place suits an edit, by the vision features inside it (section 3.1, Eq. 1 and 2).
 
-Features of a box of any size come from ROIAlign (He et al., arXiv 1703.06870, section 3), random choices from Gumbel noise.
-A trained network is saved as one safetensors file.
+Features of a box of any size come from ROIAlign (He et al., arXiv 1703.06870, section 3), random choices from Gumbel
+noise. A trained network is saved as one safetensors file.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def roi_align(
 ) -> Tensor:
     """Mean of ``samples`` x ``samples`` bilinear samples in each of ``bins`` x ``bins`` cells of every box.
 
-    It equals ``torchvision.ops.roi_align(..., sampling_ratio=samples, aligned=True)`` for boxes inside the image, and needs
-    no compiled operator. ROIAlign is the pooling of Eq. 1 without rounding boxes to patches.
+    It equals ``torchvision.ops.roi_align(..., sampling_ratio=samples, aligned=True)`` for boxes inside the image, and
+    needs no compiled operator. ROIAlign is the pooling of Eq. 1 without rounding boxes to patches.
 
     Args:
         features: ``[D, gh, gw]``, the centre of cell (r, c) at image pixel ((c + 0.5) W / gw, (r + 0.5) H / gh).
@@ -129,7 +129,8 @@ class RegionNetwork(nn.Module):
         return network
 
     def check_vision(self, identity: str) -> None:
-        """Raise :class:`EditingError` when the network was made for features of another vision model than ``identity`` names."""
+        """Raise :class:`EditingError` when the network was made for features of another vision model than ``identity``
+        names."""
         if self.vision and self.vision != identity:
             raise EditingError(
                 "The region network was trained with another vision model; load that one, or train a new network."

@@ -1,4 +1,5 @@
-"""Crop and stitch: what every box editor shares. A box is cut out with context, edited at the model's size and pasted back.
+"""Crop and stitch: what every box editor shares. A box is cut out with context, edited at the model's size and pasted
+back.
 
 Pixels outside the box keep their bits: the feather lies inside the box.
 """
@@ -57,9 +58,10 @@ class Framing:
     Attributes:
         context: margin around the box on every side as a share of its longer side; infinity takes the whole image.
         multiple: both sides of the crop are multiples of it (pixels per latent pixel, times what the network halves).
-        working_size: the crop is resized to about this side squared, the model's training size; None keeps the image's pixels.
-        feather: pixels over which the paste fades in, inward from the edge of the box, but at most an eighth of its shorter side, so
-            that a small box still shows its edit; none at the image's own border.
+        working_size: the crop is resized to about this side squared, the model's training size; None keeps the image's
+            pixels.
+        feather: pixels over which the paste fades in, inward from the edge of the box, but at most an eighth of its
+            shorter side, so that a small box still shows its edit; none at the image's own border.
 
     Raises:
         EditingError: values out of range.
@@ -85,7 +87,8 @@ class Framing:
             )
 
     def crop(self, height: int, width: int, box: Box) -> Crop:
-        """The crop for ``box`` in an image of ``height`` and ``width`` pixels: square where the image is large enough."""
+        """The crop for ``box`` in an image of ``height`` and ``width`` pixels: square where the image is large
+        enough."""
         x, y, box_width, box_height = box
         side = max(box_width, box_height) * (1 + 2 * self.context)
         left, window_width = self._span(x, box_width, side, width)
@@ -134,15 +137,16 @@ def check_request(image: Tensor, mask: Tensor, box: Sequence[int]) -> Box:
     """The box of a render request as four integers.
 
     Raises:
-        EditingError: an image other than ``[1, 3, H, W]``, a mask of another size or empty within the box, a box that is empty or
-            not within the image, values that are not numbers.
+        EditingError: an image other than ``[1, 3, H, W]``, a mask of another size or empty within the box, a box that
+            is empty or not within the image, values that are not numbers.
     """
     if image.ndim != 4 or image.shape[0] != 1 or image.shape[1] != 3:
         raise EditingError(f"The image has shape {list(image.shape)}; edit one image of shape [1, 3, height, width].")
     height, width = image.shape[-2:]
     if mask.shape != (1, height, width):
         raise EditingError(
-            f"The mask has shape {list(mask.shape)} and the image is {width} x {height} pixels; use a mask [1, {height}, {width}]."
+            f"The mask has shape {list(mask.shape)} and the image is {width} x {height} pixels; use a mask [1, "
+            f"{height}, {width}]."
         )
     check_finite(image, "The image")
     check_finite(mask, "The mask")
@@ -153,7 +157,8 @@ def check_request(image: Tensor, mask: Tensor, box: Sequence[int]) -> Box:
         raise EditingError(f"The box is empty ({box_width} x {box_height} pixels); use one of at least one pixel.")
     if x < 0 or y < 0 or x + box_width > width or y + box_height > height:
         raise EditingError(
-            f"The box reaches from ({x}, {y}) to ({x + box_width}, {y + box_height}), outside the image of {width} x {height} pixels; "
+            f"The box reaches from ({x}, {y}) to ({x + box_width}, {y + box_height}), outside the image of {width} x "
+            f"{height} pixels; "
             "clip it to the image."
         )
     if not (mask[:, y : y + box_height, x : x + box_width] > 0).any():
@@ -181,8 +186,9 @@ def box_mask(mask: Tensor, box: Box) -> Tensor:
 def feathered(mask: Tensor, feather: int) -> Tensor:
     """Opacity of the paste, ``[1, H, W]``: it rises inward over ``feather`` pixels and reaches the mask's own value.
 
-    A pixel d pixels (in the larger of both directions) from the nearest unmasked one weighs ``min(d, feather + 1) / (feather + 1)``;
-    the border of the image does not count as unmasked. A mask thinner than the feather is scaled up to full opacity.
+    A pixel d pixels (in the larger of both directions) from the nearest unmasked one weighs ``min(d, feather + 1) /
+    (feather + 1)``; the border of the image does not count as unmasked. A mask thinner than the feather is scaled up to
+    full opacity.
     """
     shrunk, total = mask, mask.clone()
     for _ in range(feather):
@@ -194,7 +200,8 @@ def feathered(mask: Tensor, feather: int) -> Tensor:
 def paste(image: Tensor, edited: Tensor, cut: Cut) -> Tensor:
     """The image ``[1, 3, H, W]`` with a cut put back after editing.
 
-    Where the opacity is 0 (everywhere outside the box) the image keeps its bits, where it is 1 it has those of the edit.
+    Where the opacity is 0 (everywhere outside the box) the image keeps its bits, where it is 1 it has those of the
+    edit.
 
     Args:
         edited: the cut's pixels after editing, ``[1, 3, h, w]`` in 0..1.
@@ -218,7 +225,8 @@ def paste(image: Tensor, edited: Tensor, cut: Cut) -> Tensor:
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """``image [1, C, H, W]`` in 0..1 at ``size`` (height, width), bicubic with antialiasing; as it is when that is its size."""
+    """``image [1, C, H, W]`` in 0..1 at ``size`` (height, width), bicubic with antialiasing; as it is when that is its
+    size."""
     if image.shape[-2:] == size:
         return image
     return functional.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)

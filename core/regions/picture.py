@@ -1,4 +1,5 @@
-"""The search as a picture: what the vision model looks at, the anchors, all boxes faintly and the best with their ranks."""
+"""The search as a picture: what the vision model looks at, the anchors, all boxes faintly and the best with their
+ranks."""
 
 from __future__ import annotations
 
@@ -44,8 +45,8 @@ def region_picture(
 
     Args:
         image: ``[1, 3, H, W]`` in 0..1.
-        attention: ``[heads, gh, gw]``, see :func:`~.proposals.propose`; its mean over the heads is the heat, from its lowest value
-            (nothing) to its highest.
+        attention: ``[heads, gh, gw]``, see :func:`~.proposals.propose`; its mean over the heads is the heat, from its
+            lowest value (nothing) to its highest.
         candidates: the best first.
         best: how many of them are drawn strongly, with their ranks.
 
@@ -111,7 +112,8 @@ def score_table(candidates: Sequence[Candidate]) -> str:
 
 
 def boxes_json(candidates: Sequence[Candidate], image_size: tuple[int, int]) -> str:
-    """The ranked boxes as JSON: ``{"image": {"width", "height"}, "boxes": [{"rank", "x", "y", "width", "height", "score", ...}]}``.
+    """The ranked boxes as JSON: ``{"image": {"width", "height"}, "boxes": [{"rank", "x", "y", "width", "height",
+    "score", ...}]}``.
 
     Args:
         image_size: ``(H, W)`` in pixels.
@@ -160,7 +162,8 @@ def search_report(search: RegionSearch) -> str:
 
 
 def policy_report(search: RegionSearch) -> str:
-    """How well the network chooses now, in a line: mean loss of its choice at every anchor, of chance and of the best box.
+    """How well the network chooses now, in a line: mean loss of its choice at every anchor, of chance and of the best
+    box.
 
     Only boxes whose loss is known count; empty before anything is.
     """
@@ -177,4 +180,5 @@ def policy_report(search: RegionSearch) -> str:
     if not rows:
         return ""
     chosen, chance, best = (sum(values) / len(rows) for values in zip(*rows, strict=True))
-    return f"mean loss at an anchor: {chosen:.3f} the network's choice, {chance:.3f} a box by chance, {best:.3f} the best box"
+    return f"mean loss at an anchor: {chosen:.3f} the network's choice, {chance:.3f} a box by chance, {best:.3f} the "
+           "best box"

@@ -1,4 +1,5 @@
-"""Where an edit could go: anchors on what the vision model looks at, boxes of several sizes around each (section 3.1)."""
+"""Where an edit could go: anchors on what the vision model looks at, boxes of several sizes around each (section
+3.1)."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Box(NamedTuple):
 class Anchor:
     """A patch that attention chose (the paper's C_i): its grid cell, its centre in image pixels, its attention.
 
-    ``found_by`` "change": a cell of the map of what an edit changed, see :func:`~.changes.with_changes`, and the change there.
+    ``found_by`` "change": a cell of the map of what an edit changed, see :func:`~.changes.with_changes`, and the change
+    there.
     """
 
     row: int
@@ -81,9 +83,11 @@ class Proposals:
         return box
 
     def tightness(self, box: Box) -> float:
-        """How well a box frames where the edit acts: its share of the change minus its share of the image. Larger is better.
+        """How well a box frames where the edit acts: its share of the change minus its share of the image. Larger is
+        better.
 
-        Of two boxes the one that takes in more change than area is tighter. Where the change is not known, the smaller one is.
+        Of two boxes the one that takes in more change than area is tighter. Where the change is not known, the smaller
+        one is.
         """
         area = box.width * box.height / (self.image_size[0] * self.image_size[1])
         if self.change is None:
@@ -118,14 +122,15 @@ def propose(
         anchors: how many (the paper's K); fewer come back where ``spread`` leaves fewer.
         sizes: sides of the squares: up to 1 a fraction of the shorter side, above 1 pixels.
         aspects: width over height; each makes a box of the square's area for every size.
-        spread: non-maximum suppression: two anchors are more than this many patches apart in a row or a column; 0 is off.
-        mask: ``[H, W]``, 0.5 and more means inside. Anchors stand on patches of which at least half is allowed, a box is the
-            tight frame of its allowed pixels, and nothing else is changed.
+        spread: non-maximum suppression: two anchors are more than this many patches apart in a row or a column; 0 is
+            off.
+        mask: ``[H, W]``, 0.5 and more means inside. Anchors stand on patches of which at least half is allowed, a box
+            is the tight frame of its allowed pixels, and nothing else is changed.
         mask_use: "restrict" edits to the mask, or "exclude" it.
 
     Raises:
-        EditingError: no sizes, one below 1 pixel, more anchors than patches, attention that is flat or not a number, a mask
-            of another size, or nothing left by the mask.
+        EditingError: no sizes, one below 1 pixel, more anchors than patches, attention that is flat or not a number, a
+            mask of another size, or nothing left by the mask.
     """
     height, width = image_size
     sides = box_sides(sizes, aspects, image_size)
@@ -165,7 +170,8 @@ def propose(
 
 
 def box_sides(sizes: Sequence[float], aspects: Sequence[float], image_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """``(width, height)`` in pixels for every size and aspect ratio, sizes first (see :func:`propose`), before clipping.
+    """``(width, height)`` in pixels for every size and aspect ratio, sizes first (see :func:`propose`), before
+    clipping.
 
     Raises:
         EditingError: none, too many, or one that is no positive number or below one pixel.
@@ -180,7 +186,8 @@ def box_sides(sizes: Sequence[float], aspects: Sequence[float], image_size: tupl
         )
     if any(not (math.isfinite(value) and value > 0) for value in (*sizes, *aspects)):
         raise EditingError(
-            "A box size or aspect ratio is not a positive number; write sizes such as 0.3, 0.5 (fractions) or 96 (pixels)."
+            "A box size or aspect ratio is not a positive number; write sizes such as 0.3, 0.5 (fractions) or 96 "
+            "(pixels)."
         )
     made = []
     for size in sizes:
@@ -198,14 +205,16 @@ def _allowed(mask: Tensor | None, use: MaskUse, image_size: tuple[int, int]) -> 
         return torch.ones(image_size, dtype=torch.bool)
     if tuple(mask.shape) != tuple(image_size):
         raise EditingError(
-            f"The mask is {list(mask.shape)} and the image {list(image_size)} (height, width); give a mask of the image's size."
+            f"The mask is {list(mask.shape)} and the image {list(image_size)} (height, width); give a mask of the "
+            "image's size."
         )
     inside = mask.detach().cpu() >= 0.5
     return inside if use == "restrict" else ~inside
 
 
 def _peaks(saliency: Tensor, open_patches: Tensor, count: int, spread: int) -> list[tuple[int, int, float]]:
-    """The ``count`` highest open patches, ties in reading order, none within ``spread`` of a better one (if above 0)."""
+    """The ``count`` highest open patches, ties in reading order, none within ``spread`` of a better one (if above
+    0)."""
     columns = saliency.shape[1]
     found: list[tuple[int, int, float]] = []
     for index in saliency.flatten().argsort(descending=True, stable=True).tolist():

@@ -11,8 +11,8 @@ from .proposals import Box, tight
 from .rewards import Verdict
 from .table import RewardTable
 
-#: Who is first: the best by score of each anchor's box of lowest loss (the paper), of every rendered box, or by score and by how
-#: tightly the box frames the edit, see :func:`preferences`.
+#: Who is first: the best by score of each anchor's box of lowest loss (the paper), of every rendered box, or by score
+#: and by how tightly the box frames the edit, see :func:`preferences`.
 Choice = Literal["anchors", "all", "tightest"]
 
 
@@ -56,11 +56,12 @@ def preferences(
 ) -> dict[Box, float]:
     """How much each box is preferred by "tightest", higher is better. Ours: CLIP hardly sees small things.
 
-    Where it is known where the text pulls: the box's share of the best box's gain over the unedited image, plus its tightness (see
-    :meth:`~.proposals.Proposals.tightness`), plus :data:`AIM` times the aim of its render of ``quality`` (see
-    :meth:`~.table.RewardTable.aim`). A box that was moved (``table.refined``) is as much better than the one it came from as this sum
-    says with :data:`FRAMING` times the tightness. Else, and where nothing gains, the tightest (the smallest, which changes
-    least) of the boxes whose score is within :data:`TOLERANCE` of the best comes first, and then the others by score.
+    Where it is known where the text pulls: the box's share of the best box's gain over the unedited image, plus its
+    tightness (see :meth:`~.proposals.Proposals.tightness`), plus :data:`AIM` times the aim of its render of ``quality``
+    (see :meth:`~.table.RewardTable.aim`). A box that was moved (``table.refined``) is as much better than the one it
+    came from as this sum says with :data:`FRAMING` times the tightness. Else, and where nothing gains, the tightest
+    (the smallest, which changes least) of the boxes whose score is within :data:`TOLERANCE` of the best comes first,
+    and then the others by score.
 
     Args:
         scores: S of Eq. 7.
@@ -82,8 +83,8 @@ def preferences(
 
 
 def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
-    """Every fully rendered box, the best first: by score S (Eq. 7), with ``choice`` "anchors" each anchor's box of lowest loss first, with
-    "tightest" by :func:`preferences`.
+    """Every fully rendered box, the best first: by score S (Eq. 7), with ``choice`` "anchors" each anchor's box of
+    lowest loss first, with "tightest" by :func:`preferences`.
 
     Where nothing was fully rendered (a run that was stopped early), the screened boxes; empty where there are none.
     """
@@ -117,7 +118,8 @@ def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
     return sorted(candidates, key=order)
 
 
-# Parts of the shorter side of the image by which one side of the box moves, one move after another; found on the demo model.
+# Parts of the shorter side of the image by which one side of the box moves, one move after another; found on the demo
+# model.
 MOVES = (1 / 16, 1 / 32, 1 / 32)
 
 
@@ -170,7 +172,8 @@ def refine(table: RewardTable, look: Look) -> Box | None:
 
 
 def _moves(table: RewardTable, box: Box, share: float) -> Iterator[Box]:
-    """``box`` with one side moved by ``share`` of the image's shorter side, within the image, tight around what may change."""
+    """``box`` with one side moved by ``share`` of the image's shorter side, within the image, tight around what may
+    change."""
     height, width = table.proposals.image_size
     short = min(height, width)
     step, least = max(1, round(share * short)), max(1, round(LEAST * short))

@@ -40,7 +40,8 @@ class Verdict:
     Attributes:
         clip: L_Clip, cosine distance of edited image and target text (Eq. 4), 0..2.
         direction: L_Dir, cosine distance of the change in the image and the change in the text (Eq. 6), 0..2.
-        structure: L_Str, root mean square difference of the token similarities (Eq. 5 divided by the number of tokens), 0..2.
+        structure: L_Str, root mean square difference of the token similarities (Eq. 5 divided by the number of tokens),
+            0..2.
         text_similarity, image_similarity: S_t2i and S_i2i, cosines.
     """
 
@@ -107,7 +108,8 @@ class ClipJudge:
         self.identity = content_hash(scorer.identity, image, source_text, target_text, f"{crops} {seed}")
 
     def terms(self, edited: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``(L_Clip, L_Dir, L_Str)`` of ``edited [1, 3, H, W]`` in 0..1, as in :class:`Verdict`, differentiable scalars.
+        """``(L_Clip, L_Dir, L_Str)`` of ``edited [1, 3, H, W]`` in 0..1, as in :class:`Verdict`, differentiable
+        scalars.
 
         Raises:
             EditingError: another size than the source image's, or not a number.
@@ -131,7 +133,8 @@ class ClipJudge:
         """The three losses, and the features ``[P]`` of the whole image."""
         if tuple(edited.shape[-2:]) != self.size:
             raise EditingError(
-                f"The edited image is {list(edited.shape[-2:])} and the source {list(self.size)}; edit at the image's size."
+                f"The edited image is {list(edited.shape[-2:])} and the source {list(self.size)}; edit at the "
+                "image's size."
             )
         features, similarity = self.scorer.embed_images(self._views(edited))
         towards = functional.cosine_similarity(features, self.target[None])

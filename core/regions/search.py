@@ -1,6 +1,7 @@
 """Finding where an edit belongs in one image, or training one network on several: all parts of the method put together.
 
-Vision features give anchors and boxes, an editor renders them, CLIP judges the renders, a strategy decides what to render next.
+Vision features give anchors and boxes, an editor renders them, CLIP judges the renders, a strategy decides what to
+render next.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from .table import RewardTable
 
 #: Makes an editor ready for an image ``[1, 3, H, W]`` in 0..1; the function is told of every step of its renders.
 OpenEditor = Callable[[Tensor, Callable[[Progress], None]], AbstractContextManager[Editor]]
-#: Told of the boxes looked at, of how many they will be at most, and of the last render ``[1, 3, H, W]`` if it is a new one. What
-#: it raises ends the search.
+#: Told of the boxes looked at, of how many they will be at most, and of the last render ``[1, 3, H, W]`` if it is a new
+#: one. What it raises ends the search.
 Watch = Callable[[int, int, "Tensor | None"], None]
 
 
@@ -61,8 +62,8 @@ class SearchSettings:
         crops: see :class:`~.rewards.ClipJudge`.
         learning: the strategy; its seed is that of the renders, the crops and a new network too.
         changes: in the search of one image, further anchors where the text pulls most, see
-            :func:`~.changes.with_changes`. None with an editor that cannot tell (see :class:`~.editors.Locating`), nor with the
-            strategy "policy": a trained network knows attended places.
+            :func:`~.changes.with_changes`. None with an editor that cannot tell (see :class:`~.editors.Locating`), nor
+            with the strategy "policy": a trained network knows attended places.
     """
 
     anchors: int = DEFAULT_ANCHORS
@@ -81,7 +82,8 @@ class SearchSettings:
 
 
 class RegionSearch:
-    """A search of one image, or the training of a network on several. An exception from ``watch`` can end it at any point.
+    """A search of one image, or the training of a network on several. An exception from ``watch`` can end it at any
+    point.
 
     Args:
         examples: images with their texts.
@@ -100,20 +102,28 @@ class RegionSearch:
         last_render: the last new render ``[1, 3, H, W]``, until ``watch`` is told of it.
 
     Raises:
-        EditingError: no image; texts that are empty or mean the same; whatever the parts refuse; strategy "policy" without a network.
+        EditingError: no image; texts that are empty or mean the same; whatever the parts refuse; strategy "policy"
+            without a network.
     """
 
     def __init__(
-        self, examples: Sequence[Example], features: VisionFeatures, scorer: ClipScorer, open_editor: OpenEditor,
-        settings: SearchSettings | None = None, network: RegionNetwork | None = None, cache: RenderCache | None = None,
+        self,
+        examples: Sequence[Example],
+        features: VisionFeatures,
+        scorer: ClipScorer,
+        open_editor: OpenEditor,
+        settings: SearchSettings | None = None,
+        network: RegionNetwork | None = None,
+        cache: RenderCache | None = None,
         watch: Watch | None = None,
-    ):  # fmt: skip
+    ):
         self.settings = settings or SearchSettings()
         if not examples:
             raise EditingError("There is no image to search; give at least one.")
         if network is None and self.settings.learning.strategy == "policy":
             raise EditingError(
-                "The strategy policy asks a trained region network, and none is given; give one or use another strategy."
+                "The strategy policy asks a trained region network, and none is given; give one or use another "
+                "strategy."
             )
         for example in examples:
             check_texts([example.source_text, example.target_text])
@@ -199,9 +209,15 @@ class RegionSearch:
         settings, seed = self.settings, self.settings.learning.seed
         view = features(example.image)
         proposals = propose(
-            view.attention[0], view.image_size, settings.anchors, settings.sizes, settings.aspects,
-            spread=settings.spread, mask=example.mask, mask_use=settings.mask_use,
-        )  # fmt: skip
+            view.attention[0],
+            view.image_size,
+            settings.anchors,
+            settings.sizes,
+            settings.aspects,
+            spread=settings.spread,
+            mask=example.mask,
+            mask_use=settings.mask_use,
+        )
         judge = ClipJudge(
             scorer, example.image, example.source_text, example.target_text, crops=settings.crops, seed=seed
         )

@@ -25,7 +25,8 @@ class LearningSettings:
         share: "halving": at most this part of the evaluations that "exact" takes, see :func:`~.halving.halving_plan`.
         rungs, keep: "halving": rounds of screening at most, and the part of the boxes (the best) that survives each.
         choice: who may be best, see :func:`~.ranking.rank`.
-        refine: with the choice "tightest", whether the sides of the best box are moved in the end, see :func:`~.refine.refine`.
+        refine: with the choice "tightest", whether the sides of the best box are moved in the end, see
+            :func:`~.refine.refine`.
         seed: of the policy's draws.
     """
 

@@ -1,7 +1,8 @@
-"""Gradients through the mask itself (section 3.1 as it was meant): a differentiable guess of the edit is blended in by a soft mask.
+"""Gradients through the mask itself (section 3.1 as it was meant): a differentiable guess of the edit is blended in by
+a soft mask.
 
-The guess is one prediction of the clean image under the target text. A plain model's does not depend on the mask, so a single
-one serves every box and every step, and after it learning costs only CLIP.
+The guess is one prediction of the clean image under the target text. A plain model's does not depend on the mask, so a
+single one serves every box and every step, and after it learning costs only CLIP.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def one_step_guess(
     level: float = 0.6,
     seed: int = 0,
 ) -> Tensor:
-    """What a scaled latent ``[1, C, h, w]`` would become, from one guided prediction at one noise level; 2 u, 1 at cfg 1.
+    """What a scaled latent ``[1, C, h, w]`` would become, from one guided prediction at one noise level; 2 u, 1 at cfg
+    1.
 
     Args:
         cond, uncond: of the target text, and the negative one (needed unless cfg is 1).

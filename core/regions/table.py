@@ -19,7 +19,8 @@ from .rewards import Judge, LossWeights, Verdict
 
 @dataclass
 class RenderCount:
-    """Renders done by quality, how often the cache had one or its verdict, and the network sample-evaluations (u) of those done."""
+    """Renders done by quality, how often the cache had one or its verdict, and the network sample-evaluations (u) of
+    those done."""
 
     screen: int = 0
     full: int = 0
@@ -30,9 +31,9 @@ class RenderCount:
 class RewardTable:
     """Renders boxes of one image with one editor, judges them, and remembers.
 
-    A render is kept by what decides it (image, mask, editor, quality, seed), so equal boxes of different anchors, reruns and
-    other loss weights cost nothing; its verdict is kept by the judge's identity too. Every box is rendered with the same
-    noise, which takes that chance out of comparisons.
+    A render is kept by what decides it (image, mask, editor, quality, seed), so equal boxes of different anchors,
+    reruns and other loss weights cost nothing; its verdict is kept by the judge's identity too. Every box is rendered
+    with the same noise, which takes that chance out of comparisons.
 
     Args:
         image: ``[1, 3, H, W]`` in 0..1.
@@ -51,9 +52,15 @@ class RewardTable:
     """
 
     def __init__(
-        self, image: Tensor, proposals: Proposals, editor: Editor, judge: Judge, weights: LossWeights | None = None, seed: int = 0,
+        self,
+        image: Tensor,
+        proposals: Proposals,
+        editor: Editor,
+        judge: Judge,
+        weights: LossWeights | None = None,
+        seed: int = 0,
         cache: RenderCache | None = None,
-    ):  # fmt: skip
+    ):
         if image.ndim != 4 or tuple(image.shape) != (1, 3, *proposals.image_size):
             raise EditingError(
                 f"The image has shape {list(image.shape)}; give one RGB image of {list(proposals.image_size)} pixels."
@@ -107,7 +114,8 @@ class RewardTable:
         )
         if edited.shape != self.image.shape:
             raise EditingError(
-                f"The editor made an image of shape {list(edited.shape)} from {list(self.image.shape)}; it must keep the size."
+                f"The editor made an image of shape {list(edited.shape)} from {list(self.image.shape)}; it must keep "
+                "the size."
             )
         check_finite(edited, "The edited image")
         setattr(self.count, quality, getattr(self.count, quality) + 1)
@@ -116,8 +124,9 @@ class RewardTable:
         return edited
 
     def aim(self, box: Box, quality: Quality = "full") -> float:
-        """How much of what the edit of ``box`` changed lies where the text pulls: the mean pull, as a share of the strongest, over the
-        changed pixels weighted by their change. 0 where the pull is not known, where the box was not judged, or without a change.
+        """How much of what the edit of ``box`` changed lies where the text pulls: the mean pull, as a share of the
+        strongest, over the changed pixels weighted by their change. 0 where the pull is not known, where the box was
+        not judged, or without a change.
         """
         pull = self.proposals.change
         if pull is None or self.known(box, quality) is None:
@@ -146,8 +155,8 @@ class RewardTable:
     def losses(self) -> Tensor:
         """What is known of l(k, j), ``[K, M]``, NaN where nothing is.
 
-        A box with a full render has that one's loss. A box that was only screened has the mean of its screening losses plus
-        the mean difference of full and screening loss over the boxes that have both.
+        A box with a full render has that one's loss. A box that was only screened has the mean of its screening losses
+        plus the mean difference of full and screening loss over the boxes that have both.
         """
         screened: dict[Box, list[float]] = {}
         full: dict[Box, float] = {}

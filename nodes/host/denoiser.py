@@ -68,7 +68,7 @@ def _unpatched(model: Any, key: str, weight: Tensor) -> Tensor:
 
 
 class ComfyDenoiser:
-    """``core.denoiser.Denoiser`` on a loaded MODEL. ``cond`` is an entry of :attr:`Session.conds`.
+    """``core.denoiser.Denoiser`` on a loaded MODEL. ``cond`` is an entry of :attr:`~.session.Session.conds`.
 
     Args:
         base: the loaded ``BaseModel``.

@@ -23,9 +23,10 @@ class RegionEditor:
     """What an editor node hands over: the models stay unloaded until a search opens the editor for its image.
 
     Attributes:
-        open: ``(image [1, 3, H, W] in 0..1, progress) -> context manager of an Editor``. ``progress`` is told after every
-            step of every render; it and the host's Cancel may raise. Renders are normal tensors without gradients, whatever
-            the caller's mode. After the ``with`` block nothing stays loaded or patched on the editor's account.
+        open: ``(image [1, 3, H, W] in 0..1, progress) -> context manager of an Editor``. ``progress`` is told after
+            every step of every render; it and the host's Cancel may raise. Renders are normal tensors without
+            gradients, whatever the caller's mode. After the ``with`` block nothing stays loaded or patched on the
+            editor's account.
         title: one line for the report.
     """
 
@@ -38,10 +39,16 @@ TOKEN_MODELS, TOKEN_MARK = "diffusers", "model_index.json"
 
 
 def steps_inputs(steps: int, screening: int, unit: str, none: str = "") -> list[Any]:
-    """Steps of full renders and of renders that only rank; ``none`` says what 0 of the latter means, where they may be 0."""
+    """Steps of full renders and of renders that only rank; ``none`` says what 0 of the latter means, where they may be
+    0."""
     return [
         widget(
-            io.Int, "steps", default=steps, min=1, max=999, tooltip=f"{unit} of a full render, which is shown. More is finer and slower."
+            io.Int,
+            "steps",
+            default=steps,
+            min=1,
+            max=999,
+            tooltip=f"{unit} of a full render, which is shown. More is finer and slower.",
         ),
         widget(
             io.Int,
@@ -49,9 +56,10 @@ def steps_inputs(steps: int, screening: int, unit: str, none: str = "") -> list[
             default=screening,
             min=0 if none else 1,
             max=999,
-            tooltip=f"{unit} of a quick render that only ranks boxes (strategy halving). {none or 'A tenth of steps is good.'}",
+            tooltip=f"{unit} of a quick render that only ranks boxes (strategy halving). "
+            f"{none or 'A tenth of steps is good.'}",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def context_input() -> Any:
@@ -63,7 +71,8 @@ def context_input() -> Any:
         min=0.0,
         max=100.0,
         step=0.05,
-        tooltip="What the model sees around a box, as a share of its longer side, on every side. 0: the box alone; 0.5 is usual; "
+        tooltip="What the model sees around a box, as a share of its longer side, on every side. 0: the box alone; "
+        "0.5 is usual; "
         "100: always the whole image.",
     )
 
@@ -77,7 +86,8 @@ def working_size_input() -> Any:
         min=0,
         max=4096,
         step=8,
-        tooltip="Pixels to which the side of what is cut out is resized for the model: 512 for SD 1.x, 1024 for SDXL, 128 for the demo. "
+        tooltip="Pixels to which the side of what is cut out is resized for the model: 512 for SD 1.x, 1024 for "
+        "SDXL, 128 for the demo. "
         "0: as it is in the image.",
     )
 
@@ -90,7 +100,8 @@ def feather_input() -> Any:
         default=4,
         min=0,
         max=256,
-        tooltip="Pixels over which the edit fades in, inside the box, at most an eighth of its side. 0 is a hard edge. Outside the box "
+        tooltip="Pixels over which the edit fades in, inside the box, at most an eighth of its side. 0 is a hard "
+        "edge. Outside the box "
         "every pixel stays exactly.",
     )
 
@@ -112,7 +123,8 @@ class RegionInpaintEditor(io.ComfyNode):
             node_id="SemEdit_RegionInpaintEditor",
             display_name="Region Inpaint Editor",
             category=CATEGORY,
-            description="Tells Region Box Generator to fill boxes by inpainting: each is cut out with some context, painted at the model's "
+            description="Tells Region Box Generator to fill boxes by inpainting: each is cut out with some context, "
+            "painted at the model's "
             "size and pasted back. Plain models and true inpainting models (SD 1.5, SDXL inpaint) work.",
             search_aliases=["inpaint", "crop and stitch", "box editor", "learnable regions"],
             inputs=[
@@ -125,7 +137,8 @@ class RegionInpaintEditor(io.ComfyNode):
                 widget(
                     io.Conditioning,
                     "positive",
-                    tooltip="What the box should show, from CLIP Text Encode. Areas and ControlNets in it go by the crop.",
+                    tooltip="What the box should show, from CLIP Text Encode. Areas and ControlNets in it go by the "
+                    "crop.",
                 ),
                 widget(
                     io.Conditioning,
@@ -134,7 +147,8 @@ class RegionInpaintEditor(io.ComfyNode):
                 ),
                 *steps_inputs(20, 2, "Steps"),
                 cfg_input(
-                    "How strongly the prompt pulls. 1 is no extra pull; 3 to 8 is usual; higher follows the prompt more closely."
+                    "How strongly the prompt pulls. 1 is no extra pull; 3 to 8 is usual; higher follows the prompt "
+                    "more closely."
                 ),
                 widget(
                     io.Float,
@@ -143,7 +157,8 @@ class RegionInpaintEditor(io.ComfyNode):
                     min=0.05,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the steps taken. 1 paints anew; below it the paint starts from what is in the box and changes less.",
+                    tooltip="Share of the steps taken. 1 paints anew; below it the paint starts from what is in the "
+                    "box and changes less.",
                 ),
                 context_input(),
                 working_size_input(),
@@ -196,8 +211,10 @@ class RegionInversionEditor(io.ComfyNode):
             node_id="SemEdit_RegionInversionEditor",
             display_name="Region Inversion Editor",
             category=CATEGORY,
-            description="Tells Region Box Generator to edit boxes by the pack's own sampler: the image is inverted once, and inside a box "
-            "the target prompt takes over while cross-attention guidance keeps the layout. For colours, materials, looks.",
+            description="Tells Region Box Generator to edit boxes by the pack's own sampler: the image is inverted "
+            "once, and inside a box "
+            "the target prompt takes over while cross-attention guidance keeps the layout. For colours, materials, "
+            "looks.",
             search_aliases=["pix2pix-zero", "inversion edit", "box editor", "learnable regions"],
             inputs=[
                 widget(
@@ -221,7 +238,8 @@ class RegionInversionEditor(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How strongly the layout is kept, in full renders. 0 is off and several times quicker; 0.05 to 0.3 is usual.",
+                    tooltip="How strongly the layout is kept, in full renders. 0 is off and several times quicker; "
+                    "0.05 to 0.3 is usual.",
                 ),
                 working_size_input(),
                 feather_input(),
@@ -235,7 +253,8 @@ class RegionInversionEditor(io.ComfyNode):
                     InversionType,
                     "inversion",
                     optional=True,
-                    tooltip="The image's inversion at the working size, from SPDInv Inversion; steps are then its own. Unwired: it is "
+                    tooltip="The image's inversion at the working size, from SPDInv Inversion; steps are then its "
+                    "own. Unwired: it is "
                     "made here.",
                 ),
             ],
@@ -258,7 +277,8 @@ class RegionInversionEditor(io.ComfyNode):
         negative: Any = None,
         inversion: Inversion | None = None,
     ) -> Any:
-        """Keep what is wired; EditingError for a model, VAE or inversion that cannot be used so, or values out of range."""
+        """Keep what is wired; EditingError for a model, VAE or inversion that cannot be used so, or values out of
+        range."""
         opener = inversion_opener(
             model,
             vae,
@@ -289,7 +309,8 @@ class RegionTokenEditor(io.ComfyNode):
             node_id="SemEdit_RegionTokenEditor",
             display_name="Region Token Editor",
             category=CATEGORY,
-            description="Tells Region Box Generator to fill boxes with aMUSEd, a masked token transformer (the paper's second engine): few "
+            description="Tells Region Box Generator to fill boxes with aMUSEd, a masked token transformer (the "
+            "paper's second engine): few "
             "steps, whole boxes only. Put its diffusers folder (amused-256 or amused-512) into models/diffusers.",
             search_aliases=["amused", "maskgit", "muse", "masked transformer", "box editor", "learnable regions"],
             inputs=[
@@ -297,20 +318,34 @@ class RegionTokenEditor(io.ComfyNode):
                     io.Combo,
                     "token_model",
                     options=list_models(TOKEN_MODELS, TOKEN_MARK),
-                    tooltip="The folder of an aMUSEd model in ComfyUI's models/diffusers folder; press R after adding one.",
+                    tooltip="The folder of an aMUSEd model in ComfyUI's models/diffusers folder; press R after "
+                    "adding one.",
                 ),
-                widget(io.String, "text", default="", multiline=True, tooltip="What the box should show, as a caption."),
-                widget(io.String, "negative_text", default="", multiline=True, tooltip="What to steer away from; empty is usual."),
+                widget(
+                    io.String, "text", default="", multiline=True, tooltip="What the box should show, as a caption."
+                ),
+                widget(
+                    io.String,
+                    "negative_text",
+                    default="",
+                    multiline=True,
+                    tooltip="What to steer away from; empty is usual.",
+                ),
                 *steps_inputs(12, 2, "Rounds"),
                 widget(
-                    io.Float, "cfg", default=10.0, min=1.0, max=100.0, step=0.1,
+                    io.Float,
+                    "cfg",
+                    default=10.0,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
                     tooltip="How strongly the text pulls. 1 is off and costs half; 10 is the model's usual.",
                 ),
                 context_input(),
                 feather_input(),
             ],
             outputs=[editor_output()],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(

@@ -57,7 +57,8 @@ class RegionBoxGenerator(io.ComfyNode):
             node_id="SemEdit_RegionBoxGenerator",
             display_name="Region Box Generator",
             category=CATEGORY,
-            description="Finds where an edit belongs, without a drawn mask: tries boxes around what the image shows, and ranks the edits "
+            description="Finds where an edit belongs, without a drawn mask: tries boxes around what the image shows, "
+                        "and ranks the edits "
             "by CLIP. Gives the best box as MASK for any inpainting nodes, and the edited image.",
             search_aliases=[
                 "learnable regions",
@@ -83,7 +84,8 @@ class RegionBoxGenerator(io.ComfyNode):
                 strategy_input("halving", STRATEGIES),
                 budget_input(),
                 seed_input(
-                    "Of the noise in all renders and of the search. Fix it to go on with a search: another seed renders anew."
+                    "Of the noise in all renders and of the search. Fix it to go on with a search: another seed "
+                    "renders anew."
                 ),
                 *advanced_box_inputs(),
                 widget(
@@ -101,10 +103,13 @@ class RegionBoxGenerator(io.ComfyNode):
                     options=list(WINNERS),
                     default=TIGHTEST,
                     advanced=True,
-                    tooltip="Who may be first. Best of each anchor: the box of lowest loss of each place, as in the paper. All: every "
+                    tooltip="Who may be first. Best of each anchor: the box of lowest loss of each place, as in the "
+                            "paper. All: every "
                     "rendered box, by score alone. Tightest of the best: where it is known where the text acts "
-                    "(Region Inversion Editor), a box's share of the best gain in score, how well it frames that place and how much of "
-                    "what it changed lies there decide; else the smallest of those that score about as well as the best.",
+                    "(Region Inversion Editor), a box's share of the best gain in score, how well it frames that "
+                    "place and how much of "
+                    "what it changed lies there decide; else the smallest of those that score about as well as the "
+                    "best.",
                 ),
                 *judging_inputs(),
                 widget(
@@ -113,7 +118,8 @@ class RegionBoxGenerator(io.ComfyNode):
                     options=["restrict", "exclude"],
                     default="restrict",
                     advanced=True,
-                    tooltip="What a wired mask means. Restrict: edits stay inside it (white). Exclude: they stay out of it.",
+                    tooltip="What a wired mask means. Restrict: edits stay inside it (white). Exclude: they stay out "
+                            "of it.",
                 ),
                 widget(
                     io.Int,
@@ -131,7 +137,8 @@ class RegionBoxGenerator(io.ComfyNode):
                     default=DEFAULT_CHANGES,
                     min=0,
                     max=64,
-                    tooltip="Places to try besides: where the target text pulls at the image most, with boxes that frame them. "
+                    tooltip="Places to try besides: where the target text pulls at the image most, with boxes that "
+                            "frame them. "
                     "Only Region Inversion Editor can tell; others pay nothing. Off with strategy policy.",
                 ),
                 widget(
@@ -139,8 +146,10 @@ class RegionBoxGenerator(io.ComfyNode):
                     "refine",
                     default=True,
                     advanced=True,
-                    tooltip="In the end move the sides of the best box while that makes it better, for one more render. Only with "
-                    "Region Inversion Editor (screening_steps 0), change_anchors and the winner tightest of the best; others pay nothing.",
+                    tooltip="In the end move the sides of the best box while that makes it better, for one more "
+                            "render. Only with "
+                    "Region Inversion Editor (screening_steps 0), change_anchors and the winner tightest of the "
+                    "best; others pay nothing.",
                 ),
                 widget(
                     io.Mask,
@@ -152,7 +161,8 @@ class RegionBoxGenerator(io.ComfyNode):
                     RegionNetworkType,
                     "region_network",
                     optional=True,
-                    tooltip="A trained network to start from, and to choose by with strategy policy. It is not changed.",
+                    tooltip="A trained network to start from, and to choose by with strategy policy. It is not "
+                            "changed.",
                 ),
             ],
             outputs=[
@@ -182,7 +192,8 @@ class RegionBoxGenerator(io.ComfyNode):
                 io.String.Output(
                     "scores",
                     display_name="scores",
-                    tooltip="A table: rank, box, score S = 2 S_t2i + S_i2i with its parts, loss with its parts. A star marks the best box "
+                    tooltip="A table: rank, box, score S = 2 S_t2i + S_i2i with its parts, loss with its parts. A "
+                            "star marks the best box "
                     "of a place.",
                 ),
                 io.Image.Output(
@@ -291,15 +302,24 @@ class RegionBoxGenerator(io.ComfyNode):
         """The node's outputs and what it shows."""
         found, table = search.candidates(), search.tables[0]
         best = found[0]
-        first = f"best box: {best.box.width} x {best.box.height} pixels at ({best.box.x}, {best.box.y}), score {best.score:.3f}"
+        first = f"best box: {best.box.width} x {best.box.height} pixels at ({best.box.x}, {best.box.y}), score "
+                f"{best.score:.3f}"
         report = "\n".join(filter(None, [first, search_report(search), policy_report(search), *remarks]))
         edits = torch.cat([search.edited(candidate) for candidate in (found[:most] if most else found)]).movedim(1, -1)
         picture = region_picture(table.image, search.views[0].attention[0], table.proposals, found, BEST)[None]
         boxes = [list(candidate.box) for candidate in found]
         return io.NodeOutput(
-            search.mask(best), boxes, boxes_json(found, table.proposals.image_size), edits[:1], edits, score_table(found), picture,
-            search.network, report, ui=shown(report, picture, cls),
-        )  # fmt: skip
+            search.mask(best),
+            boxes,
+            boxes_json(found, table.proposals.image_size),
+            edits[:1],
+            edits,
+            score_table(found),
+            picture,
+            search.network,
+            report,
+            ui=shown(report, picture, cls),
+        )
 
 
 NODES = [RegionBoxGenerator]

@@ -1,8 +1,8 @@
 """The core's box editors on the host's MODEL and VAE.
 
-A render is what a graph of VAE Encode, a sampler and VAE Decode would do, so loading, LoRA, ControlNet and lack of memory
-are the host's business; models stay loaded between renders as they do between nodes. The core's editors stay as they are:
-they are handed the VAE as two functions and the sampling as a third.
+A render is what a graph of VAE Encode, a sampler and VAE Decode would do, so loading, LoRA, ControlNet and lack of
+memory are the host's business; models stay loaded between renders as they do between nodes. The core's editors stay as
+they are: they are handed the VAE as two functions and the sampling as a third.
 """
 
 from __future__ import annotations
@@ -70,9 +70,21 @@ def inpaint_opener(
 
     def make(callback: Callback | None = None) -> Editor:
         return InpaintEditor(
-            parts.between_runs, parts.encode, parts.decode, positive, negative, cfg, steps, screen_steps, strength,
-            framing, parts.label, callback, parts.sampling(), show_known,
-        )  # fmt: skip
+            parts.between_runs,
+            parts.encode,
+            parts.decode,
+            positive,
+            negative,
+            cfg,
+            steps,
+            screen_steps,
+            strength,
+            framing,
+            parts.label,
+            callback,
+            parts.sampling(),
+            show_known,
+        )
 
     return _opener(make)
 
@@ -120,10 +132,25 @@ def inversion_opener(
     def make(callback: Callback | None = None) -> Editor:
         # Always with gradients: the guidance takes them, and inversions where iterations alone do not converge.
         return InversionEditor(
-            parts.between_runs, parts.encode, parts.decode, source, target, negative, cfg, guidance, steps=steps,
-            screen_steps=screen_steps, solver=solver, given=given, multiple=parts.multiple, working_size=working_size or None,
-            feather=feather, label=parts.label, callback=callback, sampling=parts.sampling(gradients=True),
-        )  # fmt: skip
+            parts.between_runs,
+            parts.encode,
+            parts.decode,
+            source,
+            target,
+            negative,
+            cfg,
+            guidance,
+            steps=steps,
+            screen_steps=screen_steps,
+            solver=solver,
+            given=given,
+            multiple=parts.multiple,
+            working_size=working_size or None,
+            feather=feather,
+            label=parts.label,
+            callback=callback,
+            sampling=parts.sampling(gradients=True),
+        )
 
     return _opener(make)
 

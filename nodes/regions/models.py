@@ -56,7 +56,8 @@ class LoadVisionFeatures(io.ComfyNode):
             node_id="SemEdit_LoadVisionFeatures",
             display_name="Load Vision Features",
             category=CATEGORY,
-            description="Loads a vision transformer whose attention shows where the objects of an image are: DINO, DINOv2 (with or without "
+            description="Loads a vision transformer whose attention shows where the objects of an image are: DINO, "
+            "DINOv2 (with or without "
             "registers), any plain ViT, the image side of a CLIP, or the demo model's.",
             search_aliases=["dino", "dinov2", "vit loader", "attention map", "learnable regions"],
             inputs=[
@@ -70,7 +71,8 @@ class LoadVisionFeatures(io.ComfyNode):
                     min=0,
                     max=64,
                     advanced=True,
-                    tooltip="Attention heads of a safetensors file, which does not say. 0: one for every 64 channels, right for all "
+                    tooltip="Attention heads of a safetensors file, which does not say. 0: one for every 64 "
+                    "channels, right for all "
                     "published DINO models. Folders know their own.",
                 ),
             ],
@@ -117,7 +119,8 @@ class LoadCLIPScorer(io.ComfyNode):
             node_id="SemEdit_LoadCLIPScorer",
             display_name="Load CLIP Scorer",
             category=CATEGORY,
-            description="Loads a whole CLIP, image and text side, that judges how well an edited image fits the target text and keeps the "
+            description="Loads a whole CLIP, image and text side, that judges how well an edited image fits the "
+            "target text and keeps the "
             "source: a transformers CLIPModel folder, an OpenCLIP file, or the demo model's.",
             search_aliases=["clip score", "openclip", "clip similarity", "reward model", "learnable regions"],
             inputs=[
@@ -127,7 +130,8 @@ class LoadCLIPScorer(io.ComfyNode):
                     "architecture",
                     default="ViT-B-16",
                     advanced=True,
-                    tooltip="Of an OpenCLIP file: its architecture by OpenCLIP's name, e.g. ViT-B-16 or ViT-L-14; OpenAI's own weights "
+                    tooltip="Of an OpenCLIP file: its architecture by OpenCLIP's name, e.g. ViT-B-16 or ViT-L-14; "
+                    "OpenAI's own weights "
                     "need the name that ends in -quickgelu. Folders know their own.",
                 ),
             ],
@@ -169,7 +173,8 @@ class SaveRegionNetwork(io.ComfyNode):
             node_id="SemEdit_SaveRegionNetwork",
             display_name="Save Region Network",
             category=CATEGORY,
-            description="Saves a trained region network as a safetensors file in ComfyUI's models/region_networks folder, to choose boxes "
+            description="Saves a trained region network as a safetensors file in ComfyUI's models/region_networks "
+            "folder, to choose boxes "
             "of new images without searching.",
             search_aliases=["store region network", "export region network", "learnable regions"],
             inputs=[
@@ -201,7 +206,8 @@ class LoadRegionNetwork(io.ComfyNode):
             node_id="SemEdit_LoadRegionNetwork",
             display_name="Load Region Network",
             category=CATEGORY,
-            description="Loads a region network saved by Save Region Network. It fits the vision model and the number of box sizes that it "
+            description="Loads a region network saved by Save Region Network. It fits the vision model and the "
+            "number of box sizes that it "
             "was trained with.",
             search_aliases=["open region network", "import region network", "learnable regions"],
             inputs=[file_input("network_file", NETWORKS)],

@@ -1,4 +1,5 @@
-"""What Region Box Generator and Region Network Trainer share: inputs, the settings that their values are, and stopping."""
+"""What Region Box Generator and Region Network Trainer share: inputs, the settings that their values are, and
+stopping."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def model_inputs() -> list[Any]:
         widget(
             RegionEditorType,
             "region_editor",
-            tooltip="Paints inside a box, from Region Inpaint Editor, Region Inversion Editor or Region Token Editor. Its prompt should "
+            tooltip="Paints inside a box, from Region Inpaint Editor, Region Inversion Editor or Region Token "
+            "Editor. Its prompt should "
             "say what the target text says.",
         ),
     ]
@@ -57,14 +59,16 @@ def box_inputs() -> list[Any]:
             default=3,
             min=1,
             max=64,
-            tooltip="Places to try: the patches that the vision model attends to most. The released code uses 9 side by side; with spread, "
+            tooltip="Places to try: the patches that the vision model attends to most. The released code uses 9 side "
+            "by side; with spread, "
             "3 already cover the objects at a third of the cost.",
         ),
         widget(
             io.String,
             "sizes",
             default=", ".join(f"{size:g}" for size in DEFAULT_SIZES),
-            tooltip="Sides of the boxes at each place: up to 1 a fraction of the image's shorter side, above 1 pixels. Each is one more "
+            tooltip="Sides of the boxes at each place: up to 1 a fraction of the image's shorter side, above 1 "
+            "pixels. Each is one more "
             "box to render.",
         ),
     ]
@@ -78,7 +82,8 @@ def advanced_box_inputs() -> list[Any]:
             "aspect_ratios",
             default="1",
             advanced=True,
-            tooltip="Width over height of the boxes: 1 is square, 2 wide, 0.5 tall. Each multiplies the number of boxes.",
+            tooltip="Width over height of the boxes: 1 is square, 2 wide, 0.5 tall. Each multiplies the number of "
+            "boxes.",
         ),
         widget(
             io.Int,
@@ -87,7 +92,8 @@ def advanced_box_inputs() -> list[Any]:
             min=0,
             max=64,
             advanced=True,
-            tooltip="Places are more than so many patches apart, so that they do not crowd on one spot. 0: no limit, as in the paper.",
+            tooltip="Places are more than so many patches apart, so that they do not crowd on one spot. 0: no limit, "
+            "as in the paper.",
         ),
     ]
 
@@ -99,8 +105,10 @@ def strategy_input(default: str, choices: tuple[str, ...]) -> Any:
         "strategy",
         options=list(choices),
         default=default,
-        tooltip="exact: renders every box. halving: quick renders of every box and full ones of the best, a quarter of the cost. sampled: "
-        "renders what the network draws, up to budget. soft mask: learns from a one-step preview, then one render a place. "
+        tooltip="exact: renders every box. halving: quick renders of every box and full ones of the best, a quarter "
+        "of the cost. sampled: "
+        "renders what the network draws, up to budget. soft mask: learns from a one-step preview, then one render a "
+        "place. "
         "policy: a trained network chooses, one render a place.",
     )
 
@@ -113,7 +121,8 @@ def budget_input() -> Any:
         default=DEFAULTS.budget,
         min=1,
         max=4096,
-        tooltip="Only for sampled: boxes of an image that may be rendered, at least one for each place. A second run with a larger "
+        tooltip="Only for sampled: boxes of an image that may be rendered, at least one for each place. A second run "
+        "with a larger "
         "budget renders only what it adds.",
     )
 
@@ -128,7 +137,13 @@ def judging_inputs() -> list[Any]:
     return [
         *(
             widget(
-                io.Float, name, default=1.0, min=0.0, max=100.0, step=0.1, advanced=True,
+                io.Float,
+                name,
+                default=1.0,
+                min=0.0,
+                max=100.0,
+                step=0.1,
+                advanced=True,
                 tooltip=f"How much it counts that {what}. 1 is the paper's, 0 is off.",
             )
             for name, what in weights.items()
@@ -140,9 +155,10 @@ def judging_inputs() -> list[Any]:
             min=0,
             max=64,
             advanced=True,
-            tooltip="Random crops that are judged besides the whole image, the same before and after the edit. 0 is enough for most.",
+            tooltip="Random crops that are judged besides the whole image, the same before and after the edit. 0 is "
+            "enough for most.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def cancel_input() -> Any:
@@ -153,7 +169,8 @@ def cancel_input() -> Any:
         options=[KEEP, STOP],
         default=KEEP,
         advanced=True,
-        tooltip="What Cancel does here. Use the best so far: the search ends and the graph goes on with what it found; press again to stop "
+        tooltip="What Cancel does here. Use the best so far: the search ends and the graph goes on with what it "
+        "found; press again to stop "
         "everything. Either way the next run goes on where this one was.",
     )
 
@@ -250,13 +267,15 @@ def watching(bar: StoppableBar) -> Watch:
 
 
 class Stops:
-    """Counts stopped runs. A node whose fingerprint this is runs again after one, though nothing that is wired to it changed."""
+    """Counts stopped runs. A node whose fingerprint this is runs again after one, though nothing that is wired to it
+    changed."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def settle(self, bar: StoppableBar, on_cancel: str, found: Callable[[], bool]) -> bool:
-        """After a run: False when it was not stopped, True when it was and its result is to be used; else what stopped it is raised."""
+        """After a run: False when it was not stopped, True when it was and its result is to be used; else what stopped
+        it is raised."""
         if bar.cancelled is None:
             return False
         if on_cancel == STOP or not found():

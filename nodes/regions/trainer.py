@@ -57,7 +57,8 @@ class RegionNetworkTrainer(io.ComfyNode):
             node_id="SemEdit_RegionNetworkTrainer",
             display_name="Region Network Trainer",
             category=CATEGORY,
-            description="Trains a region network on many images for one kind of edit. Region Box Generator then chooses the box of a new "
+            description="Trains a region network on many images for one kind of edit. Region Box Generator then "
+            "chooses the box of a new "
             "image by strategy policy, with one render a place instead of a search. Cancel keeps what was learned.",
             search_aliases=[
                 "learnable regions",
@@ -72,14 +73,16 @@ class RegionNetworkTrainer(io.ComfyNode):
                     "source_text",
                     default="",
                     multiline=True,
-                    tooltip="What the images show where they are to change: one line for all, or one line for each image.",
+                    tooltip="What the images show where they are to change: one line for all, or one line for each "
+                    "image.",
                 ),
                 widget(
                     io.String,
                     "target_text",
                     default="",
                     multiline=True,
-                    tooltip="What they should show instead: one line for all, or one for each image. The editor's prompt is the same "
+                    tooltip="What they should show instead: one line for all, or one for each image. The editor's "
+                    "prompt is the same "
                     "for all.",
                 ),
                 widget(
@@ -95,14 +98,16 @@ class RegionNetworkTrainer(io.ComfyNode):
                     min=64,
                     max=4096,
                     step=8,
-                    tooltip="Pixels to which the pictures of the folder are brought, their middle cut out as a square. Wired images stay.",
+                    tooltip="Pixels to which the pictures of the folder are brought, their middle cut out as a "
+                    "square. Wired images stay.",
                 ),
                 widget(
                     io.Combo,
                     "schedule",
                     options=list(SCHEDULES),
                     default=SCHEDULES[0],
-                    tooltip="How long and how fast to learn: by the widgets epochs and learning_rate, or as the paper does.",
+                    tooltip="How long and how fast to learn: by the widgets epochs and learning_rate, or as the "
+                    "paper does.",
                 ),
                 widget(
                     io.Int,
@@ -116,7 +121,8 @@ class RegionNetworkTrainer(io.ComfyNode):
                 *box_inputs(),
                 budget_input(),
                 seed_input(
-                    "Of the noise in all renders, of the first weights and of the search. Fix it to go on with a training."
+                    "Of the noise in all renders, of the first weights and of the search. Fix it to go on with a "
+                    "training."
                 ),
                 *advanced_box_inputs(),
                 widget(
@@ -261,7 +267,8 @@ def examples_of(pictures: Tensor, source_text: str, target_text: str) -> list[Ex
         lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
         if len(lines) not in (1, len(pictures)):
             raise EditingError(
-                f"{name} has {len(lines)} lines for {len(pictures)} images; write one line for all or one for each image."
+                f"{name} has {len(lines)} lines for {len(pictures)} images; write one line for all or one for each "
+                "image."
             )
         columns.append(lines if len(lines) == len(pictures) else lines * len(pictures))
     return [Example(picture[None], source, target) for picture, source, target in zip(pictures, *columns, strict=True)]

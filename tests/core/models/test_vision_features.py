@@ -1,4 +1,5 @@
-"""Vision features: own ViT against transformers' with the same weights, every source, positions, normalisation, bad input."""
+"""Vision features: own ViT against transformers' with the same weights, every source, positions, normalisation, bad
+input."""
 
 import json
 
@@ -73,7 +74,8 @@ def dino_weights(registers=0, native=4, gated=False, scale=True, class_position=
 
 
 def slow_vit(weights, pixels):
-    """The network written out for one image with one matrix of weights after another: (tokens [N, D], attention [heads, N])."""
+    """The network written out for one image with one matrix of weights after another: (tokens [N, D], attention [heads,
+    N])."""
 
     def linear(x, name):
         return x @ weights[name + ".weight"].T + weights[name + ".bias"]

@@ -84,7 +84,8 @@ class _KnownChannels(nn.Module):
             )
         if self.known.shape[-2:] != sample.shape[-2:]:
             raise EditingError(
-                f"The known part is {list(self.known.shape[-2:])} and the latent {list(sample.shape[-2:])}; use one size."
+                f"The known part is {list(self.known.shape[-2:])} and the latent {list(sample.shape[-2:])}; use one "
+                "size."
             )
         return self.network(
             torch.cat([sample, self.known.to(sample).expand(len(sample), -1, -1, -1)], 1), *args, **options

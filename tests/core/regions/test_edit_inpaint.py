@@ -1,4 +1,5 @@
-"""Box inpainting: the known part's trajectory and the painted part's closed form, 9-channel models, cost, seeds, refusals."""
+"""Box inpainting: the known part's trajectory and the painted part's closed form, 9-channel models, cost, seeds,
+refusals."""
 
 from __future__ import annotations
 
@@ -195,7 +196,8 @@ def test_nine_channels_see_latent_mask_and_masked_picture():
 
 
 def test_inpainting_model_in_the_editor_never_sees_what_it_paints():
-    """At full strength the masked pixels reach an inpainting model only as grey, so other ones give the same picture."""
+    """At full strength the masked pixels reach an inpainting model only as grey, so other ones give the same
+    picture."""
     cond, uncond = tiny_cond(), tiny_cond(seed=5)
     denoiser = InpaintingDenoiser(tiny_inpainting(), tiny_scheduler())
     edit = editor(denoiser, cond=cond, uncond=uncond, framing=Framing(feather=0), show_known=show_known(encode))

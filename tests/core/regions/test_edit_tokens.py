@@ -1,4 +1,5 @@
-"""The token editor on a tiny random aMUSEd: against diffusers' own inpainting pipeline, the box, cost, seeds, files, refusals."""
+"""The token editor on a tiny random aMUSEd: against diffusers' own inpainting pipeline, the box, cost, seeds, files,
+refusals."""
 
 from __future__ import annotations
 
@@ -24,27 +25,54 @@ def parts(seed=0, lookup=True):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vqvae = VQModel(
-            block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-            latent_channels=4, layers_per_block=1, norm_num_groups=4, num_vq_embeddings=CODES, mid_block_add_attention=False,
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=4,
+            num_vq_embeddings=CODES,
+            mid_block_add_attention=False,
             lookup_from_codebook=lookup,
-        )  # fmt: skip
+        )
         vqvae.quantize.embedding.weight.data.normal_()  # diffusers starts it within 1/24 of zero: pictures would hardly differ
         transformer = UVit2DModel(
-            hidden_size=WIDTH, cond_embed_dim=WIDTH, micro_cond_encode_dim=2, micro_cond_embed_dim=10, encoder_hidden_size=WIDTH,
-            vocab_size=CODES + 1, codebook_size=CODES, in_channels=WIDTH, block_out_channels=WIDTH, num_res_blocks=1,
-            block_num_heads=2, num_hidden_layers=1, num_attention_heads=2, intermediate_size=WIDTH, sample_size=6,
-        )  # fmt: skip
+            hidden_size=WIDTH,
+            cond_embed_dim=WIDTH,
+            micro_cond_encode_dim=2,
+            micro_cond_embed_dim=10,
+            encoder_hidden_size=WIDTH,
+            vocab_size=CODES + 1,
+            codebook_size=CODES,
+            in_channels=WIDTH,
+            block_out_channels=WIDTH,
+            num_res_blocks=1,
+            block_num_heads=2,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=WIDTH,
+            sample_size=6,
+        )
         text_encoder = CLIPTextModelWithProjection(
             CLIPTextConfig(
-                vocab_size=49408, hidden_size=WIDTH, projection_dim=WIDTH, intermediate_size=WIDTH, num_hidden_layers=2,
-                num_attention_heads=2, bos_token_id=49406, eos_token_id=49407,
+                vocab_size=49408,
+                hidden_size=WIDTH,
+                projection_dim=WIDTH,
+                intermediate_size=WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                bos_token_id=49406,
+                eos_token_id=49407,
             )
-        )  # fmt: skip
+        )
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True, model_max_length=77)
     return {
-        "vqvae": vqvae, "transformer": transformer, "scheduler": AmusedScheduler(mask_token_id=MASK),
-        "text_encoder": text_encoder, "tokenizer": tokenizer,
-    }  # fmt: skip
+        "vqvae": vqvae,
+        "transformer": transformer,
+        "scheduler": AmusedScheduler(mask_token_id=MASK),
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +116,14 @@ def test_is_diffusers_own_inpainting_inside_the_box(components, model, cfg):
     pipeline = AmusedInpaintPipeline(**components)
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(
-        TEXT, image, mask, num_inference_steps=5, guidance_scale=cfg, generator=torch.Generator().manual_seed(3), output_type="pt"
-    ).images  # fmt: skip
+        TEXT,
+        image,
+        mask,
+        num_inference_steps=5,
+        guidance_scale=cfg,
+        generator=torch.Generator().manual_seed(3),
+        output_type="pt",
+    ).images
     result = render(TokenEditor(model, TEXT, cfg=cfg, steps=5, framing=whole()), image)
     torch.testing.assert_close(result[..., 4:12, 8:20], expected[..., 4:12, 8:20], rtol=0, atol=1e-5)
     outside = torch.ones(32, 32, dtype=torch.bool)

@@ -1,4 +1,5 @@
-"""The search finds a planted box by every strategy, its gradients are the true ones, and it renders no more than it says."""
+"""The search finds a planted box by every strategy, its gradients are the true ones, and it renders no more than it
+says."""
 
 import itertools
 import math
@@ -120,7 +121,8 @@ def test_the_gradient_on_a_weight_of_the_network_is_the_finite_difference():
 
 @pytest.mark.parametrize("draws", [2, 3])
 def test_reinforce_is_unbiased(draws):
-    """The mean of many estimates is the exact gradient, to four standard errors. All repetitions are one batch of anchors."""
+    """The mean of many estimates is the exact gradient, to four standard errors. All repetitions are one batch of
+    anchors."""
     logits, losses = slow_losses()
     repeats = 30000
     variable = logits.clone().requires_grad_()

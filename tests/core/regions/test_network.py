@@ -60,7 +60,8 @@ def test_roi_align_equals_torchvisions():
 
 
 def test_features_of_a_ramp_tell_where_the_box_is():
-    """Issue 2 of the released code: every region read the same corner. A ramp's mean over a box is its value at the centre."""
+    """Issue 2 of the released code: every region read the same corner. A ramp's mean over a box is its value at the
+    centre."""
     ramp = (torch.arange(20) + 0.5).expand(12, 20)[None]  # value at image pixel x of 40 is x / 2
     boxes = [Box(4, 2, 8, 8), Box(20, 10, 12, 6)]
     means = roi_align(ramp, boxes, (24, 40)).mean((1, 2, 3))

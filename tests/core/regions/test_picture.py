@@ -1,4 +1,5 @@
-"""The picture of a search: heat where attention is, a frame on the box's own border pixels, ranks, and the untouched image elsewhere."""
+"""The picture of a search: heat where attention is, a frame on the box's own border pixels, ranks, and the untouched
+image elsewhere."""
 
 import pytest
 import torch

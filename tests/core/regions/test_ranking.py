@@ -70,7 +70,8 @@ def test_of_boxes_alike_the_edit_that_changed_what_the_text_pulls_at_is_first():
 
 
 def test_a_moved_box_is_compared_with_the_one_it_came_from_by_how_it_frames():
-    """[3] was moved from [1], whose tightness is 0.75 - 27/64 = 21/64 more: a share of the gain of 0.5 outweighs it once, not twice."""
+    """[3] was moved from [1], whose tightness is 0.75 - 27/64 = 21/64 more: a share of the gain of 0.5 outweighs it
+    once, not twice."""
     change = torch.zeros(8, 8)
     change[:4, :4] = 0.3
     scores, moved = (0.5, 1.0, 0.5, 1.5), {BOXES[3]: BOXES[1]}  # gains 0, 0.5, 0, 1

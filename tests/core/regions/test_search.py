@@ -1,4 +1,5 @@
-"""A whole search finds the box that was planted, spends what it says, opens one editor at a time and can be stopped and gone on with."""
+"""A whole search finds the box that was planted, spends what it says, opens one editor at a time and can be stopped and
+gone on with."""
 
 import json
 
@@ -295,9 +296,14 @@ def test_the_sides_of_the_best_box_are_moved_and_it_is_told():
     for refine in (False, True):
         watched = []
         search = tiny_search(
-            wanted, Shop(FreeLocator), boxes={"changes": 1}, watch=lambda *told, watched=watched: watched.append(told[:2]),
-            strategy="exact", choice="tightest", refine=refine,
-        )  # fmt: skip
+            wanted,
+            Shop(FreeLocator),
+            boxes={"changes": 1},
+            watch=lambda *told, watched=watched: watched.append(told[:2]),
+            strategy="exact",
+            choice="tightest",
+            refine=refine,
+        )
         search.run()
         best = search.candidates()[0]
         scores.append(best.score)

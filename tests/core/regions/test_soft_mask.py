@@ -134,7 +134,8 @@ def test_the_guess_is_one_guided_prediction_of_the_noised_image():
 @pytest.mark.parametrize("told", [False, True], ids=["plain model", "inpainting model"])
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
 def test_the_inpaint_editor_previews_the_whole_image(cfg, told):
-    """Four pixels to a latent pixel, an image of no such size, and a model that is told that all is to be painted, or not."""
+    """Four pixels to a latent pixel, an image of no such size, and a model that is told that all is to be painted, or
+    not."""
     heard, denoiser = [], GaussianDenoiser()
 
     def show_known(conds, cells, known):
@@ -143,9 +144,15 @@ def test_the_inpaint_editor_previews_the_whole_image(cfg, told):
 
     image = torch.rand(1, 3, 21, 30, generator=torch.Generator().manual_seed(0))
     editor = InpaintEditor(
-        denoiser, lambda x: functional.avg_pool2d(x, 4) * 2 - 1, lambda z: functional.interpolate(z / 2 + 0.5, scale_factor=4), 0.3, -0.1,
-        cfg=cfg, framing=Framing(context=0.1, multiple=4), show_known=show_known if told else None,
-    )  # fmt: skip
+        denoiser,
+        lambda x: functional.avg_pool2d(x, 4) * 2 - 1,
+        lambda z: functional.interpolate(z / 2 + 0.5, scale_factor=4),
+        0.3,
+        -0.1,
+        cfg=cfg,
+        framing=Framing(context=0.1, multiple=4),
+        show_known=show_known if told else None,
+    )
     got = editor.preview(image, seed=5)
     assert got.shape == image.shape and denoiser.calls == editor.preview_cost == (1 if cfg == 1 else 2)
     seen = functional.interpolate(image, (24, 32), mode="bicubic", antialias=True).clamp(0, 1)

@@ -1,4 +1,5 @@
-"""A search by :class:`RegionSearch` whose right answer is known: a vision model that looks where it is told, a CLIP that wants one box."""
+"""A search by :class:`RegionSearch` whose right answer is known: a vision model that looks where it is told, a CLIP
+that wants one box."""
 
 from contextlib import contextmanager
 
@@ -19,7 +20,8 @@ SIZES = (0.25, 0.5, 0.75)
 
 
 class Looking(torch.nn.Module):
-    """Attends to ``spots``, the first most; in an upright image to the same, mirrored. Its features are the patches' pixels."""
+    """Attends to ``spots``, the first most; in an upright image to the same, mirrored. Its features are the patches'
+    pixels."""
 
     def __init__(self, spots=SPOTS):
         super().__init__()
@@ -41,7 +43,8 @@ def looking(spots=SPOTS):
 
 
 class WantsBox:
-    """The more the bright pixels are those of ``box``, the likelier its "target"; differentiable. "source" is the opposite."""
+    """The more the bright pixels are those of ``box``, the likelier its "target"; differentiable. "source" is the
+    opposite."""
 
     def __init__(self, box, size=(HEIGHT, WIDTH)):
         self.identity = f"wants {tuple(box)}"

@@ -1,4 +1,5 @@
-"""Region Box Generator and Region Network Trainer in the host, inside a prompt, on the demo model: searched, stopped and gone on with."""
+"""Region Box Generator and Region Network Trainer in the host, inside a prompt, on the demo model: searched, stopped
+and gone on with."""
 
 import comfy.model_management as mm
 import pytest

@@ -1,4 +1,5 @@
-"""The token editor and the vision models of the region search inside the host, from their folders; the host may evict them."""
+"""The token editor and the vision models of the region search inside the host, from their folders; the host may evict
+them."""
 
 import comfy.model_management as mm
 import folder_paths
@@ -73,7 +74,8 @@ def amused(tmp_path, monkeypatch):
 
 
 def test_the_token_editor_node(pack, amused):
-    """From the node to the picture, against the core's editor on the same folder; the host may evict the model between renders."""
+    """From the node to the picture, against the core's editor on the same folder; the host may evict the model between
+    renders."""
     node, tokens = pack("nodes.regions.editors").RegionTokenEditor, pack("core.regions.edit_tokens")
     assert node.define_schema().inputs[0].options == ["more/amused"]
     widgets = {"steps": 3, "screening_steps": 1, "cfg": 4.0, "context": 0.5, "feather": 2}
@@ -107,7 +109,6 @@ def test_the_token_editor_node(pack, amused):
 
 
 def test_vision_models_are_the_hosts_and_can_be_evicted(pack):
-    features, scorers = pack("core.models.vision_features"), pack("core.models.clip")
     model = pack("core.demo.model").load_demo_model()
     image = picture(64, 64)
     expected = pack("core.demo.builders").demo_vision_features(model)(image)

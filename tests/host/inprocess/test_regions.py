@@ -1,4 +1,5 @@
-"""Region editors inside the host: nine-channel models, plain ones, bits outside the mask, gradients, Cancel, what stays behind."""
+"""Region editors inside the host: nine-channel models, plain ones, bits outside the mask, gradients, Cancel, what stays
+behind."""
 
 import gc
 import sys
@@ -131,9 +132,13 @@ def test_nine_channels_see_mask_and_masked_picture_and_agree_with_diffusers(pack
         inpainting.InpaintingDenoiser(unet, scheduler),
         encode,
         lambda latent: vae.decode(latent / 0.18215)[..., :3].movedim(-1, 1),
-        conditioning("sd1", 1)[0][0], conditioning("sd1", 2)[0][0], cfg=3.0, steps=3, framing=framing,
+        conditioning("sd1", 1)[0][0],
+        conditioning("sd1", 2)[0][0],
+        cfg=3.0,
+        steps=3,
+        framing=framing,
         show_known=inpainting.show_known(encode),
-    )  # fmt: skip
+    )
     with torch.inference_mode():
         expected = theirs.render(image, box_mask(image), BOX, seed=5)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)
@@ -277,7 +282,8 @@ def test_a_ready_inversion_is_used(pack, demo, plain):
 
 @pytest.mark.parametrize("make", [inpaint_editor, inversion_editor])
 def test_cancel_and_errors_leave_nothing(pack, demo, plain, make):
-    """Cancel at a step: the same render works afterwards, bit by bit; nothing of the render lives on; modes are as before."""
+    """Cancel at a step: the same render works afterwards, bit by bit; nothing of the render lives on; modes are as
+    before."""
     opener, image = make(pack, plain, demo[2]), picture()
     first, watched = render(opener, image), []
     before = (repr(plain.model_options), torch.is_grad_enabled(), getattr(mm, "in_training", None))

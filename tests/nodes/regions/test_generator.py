@@ -1,4 +1,5 @@
-"""Region Box Generator and Region Network Trainer with a stand-in for the host: the planted box, stopping, going on, refusals."""
+"""Region Box Generator and Region Network Trainer with a stand-in for the host: the planted box, stopping, going on,
+refusals."""
 
 import json
 import re
