@@ -319,7 +319,7 @@ def names_of_imported(path, text, files):
 def unresolved(path, text, files):
     """Cross references in the docstrings of a file that name nothing.
 
-    A bare name is one of the file's own; of "Class.name" with a class from elsewhere only the class is looked for.
+    A bare name is one of the file's own; "Class.name" may also be of a class of the pack that the file imports.
     """
     package = module_name(path).split(".")
     if not path.endswith("/__init__.py"):
@@ -330,11 +330,11 @@ def unresolved(path, text, files):
     for name in ROLE.findall(text):
         name = name.removeprefix("semantic_editing.")
         dots = len(name) - len(name.lstrip("."))
-        parts = name.lstrip(".").removeprefix("semantic_editing.").split(".")
+        parts = name.lstrip(".").split(".")
         if dots:
             parts = package[: len(package) - dots + 1] + parts
         elif parts[0] not in ("core", "nodes"):
-            if name not in bare and not (len(parts) == 2 and parts[0] in bare):
+            if name not in bare:
                 found.append(name)
             continue
         for cut in range(len(parts), 0, -1):
