@@ -209,11 +209,33 @@ def test_only_the_host_room_knows_comfyui_and_nobody_the_package_by_name(path):
     assert foreign & (COMFYUI | {"semantic_editing"}) <= allowed
 
 
+def imports_of_tests(path, text):
+    """Modules of tests/ that a file imports: by the package's name, relatively, or by their own names."""
+    own, foreign = imports(path, text, set())
+    own_names = {found.stem for found in (ROOT / "tests").rglob("*.py")} - {"__init__"} | {"tests"}
+    return sorted({name for name in own if name.split(".")[0] == "tests"} | foreign & own_names)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from tests.pairs import pairs",
+        "import tests.pairs",
+        "from semantic_editing.tests.pairs import pairs",
+        "from semantic_editing.tests import pairs",
+        "from comfy_server import ComfyServer",
+    ],
+)
+def test_an_import_of_tests_is_found(line):
+    assert imports_of_tests("tools/a.py", line) and not imports_of_tests(
+        "tools/a.py", "from semantic_editing.core import a"
+    )
+
+
 @pytest.mark.parametrize("path", [*sources("tools", "benchmarks")])
 def test_tools_and_benchmarks_never_import_tests(path):
     text = (ROOT / path).read_text("utf-8")
-    own, _ = imports(path, text, set())
-    assert not [name for name in own if name.split(".")[0] == "tests"] and "semantic_editing.tests" not in text
+    assert imports_of_tests(path, text) == []
 
 
 @pytest.mark.parametrize("path", sources("tools", "benchmarks"))
@@ -277,16 +299,33 @@ def names_of(text):
     return found
 
 
+def names_of_imported(path, text, files):
+    """ "Class.name" of the pack's classes that a source imports at its top."""
+    package = module_name(path).split(".")
+    if not path.endswith("/__init__.py"):
+        package.pop()
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.level and node.module:
+            module = "/".join([*package[: len(package) - node.level + 1], *node.module.split(".")])
+            for name in names_of(files.get(f"{module}.py", "")):
+                owner, _, rest = name.partition(".")
+                found |= {
+                    f"{alias.asname or alias.name}.{rest}" for alias in node.names if rest and alias.name == owner
+                }
+    return found
+
+
 def unresolved(path, text, files):
     """Cross references in the docstrings of a file that name nothing.
 
-    A bare name is one of the file's own; of "Class.name" with a class from elsewhere only the class is looked for.
+    A bare name is one of the file's own; "Class.name" may also be of a class of the pack that the file imports.
     """
     package = module_name(path).split(".")
     if not path.endswith("/__init__.py"):
         package.pop()
     bare = names_of(text)
-    bare |= {name.split(".", 1)[1] for name in bare if "." in name}
+    bare |= {name.split(".", 1)[1] for name in bare if "." in name} | names_of_imported(path, text, files)
     found = []
     for name in ROLE.findall(text):
         name = name.removeprefix("semantic_editing.")
@@ -295,7 +334,7 @@ def unresolved(path, text, files):
         if dots:
             parts = package[: len(package) - dots + 1] + parts
         elif parts[0] not in ("core", "nodes"):
-            if name not in bare and not (len(parts) == 2 and parts[0] in bare):
+            if name not in bare:
                 found.append(name)
             continue
         for cut in range(len(parts), 0, -1):
@@ -319,3 +358,5 @@ def test_a_wrong_cross_reference_is_found():
     files = {"core/a.py": "class A:\n    def f(self): ...\n", "core/b/c.py": ""}
     text = '"""See :class:`~..a.A`, :meth:`~..a.A.f`, :meth:`~..a.A.g`, :func:`~.gone.f`, :func:`h`."""\ndef k(): ...\n'
     assert unresolved("core/b/c.py", text, files) == ["..a.A.g", ".gone.f", "h"]
+    text = '"""See :meth:`A.f`, :meth:`A.g`, :meth:`B.f`, :meth:`f`."""\nfrom ..a import A\n'
+    assert unresolved("core/b/c.py", text, files) == ["A.g", "B.f", "f"]

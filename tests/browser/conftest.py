@@ -68,6 +68,8 @@ def page(server, browser):  # noqa: F811
     made.console = Console(made, server.pack_name)
     made.goto(server.url, timeout=60_000)
     made.wait_for_function("window.app?.vueAppReady", timeout=120_000)
+    made.locator("#splash-loader").wait_for(state="hidden", timeout=60_000)  # newer frontends; absent from 0.3.64
+    made.locator("#graph-canvas").wait_for(state="visible", timeout=60_000)
     made.wait_for_function("'SemEdit_LoadDemoModel' in LiteGraph.registered_node_types", timeout=60_000)
     yield made
     made.close()

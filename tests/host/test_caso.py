@@ -1,4 +1,7 @@
-"""CASO's training on a live server: the saved embedding works in any prompt, and Cancel keeps the best and leaves the model as it was."""
+"""CASO's training on a live server.
+
+The saved embedding works in any prompt; Cancel keeps the best one so far and leaves the model as it was.
+"""
 
 import shutil
 from pathlib import Path
