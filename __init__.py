@@ -1,4 +1,5 @@
-"""Semantic Editing: real-image editing by meaning for ComfyUI. The door ComfyUI knocks on; it only registers the nodes."""
+"""Semantic Editing: real-image editing by meaning for ComfyUI. The door ComfyUI knocks on; it only registers the
+nodes."""
 
 from __future__ import annotations
 

@@ -70,22 +70,30 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("--sentences", type=int, default=256, help="sentences a side of the direction")
     edit.add_argument("--seed", type=int, default=0, help="which sentences are drawn; all else is deterministic")
     edit.add_argument(
-        "--direction", type=Path, nargs="+", metavar="FILE",
+        "--direction",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
         help="a saved direction instead of the words' own; or two published embeddings (.pt): source target",
-    )  # fmt: skip
+    )
     edit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     edit.add_argument("--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto")
     edit.add_argument(
-        "--prediction", choices=["epsilon", "v_prediction"],
-        help="what the network of a single-file checkpoint predicts, should the picture come out broken (default: found out)",
-    )  # fmt: skip
+        "--prediction",
+        choices=["epsilon", "v_prediction"],
+        help="what the network of a single-file checkpoint predicts, should the picture come out broken (default: "
+        "found out)",
+    )
     edit.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
 
     listed = "\n".join(f"  {name:<18}{purpose}" for name, purpose in benchmarks().items())
     bench = commands.add_parser(
-        "bench", help="run a benchmark; `bench NAME --help` tells its options", description="Run one of the benchmarks.",
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"benchmarks:\n{listed or '  none in this installation'}",
-    )  # fmt: skip
+        "bench",
+        help="run a benchmark; `bench NAME --help` tells its options",
+        description="Run one of the benchmarks.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"benchmarks:\n{listed or '  none in this installation'}",
+    )
     bench.set_defaults(run=run_bench)
     bench.add_argument("name", help="which one")
     bench.add_argument("options", nargs=argparse.REMAINDER, help="passed on to it")
@@ -93,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def benchmarks() -> dict[str, str]:
-    """Names of the benchmarks and what each is for, the first line of its docstring; none where they are not installed."""
+    """Each benchmark's name and purpose (the first line of its docstring); empty where none is installed."""
     purposes = {}
     for path in sorted(BENCHMARKS.glob("*.py")):
         text = path.read_text(encoding="utf-8")
@@ -144,7 +152,9 @@ def run_edit(options: argparse.Namespace) -> None:
     from .core.diffusers.checkpoint import load_checkpoint
     from .core.images.contact_sheet import to_picture
     from .core.images.files import check_writable, read_picture, save_picture
+    from .core.pix2pix_zero.guided_edit import CrossAttentionSettings
     from .core.pix2pix_zero.word_edit import WordEdit, choose_device, edit_by_words
+    from .core.spdinv.solvers import SPDInvSettings
 
     check_writable(options.out, overwrite=options.overwrite)
     read_picture(options.image)  # a bad picture is refused before the model loads
@@ -155,17 +165,24 @@ def run_edit(options: argparse.Namespace) -> None:
     image, note = read_picture(options.image, options.size or model.native_size, model.patch)
     print(f"{options.image.name}: {note}", flush=True)
     request = WordEdit(
-        source=options.source, target=options.target, caption=options.caption, steps=options.steps, solver=options.solver, cfg=options.cfg,
-        guidance=options.guidance, preset=options.preset, strength=options.strength, sentences=options.sentences, seed=options.seed,
+        source=options.source,
+        target=options.target,
+        caption=options.caption,
+        steps=options.steps,
+        inversion=SPDInvSettings(options.solver),
+        guidance=CrossAttentionSettings(options.cfg, options.guidance, preset=options.preset),
+        strength=options.strength,
+        sentences=options.sentences,
+        seed=options.seed,
         direction_files=tuple(options.direction or ()),
-    )  # fmt: skip
+    )
     edited, summary = edit_by_words(model, image, request, report=lambda line: print(line, flush=True))
     save_picture(options.out, to_picture(edited[0]), overwrite=options.overwrite)
     print(f"{summary}\nwrote {options.out}")
 
 
 def run_bench(options: argparse.Namespace) -> int:
-    """``semantic-editing bench``: run the script in a process of its own, as its docstring says; returns its exit code."""
+    """``semantic-editing bench``: run a benchmark in a process of its own; returns its exit code."""
     names = benchmarks()
     if not names:
         raise EditingError(

@@ -32,7 +32,7 @@ ATTRIBUTES = {
     "red hair": "hair color: black to red",
 }
 BATCH = 16
-HELD = 24  # of the pictures to learn from, to decide what is best
+VALIDATION = 24  # of the pictures to learn from, to decide what is best
 REBUILT, REBUILT_STEPS, OWN_CLASS_STRENGTHS = 24, 20, (0.1, 0.3, 1.0)  # of the reconstruction by an image's own class
 
 
@@ -95,17 +95,28 @@ class Bench:
         """One attribute from its pictures: the embedding, and what it cost."""
         latents, denoiser = self.encode(task.training), self.demo.denoiser()
         trainer = EmbeddingTrainer(
-            denoiser, self.vector_encoder, self.decoder, self.classifier, latents[HELD:], settings, latents[:HELD]
+            denoiser,
+            self.vector_encoder,
+            self.decoder,
+            self.classifier,
+            latents[VALIDATION:],
+            settings,
+            latents[:VALIDATION],
         )
         began = time.perf_counter()
         (embedding,) = trainer.run()
         spent = time.perf_counter() - began
-        held = next(entry.held for entry in reversed(trainer.history) if entry.held is not None)
+        last = next(entry.validation for entry in reversed(trainer.history) if entry.validation is not None)
         u = denoiser.evaluations
         return embedding, {
-            "seconds": spent, "steps": settings.steps, "seconds_per_step": spent / settings.steps, "u_forward": u.forward,
-            "u_backward": u.backward, "held_accuracy": held.accuracy, "best_step": trainer.best_found.step + 1,
-        }  # fmt: skip
+            "seconds": spent,
+            "steps": settings.steps,
+            "seconds_per_step": spent / settings.steps,
+            "u_forward": u.forward,
+            "u_backward": u.backward,
+            "held_accuracy": last.accuracy,
+            "best_step": trainer.best_found.step + 1,
+        }
 
     def invert(self, images: Tensor, start: float) -> list[tuple[Inversion, Window]]:
         """Batches of images, inverted as far as the window needs."""

@@ -87,15 +87,15 @@ def main() -> None:
         latents = demo.encode_image(images)
     rounds = arguments.rounds
     trainers = {}
-    for name, bank in (("ours, new noise each step", 0), ("ours, bank of 1 noise", 1)):
+    for name, noises in (("ours, new noise each step", 0), ("ours, one noise an image", 1)):
         settings = TrainingSettings(
             ATTRIBUTE,
             (TARGET,),
             steps=rounds + 5,
             batch=arguments.batch,
-            level=LEVEL,
+            noise_level=LEVEL,
             cfg=CFG,
-            bank=bank,
+            noises_per_image=noises,
             check_every=0,
         )
         trainers[name] = EmbeddingTrainer(
@@ -103,7 +103,7 @@ def main() -> None:
         )
     contenders = {"released procedure": (released.step, released.denoiser)}
     contenders |= {name: (trainer.advance, trainer.denoiser) for name, trainer in trainers.items()}
-    for _ in range(4):  # the bank has met every picture afterwards
+    for _ in range(4):  # every picture has its noise afterwards
         for trainer in trainers.values():
             trainer.advance()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}

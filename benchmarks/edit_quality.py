@@ -32,8 +32,11 @@ from semantic_editing.core.pix2pix_zero.sentences import expand_words
 from semantic_editing.core.spdinv.invert import invert
 
 EDITS = (
-    "glasses: none to glasses", "glasses: glasses to none", "mouth: sad to smile", "mouth: smile to sad", "hair color: black to red",
-    "hair color: blond to black", "facial hair: none to beard", "facial hair: beard to none", "background: blue to green",
+    "glasses: none to glasses", "glasses: glasses to none", "mouth: sad to smile", "mouth: smile to sad", "hair color: "
+                                                                                                          "black to "
+                                                                                                          "red",
+    "hair color: blond to black", "facial hair: none to beard", "facial hair: beard to none", "background: blue to "
+                                                                                              "green",
 )  # fmt: skip
 
 
@@ -254,7 +257,8 @@ def main() -> None:
         work = bench(arguments.pairs, arguments.steps)
         rows = [work.roundtrip] + [run(work, method) for method in (sweep(ours) if arguments.sweep else methods(ours))]
         print(
-            f"\n{len(work.pairs)} pairs, {arguments.steps} steps, cfg {arguments.cfg:g}\n\n{tables(rows, arguments.leave_out)}"
+            f"\n{len(work.pairs)} pairs, {arguments.steps} steps, cfg "
+            f"{arguments.cfg:g}\n\n{tables(rows, arguments.leave_out)}"
         )
         print(f"\n{edit_table(rows)}\n", flush=True)
     if arguments.curve_pairs and not arguments.sweep:

@@ -1,6 +1,7 @@
 """How long ComfyUI waits for this pack at its start, beyond what the host has imported by then.
 
-For each host a fresh process imports what ComfyUI's start imports (its nodes, samplers and node API), then loads the pack
+For each host a fresh process imports what ComfyUI's start imports (its nodes, samplers and node API), then loads the
+pack
 from its folder and asks it for its nodes, as the host does. Printed: the host's own seconds, the pack's (also of the
 processor alone, which a busy machine does not stretch), and the packages that the pack brought in.
 

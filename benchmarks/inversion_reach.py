@@ -1,4 +1,5 @@
-"""How far each inversion solver reaches on the demo model, at what cost: solvers side by side, and SPDInv's own evidence.
+"""How far each inversion solver reaches on the demo model, at what cost: solvers side by side, and SPDInv's own
+evidence.
 
     python benchmarks/inversion_reach.py --images 32 --out inversion_reach.json
 
@@ -34,7 +35,8 @@ METHODS = ("ddim", "fixed_point", "anderson", "auto", "gradient", "autocorr")
 
 
 def portraits(demo: DemoModel, count: int) -> tuple[Tensor, list[str]]:
-    """The first ``count`` demo images with captions; when they run out, sources of the counterfactual pairs, one an edit in turn."""
+    """The first ``count`` demo images with captions; when they run out, sources of the counterfactual pairs, one an
+    edit in turn."""
     images, captions = list(demo.images), list(demo.captions)
     for turn in range(1 + max(0, count - len(images)) // len(demo.edits)):
         for pairs in (demo.pairs_of(edit) for edit in demo.edits):
@@ -104,7 +106,8 @@ def gaussian_noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def generated_trajectory(denoiser, noise: Tensor, cond: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Ascending sigma-space latents ``[T+1, B, C, H, W]`` of DDIM sampling from ``noise`` at cfg 1, and their sigmas."""
+    """Ascending sigma-space latents ``[T+1, B, C, H, W]`` of DDIM sampling from ``noise`` at cfg 1, and their
+    sigmas."""
     sigmas = denoiser.sigma_grid(steps)
     levels = sigmas.flip(0).tolist()
     latents = [noise * (1 + levels[0] ** 2) ** 0.5]

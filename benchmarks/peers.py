@@ -1,10 +1,11 @@
-"""Ours against diffusers' pix2pix-zero pipeline, and solver against solver, on the same weights, in one run: u, wall and memory ratios.
+"""Ours against diffusers' pix2pix-zero pipeline, and solver against solver, on the same weights, in one run: u, wall
+and memory ratios.
 
 Each contender runs in a process of its own (so that peaks do not mix), several rounds in turn; the table gives
 medians and ratios to the first, of wall time and of processor time (which other work on the machine hardly changes).
-Peak memory is read from /proc, so this benchmark runs on Linux. The task "edit" is the whole edit of one latent: inversion
-with the regularised DDIM of the paper (ours also with SPDInv), then the cross-attention-guided edit at cfg 5, guidance 0.1.
-The task "inversion" is our inversion alone, by every solver, against plain DDIM.
+Peak memory is read from /proc, so this benchmark runs on Linux. The task "edit" is the whole edit of one latent:
+inversion with the regularised DDIM of the paper (ours also with SPDInv), then the cross-attention-guided edit at cfg 5,
+guidance 0.1. The task "inversion" is our inversion alone, by every solver, against plain DDIM.
 
     python benchmarks/peers.py --size demo --steps 50
     python benchmarks/peers.py --size sd15 --steps 2     # real SD1.5 U-Net size, random weights
@@ -81,10 +82,18 @@ def run_diffusers(unet, vae, scheduler, latent, source, target, steps: int):
     )
 
     pipe = StableDiffusionPix2PixZeroPipeline(
-        vae=vae, text_encoder=None, tokenizer=None, unet=unet, scheduler=scheduler, feature_extractor=None, safety_checker=None,
-        inverse_scheduler=DDIMInverseScheduler.from_config(scheduler.config), caption_generator=None, caption_processor=None,
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        scheduler=scheduler,
+        feature_extractor=None,
+        safety_checker=None,
+        inverse_scheduler=DDIMInverseScheduler.from_config(scheduler.config),
+        caption_generator=None,
+        caption_processor=None,
         requires_safety_checker=False,
-    )  # fmt: skip
+    )
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     inverted = pipe.invert(
@@ -96,9 +105,17 @@ def run_diffusers(unet, vae, scheduler, latent, source, target, steps: int):
         return_dict=False,
     )[0]
     return pipe(
-        prompt_embeds=source, negative_prompt_embeds=source, source_embeds=source, target_embeds=target, latents=inverted,
-        num_inference_steps=steps, guidance_scale=CFG, cross_attention_guidance_amount=GUIDANCE, output_type="latent", return_dict=False,
-    )[0]  # fmt: skip
+        prompt_embeds=source,
+        negative_prompt_embeds=source,
+        source_embeds=source,
+        target_embeds=target,
+        latents=inverted,
+        num_inference_steps=steps,
+        guidance_scale=CFG,
+        cross_attention_guidance_amount=GUIDANCE,
+        output_type="latent",
+        return_dict=False,
+    )[0]
 
 
 def run_ours(unet, scheduler, latent, source, target, steps: int, spdinv: bool):
@@ -195,11 +212,13 @@ def main() -> None:
             print(f"{name}: {figures[name][-1]}", file=sys.stderr, flush=True)
     base = figures[contenders[0]]
     print(
-        f"{arguments.size}, {arguments.steps} steps, {arguments.rounds} rounds (medians; ratios to {contenders[0]}, round by round)\n"
+        f"{arguments.size}, {arguments.steps} steps, {arguments.rounds} rounds (medians; ratios to {contenders[0]}, "
+        f"round by round)\n"
     )
     residual = "| worst residual " if arguments.task == "inversion" else ""
     print(
-        f"| contender | u forward | u backward {residual}| wall ratio | CPU time ratio | peak memory ratio | above the loaded model, MB |"
+        f"| contender | u forward | u backward {residual}| wall ratio | CPU time ratio | peak memory ratio | above the "
+        f"loaded model, MB |"
     )
     print("|---" * (8 if residual else 7) + "|")
     for name, rounds in figures.items():

@@ -11,7 +11,8 @@ import numpy as np
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: one row a method, means over all pairs."""
     lines = [
-        "| method | success | success (2nd) | others kept | others kept (2nd) | PSNR to true, dB | SSIM | LPIPS | u per edit |",
+        "| method | success | success (2nd) | others kept | others kept (2nd) | PSNR to true, dB | SSIM | LPIPS | u "
+        "per edit |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -22,7 +23,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             f" + {row['u_backward']:.0f} backward" if row["u_backward"] else ""
         )
         lines.append(
-            f"| {row['method']['name']} | {cells} | {mean['psnr_true']:.2f} | {mean['ssim_true']:.3f} | {mean['lpips_true']:.3f} | {u} |"
+            f"| {row['method']['name']} | {cells} | {mean['psnr_true']:.2f} | {mean['ssim_true']:.3f} | "
+            f"{mean['lpips_true']:.3f} | {u} |"
         )
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from semantic_editing.core.demo.model import DemoModel
 from semantic_editing.core.inversion import Inversion
 from semantic_editing.core.metrics.image import attributes_kept, psnr, success
 from semantic_editing.core.models.vision_features import load_vision_features
-from semantic_editing.core.pix2pix_zero.guided_edit import CrossAttentionGuidance
+from semantic_editing.core.pix2pix_zero.guided_edit import CrossAttentionGuidance, CrossAttentionSettings
 from semantic_editing.core.regions.changes import with_changes
 from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
 from semantic_editing.core.regions.edit_invert import InversionEditor
@@ -140,11 +140,10 @@ class SharedRenders:
             inner.source_cond,
             inner.target_cond,
             inner.uncond,
-            inner.cfg,
-            inner.guidance if quality == "full" else 0.0,
-            inner.guided_fraction,
-            preset=inner.preset,
-            mask=cells[:, 0],
+            CrossAttentionSettings(
+                inner.cfg, inner.guidance if quality == "full" else 0.0, inner.guided_fraction, preset=inner.preset
+            ),
+            cells[:, 0],
         )
         return step.run(steps)
 

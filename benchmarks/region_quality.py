@@ -66,8 +66,10 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def arm_table(records: list[Record]) -> str:
     """Markdown: one row an arm."""
-    header = "| box | IoU with the true region | score S | CLIP success | success | others kept | PSNR to true, dB | "
-             "u per edit |"
+    header = (
+        "| box | IoU with the true region | score S | CLIP success | success | others kept | PSNR to true, dB | "
+        "u per edit |"
+    )
     lines = [header, "|---" * 8 + "|"]
     for arm in records[0]["arms"]:
         iou, score, clip, done, kept, decibel, u = (
@@ -96,8 +98,10 @@ def comparisons(records: list[Record]) -> str:
 
 def edit_table(records: list[Record]) -> str:
     """Markdown: `exact` on each edit."""
-    header = f"| edit | IoU | best IoU among the boxes | success | PSNR to true, dB | nearer than {RANDOM} | nearer "
-             f"than {ATTENDED} |"
+    header = (
+        f"| edit | IoU | best IoU among the boxes | success | PSNR to true, dB | nearer than {RANDOM} | "
+        f"nearer than {ATTENDED} |"
+    )
     lines = [header, "|---" * 7 + "|"]
     for edit in dict.fromkeys(record["edit"] for record in records):
         own = [record for record in records if record["edit"] == edit]

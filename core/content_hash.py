@@ -1,4 +1,4 @@
-"""Renders kept by content, so that a second search with a larger budget only adds (table l(k, j))."""
+"""Hashes of tensors, texts and settings: equal content, equal hash."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def content_hash(*parts: Tensor | str) -> str:
 def fingerprint(*parts: Any) -> str:
     """Hexadecimal hash of numbers, strings, tensors, and mappings, sequences and dataclasses of them.
 
-    Equal content gives an equal hash, whatever the device. An object of any other kind (a host's ControlNet in a conditioning)
-    cannot be read: the hash is then a new one every time, so that nothing is used again wrongly.
+    Equal content gives an equal hash, whatever the device. An object of any other kind (a host's ControlNet in a
+    conditioning) cannot be read: the hash is then a new one every time, so that nothing is used again wrongly.
     """
     return content_hash(*_pieces(parts))
 

@@ -1,4 +1,4 @@
-"""The first seam: a network seen as a denoiser in sigma space.
+"""What every algorithm asks of a model: a network seen as a denoiser in sigma space.
 
 Every algorithm of the pack talks to a :class:`Denoiser` and never asks whether the network predicts noise,
 velocity or flow. In sigma space ``x = x0 + sigma * noise`` (flow models keep their own
@@ -84,7 +84,7 @@ class ModelIdentity:
 
 
 def weight_signature(first: Tensor, last: Tensor, count: int = 16) -> tuple[float, ...]:
-    """``count`` evenly spaced weights of each of two layers of any shape, the ``2 * count`` values of :attr:`ModelIdentity.signature`."""
+    """``2 * count`` values for :attr:`ModelIdentity.signature`: evenly spaced weights of two layers of any shape."""
     picked = []
     for weight in (first, last):
         flat = weight.detach().flatten()
@@ -117,7 +117,7 @@ class Denoiser(Protocol):
         ...
 
     def select(self, cond: Any, rows: Tensor) -> Any:
-        """The conditioning of batch rows ``rows`` (long, [b]); a conditioning shared by all rows comes back as it is."""
+        """The conditioning of batch rows ``rows`` (long, [b]); one that all rows share is returned as it is."""
         ...
 
     def sigma_grid(self, steps: int) -> Tensor:
@@ -127,7 +127,7 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class Combining(Protocol):
-    """A denoiser whose model brings its own way to combine predictions, as a host's guidance patches do (rescaled CFG)."""
+    """A denoiser whose model combines predictions in its own way, as a host's guidance patches do (rescaled CFG)."""
 
     def combine(
         self, x: Tensor, sigma: float | Tensor, predictions: list[Tensor], conds: Sequence[Any], cfg: float
@@ -180,8 +180,8 @@ def ddim_grid(sigmas: Tensor, steps: int) -> Tensor:
 def guided(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, cond: Any, uncond: Any | None, cfg: float) -> Tensor:
     """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598) of ``x [B, C, H, W]``: a prediction of the same shape.
 
-    ``D_u + cfg * (D_c - D_u)``, or what a :class:`Combining` denoiser has instead; one evaluation and the plain prediction
-    when ``cfg`` is 1 or ``uncond`` is None.
+    ``D_u + cfg * (D_c - D_u)``, or what a :class:`Combining` denoiser has instead. When ``cfg`` is 1 or ``uncond`` is
+    None it is the plain prediction, for one evaluation.
     """
     if uncond is None or cfg == 1.0:
         return denoiser(x, sigma, cond)
@@ -192,16 +192,23 @@ def guided(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, cond: Any, unco
     return unconditional + (conditional - unconditional) * cfg
 
 
+def require_negative(cfg: float, uncond: Any | None) -> None:
+    """Raise :class:`EditingError` when ``cfg`` needs a negative conditioning and ``uncond`` is None."""
+    if cfg != 1.0 and uncond is None:
+        raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
+
+
 def euler_step(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """One Euler step of the probability-flow ODE from ``x [B, C, H, W]`` at ``sigma`` to ``sigma_next``.
 
-    In sigma space it is one DDIM step with eta = 0 (Song et al., arXiv 2010.02502, Eq. 13): k-diffusion's ``sample_euler``.
+    In sigma space it is one DDIM step with eta = 0 (Song et al., arXiv 2010.02502, Eq. 13): k-diffusion's
+    ``sample_euler``.
     """
     return x + (x - denoised) / sigma * (sigma_next - sigma)
 
 
 def check_finite(x: Tensor, what: str) -> None:
-    """Raise :class:`EditingError` when ``x``, of any shape, has a NaN or an infinity; ``what`` names it ("The latent")."""
+    """Raise :class:`EditingError` when ``x`` has a NaN or an infinity; ``what`` names it, e.g. "The latent"."""
     if not torch.isfinite(x).all():
         raise EditingError(
             f"{what} is not a number; run the model in fp32 or bf16 and check its weights and the input image."

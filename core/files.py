@@ -85,7 +85,8 @@ def load_tensors(
     if expected_format is not None and metadata.get(FORMAT_KEY) not in (expected_format, *older_names):
         found = metadata.get(FORMAT_KEY, "another program's file")
         raise EditingError(
-            f"{source.name} is not a {expected_format} file (it says: {found}); choose a file saved by the matching node."
+            f"{source.name} is not a {expected_format} file (it says: {found}); choose a file saved by the matching "
+            "node."
         )
     return tensors, metadata
 
@@ -109,7 +110,8 @@ def load_legacy_tensor(path: str | Path) -> Tensor:
         ) from error
     if not isinstance(value, Tensor):
         raise EditingError(
-            f"{source.name} holds a {type(value).__name__} instead of one tensor; use a file saved with torch.save(tensor)."
+            f"{source.name} holds a {type(value).__name__} instead of one tensor; use a file saved with "
+            "torch.save(tensor)."
         )
     return value
 

@@ -1,4 +1,4 @@
-"""Less memory for a backward pass: blocks of a network that keep no activations but compute them again (Chen et al. 2016)."""
+"""Gradient checkpointing (Chen et al. 2016): blocks that keep no activations but run again for a backward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 def blocks_of(network: nn.Module) -> list[nn.Module]:
     """The outermost parts of ``network`` with parts of their own: residual blocks, transformers, upsamplers.
 
-    Lists, sequences and plain modules that only hold others are looked into; single layers save nothing by being computed again.
+    Lists, sequences and modules that do nothing but contain others
+    are searched for blocks inside; single layers are left out, because running them again saves nothing.
     """
     found: list[nn.Module] = []
     for part in network.children():
@@ -27,10 +28,10 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the ``with`` block each of ``blocks`` keeps its inputs only, and runs again when a backward pass reaches it.
+    """Within the ``with`` block each of ``blocks`` keeps only its inputs, and runs again in a backward pass.
 
-    Gradients stay the same. A forward made inside may be differentiated after the end. Evaluations (u) count what an algorithm
-    asks of a network, so running again is not counted; it costs about the time of one more forward.
+    Gradients stay the same. A forward made inside may be differentiated after the end. Evaluations (u) count what an
+    algorithm asks of a network, so running again is not counted; it costs about the time of one more forward.
     """
     blocks = list(blocks)
     before = [block.__dict__.get("forward") for block in blocks]
@@ -51,7 +52,7 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
         given = [*arguments, *named.values()]
         if not (is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in given)):
             return forward(*arguments, **named)
-        # Options handed from block to block are changed on the way (ComfyUI's transformer_options say which block is next).
+        # Blocks hand on options that they change (ComfyUI's transformer_options name the next block): each gets copies.
         arguments = tuple(_as_it_is(value) for value in arguments)
         return checkpoint(
             forward, *arguments, use_reentrant=False, **{key: _as_it_is(value) for key, value in named.items()}

@@ -1,4 +1,4 @@
-"""What an inversion leaves: the trajectory with its grid, cost and model, in memory and as a file."""
+"""An inversion: an image's trajectory to noise with its levels, cost and model, in memory and as a file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from .errors import EditingError
 from .files import load_tensors, metadata_json, save_tensors
 
 FILE_FORMAT = "semantic_editing.inversion"
-
-
 FILE_VERSION = "1"
 
 
@@ -140,17 +138,26 @@ class Inversion:
         cond = {key.removeprefix("cond."): value for key, value in tensors.items() if key.startswith("cond.")}
         residuals, forward, backward = counts
         return Inversion(
-            latents, sigmas, residuals, forward, backward, identity, metadata.get("method", ""), cond or None,
+            latents,
+            sigmas,
+            residuals,
+            forward,
+            backward,
+            identity,
+            metadata.get("method", ""),
+            cond or None,
             info if isinstance(info, dict) else {},
-        )  # fmt: skip
+        )
 
 
 def check_latent(latent: Tensor, identity: ModelIdentity) -> Tensor:
-    """``latent [B, C, H, W]`` as a detached tensor of at least fp32, or an :class:`EditingError` that says what is wrong with it."""
+    """``latent [B, C, H, W]`` as a detached tensor of at least fp32, or an :class:`EditingError` that says what is
+    wrong with it.
+    """
     if latent.ndim != 4 or latent.shape[1] != identity.latent_channels:
         raise EditingError(
-            f"The latent has shape {list(latent.shape)}, this model wants [batch, {identity.latent_channels}, height, width]; "
-            "encode the image with this model's own VAE."
+            f"The latent has shape {list(latent.shape)}, this model wants [batch, {identity.latent_channels}, height, "
+            "width]; encode the image with this model's own VAE."
         )
     check_finite(latent, "The latent")
     return latent.detach().to(torch.promote_types(latent.dtype, torch.float32))

@@ -1,8 +1,14 @@
-"""What every edit along an inversion shares: stepping beside the source's trajectory, and keeping it outside a mask."""
+"""Sampling: the one loop that steps a latent, and what is made with it.
+
+:func:`sample` takes Euler (= DDIM) steps down a list of noise levels. Every algorithm of the pack that samples is a
+prediction handed to it: :class:`TrajectoryEdit`, an edit beside the trajectory of an inverted image;
+:func:`reconstruct`, the replay of an inversion; :func:`reference_from_noise`, a made-up image with its trajectory.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,13 +16,50 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .denoiser import Callback, Denoiser, Progress, check_finite, euler_step, guided, unit_scale
+from .denoiser import Callback, Denoiser, Progress, check_finite, euler_step, guided, require_negative, unit_scale
 from .errors import EditingError
 from .inversion import Inversion, check_latent, inversion_grid
 
+#: ``(x [B, C, H, W], sigma, step)`` -> the prediction of the clean latent, ``[B, C, H, W]``; steps are counted from 0.
+Predict = Callable[[Tensor, float, int], Tensor]
+#: ``(x [B, C, H, W], step)`` -> the latent to go on from, after step number ``step``.
+AfterStep = Callable[[Tensor, int], Tensor]
+
+
+@torch.no_grad()
+def sample(
+    predict: Predict,
+    x: Tensor,
+    levels: Sequence[float],
+    callback: Callback | None = None,
+    after_step: AfterStep | None = None,
+) -> Tensor:
+    """Take ``x [B, C, H, W]`` from the first of the descending ``levels`` to the last, one Euler step between each two.
+
+    Args:
+        predict: the network, with whatever guidance. It is called under ``torch.no_grad``; what needs gradients inside
+            turns them on itself.
+        callback: told after each step; an exception it raises ends the run.
+        after_step: may change the latent after each step, as putting back the source outside a mask does.
+
+    Raises:
+        EditingError: a prediction that is not a number.
+    """
+    for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
+        denoised = predict(x, sigma, step)
+        check_finite(denoised, f"The prediction at step {step + 1}")
+        x = euler_step(x, denoised, sigma, sigma_next)
+        if after_step is not None:
+            x = after_step(x, step)
+        if callback is not None:
+            callback(Progress(step, len(levels) - 1, 0, 1, denoised))
+    return x
+
 
 class TrajectoryEdit(ABC):
-    """One step of an edit at a time, for :meth:`run` or any first-order sampler of a host; an edit says what :meth:`_edited` is.
+    """An edit beside the trajectory of an inverted image; a subclass predicts each step in :meth:`_edited`.
+
+    :meth:`run` samples it whole. A host's own first-order sampler asks :meth:`denoised` for one step after another.
 
     Attributes:
         inversion: the source's trajectory; it gives the grid, the starting latent and what lies outside the mask.
@@ -59,32 +102,33 @@ class TrajectoryEdit(ABC):
         mask = self.mask.to(x.device, x.dtype)
         return mask * edited + (1 - mask) * self._landing(x, self._source(x, level - 1), level)
 
-    def advance(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Take the step from ``level`` to ``level - 1``: ``(x, denoised)``; where the source is kept, exactly the source's latent."""
-        if self.on_source(level):
-            return self._source(x, level - 1), self.denoised(x, level)
-        edited = self._edited(x, level)
-        x = euler_step(x, edited, *self._levels(level))
-        if self.mask is not None:
-            mask = self.mask.to(x.device, x.dtype)
-            x = mask * x + (1 - mask) * self._source(x, level - 1)
-        return x, edited
-
     def run(self, first: int, callback: Callback | None = None) -> Tensor:
         """All steps from the source's latent of level ``first`` down to the clean latent ``[B, C, H, W]``.
 
+        Outside the mask the latent is exactly the source's after every step.
+
         Args:
+            first: level at which the edit leaves the source's trajectory.
             callback: told after each step; an exception it raises ends the run.
         """
-        x = self.inversion.latents[first]
-        for number, level in enumerate(range(first, 0, -1)):
-            x, denoised = self.advance(x, level)
-            if callback is not None:
-                callback(Progress(number, first, 0, 1, denoised))
-        return x
+
+        def put_back_source(x: Tensor, step: int) -> Tensor:
+            if self.mask is None:
+                return x
+            mask = self.mask.to(x.device, x.dtype)
+            return mask * x + (1 - mask) * self._source(x, first - step - 1)
+
+        levels = self.inversion.sigmas[: first + 1].flip(0).tolist()
+        return sample(
+            lambda x, sigma, step: self._edited(x, first - step),
+            self.inversion.latents[first],
+            levels,
+            callback,
+            put_back_source,
+        )
 
     def _landing(self, x: Tensor, kept: Tensor, level: int, slope: Tensor | float = 0.0) -> Tensor:
-        """The denoised latent whose Euler step from ``x`` lands where a step along ``slope`` (eps) from ``kept`` does."""
+        """The denoised latent that takes ``x`` where an Euler step along ``slope`` (eps) takes ``kept``."""
         sigma, sigma_next = self._levels(level)
         return x - sigma * (slope + (kept - x) / (sigma_next - sigma))
 
@@ -96,7 +140,7 @@ class TrajectoryEdit(ABC):
 
 
 def latent_mask(mask: Tensor, latent: Tensor) -> Tensor:
-    """A pixel mask ``[B or 1, H, W]`` of any size as ``[B or 1, 1, h, w]`` on the grid of ``latent [B, C, h, w]``, by area.
+    """A pixel mask ``[B or 1, H, W]`` averaged to the grid of ``latent [B, C, h, w]``: ``[B or 1, 1, h, w]``.
 
     Raises:
         EditingError: another rank, another batch, or values that are not numbers.
@@ -127,18 +171,11 @@ def reconstruct(
         EditingError: other model, missing ``uncond``, NaN prediction.
     """
     inversion.require_model(denoiser.identity)
-    if cfg != 1.0 and uncond is None:
-        raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
-    levels = [float(s) for s in inversion.sigmas.flip(0)]
-    x = inversion.latents[-1]
-    with torch.no_grad():
-        for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
-            denoised = guided(denoiser, x, sigma, cond, uncond, cfg)
-            check_finite(denoised, f"The prediction at step {step + 1}")
-            x = euler_step(x, denoised, sigma, sigma_next)
-            if callback is not None:
-                callback(Progress(step, inversion.steps, 0, 1, denoised))
-    return x
+    require_negative(cfg, uncond)
+    levels = inversion.sigmas.flip(0).tolist()
+    return sample(
+        lambda x, sigma, step: guided(denoiser, x, sigma, cond, uncond, cfg), inversion.latents[-1], levels, callback
+    )
 
 
 def reference_from_noise(
@@ -167,22 +204,21 @@ def reference_from_noise(
     Raises:
         EditingError: wrong shape, bad grid, cfg without ``uncond``, a prediction that is not a number.
     """
-    if cfg != 1.0 and uncond is None:
-        raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
+    require_negative(cfg, uncond)
     grid = inversion_grid(denoiser, steps, sigmas)
     x = check_latent(noise, denoiser.identity) / unit_scale(denoiser.identity, float(grid[-1]))
-    trajectory, spent = [x], []
+    trajectory: list[Tensor] = []  # of every level but the last, from the noise on
+    spent: list[int] = []  # network evaluations of each step and image
     count = len(grid) - 1
-    for number, (sigma, sigma_next) in enumerate(pairwise(grid.flip(0).tolist())):
+
+    def predict(x: Tensor, sigma: float, step: int) -> Tensor:
         before = denoiser.evaluations.forward
-        with torch.no_grad():
-            denoised = guided(denoiser, x, sigma, cond, uncond, cfg)
-        check_finite(denoised, f"The prediction at step {number + 1}")
-        x = euler_step(x, denoised, sigma, sigma_next)
+        denoised = guided(denoiser, x, sigma, cond, uncond, cfg)
         trajectory.append(x)
         spent.append((denoiser.evaluations.forward - before) // len(x))
-        if callback is not None:
-            callback(Progress(number, count, 0, 1, denoised))
+        return denoised
+
+    trajectory.append(sample(predict, x, grid.flip(0).tolist(), callback))
     forward = torch.tensor(spent[::-1])[:, None].expand(count, len(x)).clone()
     return Inversion(
         latents=torch.stack(trajectory[::-1]),

@@ -1,4 +1,4 @@
-"""What CASO needs of a model besides the Denoiser: a text encoder that reads vectors, and a decoder that passes gradients."""
+"""Learning words: what a model must offer so that token vectors can be learned through it, and their checks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from torch import Tensor
 
 from .errors import EditingError
 
-#: Text encoder -> token vectors; ``[n, D]`` of one prompt or ``[B, n, D]`` of several. SDXL has two encoders, "clip_l" and "clip_g".
+#: Text encoder -> token vectors; ``[n, D]`` of one prompt or ``[B, n, D]`` of several. SDXL has two encoders, "clip_l"
+#: and "clip_g".
 TokenVectors = Mapping[str, Tensor]
 #: Positions of a prompt besides the start and the end token.
 MAX_TOKENS = 75
+#: Text encoders by the width of their vectors, for published files that do not name theirs.
+ENCODER_OF_WIDTH = {768: "clip_l 768", 1024: "clip_h 1024"}
 
 
 class TokenVectorEncoder(Protocol):
@@ -22,8 +25,8 @@ class TokenVectorEncoder(Protocol):
     Attributes:
         widths: encoder -> width D of its token table, in the order of the encoders.
         encoder_name: as edit directions and embeddings carry it, e.g. "clip_l 768" or "clip_l 768 + clip_g 1280".
-        end_vectors: encoder -> ``[D]``, the table's row of the end token. On Stable Diffusion 1, which pads with that token, n of
-            them give the empty prompt exactly: the neutral place to start learning from.
+        end_vectors: encoder -> ``[D]``, the table's row of the end token. On Stable Diffusion 1, which pads with that
+            token, n of them give the empty prompt exactly: the neutral place to start learning from.
         token_scale: encoder -> root mean square of the table's elements, the natural unit of a step of learning.
     """
 
@@ -49,7 +52,7 @@ class ImageDecoder(Protocol):
     """The latent decoder of a model, differentiable; any cheaper one (TAESD) has the same shape."""
 
     def __call__(self, latent: Tensor) -> Tensor:
-        """``latent [B, C, h, w]`` as the Denoiser predicts it -> images ``[B, 3, H, W]``, nominally 0..1 and *not* clipped.
+        """``latent [B, C, h, w]`` in the Denoiser's units -> images ``[B, 3, H, W]``, about 0..1 and *not* clipped.
 
         Clipping would cut the gradient wherever a pixel is black or white.
         """
@@ -68,10 +71,10 @@ def empty_condition(vector_encoder: TokenVectorEncoder) -> Any:
 
 
 def start_vectors(vector_encoder: TokenVectorEncoder, tokens: int, words: str = "") -> TokenVectors:
-    """Where learning starts, ``[tokens, D]`` for each encoder: ``words``, and :attr:`TokenVectorEncoder.end_vectors` before them.
+    """Where learning starts, ``[tokens, D]`` for each encoder: neutral vectors, then those of ``words``.
 
-    The neutral vectors come first because a causal encoder lets a word see only what stands before it, and what describes a
-    thing stands before its name: "<learned> hair".
+    The neutral vectors (:attr:`TokenVectorEncoder.end_vectors`) come first because a causal encoder lets a word see
+    only what stands before it, and what describes a thing stands before its name: "<learned> hair".
 
     Raises:
         EditingError: more words than ``tokens``, or words that the encoders know nothing of or count differently.
@@ -86,7 +89,8 @@ def start_vectors(vector_encoder: TokenVectorEncoder, tokens: int, words: str = 
     (count,) = counts
     if count > tokens:
         raise EditingError(
-            f"The start words {words.strip()!r} are {count} tokens, but tokens is {tokens}; set tokens to {count} or more."
+            f"The start words {words.strip()!r} are {count} tokens, but tokens is {tokens}; set tokens to {count} or "
+            "more."
         )
     ends = {
         encoder: vector.detach().float().cpu().expand(tokens - count, -1)
@@ -105,8 +109,8 @@ def check_vectors(vectors: TokenVectors, encoder_widths: Mapping[str, int]) -> t
     widths = {encoder: tensor.shape[-1] for encoder, tensor in vectors.items()}
     if widths != dict(encoder_widths) or len(shapes) != 1 or any(tensor.ndim != 3 for tensor in vectors.values()):
         raise EditingError(
-            f"The token vectors are for {encoder_title(widths)}, but the model's text encoder is {encoder_title(encoder_widths)}; "
-            "use an embedding made with this kind of model."
+            f"The token vectors are for {encoder_title(widths)}, but the model's text encoder is "
+            f"{encoder_title(encoder_widths)}; use an embedding made with this kind of model."
         )
     ((rows, tokens),) = shapes
     if tokens > MAX_TOKENS:

@@ -1,4 +1,4 @@
-"""The list of the pack's nodes. Every technique is imported by itself, so that a broken one never takes the others down."""
+"""The list of the pack's nodes. Each module is imported by itself: a broken one never takes the others down."""
 
 from __future__ import annotations
 

@@ -26,9 +26,16 @@ def text_encoder(kind, seed):
     from transformers import CLIPTextConfig
 
     config = CLIPTextConfig(
-        vocab_size=49408, hidden_size=6 if kind.__name__.endswith("Projection") else WIDTH, intermediate_size=8, num_hidden_layers=2,
-        num_attention_heads=2, projection_dim=6, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-    )  # fmt: skip
+        vocab_size=49408,
+        hidden_size=6 if kind.__name__.endswith("Projection") else WIDTH,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=6,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=49407,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind(config)
@@ -42,9 +49,15 @@ def save_pipeline(folder, family):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = AutoencoderKL(
-            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(4, 4, 4, 4), norm_num_groups=2, sample_size=64,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            block_out_channels=(4, 4, 4, 4),
+            norm_num_groups=2,
+            sample_size=64,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     parts = {"unet": tiny_unet(family), "vae": vae, "scheduler": tiny_scheduler(family), "tokenizer": tokenizer}
     if family == "sdxl":
@@ -58,8 +71,12 @@ def save_pipeline(folder, family):
         ).save_pretrained(folder)
     else:
         StableDiffusionPipeline(
-            text_encoder=text_encoder(CLIPTextModel, 1), safety_checker=None, feature_extractor=None, requires_safety_checker=False, **parts
-        ).save_pretrained(folder)  # fmt: skip
+            text_encoder=text_encoder(CLIPTextModel, 1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            **parts,
+        ).save_pretrained(folder)
     return folder
 
 
@@ -166,7 +183,7 @@ def test_a_cancelled_run_leaves_nothing(tmp_path, sd1, image, monkeypatch, capsy
     def cancel(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semantic_editing.core.pix2pix_zero.word_edit.cross_attention_guided_edit", cancel)
+    monkeypatch.setattr("semantic_editing.core.pix2pix_zero.word_edit.CrossAttentionGuidance", cancel)
     assert edit(sd1, image, tmp_path / "out.png") == 130
     assert os.listdir(tmp_path) == ["in.png"]
 
@@ -175,7 +192,7 @@ def test_out_of_memory_is_a_sentence(tmp_path, sd1, image, monkeypatch, capsys):
     def explode(*_args, **_options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("semantic_editing.core.pix2pix_zero.word_edit.invert", explode)
+    monkeypatch.setattr("semantic_editing.core.pix2pix_zero.word_edit.spdinv", explode)
     assert edit(sd1, image, tmp_path / "out.png") == 2
     assert "ran out of memory; use a smaller --size" in capsys.readouterr().err
 
@@ -239,7 +256,8 @@ def test_demo_writes_a_sheet_pictures_and_measures(tmp_path, monkeypatch, capsys
         assert all(
             figures[way]["u_forward"] >= 1 + 2 and figures[way]["u_backward"] == 0 for way in ("added", "removed")
         )
-    # Regions: an inversion, the whole edit to screen from and the finalists, 2 forwards a step; outside the box no pixel changes.
+    # Regions: an inversion, the whole edit to screen from and the finalists, 2 forwards a step; outside the box no
+    # pixel changes.
     assert set(measures["regions"]) == set(region_showcase.EDITS)
     for edit, figures in measures["regions"].items():
         assert figures["u"] >= 2 + 2 * 2 + 2 * 2
@@ -276,7 +294,10 @@ def test_bench_lists_its_benchmarks_with_a_line_each(capsys):
 
 
 def test_bench_passes_options_and_the_exit_code_through(tmp_path, monkeypatch, capfd):
-    script = '"""Says what it was told."""\nimport sys\nif __name__ == "__main__":\n    print(sys.argv[1:])\n    sys.exit(7)\n'
+    script = (
+        '"""Says what it was told."""\nimport sys\nif __name__ == "__main__":\n    print(sys.argv[1:])\n    '
+        "sys.exit(7)\n"
+    )
     (tmp_path / "echo.py").write_text(script)
     (tmp_path / "part.py").write_text('"""No script."""\n')
     monkeypatch.setattr(cli, "BENCHMARKS", tmp_path)

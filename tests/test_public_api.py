@@ -1,4 +1,5 @@
-"""The Python API that README.md shows: names and arguments stay, and the example runs as it stands (with fewer steps)."""
+"""The Python API that README.md shows: names and arguments stay, and the example runs as it stands (with fewer
+steps)."""
 
 import inspect
 import re

@@ -30,21 +30,42 @@ def demo_caso_train(graph: Graph) -> None:
     )
     classifier = graph.add("SemEdit_AttributeClassifierLoader", 0, classifier_file="demo")
     trainer = graph.add(
-        "SemEdit_CASOEmbeddingTrainer", 1, model=model.out("MODEL"), clip=model.out("CLIP"), vae=model.out("VAE"),
-        attribute_classifier=classifier.out("classifier"), images=pictures.out("image"), attribute="glasses", targets="glasses",
-        filename="demo_glasses", overwrite=True, image_size=128, checkpointing=False, width=360, steps=recipe.steps,
-        noise_level=recipe.level, band=recipe.band, learning_rate=recipe.learning_rate, cfg=recipe.cfg, tokens=recipe.tokens,
-        keep_others=recipe.keep_others, start_words=recipe.start_words,
-    )  # fmt: skip
+        "SemEdit_CASOEmbeddingTrainer",
+        1,
+        model=model.out("MODEL"),
+        clip=model.out("CLIP"),
+        vae=model.out("VAE"),
+        attribute_classifier=classifier.out("classifier"),
+        images=pictures.out("image"),
+        attribute="glasses",
+        targets="glasses",
+        filename="demo_glasses",
+        overwrite=True,
+        image_size=128,
+        checkpointing=False,
+        width=360,
+        steps=recipe.steps,
+        noise_level=recipe.noise_level,
+        band=recipe.noise_level_jitter,
+        learning_rate=recipe.learning_rate,
+        cfg=recipe.cfg,
+        tokens=recipe.tokens,
+        keep_others=recipe.attribute_preservation,
+        start_words=recipe.start_words,
+    )
     graph.add("PreviewImage", 2, title="Held-out pictures, changed in one step", images=trainer.out("samples"))
     graph.add("PreviewImage", 2, title="Loss and accuracy", images=trainer.out("plot"))
     graph.add("PreviewAny", 2, title="Report", source=trainer.out("report"), height=180)
     graph.add("PreviewAny", 2, title="Write this into any prompt", source=trainer.out("prompt text"), height=120)
     graph.note(
-        "# Learn an attribute from a classifier\n\n**CASO Embedding Trainer** learns *glasses* from a classifier and 128 pictures; no "
-        "captions, and of words only where to begin: *start_words* `face`. It takes some minutes on a CPU.\n\nThe result is a textual "
-        "inversion: `embedding:demo_glasses` works in the stock *CLIP Text Encode*, and *CASO Embedding Loader* lists it for "
-        "`demo_caso_edit`.\n\nTry another *attribute* and *targets*: `mouth` and `smile` (*start_words* `mouth`), `hair_color` and "
+        "# Learn an attribute from a classifier\n\n**CASO Embedding Trainer** learns *glasses* from a classifier and "
+        "128 pictures; no "
+        "captions, and of words only where to begin: *start_words* `face`. It takes some minutes on a CPU.\n\nThe "
+        "result is a textual "
+        "inversion: `embedding:demo_glasses` works in the stock *CLIP Text Encode*, and *CASO Embedding Loader* lists "
+        "it for "
+        "`demo_caso_edit`.\n\nTry another *attribute* and *targets*: `mouth` and `smile` (*start_words* `mouth`), "
+        "`hair_color` and "
         "`red` (`hair`), `facial_hair` and `beard` (none, *tokens* 1, *cfg* 10).",
         0, title="What this shows", height=320,
     )  # fmt: skip
@@ -59,15 +80,33 @@ def caso_source(graph: Graph) -> tuple[Node, Node, Output]:
 
 
 def edit(
-    graph: Graph, column: int, loader: Node, latent: Output, embedding: Output, name: str, strength: float, window: str, focus: float,
+    graph: Graph,
+    column: int,
+    loader: Node,
+    latent: Output,
+    embedding: Output,
+    name: str,
+    strength: float,
+    window: str,
+    focus: float,
     strip: int = 0,
-) -> Node:  # fmt: skip
+) -> Node:
     """Edit sampler, its report and its picture."""
     painter = {"vae": loader.out("VAE")} if strip else {}
     edited = graph.add(
-        "SemEdit_CASOEditSampler", column, model=loader.out("MODEL"), clip=loader.out("CLIP"), semantic_embedding=embedding, latent=latent,
-        strength=strength, window=window, interpolate=strip, focus=focus, width=330, **painter,
-    )  # fmt: skip
+        "SemEdit_CASOEditSampler",
+        column,
+        model=loader.out("MODEL"),
+        clip=loader.out("CLIP"),
+        semantic_embedding=embedding,
+        latent=latent,
+        strength=strength,
+        window=window,
+        interpolate=strip,
+        focus=focus,
+        width=330,
+        **painter,
+    )
     graph.add("PreviewAny", column, title="Report", source=edited.out("report"), width=330, height=160)
     show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image")
     if strip:
@@ -86,8 +125,10 @@ def demo_caso_edit(graph: Graph) -> None:
     graph.add("PreviewImage", 4, title="True edited image (for comparison)", images=picture.out("edited image"))
     graph.note(
         "# Turn an attribute up and down\n\n**CASO Embedding Loader** brings *glasses*, learned from a classifier (see "
-        "`demo_caso_train`). **CASO Edit Sampler** guides the picture's own trajectory by it.\n\n*strength* 0 rebuilds the picture, below "
-        "0 leads away from glasses; the strip shows all five.\n\nThe demo world knows the true answer; it is shown beside the edit.",
+        "`demo_caso_train`). **CASO Edit Sampler** guides the picture's own trajectory by it.\n\n*strength* 0 rebuilds "
+        "the picture, below "
+        "0 leads away from glasses; the strip shows all five.\n\nThe demo world knows the true answer; it is shown "
+        "beside the edit.",
         0, title="What this shows", height=270,
     )  # fmt: skip
 
@@ -116,8 +157,10 @@ def demo_caso_multi(graph: Graph) -> None:
     edit(graph, 3, model, latent, both.out("embedding"), "demo_caso_multi", DEMO_STRENGTH_OF_TWO, "middle", DEMO_FOCUS)
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.note(
-        "# Two attributes at once\n\n**CASO Combine** joins *glasses* and *beard*. Each has its own strength, which multiplies the "
-        "sampler's; below 0 removes.\n\nEmbeddings of equal strength share one prompt, as in the paper; different ones cost an evaluation "
+        "# Two attributes at once\n\n**CASO Combine** joins *glasses* and *beard*. Each has its own strength, which "
+        "multiplies the "
+        "sampler's; below 0 removes.\n\nEmbeddings of equal strength share one prompt, as in the paper; different ones "
+        "cost an evaluation "
         "each.",
         0, title="What this shows", height=220,
     )  # fmt: skip
@@ -128,10 +171,14 @@ def sd15_caso_edit(graph: Graph) -> None:
     loader = checkpoint_loader(graph, "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors")
     picture = graph.add("LoadImage", 0, image="example.png")
     graph.note(
-        "# Edit your own picture with SD 1.5\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x checkpoint) into "
-        "`models/checkpoints`, and an embedding into `models/embeddings`: one you made with **CASO Embedding Trainer** (as in "
-        "`demo_caso_train`, with this checkpoint, *image_size* 512 and a folder of 100 to 200 pictures), a published CASO `.pt`, or any "
-        "textual inversion.\n\n1. Load a square picture, best 512 x 512.\n2. Choose the embedding.\n3. *window* `fine` for details of "
+        "# Edit your own picture with SD 1.5\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x checkpoint) "
+        "into "
+        "`models/checkpoints`, and an embedding into `models/embeddings`: one you made with **CASO Embedding Trainer** "
+        "(as in "
+        "`demo_caso_train`, with this checkpoint, *image_size* 512 and a folder of 100 to 200 pictures), a published "
+        "CASO `.pt`, or any "
+        "textual inversion.\n\n1. Load a square picture, best 512 x 512.\n2. Choose the embedding.\n3. *window* `fine` "
+        "for details of "
         "faces, `species` for cat to dog. Too weak: raise *strength*.",
         0, title="Before you run", height=330,
     )  # fmt: skip

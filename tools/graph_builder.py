@@ -11,9 +11,15 @@ COLUMN_GAP, ROW_GAP, TITLE, SLOT, WIDGET = 60, 60, 30, 20, 26
 TEXT_HEIGHT, PICTURE_HEIGHT = 130, 260
 #: Nodes that show a picture under their widgets.
 PICTURE_NODES = {
-    "PreviewImage", "SaveImage", "LoadImage", "SemEdit_SPDInvInversion", "SemEdit_AutocorrDDIMInversion", "SemEdit_CASOEmbeddingTrainer",
-    "SemEdit_RegionBoxGenerator", "SemEdit_RegionNetworkTrainer",
-}  # fmt: skip
+    "PreviewImage",
+    "SaveImage",
+    "LoadImage",
+    "SemEdit_SPDInvInversion",
+    "SemEdit_AutocorrDDIMInversion",
+    "SemEdit_CASOEmbeddingTrainer",
+    "SemEdit_RegionBoxGenerator",
+    "SemEdit_RegionNetworkTrainer",
+}
 
 
 class Output(NamedTuple):
@@ -92,7 +98,8 @@ class Graph:
     ) -> Node:
         """Place a node in ``column``, under those already there; unnamed widgets take the host's defaults.
 
-        ``models`` are the files a loader needs ({name, url, directory}); the UI offers to download those that are missing.
+        ``models`` are the files a loader needs ({name, url, directory}); the UI offers to download those that are
+        missing.
 
         Raises:
             KeyError, ValueError: a node or input that the host does not have, or a link of the wrong type.

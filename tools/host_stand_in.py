@@ -1,18 +1,31 @@
-"""A stand-in for ``nodes/host`` where no ComfyUI is present: enough of its V3 API to read schemas and call ``execute``."""
+"""A stand-in for the host where no ComfyUI is present: enough of its V3 API to read schemas and call ``execute``.
+
+ComfyUI's own packages are empty: whatever name is asked of them is an empty class. The pack's real ``nodes/host`` loads
+against them, but for ``schema``, whose nodes are plain objects here, and the listing of folders, which are empty.
+"""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib
+import importlib.abc
+import importlib.machinery
+import itertools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-PACK = "semantic_editing_under_a_fake_host"
+PACK = "semantic_editing_under_a_stand_in"
 ROOT = Path(__file__).resolve().parents[1]
+COMFYUI = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview")
+TYPES = (
+    "BBOX", "Boolean", "Clip", "Combo", "Conditioning", "Float", "Guider", "Image", "Int", "Latent", "Mask", "Model",
+    "Noise", "Sigmas", "String", "Vae",
+)  # fmt: skip
+_FRESH = itertools.count()
 
 
 @dataclass
@@ -31,9 +44,11 @@ class Kind:
         self.name = name
 
     def Input(self, id: str, **options: Any) -> Slot:
+        """An input of this type."""
         return Slot(id, self.name, options)
 
     def Output(self, id: str, **options: Any) -> Slot:
+        """An output of this type."""
         return Slot(id, self.name, options)
 
 
@@ -44,55 +59,54 @@ class NodeOutput:
         self.args, self.ui = args, ui
 
 
-class Registered(Exception):
-    """Raised when a fake function is reached that the test did not replace."""
+class _EmptyModule(ModuleType):
+    """A package that has every name: an empty class."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = type(name, (), {})
+        setattr(self, name, value)
+        return value
 
 
-def _not_replaced(name: str) -> Any:
-    def function(*args: Any, **kwargs: Any) -> Any:
-        raise Registered(f"host.{name} was called but the test did not replace it")
+class _EmptyComfyUI(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds every module of ComfyUI, empty."""
 
-    return function
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """An empty package for a name of ComfyUI's."""
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] in COMFYUI else None
 
+    def create_module(self, spec: Any) -> ModuleType:
+        """A module that has every name."""
+        return _EmptyModule(spec.name)
 
-def _stand_in(name: str) -> ModuleType:
-    """``nodes.host.<name>`` with every public name of the real module: functions that say they were not replaced, empty classes."""
-    made = ModuleType(f"{PACK}.nodes.host.{name}")
-    for node in ast.parse((ROOT / "nodes" / "host" / f"{name}.py").read_text("utf-8")).body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            setattr(made, node.name, _not_replaced(node.name))
-        elif isinstance(node, ast.ClassDef):
-            setattr(made, node.name, type(node.name, (), {"__init__": _not_replaced(node.name)}))
-        elif isinstance(node, ast.Assign):
-            with contextlib.suppress(ValueError):  # what is not a plain constant needs ComfyUI
-                setattr(made, ast.unparse(node.targets[0]), ast.literal_eval(node.value))
-    return made
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to run."""
 
 
-def make_schema() -> ModuleType:
-    """``nodes.host.schema``, which works: schemas are plain objects."""
-    names = (
-        "BBOX",
-        "Boolean",
-        "Clip",
-        "Combo",
-        "Conditioning",
-        "Float",
-        "Guider",
-        "Image",
-        "Int",
-        "Latent",
-        "Mask",
-        "Model",
-        "Noise",
-    )
-    types = {name: Kind(name.upper()) for name in (*names, "Sigmas", "String", "Vae")}
-    made = ModuleType(f"{PACK}.nodes.host.schema")
+class _Broken(importlib.abc.MetaPathFinder):
+    """Importing one module raises ``error``."""
+
+    def __init__(self, name: str, error: Exception):
+        self.name, self.error = name, error
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Raise for the broken module."""
+        if name == self.name:
+            raise self.error
+        return None
+
+
+def make_schema(name: str) -> ModuleType:
+    """``nodes.host.schema`` whose schemas are plain objects."""
+    made: Any = ModuleType(name)
+    types = {kind: Kind(kind.upper()) for kind in TYPES}
     made.io = SimpleNamespace(**types, Custom=Kind, ComfyNode=object, NodeOutput=NodeOutput)
     made.ComfyExtension = object
     made.schema = lambda **fields: SimpleNamespace(**fields)
     made.widget = lambda kind, name, **options: kind.Input(name, **options)
-    made.blocked = _not_replaced("blocked")
+    made.blocked = lambda reason: SimpleNamespace(reason=reason)
     made.ui = SimpleNamespace(
         PreviewText=lambda text: SimpleNamespace(as_dict=lambda: {"text": (text,)}),
         PreviewImage=lambda image, cls=None: SimpleNamespace(as_dict=lambda: {"images": []}),
@@ -100,35 +114,59 @@ def make_schema() -> ModuleType:
     return made
 
 
-def make_host() -> dict[str, ModuleType]:
-    """The modules of ``nodes.host`` by name."""
-    made = {
-        path.stem: _stand_in(path.stem) for path in (ROOT / "nodes" / "host").glob("*.py") if path.stem != "__init__"
-    }
-    made["schema"] = make_schema()
-    made["folders"].list_files = lambda kind: []
-    made["folders"].list_models = lambda kind, mark="": []
-    made["folders"].register_folders = lambda: None
-    return made
+@contextlib.contextmanager
+def _loading(pack: str, finders: list[Any]) -> Iterator[ModuleType]:
+    """Within the ``with`` block modules of the pack called ``pack`` can be imported; its ``nodes.registry``."""
+    found = {name for name in sys.modules if name.split(".")[0] in COMFYUI}
+    if found:
+        raise RuntimeError(f"A real ComfyUI is loaded ({min(found)}); use the stand-in in a process of its own.")
+    for name, folder in ((pack, ""), (f"{pack}.nodes", "nodes"), (f"{pack}.nodes.host", "nodes/host")):
+        package = ModuleType(name)
+        package.__path__ = [str(ROOT / folder)]
+        sys.modules.setdefault(name, package)
+    sys.modules.setdefault(f"{pack}.nodes.host.schema", make_schema(f"{pack}.nodes.host.schema"))
+    sys.meta_path[:0] = finders
+    try:
+        folders: Any = importlib.import_module(f"{pack}.nodes.host.folders")
+        folders.list_files = lambda kind: []
+        folders.list_models = lambda kind, mark="": []
+        folders.register_folders = lambda: None
+        yield importlib.import_module(f"{pack}.nodes.registry")
+    finally:
+        for finder in finders:
+            sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if name.split(".")[0] in COMFYUI]:
+            del sys.modules[name]
 
 
 def load_pack() -> ModuleType:
-    """The pack's ``nodes.registry`` under another name than ``semantic_editing``, with the fake host in place."""
-    if PACK not in sys.modules:
-        for name, folder in (
-            (PACK, ROOT),
-            (f"{PACK}.nodes", ROOT / "nodes"),
-            (f"{PACK}.nodes.host", ROOT / "nodes" / "host"),
-        ):
-            package = ModuleType(name)
-            package.__path__ = [str(folder)]
-            sys.modules[name] = package
-        for name, module in make_host().items():
-            sys.modules[f"{PACK}.nodes.host.{name}"] = module
-    return importlib.import_module(f"{PACK}.nodes.registry")
+    """The pack's ``nodes.registry`` under another name than ``semantic_editing``, all its nodes loaded."""
+    if f"{PACK}.nodes.registry" not in sys.modules:
+        with _loading(PACK, [_EmptyComfyUI()]) as registry:
+            registry.load_nodes()
+    return sys.modules[f"{PACK}.nodes.registry"]
 
 
 def module(name: str) -> ModuleType:
     """A module of the pack by its path from the root, e.g. ``module("core.errors")``."""
     load_pack()
     return importlib.import_module(f"{PACK}.{name}")
+
+
+@contextlib.contextmanager
+def fresh_pack(broken: str | None = None, error: Exception | None = None) -> Iterator[ModuleType]:
+    """The registry of a pack of which nothing is loaded yet.
+
+    Args:
+        broken: a module, by its path from the root, whose import raises ``error``.
+    """
+    pack = f"{PACK}_{next(_FRESH)}"
+    finders: list[Any] = [_EmptyComfyUI()]
+    if broken is not None and error is not None:
+        finders.append(_Broken(f"{pack}.{broken}", error))
+    try:
+        with _loading(pack, finders) as registry:
+            yield registry
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == pack]:
+            del sys.modules[name]

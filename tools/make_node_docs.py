@@ -1,6 +1,10 @@
-"""Bring what repeats the node schemas up to date: locales/en/nodeDefs.json and the tables of inputs and outputs in web/docs/*.md.
+"""Bring what repeats the node schemas up to date.
 
-The schemas are read without ComfyUI, under the stand-in for its host beside this file. The prose of the help pages is written by hand.
+That is locales/en/nodeDefs.json, the tables of inputs and outputs in web/docs/*.md, and tests/nodes/snapshot.json: the
+ids, order, types and defaults that saved workflows depend on. A widget is declared in its node alone.
+
+The schemas are read without ComfyUI, under the stand-in for its host beside this file. The prose of the help pages is
+written by hand.
 
     python tools/make_node_docs.py            # write
     python tools/make_node_docs.py --check    # fail when a file differs
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from semantic_editing.tools import host_stand_in
+from semantic_editing.tools.node_contract import from_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- sockets and widgets, made by tools/make_node_docs.py -->", "<!-- end -->"
@@ -86,7 +91,11 @@ def page(schema: Any, present: str) -> str:
 def files() -> dict[Path, str]:
     """Path -> text of everything that follows from the schemas."""
     nodes = schemas()
-    made = {ROOT / "locales" / "en" / "nodeDefs.json": json.dumps(locale(nodes), indent=2, ensure_ascii=False) + "\n"}
+    contracts = {name: from_schema(schema) for name, schema in nodes.items()}
+    made = {
+        ROOT / "locales" / "en" / "nodeDefs.json": json.dumps(locale(nodes), indent=2, ensure_ascii=False) + "\n",
+        ROOT / "tests" / "nodes" / "snapshot.json": json.dumps(contracts, indent=1) + "\n",
+    }
     for name, schema in nodes.items():
         path = ROOT / "web" / "docs" / f"{name}.md"
         made[path] = page(schema, path.read_text(encoding="utf-8") if path.is_file() else "")

@@ -1,4 +1,5 @@
-"""Run the demo workflows on a running ComfyUI and compose workflows/previews/<name>.png and the thumbnail workflows/<name>.jpg.
+"""Run the demo workflows on a running ComfyUI and compose workflows/previews/<name>.png and the thumbnail
+workflows/<name>.jpg.
 
 python tools/make_previews.py --server http://127.0.0.1:8188
 """

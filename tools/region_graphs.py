@@ -24,17 +24,30 @@ GLASSES = (
 
 
 def generator(
-    graph: Graph, column: int, image: Output, editor: Output, texts: tuple[str, str], anchors: int, vision: str = "demo model",
+    graph: Graph,
+    column: int,
+    image: Output,
+    editor: Output,
+    texts: tuple[str, str],
+    anchors: int,
+    vision: str = "demo model",
     clip: str = "demo model",
-) -> Node:  # fmt: skip
+) -> Node:
     """Vision model and judge in the column before, then the Region Box Generator with its tables."""
     seeing = graph.add("SemEdit_LoadVisionFeatures", column - 1, vision_model=vision)
     judging = graph.add("SemEdit_LoadCLIPScorer", column - 1, clip_model=clip)
     found = graph.add(
-        "SemEdit_RegionBoxGenerator", column, image=image, vision_features=seeing.out("vision features"),
-        clip_scorer=judging.out("clip scorer"), region_editor=editor, source_text=texts[0], target_text=texts[1], anchors=anchors,
+        "SemEdit_RegionBoxGenerator",
+        column,
+        image=image,
+        vision_features=seeing.out("vision features"),
+        clip_scorer=judging.out("clip scorer"),
+        region_editor=editor,
+        source_text=texts[0],
+        target_text=texts[1],
+        anchors=anchors,
         width=360,
-    )  # fmt: skip
+    )
     graph.add("PreviewAny", column, title="Scores", source=found.out("scores"), width=360, height=220)
     return found
 
@@ -42,9 +55,17 @@ def generator(
 def searching(graph: Graph, model: Node, source: Output, target: Output) -> Node:
     """The editor that the demo's search renders with."""
     return graph.add(
-        "SemEdit_RegionInversionEditor", 1, model=model.out("MODEL"), vae=model.out("VAE"), source=source, target=target, steps=12, cfg=1.5,
-        guidance=0.0, working_size=128,
-    )  # fmt: skip
+        "SemEdit_RegionInversionEditor",
+        1,
+        model=model.out("MODEL"),
+        vae=model.out("VAE"),
+        source=source,
+        target=target,
+        steps=12,
+        cfg=1.5,
+        guidance=0.0,
+        working_size=128,
+    )
 
 
 def demo_region_edit(graph: Graph) -> None:
@@ -53,9 +74,12 @@ def demo_region_edit(graph: Graph) -> None:
     pictures, number, texts = BEARD
     picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=pictures, number=number)
     graph.note(
-        "# The edit finds its own place\n\n**Region Box Generator** tries boxes around what the picture shows, lets the **editor** fill "
-        "each, and ranks the results by CLIP: does it look like the target text, does the rest stay?\n\nThe red parts of its picture are "
-        "what the vision model looks at; blue points are where the edit itself acts; the strong frames are the best boxes. "
+        "# The edit finds its own place\n\n**Region Box Generator** tries boxes around what the picture shows, lets "
+        "the **editor** fill "
+        "each, and ranks the results by CLIP: does it look like the target text, does the rest stay?\n\nThe red parts "
+        "of its picture are "
+        "what the vision model looks at; blue points are where the edit itself acts; the strong frames are the best "
+        "boxes. "
         "Outside the best box no pixel changes.\n\nThe demo world "
         "knows the true answer; it is shown beside the edit.",
         0, title="What this shows", height=330,
@@ -89,7 +113,8 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
     picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=pictures, number=number)
     graph.note(
         "# The found mask in stock nodes\n\n**Region Box Generator** is used for its *mask* only. Stock *Set Latent "
-        "Noise Mask* and *KSampler* then paint inside it, and *ImageCompositeMasked* keeps every pixel outside.\n\nAny other inpainting "
+        "Noise Mask* and *KSampler* then paint inside it, and *ImageCompositeMasked* keeps every pixel outside.\n\nAny "
+        "other inpainting "
         "nodes take the same mask.",
         0, title="What this shows", height=270,
     )  # fmt: skip
@@ -104,14 +129,29 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
     encoded = graph.add("VAEEncode", 4, pixels=picture.out("image"), vae=model.out("VAE"))
     masked = graph.add("SetLatentNoiseMask", 4, samples=encoded.out("LATENT"), mask=found.out("mask"))
     sampled = graph.add(
-        "KSampler", 4, model=model.out("MODEL"), **prompts, latent_image=masked.out("LATENT"), seed=0, steps=30, cfg=3.0,
-        sampler_name="euler", scheduler="ddim_uniform", denoise=0.7,
-    )  # fmt: skip
+        "KSampler",
+        4,
+        model=model.out("MODEL"),
+        **prompts,
+        latent_image=masked.out("LATENT"),
+        seed=0,
+        steps=30,
+        cfg=3.0,
+        sampler_name="euler",
+        scheduler="ddim_uniform",
+        denoise=0.7,
+    )
     decoded = graph.add("VAEDecode", 5, samples=sampled.out("LATENT"), vae=model.out("VAE"))
     pasted = graph.add(
-        "ImageCompositeMasked", 5, destination=picture.out("image"), source=decoded.out("IMAGE"), mask=found.out("mask"), x=0, y=0,
+        "ImageCompositeMasked",
+        5,
+        destination=picture.out("image"),
+        source=decoded.out("IMAGE"),
+        mask=found.out("mask"),
+        x=0,
+        y=0,
         resize_source=False,
-    )  # fmt: skip
+    )
     graph.add(
         "SaveImage",
         5,
@@ -129,9 +169,12 @@ def sd15_inpaint_region_edit(graph: Graph) -> None:
     loader = checkpoint_loader(graph, "stable-diffusion-v1-5/stable-diffusion-inpainting", "sd-v1-5-inpainting.ckpt")
     picture = graph.add("LoadImage", 0, image="example.png")
     graph.note(
-        "# Let the edit find its place in your own picture\n\nYou need an inpainting checkpoint in `models/checkpoints`, a DINO model in "
-        "`models/vision_features` and a CLIP in `models/clip_scorer`; the README says which files.\n\n1. Load a picture of any size.\n"
-        "2. *source text*: what is there, *target text*: what should be there. The editor's prompt says the same.\n3. Run. The scores "
+        "# Let the edit find its place in your own picture\n\nYou need an inpainting checkpoint in "
+        "`models/checkpoints`, a DINO model in "
+        "`models/vision_features` and a CLIP in `models/clip_scorer`; the README says which files.\n\n1. Load a "
+        "picture of any size.\n"
+        "2. *source text*: what is there, *target text*: what should be there. The editor's prompt says the same.\n3. "
+        "Run. The scores "
         "tell what else was tried; *sizes* and *anchors* add boxes.",
         0, title="Before you run", height=330,
     )  # fmt: skip
@@ -144,9 +187,14 @@ def sd15_inpaint_region_edit(graph: Graph) -> None:
     )
     negative = graph.add("CLIPTextEncode", 1, title="Negative prompt", clip=loader.out("CLIP"), text="")
     editor = graph.add(
-        "SemEdit_RegionInpaintEditor", 1, model=loader.out("MODEL"), vae=loader.out("VAE"), positive=target.out("CONDITIONING"),
-        negative=negative.out("CONDITIONING"), cfg=7.5,
-    )  # fmt: skip
+        "SemEdit_RegionInpaintEditor",
+        1,
+        model=loader.out("MODEL"),
+        vae=loader.out("VAE"),
+        positive=target.out("CONDITIONING"),
+        negative=negative.out("CONDITIONING"),
+        cfg=7.5,
+    )
     texts = ("a dog", "a white rabbit")
     found = generator(
         graph, 3, picture.out("IMAGE"), editor.out("region editor"), texts, 4, "dino-vitb16", "clip-vit-base-patch16"

@@ -28,9 +28,14 @@ def rebuild(graph: Graph, column: int, model: Output, positive: Output, inversio
     guider = graph.add("BasicGuider", column, model=model, conditioning=positive)
     sampler = graph.add("KSamplerSelect", column, sampler_name="euler")
     sampled = graph.add(
-        "SamplerCustomAdvanced", column, noise=inversion.out("noise"), guider=guider.out("GUIDER"), sampler=sampler.out("SAMPLER"),
-        sigmas=inversion.out("sigmas"), latent_image=inversion.out("noise latent"),
-    )  # fmt: skip
+        "SamplerCustomAdvanced",
+        column,
+        noise=inversion.out("noise"),
+        guider=guider.out("GUIDER"),
+        sampler=sampler.out("SAMPLER"),
+        sigmas=inversion.out("sigmas"),
+        latent_image=inversion.out("noise latent"),
+    )
     return sampled.out("output")
 
 
@@ -56,8 +61,10 @@ def demo_invert_reconstruct(graph: Graph) -> None:
     """SPDInv Inversion and stock sampling back."""
     invert_reconstruct(graph, "SemEdit_SPDInvInversion", "demo_invert_reconstruct", "Residual and cost per step")
     graph.note(
-        "# Invert and rebuild\n\n**SPDInv Inversion** turns the picture into noise; the stock *SamplerCustomAdvanced* (euler, cfg 1, "
-        "the inversion's own sigmas, the same prompt) makes the same picture from it again.\n\nRun it, then set *solver* to `ddim` and "
+        "# Invert and rebuild\n\n**SPDInv Inversion** turns the picture into noise; the stock *SamplerCustomAdvanced* "
+        "(euler, cfg 1, "
+        "the inversion's own sigmas, the same prompt) makes the same picture from it again.\n\nRun it, then set "
+        "*solver* to `ddim` and "
         "compare. Nothing needs to be downloaded.",
         0, title="What this shows", height=250,
     )  # fmt: skip
@@ -67,8 +74,10 @@ def demo_noise_regularised(graph: Graph) -> None:
     """Autocorr DDIM Inversion and stock sampling back."""
     invert_reconstruct(graph, "SemEdit_AutocorrDDIMInversion", "demo_noise_regularised", "Noise before and after")
     graph.note(
-        "# Noise that looks like noise\n\n**Autocorr DDIM Inversion** (pix2pix-zero) pushes the predicted noise of every step towards "
-        "white noise: uncorrelated neighbours, variance 1. Such noise edits better, at the price of a less exact rebuild. The report "
+        "# Noise that looks like noise\n\n**Autocorr DDIM Inversion** (pix2pix-zero) pushes the predicted noise of "
+        "every step towards "
+        "white noise: uncorrelated neighbours, variance 1. Such noise edits better, at the price of a less exact "
+        "rebuild. The report "
         "shows autocorrelation and variance before and after.",
         0, title="What this shows", height=250,
     )  # fmt: skip
@@ -116,10 +125,12 @@ def demo_word_edit(graph: Graph) -> None:
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title="True edited image (for comparison)", images=picture.out("edited image"))
     graph.note(
-        "# Edit by words\n\n1. **SPDInv Inversion** finds the picture's noise.\n2. **Sentence Edit Direction** finds the way from "
+        "# Edit by words\n\n1. **SPDInv Inversion** finds the picture's noise.\n2. **Sentence Edit Direction** finds "
+        "the way from "
         "*without glasses* to *wearing glasses* in the text encoder.\n3. **Cross-Attn Guided Sampler** "
         "makes the edited picture and holds the "
-        "layout.\n\nThe demo world knows the true answer; it is shown beside the edit. Try another pair and its words. This small model "
+        "layout.\n\nThe demo world knows the true answer; it is shown beside the edit. Try another pair and its words. "
+        "This small model "
         "edits best at *cfg* about 2; Stable Diffusion wants about 5.",
         0, title="What this shows", height=290,
     )  # fmt: skip
@@ -150,9 +161,19 @@ def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, t
     )
     encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
     word_edit(
-        graph, 2, loader.out("MODEL"), loader.out("CLIP"), loader.out("VAE"), prompt.out("CONDITIONING"), encoded.out("LATENT"), name,
-        {"cfg": 5.0}, source="cat", target="dog", mode="words",
-    )  # fmt: skip
+        graph,
+        2,
+        loader.out("MODEL"),
+        loader.out("CLIP"),
+        loader.out("VAE"),
+        prompt.out("CONDITIONING"),
+        encoded.out("LATENT"),
+        name,
+        {"cfg": 5.0},
+        source="cat",
+        target="dog",
+        mode="words",
+    )
     graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
 
 
@@ -160,9 +181,12 @@ def sd15_word_edit(graph: Graph) -> None:
     """Cat to dog on Stable Diffusion 1.5."""
     checkpoint_edit(
         graph, "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors", "sd15_word_edit",
-        "# Edit your own picture with SD 1.5\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x checkpoint) into "
-        "`models/checkpoints`.\n\n1. Load a square picture, best 512 x 512.\n2. Describe it in **Source prompt**.\n3. Write the word to "
-        "replace and its replacement into **Sentence Edit Direction**.\n\nThe edit is too weak: raise *strength* or *cfg*, lower "
+        "# Edit your own picture with SD 1.5\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x checkpoint) "
+        "into "
+        "`models/checkpoints`.\n\n1. Load a square picture, best 512 x 512.\n2. Describe it in **Source prompt**.\n3. "
+        "Write the word to "
+        "replace and its replacement into **Sentence Edit Direction**.\n\nThe edit is too weak: raise *strength* or "
+        "*cfg*, lower "
         "*guidance*. It changes too much: the opposite. Out of memory: *resolution* `<=32`.",
     )  # fmt: skip
 
@@ -171,9 +195,12 @@ def sdxl_word_edit(graph: Graph) -> None:
     """Cat to dog on SDXL."""
     checkpoint_edit(
         graph, "stabilityai/stable-diffusion-xl-base-1.0", "sd_xl_base_1.0.safetensors", "sdxl_word_edit",
-        "# Edit your own picture with SDXL\n\nPut `sd_xl_base_1.0.safetensors` (or any SDXL checkpoint) into `models/checkpoints`.\n\n"
-        "1. Load a picture, best 1024 x 1024.\n2. Describe it in **Source prompt**.\n3. Write the word to replace and its replacement "
-        "into **Sentence Edit Direction**.\n\nGradients through SDXL need much memory: choose *resolution* `<=32` on cards below 24 GB, "
+        "# Edit your own picture with SDXL\n\nPut `sd_xl_base_1.0.safetensors` (or any SDXL checkpoint) into "
+        "`models/checkpoints`.\n\n"
+        "1. Load a picture, best 1024 x 1024.\n2. Describe it in **Source prompt**.\n3. Write the word to replace and "
+        "its replacement "
+        "into **Sentence Edit Direction**.\n\nGradients through SDXL need much memory: choose *resolution* `<=32` on "
+        "cards below 24 GB, "
         "or a smaller picture.",
     )  # fmt: skip
 

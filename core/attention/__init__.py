@@ -1,1 +1,1 @@
-"""The second seam: attention control. See :mod:`.site` for the protocol."""
+"""Attention control: reading or replacing what a network attends to. See :mod:`.site` for the protocol."""

@@ -1,21 +1,21 @@
-"""Editing with semantic embeddings (CASO, sections 3.3 and 4.2): guidance inside a window of the source's own trajectory."""
+"""Editing with semantic embeddings (CASO, sections 3.3 and 4.2): guidance in a window of the source's inverted trajectory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..denoiser import Callback, Denoiser, Progress, check_finite, euler_step, unit_scale
+from ..denoiser import Callback, Denoiser, Progress, check_finite, unit_scale
 from ..errors import EditingError
 from ..inversion import Inversion, check_latent, inversion_grid
-from ..sampling import TrajectoryEdit
+from ..sampling import TrajectoryEdit, sample
 from ..spdinv.invert import invert
-from .embedding import GuidanceTerm, scaled_terms
+from ..token_vectors import TokenVectorEncoder
+from .embedding import GuidanceTerm, SemanticEmbedding, concatenate, scaled_terms
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Window:
     """Which steps are guided, as fractions of the trajectory: 1 is pure noise, 0 the clean image.
 
     Attributes:
-        start: guidance begins here; until then the source's trajectory is followed exactly, at no cost.
+        start: guidance begins here; until then the source's trajectory is followed exactly, without evaluating the network.
         end: guidance ends here; the steps below are unconditional.
         single_step: guide the first step of the window only (section 4.2, "Single-Step Edit").
 
@@ -42,31 +42,72 @@ class Window:
             )
 
     def levels(self, steps: int) -> tuple[int, int]:
-        """``(first, last)`` level, of 0..steps, that is guided on the way down; at least one always is."""
+        """``(first, last)``: the levels of 0..steps from which a guided step goes down; there is always at least one."""
         last = min(round(self.end * steps), steps - 1) + 1
         first = max(round(self.start * steps), last)
         return first, first if self.single_step else last
 
 
 FINE, WHOLE = Window(0.3), Window(1.0)
-#: Where guidance begins (the paper gives 0.1T to 0.3T for fine attributes, 0.8T to 0.9T for species; 4.1); it then goes on to
-#: the end. "middle" is for what lies between, such as hair or a background.
+#: Where guidance begins; it then goes on to the end. The paper gives 0.1 to 0.3 for fine attributes and 0.8 to 0.9 for species
+#: (section 4.1); "middle" is for what lies between, such as hair or a background.
 PRESETS = {"fine": FINE, "middle": Window(0.6), "species": Window(0.9)}
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """How embeddings guide an edit or a new image.
+
+    Attributes:
+        strength: lambda, which the strengths of the embeddings are multiplied by. 0 is off, 3 to 10 usual, below 0 leads the
+            other way.
+        window: which steps are guided.
+        joined: embeddings of equal strength share one prompt, in the order given (the paper's concatenation), and cost one
+            network evaluation together. Others, and all when False, get an evaluation each, because a prompt has one strength.
+        focus: see :class:`~.embedding.GuidanceTerm`.
+    """
+
+    strength: float = 5.0
+    window: Window = FINE
+    joined: bool = True
+    focus: float = 1.0
+
+
+def guidance_terms(
+    vector_encoder: TokenVectorEncoder, chosen: Sequence[tuple[SemanticEmbedding, float]], settings: EditSettings
+) -> list[GuidanceTerm]:
+    """Embeddings with relative strengths as guidance terms; those whose strength is 0 are left out and cost nothing.
+
+    Raises:
+        EditingError: another text encoder, a strength or focus out of range, too many tokens.
+    """
+    groups: dict[Any, list[SemanticEmbedding]] = {}
+    for number, (embedding, relative) in enumerate(chosen):
+        embedding.require_encoder(vector_encoder)
+        strength = relative * settings.strength
+        if strength != 0:
+            groups.setdefault(strength if settings.joined else (strength, number), []).append(embedding)
+    terms = []
+    for key, members in groups.items():
+        together = concatenate(members)
+        strength = key if settings.joined else key[0]
+        terms.append(GuidanceTerm(together.condition(vector_encoder), strength, together.target, settings.focus))
+    return terms
 
 
 def invert_to_window(
     denoiser: Denoiser, latent: Tensor, uncond: Any, steps: int, window: Window, callback: Callback | None = None
 ) -> tuple[Inversion, Window]:  # fmt: skip
-    """Invert only as far as an edit in ``window`` needs, and the same window on that shorter trajectory.
+    """Invert only as far as an edit in ``window`` needs: the inversion, and the window on that shorter trajectory.
 
     :func:`semantic_edit` gives the same as with the whole inversion, at ``window.start`` of its cost.
 
     Args:
         latent: ``[B, C, h, w]`` clean.
-        steps: of the whole trajectory, as in :func:`~..inversion.invert`.
+        steps: of the whole trajectory, as in :func:`~..spdinv.invert.invert`.
 
     Raises:
-        EditingError: see :func:`~..inversion.invert`.
+        EditingError: see :func:`~..spdinv.invert.invert`.
     """
     first, last = window.levels(steps)
     inversion = invert(denoiser, latent, uncond, sigmas=inversion_grid(denoiser, steps)[: first + 1], callback=callback)
@@ -106,12 +147,12 @@ def focused(shift: Tensor, share: float, mask: Tensor | None = None) -> Tensor:
 
 @dataclass
 class SemanticStep(TrajectoryEdit):
-    """One step of the edit at a time.
+    """The edit as a rule for each step of the trajectory.
 
     Attributes:
-        inversion: of the source under ``uncond`` (the empty prompt); it gives grid, starting latent and what lies outside the mask.
+        inversion: of the source under ``uncond``; it gives grid, starting latent and what lies outside the mask.
         uncond: conditioning of the empty prompt.
-        terms: what to add and how strongly; none gives the reconstruction.
+        terms: what guides and how strongly; none gives the reconstruction.
         window: which steps are guided.
         mask: ``[B or 1, H, W]`` of any size, 1 where to edit; outside it the source's trajectory is kept exactly.
 
@@ -218,11 +259,8 @@ def generate(
     x = check_latent(noise, denoiser.identity) / unit_scale(denoiser.identity, float(grid[-1]))
     first, last = window.levels(total)
     active = scaled_terms(terms, 1.0)
-    for number, (sigma, sigma_next) in enumerate(pairwise(grid.flip(0).tolist())):
-        with torch.no_grad():
-            denoised = steered(denoiser, x, sigma, uncond, active if last <= total - number <= first else ())
-        check_finite(denoised, f"The prediction at step {number + 1}")
-        x = euler_step(x, denoised, sigma, sigma_next)
-        if callback is not None:
-            callback(Progress(number, total, 0, 1, denoised))
-    return x
+
+    def predict(x: Tensor, sigma: float, step: int) -> Tensor:
+        return steered(denoiser, x, sigma, uncond, active if last <= total - step <= first else ())
+
+    return sample(predict, x, grid.flip(0).tolist(), callback)

@@ -31,8 +31,8 @@ class SemanticEmbedding:
         encoder_name: text encoder they belong to, e.g. "clip_l 768 + clip_g 1280".
         attribute, target: what was learned, e.g. "mouth", "smile"; "" in files of other programs.
         method: how it was learned, "caso" or "" if unknown.
-        info: facts of the training for people and programs, JSON-able: classes, level (L), steps, classifier (its
-            fingerprint), base_model (family) and settings.
+        info: facts of the training for people and programs, JSON-able: classes, level (noise level L), steps, classifier
+            (its fingerprint), base_model (family) and settings (:meth:`~.settings.TrainingSettings.stored`).
     """
 
     vectors: TokenVectors
@@ -152,8 +152,10 @@ class GuidanceTerm:
     conditional prediction, a negative value leads the other way.
 
     Attributes:
-        focus: share of the latent's elements that are guided, those where ``D_i - D_u`` is largest, at each step and in each image
-            apart; 1 is all, the paper's edit. SEGA's way to leave the rest of the image alone (Brack et al. 2023, Eq. 6).
+        label: for people, e.g. "smile".
+        focus: share of the latent's elements that are guided: those where ``D_i - D_u`` is largest, found at each step and
+            for each image separately. 1 is all, the paper's edit; less is SEGA's way to leave the rest of the image alone
+            (Brack et al. 2023, Eq. 6).
 
     Raises:
         EditingError: values out of range.
@@ -194,32 +196,6 @@ def concatenate(embeddings: Sequence[SemanticEmbedding]) -> SemanticEmbedding:
     vectors = {name: torch.cat([part.vectors[name] for part in embeddings]) for name in first.vectors}
     titles = [f"{part.attribute}: {part.target}" if part.attribute else part.target for part in embeddings]
     return SemanticEmbedding(vectors, first.encoder_name, "", " + ".join(titles), first.method)
-
-
-def guidance_terms(
-    vector_encoder: TokenVectorEncoder, chosen: Sequence[tuple[SemanticEmbedding, float]], *, joined: bool = True, focus: float = 1.0
-) -> list[GuidanceTerm]:  # fmt: skip
-    """Embeddings with strengths as guidance terms; a strength of 0 costs nothing.
-
-    Args:
-        joined: embeddings of equal strength share one prompt, in the order given (the paper's concatenation, one evaluation);
-            others, and all when False, get an evaluation of their own, because a prompt has only one strength.
-        focus: of each term.
-
-    Raises:
-        EditingError: another text encoder, a strength or focus out of range, too many tokens.
-    """
-    groups: dict[Any, list[SemanticEmbedding]] = {}
-    for number, (embedding, strength) in enumerate(chosen):
-        embedding.require_encoder(vector_encoder)
-        if strength != 0:
-            groups.setdefault(strength if joined else (strength, number), []).append(embedding)
-    terms = []
-    for key, members in groups.items():
-        together = concatenate(members)
-        strength = key if joined else key[0]
-        terms.append(GuidanceTerm(together.condition(vector_encoder), strength, together.target, focus))
-    return terms
 
 
 def scaled_terms(terms: Sequence[GuidanceTerm], factor: float) -> list[GuidanceTerm]:

@@ -1,4 +1,7 @@
-"""What a training evaluates once for each picture and noise, and then remembers."""
+"""Which samples a training takes at each step, with which noise, and a cache of what depends on image and noise alone.
+
+Everything follows from the seed and the step's number, so that a resumed training goes on as if it had never stopped.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +15,8 @@ from torch import Tensor
 
 from ..denoiser import Denoiser, ModelIdentity
 
-#: An image's number and the number of one of its noises.
-Key = tuple[int, int]
-
-
-class Memory:
-    """Rows by image and noise, made when first met.
-
-    Args:
-        together: for each key all that first meet in the same step, in order, see :meth:`~.schedule.Schedule.first_met`. What is
-            not known is made for all of them at once, so that a resumed run makes it in the same batches, to the bit.
-    """
-
-    def __init__(self, together: Mapping[Key, tuple[Key, ...]]):
-        self.together = together
-        self._known: dict[Key, Tensor] = {}
-
-    def known(self, keys: Sequence[Key]) -> Tensor:
-        """Rows ``[B, ...]`` that were all met before."""
-        return torch.stack([self._known[key] for key in keys])
-
-    def rows(self, keys: Sequence[Key], make: Callable[[list[Key]], Tensor]) -> Tensor:
-        """Rows ``[B, ...]`` of ``keys``; ``make`` gives those that are not known."""
-        for key in keys:
-            if key not in self._known:
-                group = list(self.together[key])
-                self._known |= dict(zip(group, make(group), strict=True))
-        return self.known(keys)
-
-
+#: Number of an image, and of one of its noises.
+ImageNoise = tuple[int, int]
 GRID = 100  # the noise level is a fraction of the model's steps, to 1 %
 
 
@@ -52,29 +28,29 @@ def seeded(*keys: object) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample of a step: image number, class number, and which of the image's noises."""
+    """One sample of a step: numbers of the image, of the target class and of the image's noise."""
 
     image: int
     target: int
-    slot: int
+    noise: int
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The draws of a whole run.
+    """The samples of a whole training.
 
     Attributes:
         images, targets: how many there are.
-        batch: samples a step.
-        bank: noises for each image that come again and again, so that what depends on image and noise alone can be kept;
-            0 draws a new noise every time.
+        batch: samples in a step.
+        noises_per_image: noises that each image gets in turn, so that what depends on image and noise alone can be
+            remembered; 0 draws a new noise every time.
         seed: of everything.
     """
 
     images: int
     targets: int
     batch: int
-    bank: int
+    noises_per_image: int
     seed: int
 
     def draws(self, step: int) -> list[Draw]:
@@ -86,8 +62,10 @@ class Schedule:
         image = self._order(epoch)[place]
         # Offset by the image's number: each class then meets every image in turn, whatever the batch.
         target = (self._offsets[image] + epoch) % self.targets
-        slot = int(torch.randint(self.bank, (1,), generator=seeded(self.seed, "slot", number))) if self.bank else epoch
-        return Draw(image, target, slot)
+        if not self.noises_per_image:
+            return Draw(image, target, epoch)
+        noise = torch.randint(self.noises_per_image, (1,), generator=seeded(self.seed, "slot", number))
+        return Draw(image, target, int(noise))
 
     @cached_property
     def _orders(self) -> dict[int, list[int]]:
@@ -102,43 +80,65 @@ class Schedule:
     def _offsets(self) -> list[int]:
         return (torch.randperm(self.images, generator=seeded(self.seed, "targets")) % self.targets).tolist()
 
-    def first_met(self, steps: int) -> dict[tuple[int, int], tuple[tuple[int, int], ...]]:
-        """For each (image, slot) of ``steps`` steps, those first met in the same step, in order.
-
-        What is kept for them is computed as one batch, so a resumed run, which computes it again, gets the same bits.
-        """
-        together: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
+    def first_met(self, steps: int) -> dict[ImageNoise, tuple[ImageNoise, ...]]:
+        """For each image and noise of ``steps`` steps: all that occur for the first time in the same step, in order."""
+        together: dict[ImageNoise, tuple[ImageNoise, ...]] = {}
         for step in range(steps):
             new = tuple(
-                dict.fromkeys(key for draw in self.draws(step) if (key := (draw.image, draw.slot)) not in together)
+                dict.fromkeys(key for draw in self.draws(step) if (key := (draw.image, draw.noise)) not in together)
             )
             together |= dict.fromkeys(new, new)
         return together
 
 
+class RowCache:
+    """Rows of a tensor by image and noise, each computed when it is first needed.
+
+    Args:
+        together: see :meth:`Schedule.first_met`. What first occurs in the same step is always computed as one batch, so that
+            a resumed training, which computes it again, gets the same bits.
+    """
+
+    def __init__(self, together: Mapping[ImageNoise, tuple[ImageNoise, ...]]):
+        self.together = together
+        self._known: dict[ImageNoise, Tensor] = {}
+
+    def known(self, keys: Sequence[ImageNoise]) -> Tensor:
+        """Rows ``[B, ...]`` that were computed before."""
+        return torch.stack([self._known[key] for key in keys])
+
+    def rows(self, keys: Sequence[ImageNoise], compute: Callable[[list[ImageNoise]], Tensor]) -> Tensor:
+        """Rows ``[B, ...]`` of ``keys``; ``compute`` is called for those that are not known."""
+        for key in keys:
+            if key not in self._known:
+                group = list(self.together[key])
+                self._known |= dict(zip(group, compute(group), strict=True))
+        return self.known(keys)
+
+
 @dataclass(frozen=True)
 class NoiseLevels:
-    """The noisy latents of training: level L with an optional band around it.
+    """How noisy the latents of a training are.
 
     Attributes:
         sigmas: ``[GRID + 1]`` ascending, the model's levels by hundredths of its steps.
-        level: L as a fraction of the steps T.
-        band: half the width of the band, in the same unit.
+        noise_level: L as a fraction of the model's steps T.
+        jitter: levels are drawn from ``noise_level`` plus or minus this.
     """
 
     sigmas: Tensor
-    level: float
-    band: float
+    noise_level: float
+    jitter: float
 
     @staticmethod
-    def of(denoiser: Denoiser, level: float, band: float) -> NoiseLevels:
+    def of(denoiser: Denoiser, noise_level: float, jitter: float) -> NoiseLevels:
         """The levels of a model."""
-        return NoiseLevels(denoiser.sigma_grid(GRID), level, band)
+        return NoiseLevels(denoiser.sigma_grid(GRID), noise_level, jitter)
 
     def sigma(self, generator: torch.Generator) -> float:
-        """A level's sigma: L itself without a band."""
-        spread = (2 * float(torch.rand(1, generator=generator)) - 1) * self.band if self.band else 0.0
-        return float(self.sigmas[min(GRID, max(1, round((self.level + spread) * GRID)))])
+        """The sigma of a level that is drawn; that of ``noise_level`` itself without jitter."""
+        offset = (2 * float(torch.rand(1, generator=generator)) - 1) * self.jitter if self.jitter else 0.0
+        return float(self.sigmas[min(GRID, max(1, round((self.noise_level + offset) * GRID)))])
 
 
 def noisy(

@@ -1,8 +1,9 @@
-"""What a training of semantic embeddings is told, and what it tells while it runs."""
+"""The settings of a training of semantic embeddings, and what it reports after each step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +12,13 @@ from ..token_vectors import MAX_TOKENS
 
 #: Noise level of training as a fraction of the steps (section 4.1).
 LEVELS = {"faces": 0.3, "others": 0.4}
+#: Fields of :class:`TrainingSettings` that files keep under another name: field -> name in the file.
+STORED_NAMES = {
+    "noise_level": "level",
+    "noise_level_jitter": "band",
+    "attribute_preservation": "keep_others",
+    "noises_per_image": "bank",
+}
 
 
 @dataclass(frozen=True)
@@ -18,24 +26,29 @@ class TrainingSettings:
     """What to learn and how.
 
     Attributes:
-        attribute, targets: of the classifier; one embedding is learned for each target class (the paper's K).
-        steps, batch: steps in all and samples a step.
-        learning_rate, weight_decay: of AdamW, on vectors measured in the token table's root mean square.
+        attribute, targets: names of the classifier; one embedding is learned for each target class (the paper's K).
+        steps, batch: number of steps, and samples in each.
+        learning_rate, weight_decay: of AdamW. The learned vectors are measured in units of the token table's root mean
+            square.
         cfg: guidance scale while learning.
-        level: noise level L as a fraction of the model's steps, see :data:`LEVELS`.
-        band: half the width of a band around L from which levels are drawn, 0 for L alone.
+        noise_level: noise level L as a fraction of the model's steps, see :data:`LEVELS`.
+        noise_level_jitter: levels are drawn from ``noise_level`` plus or minus this; 0 always takes ``noise_level``.
         reconstruction: weight gamma of the latent reconstruction; 0 turns it off.
-        keep_others: weight of what the classifier sees of its *other* attributes: they must stay what they are without the
-            embedding (ours, not the paper's); 0 turns it off. A classifier of one attribute has no others.
+        attribute_preservation: weight of the loss that keeps the classifier's *other* attributes what they are without
+            the embedding (ours, not the paper's); 0 turns it off. A classifier of one attribute has no others.
         tokens: vectors of each embedding.
-        start_words: what learning starts from: the word for what changes ("hair"), not for how. It stands last of the vectors, those
-            before it start neutral. Empty: all are neutral, as the paper's.
-        bank: noises for each image; the unconditional prediction is evaluated once for each and kept, which is exact. 0 draws
-            new noise every time and evaluates every time.
-        augment, flip: strength of the random changes before the classifier, see :func:`~..classifiers.augment.augmented`.
-        draft_fraction: share of the steps, from the first, for the draft decoder if there is one.
-        check_every: steps between looks at the held pictures; 0 for the last step only.
+        noises_per_image: how many noises each image gets in turn. The unconditional prediction is computed once for each
+            and then remembered, which changes nothing in the result. 0 draws a new noise and computes it every time.
+        augment, flip: strength of the random changes before the classifier, and whether half of the pictures are
+            mirrored, see :func:`~..classifiers.augment.augmented`.
+        draft_fraction: share of the steps, from the first, that use the draft decoder if there is one.
+        check_every: steps from one validation to the next; 0 validates after the last step only.
         seed: of everything random.
+        start_words: words to start from, which name what changes ("hair"), not how. They are the last of the vectors; those
+            before them start neutral. Empty: all start neutral, as in the paper.
+
+    Raises:
+        EditingError: a value out of range.
     """
 
     attribute: str
@@ -45,12 +58,12 @@ class TrainingSettings:
     learning_rate: float = 0.05
     weight_decay: float = 0.01
     cfg: float = 10.0
-    level: float = LEVELS["faces"]
-    band: float = 0.0
+    noise_level: float = LEVELS["faces"]
+    noise_level_jitter: float = 0.0
     reconstruction: float = 1.0
-    keep_others: float = 0.0
+    attribute_preservation: float = 0.0
     tokens: int = 1
-    bank: int = 2
+    noises_per_image: int = 2
     augment: float = 1.0
     flip: bool = True
     draft_fraction: float = 0.8
@@ -61,30 +74,40 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise EditingError(f"The target classes are {list(self.targets)}; give at least one, each once.")
-        whole = {"steps": self.steps, "batch": self.batch, "tokens": self.tokens}
-        for name, value in whole.items():
-            if value < 1:
-                raise EditingError(f"{name} is {value}; use 1 or more.")
+        for name in ("steps", "batch", "tokens"):
+            if getattr(self, name) < 1:
+                raise EditingError(f"{name} is {getattr(self, name)}; use 1 or more.")
         if self.tokens > MAX_TOKENS:
             raise EditingError(f"tokens is {self.tokens}; a prompt holds {MAX_TOKENS}.")
-        if not 0 < self.level <= 1 or not 0 <= self.band < 1:
+        if not 0 < self.noise_level <= 1 or not 0 <= self.noise_level_jitter < 1:
             raise EditingError(
-                f"The noise level is {self.level:g} with band {self.band:g}; use fractions of the steps, usually 0.3 or 0.4 and 0."
+                f"The noise level is {self.noise_level:g} with band {self.noise_level_jitter:g}; "
+                "use fractions of the steps, usually 0.3 or 0.4 and 0."
             )
         for name in ("learning_rate", "cfg"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise EditingError(f"{name} is {getattr(self, name):g}; use a positive number.")
-        for name in ("weight_decay", "reconstruction", "keep_others", "bank", "augment", "check_every"):
+        for name in (
+            "weight_decay", "reconstruction", "attribute_preservation", "noises_per_image", "augment", "check_every"
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
-                raise EditingError(f"{name} is {getattr(self, name):g}; use 0 (off) or a positive number.")
+                shown = STORED_NAMES.get(name, name)  # the node's widget has this name, too
+                raise EditingError(f"{shown} is {getattr(self, name):g}; use 0 (off) or a positive number.")
+
+    def stored(self) -> dict[str, Any]:
+        """The settings under the names that files keep, in their order."""
+        return {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, eq=False)
-class HeldCheck:
-    """How the embeddings do on pictures they were not learned from, without augmentation.
+class ValidationResult:
+    """How the embeddings do on the validation pictures, which they were not learned from, without augmentation.
 
-    ``images [K * H, 3, H', W']`` in 0..1, those of the first target class first, None where only the figures were saved;
-    ``accuracy`` is the share classified as asked.
+    Attributes:
+        loss: mean over classes and pictures.
+        accuracy: share of the edited pictures that the classifier puts into the target class.
+        images: ``[K * V, 3, H, W]`` in 0..1, the V pictures of the first target class first; None where a file kept the
+            figures only.
     """
 
     loss: float
@@ -94,9 +117,15 @@ class HeldCheck:
 
 @dataclass(frozen=True, eq=False)
 class TrainingProgress:
-    """What the callback is told after each step (0-based); ``accuracy`` is of the step's samples, ``held`` at checks only.
+    """What the callback is told after each step.
 
-    ``loss`` is the weighted sum of ``classification``, ``reconstruction`` and ``others``, which are given unweighted.
+    Attributes:
+        step: from 0.
+        steps: in all.
+        loss: weighted sum of ``classification``, ``reconstruction`` and ``others``, which are given unweighted.
+        others: how much the classifier's other attributes changed.
+        accuracy: share of the step's samples that the classifier puts into the target class.
+        validation: after the steps that had one, else None.
     """
 
     step: int
@@ -106,4 +135,4 @@ class TrainingProgress:
     reconstruction: float
     others: float
     accuracy: float
-    held: HeldCheck | None
+    validation: ValidationResult | None

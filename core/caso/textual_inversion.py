@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..classifiers.pickles import read_network_pickle
 from ..errors import EditingError
-from ..pix2pix_zero.edit_direction import ENCODER_OF_WIDTH
+from ..token_vectors import ENCODER_OF_WIDTH
 
 SINGLE_KEY = "emb_params"  # of safetensors files with one text encoder; ComfyUI also accepts the encoder's name
 ENCODERS = ("clip_l", "clip_g", "clip_h")  # keys of files with several, in the order of a model's encoders

@@ -1,9 +1,9 @@
-"""What an edited picture is worth in training: classified as asked (Eq. 3), and its other attributes as they were."""
+"""Learning semantic embeddings from a classifier (CASO, Algorithm 1): the loss of edited pictures, and the training itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as functional
@@ -16,13 +16,23 @@ from ..errors import EditingError
 from ..inversion import check_latent
 from ..token_vectors import ImageDecoder, TokenVectorEncoder, clamp_through, empty_condition, start_vectors
 from .embedding import SemanticEmbedding
-from .schedule import Key, Memory, NoiseLevels, Schedule, noisy, seeded
-from .settings import HeldCheck, TrainingProgress, TrainingSettings
+from .schedule import ImageNoise, NoiseLevels, RowCache, Schedule, noisy, seeded
+from .settings import TrainingProgress, TrainingSettings, ValidationResult
+
+METHOD = "caso"
+ADAM_BETAS = (0.9, 0.999)
+SMOOTHING = 0.95  # of the training loss that decides what is best where there are no validation pictures
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """``classification`` and ``others`` are losses (scalars), ``right [B]`` says which images are classified as asked."""
+    """What a classifier says of B edited pictures.
+
+    Attributes:
+        classification: cross-entropy of the wanted class (Eq. 3), a scalar.
+        others: how much the other attributes changed, a scalar in nats.
+        right: ``[B]``, which pictures it puts into the wanted class.
+    """
 
     classification: Tensor
     others: Tensor
@@ -30,7 +40,7 @@ class Verdict:
 
 
 class Objective:
-    """Judges edited images by a frozen classifier.
+    """Judges edited images by a frozen classifier: in the wanted class (Eq. 3), and the other attributes as they were.
 
     Args:
         classifier: may know more attributes than the one to learn.
@@ -45,8 +55,8 @@ class Objective:
         self.columns = [classifier.class_index(attribute, target) for target in targets]
         self.others = [name for name in classifier.heads if name != attribute]
 
-    def appearance(self, images: Tensor) -> Tensor:
-        """How the other attributes look in ``images [B, 3, H, W]`` in 0..1: their log-probabilities side by side, ``[B, S]``."""
+    def other_attributes(self, images: Tensor) -> Tensor:
+        """Log-probabilities of the other attributes in ``images [B, 3, H, W]`` in 0..1, side by side: ``[B, S]``."""
         return self._side_by_side(self.classifier.logits(images))
 
     def __call__(self, images: Tensor, targets: Tensor, before: Tensor | None = None) -> Verdict:
@@ -54,7 +64,7 @@ class Objective:
 
         Args:
             targets: ``[B]`` numbers of target classes.
-            before: :meth:`appearance` of the unedited pictures, ``[B, S]``; None does not look at other attributes.
+            before: :meth:`other_attributes` of the unedited pictures, ``[B, S]``; None does not compare them.
 
         Raises:
             EditingError: ``before`` is of another classifier.
@@ -75,28 +85,26 @@ class Objective:
         return torch.cat(rows, 1) if rows else found[self.attribute].new_zeros(len(found[self.attribute]), 0)
 
     def _changed(self, after: Tensor, before: Tensor) -> Tensor:
-        """Kullback-Leibler divergence from before to after, mean over the other attributes and the pictures, in nats."""
+        """Kullback-Leibler divergence from before to after in nats, mean over the other attributes and the pictures."""
         if after.shape != before.shape:
             raise EditingError(
-                f"The pictures before were looked at for {before.shape[-1]} classes and now for {after.shape[-1]}; use one classifier."
+                f"The pictures before were looked at for {before.shape[-1]} classes and now for {after.shape[-1]}; "
+                "use one classifier."
             )
         if not self.others:
             return after.new_zeros(())
         return (before.exp() * (before - after)).sum() / (len(after) * len(self.others))
 
 
-METHOD = "caso"
-
-
-ADAM_BETAS = (0.9, 0.999)
-
-
-SMOOTHING = 0.95  # of the training loss that decides what is best where no pictures are held out
-
-
 @dataclass
 class BestFound:
-    """The vectors ``[K, n, D]`` of the lowest loss so far (``score``), of the step ``step``; none before the first look."""
+    """The vectors with the lowest loss so far.
+
+    Attributes:
+        score: that loss.
+        step: from 0, -1 if there is none yet.
+        vectors: encoder -> ``[K, n, D]``, empty if there are none yet.
+    """
 
     score: float = float("inf")
     step: int = -1
@@ -104,14 +112,14 @@ class BestFound:
 
 
 @dataclass(frozen=True, eq=False)
-class HeldPart:
-    """Some of the held pictures, B of them.
+class ValidationBatch:
+    """Some of the validation pictures, B of them, with what every validation needs of them.
 
     Attributes:
         latents, x: clean and noised, ``[B, C, h, w]``.
         sigma: of that noise, ``[B]``.
         unconditional: clean latents as predicted without an embedding, ``[B, C, h, w]``.
-        before: how their other attributes look then, ``[B, S]``; None where those are not looked at.
+        before: their other attributes without an embedding, ``[B, S]``; None where these do not count.
     """
 
     latents: Tensor
@@ -122,14 +130,15 @@ class HeldPart:
 
 
 class EmbeddingTrainer:
-    """Learns embeddings step by step; it can be stopped at any point (an exception from the callback does) and keeps the best.
+    """Learns embeddings step by step and keeps the best; an exception from the callback stops it at any step.
 
     Args:
         denoiser, vector_encoder, decoder: the model.
-        classifier: frozen; may be of other weights than any judge of the result.
-        latents: ``[N, C, h, w]`` clean latents of the pictures, encoded once.
-        held: ``[H, C, h, w]`` of a few other pictures, which decide what is best and make previews; they cost K forwards
-            each a check. None lets the smoothed training loss decide.
+        classifier: frozen; to judge the result take another one.
+        latents: ``[N, C, h, w]`` clean latents of the pictures to learn from.
+        settings: what to learn and how.
+        validation: ``[V, C, h, w]`` clean latents of a few other pictures, which decide what is best and are shown; each
+            costs K network evaluations at every validation. None: the smoothed training loss decides.
         draft_decoder: a cheaper decoder for the first ``draft_fraction`` of the steps.
 
     Raises:
@@ -137,34 +146,39 @@ class EmbeddingTrainer:
     """
 
     def __init__(
-        self, denoiser: Denoiser, vector_encoder: TokenVectorEncoder, decoder: ImageDecoder, classifier: ImageClassifier, latents: Tensor,
-        settings: TrainingSettings, held: Tensor | None = None, draft_decoder: ImageDecoder | None = None,
+        self, denoiser: Denoiser, vector_encoder: TokenVectorEncoder, decoder: ImageDecoder, classifier: ImageClassifier,
+        latents: Tensor, settings: TrainingSettings, validation: Tensor | None = None,
+        draft_decoder: ImageDecoder | None = None,
     ):  # fmt: skip
         if not len(latents):
             raise EditingError("There are no pictures to learn from; give at least one, usually 100 to 200.")
-        self.denoiser, self.vector_encoder, self.classifier, self.settings = (
-            denoiser,
-            vector_encoder,
-            classifier,
-            settings,
-        )
+        self.denoiser, self.vector_encoder = denoiser, vector_encoder
+        self.classifier, self.settings = classifier, settings
         self.decoder, self.draft_decoder = decoder, draft_decoder
         self.objective = Objective(classifier, settings.attribute, settings.targets)
-        self._keeps = bool(settings.keep_others and self.objective.others)
-        self.schedule = Schedule(len(latents), len(settings.targets), settings.batch, settings.bank, settings.seed)
-        self.levels = NoiseLevels.of(denoiser, settings.level, settings.band)
+        self._preserves = bool(settings.attribute_preservation and self.objective.others)
+        self.schedule = Schedule(
+            len(latents), len(settings.targets), settings.batch, settings.noises_per_image, settings.seed
+        )
+        self.levels = NoiseLevels.of(denoiser, settings.noise_level, settings.noise_level_jitter)
         self.step = 0
         self.history: list[TrainingProgress] = []
         self.smoothed = 0.0
+        #: The best of the validations that ``check_every`` asks for, and one besides these since the last step.
         self.scheduled, self.extra = BestFound(), BestFound()
         shape = (len(settings.targets), settings.tokens)
         with torch.inference_mode(False):
             self.latents = check_latent(latents, denoiser.identity).clone()
-            self.held = None if held is None or not len(held) else check_latent(held, denoiser.identity).clone()
+            self.validation = (
+                None
+                if validation is None or not len(validation)
+                else check_latent(validation, denoiser.identity).clone()
+            )
             self.start = {
                 name: vectors.clone()
                 for name, vectors in start_vectors(vector_encoder, settings.tokens, settings.start_words).items()
             }
+            #: What is learned: the distance from the start in units of ``token_scale``, ``[K, n, D]`` for each encoder.
             self.moves = {
                 name: torch.zeros(*shape, width, requires_grad=True) for name, width in vector_encoder.widths.items()
             }
@@ -175,9 +189,9 @@ class EmbeddingTrainer:
                 weight_decay=settings.weight_decay,
             )
             self.empty = empty_condition(vector_encoder)
-        together = self.schedule.first_met(settings.steps) if settings.bank else {}
-        self._unconditional, self._before, self._before_draft = Memory(together), Memory(together), Memory(together)
-        self._held_parts: list[HeldPart] = []
+        together = self.schedule.first_met(settings.steps) if settings.noises_per_image else {}
+        self._unconditional, self._before, self._before_draft = (RowCache(together) for _ in range(3))
+        self._validation_batches: list[ValidationBatch] = []
 
     @property
     def vectors(self) -> dict[str, Tensor]:
@@ -188,7 +202,10 @@ class EmbeddingTrainer:
 
     @property
     def best_found(self) -> BestFound:
-        """The best of all looks. One outside the schedule counts until training goes on, so that a stop never changes the end."""
+        """The best of all validations.
+
+        One that ``check_every`` did not ask for counts only until training goes on, so that a stop never changes the end.
+        """
         return self.extra if self.extra.score < self.scheduled.score else self.scheduled
 
     def run(self, callback: Callable[[TrainingProgress], None] | None = None) -> list[SemanticEmbedding]:
@@ -200,15 +217,13 @@ class EmbeddingTrainer:
         Raises:
             EditingError: a loss that is not a number.
         """
-        if (
-            self.history and self.history[-1].held is None and self._look_due()
-        ):  # it was stopped in the middle of that look
-            self.look()
+        if self.history and self.history[-1].validation is None and self._validation_due():
+            self.validate()  # it was stopped in the middle of that validation
         while self.step < self.settings.steps:
             progress = self.advance()
             if callback is not None:
                 callback(progress)
-        self.look_if_none()
+        self.validate_if_never()
         return self.best()
 
     def advance(self) -> TrainingProgress:
@@ -221,53 +236,61 @@ class EmbeddingTrainer:
         self.step += 1
         self.history.append(progress)
         self.extra = BestFound()
-        if self.held is None:
+        if self.validation is None:
             self._keep_if_best(self.smoothed / (1 - SMOOTHING**self.step))
-        elif self._look_due() or self.step == self.settings.steps:
-            self.look()
+        elif self._validation_due() or self.step == self.settings.steps:
+            self.validate()
         return self.history[-1]
 
-    def look(self) -> None:
-        """Look at the held pictures now, if there are any: what is seen stands beside the last step, and counts for the best."""
-        if self.held is None or not self.history:
+    def validate(self) -> None:
+        """Try the embeddings on the validation pictures, if there are any, and put the result into the last step's entry."""
+        if self.validation is None or not self.history:
             return
-        check = self._check()
-        self.history[-1] = replace(self.history[-1], held=check)
-        if self._look_due():
-            self._keep_if_best(check.loss)
+        result = self._validation_result()
+        self.history[-1] = replace(self.history[-1], validation=result)
+        if self._validation_due():
+            self._keep_if_best(result.loss)
         else:
-            self.extra = self._found(check.loss)
+            self.extra = self._found(result.loss)
 
-    def look_if_none(self) -> None:
-        """:meth:`look`, unless there are pictures of an earlier look; a resumed training has figures only."""
-        if all(entry.held is None or entry.held.images is None for entry in self.history):
-            self.look()
+    def validate_if_never(self) -> None:
+        """:meth:`validate`, unless there are pictures of an earlier one; a resumed training has its figures only."""
+        if all(entry.validation is None or entry.validation.images is None for entry in self.history):
+            self.validate()
 
     def best(self) -> list[SemanticEmbedding]:
         """The best embeddings so far, one for each target class; the untrained start before the first step."""
         vectors = self.best_found.vectors or {name: tensor.detach() for name, tensor in self.vectors.items()}
         settings = self.settings
         facts = {
-            "classes": list(settings.targets), "level": settings.level, "steps": self.best_found.step + 1,
-            "classifier": self.classifier.fingerprint, "base_model": self.denoiser.identity.family, "settings": asdict(settings),
-        }  # fmt: skip
+            "classes": list(settings.targets),
+            "level": settings.noise_level,
+            "steps": self.best_found.step + 1,
+            "classifier": self.classifier.fingerprint,
+            "base_model": self.denoiser.identity.family,
+            "settings": settings.stored(),
+        }
         return [
             SemanticEmbedding(
                 {name: tensor[number].clone() for name, tensor in vectors.items()},
-                self.vector_encoder.encoder_name, settings.attribute, target, METHOD, facts,
+                self.vector_encoder.encoder_name,
+                settings.attribute,
+                target,
+                METHOD,
+                facts,
             )
             for number, target in enumerate(settings.targets)
-        ]  # fmt: skip
+        ]
 
     def _train_step(self) -> TrainingProgress:
         settings, draws = self.settings, self.schedule.draws(self.step)
         drafting = self.draft_decoder is not None and self.step < settings.draft_fraction * settings.steps
         decoder = self.draft_decoder if drafting and self.draft_decoder is not None else self.decoder
         with torch.inference_mode(False), torch.enable_grad():
-            keys = [(draw.image, draw.slot) for draw in draws]
+            keys = [(draw.image, draw.noise) for draw in draws]
             x, sigma = self._noisy(keys)
             unconditional = self._unconditional_of(keys, x, sigma)
-            before = self._before_of(keys, unconditional, decoder) if self._keeps else None
+            before = self._before_of(keys, unconditional, decoder) if self._preserves else None
             targets = torch.tensor([draw.target for draw in draws])
             predicted = self._guided(x, sigma, unconditional, targets)
             changes = seeded(settings.seed, "augment", self.step)
@@ -284,7 +307,9 @@ class EmbeddingTrainer:
         self.smoothed = SMOOTHING * self.smoothed + (1 - SMOOTHING) * value
         parts = (verdict.classification, reconstruction, verdict.others, verdict.right.float().mean())
         classification, rebuilt, others, accuracy = (float(part.detach()) for part in parts)
-        return TrainingProgress(self.step, settings.steps, value, classification, rebuilt, others, accuracy, held=None)
+        return TrainingProgress(
+            self.step, settings.steps, value, classification, rebuilt, others, accuracy, validation=None
+        )
 
     def _guided(self, x: Tensor, sigma: Tensor, unconditional: Tensor, targets: Tensor) -> Tensor:
         """Guided prediction of the clean latent (Eq. 2 in Eq. 10), ``targets [B]`` numbers of target classes."""
@@ -294,66 +319,68 @@ class EmbeddingTrainer:
     def _total(self, verdict: Verdict, reconstruction: Tensor) -> Tensor:
         """Eq. 13 and the change of other attributes."""
         kept = self.settings.reconstruction * reconstruction.to(verdict.classification.device)
-        return verdict.classification + kept + self.settings.keep_others * verdict.others
+        return verdict.classification + kept + self.settings.attribute_preservation * verdict.others
 
-    def _noisy(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+    def _noisy(self, keys: list[ImageNoise]) -> tuple[Tensor, Tensor]:
         seed = self.settings.seed
         latents = self.latents[[image for image, _ in keys]]
         return noisy(latents, self.denoiser.identity, self.levels, [(seed, "noise", *key) for key in keys])
 
-    def _unconditional_of(self, keys: list[Key], x: Tensor, sigma: Tensor) -> Tensor:
-        """The unconditional prediction of a step's samples; from memory where this image met this noise before."""
-        if not self.settings.bank:
+    def _unconditional_of(self, keys: list[ImageNoise], x: Tensor, sigma: Tensor) -> Tensor:
+        """The unconditional prediction of a step's samples, remembered where this image had this noise before."""
+        if not self.settings.noises_per_image:
             return self._unedited(x, sigma)
         return self._unconditional.rows(keys, lambda new: self._unedited(*self._noisy(new)))
 
-    def _before_of(self, keys: list[Key], unconditional: Tensor, decoder: ImageDecoder) -> Tensor:
-        """How the other attributes look in these predictions, seen through ``decoder``, which must be the step's own."""
-        if not self.settings.bank:
-            return self._appearance(unconditional, decoder)
+    def _before_of(self, keys: list[ImageNoise], unconditional: Tensor, decoder: ImageDecoder) -> Tensor:
+        """The other attributes of these predictions, decoded by ``decoder``, which must be the step's own."""
+        if not self.settings.noises_per_image:
+            return self._other_attributes(unconditional, decoder)
         memory = self._before_draft if decoder is self.draft_decoder else self._before
-        return memory.rows(keys, lambda new: self._appearance(self._unconditional.known(new), decoder))
+        return memory.rows(keys, lambda new: self._other_attributes(self._unconditional.known(new), decoder))
 
     @torch.no_grad()
     def _unedited(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.denoiser(x, sigma, self.empty)
 
     @torch.no_grad()
-    def _appearance(self, prediction: Tensor, decoder: ImageDecoder) -> Tensor:
-        return self.objective.appearance(decoder(prediction).clamp(0, 1))
+    def _other_attributes(self, prediction: Tensor, decoder: ImageDecoder) -> Tensor:
+        return self.objective.other_attributes(decoder(prediction).clamp(0, 1))
 
-    def _look_due(self) -> bool:
-        """Whether the schedule has a look after the steps taken; the last step's is besides, as it depends on how many there are."""
+    def _validation_due(self) -> bool:
+        """Whether ``check_every`` asks for a validation now; that of the last step is extra, as steps may be raised later."""
         every = self.settings.check_every
         return every > 0 and self.step % every == 0
 
     @torch.no_grad()
-    def _check(self) -> HeldCheck:
-        if not self._held_parts:
-            self._held_parts = self._prepare_held()
-        images, figures, looked = [], [], 0
+    def _validation_result(self) -> ValidationResult:
+        if not self._validation_batches:
+            self._validation_batches = self._prepare_validation()
+        images, figures, count = [], [], 0
         for number in range(len(self.settings.targets)):
-            for part in self._held_parts:
+            for part in self._validation_batches:
                 targets = torch.full((len(part.x),), number)
                 predicted = self._guided(part.x, part.sigma, part.unconditional, targets)
                 images.append(self.decoder(predicted).clamp(0, 1))
                 verdict = self.objective(images[-1], targets, part.before)
                 loss = self._total(verdict, functional.mse_loss(predicted, part.latents))
                 figures.append(len(part.x) * torch.stack([loss, verdict.right.float().mean()]))
-                looked += len(part.x)
-        loss, accuracy = (torch.stack(figures).sum(0) / looked).tolist()
-        return HeldCheck(loss, accuracy, torch.cat(images))
+                count += len(part.x)
+        loss, accuracy = (torch.stack(figures).sum(0) / count).tolist()
+        return ValidationResult(loss, accuracy, torch.cat(images))
 
-    def _prepare_held(self) -> list[HeldPart]:
-        """The held pictures, no more at once than a step has, so that a look needs no more memory than a step."""
-        assert self.held is not None
-        settings, levels, parts, first = self.settings, NoiseLevels(self.levels.sigmas, self.levels.level, 0.0), [], 0
-        for latents in self.held.split(settings.batch):
+    def _prepare_validation(self) -> list[ValidationBatch]:
+        """The validation pictures in batches no larger than a step's, so that a validation needs no more memory than a step."""
+        assert self.validation is not None
+        settings, parts, first = self.settings, [], 0
+        levels = NoiseLevels(self.levels.sigmas, self.levels.noise_level, 0.0)
+        for latents in self.validation.split(settings.batch):
+            # The word "held" is part of the seed, so the noise of older trainings depends on it.
             keys: list[tuple[object, ...]] = [(settings.seed, "held", first + number) for number in range(len(latents))]
             x, sigma = noisy(latents, self.denoiser.identity, levels, keys)
             unconditional = self._unedited(x, sigma)
-            before = self._appearance(unconditional, self.decoder) if self._keeps else None
-            parts.append(HeldPart(latents, x, sigma, unconditional, before))
+            before = self._other_attributes(unconditional, self.decoder) if self._preserves else None
+            parts.append(ValidationBatch(latents, x, sigma, unconditional, before))
             first += len(latents)
         return parts
 

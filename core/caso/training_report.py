@@ -1,4 +1,4 @@
-"""A training of embeddings as pictures: its curves, and what the embeddings do to the held-out portraits."""
+"""A training of embeddings as pictures and words: its curves, and what the embeddings do to the validation pictures."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ..images.contact_sheet import contact_sheet
 from ..images.curves import curves_plot
 from .training import EmbeddingTrainer
 
-SHOWN = 8  # held-out pictures of each class
+SHOWN = 8  # validation pictures of each class
 
 
 def training_plot(trainer: EmbeddingTrainer) -> Tensor:
-    """Loss and accuracy over the steps, ``[H, W, 3]`` in 0..1, and their last values in words; a line marks the step that was kept.
+    """Loss and accuracy over the steps, ``[H, W, 3]`` in 0..1, their last values in words; a line marks the step that was kept.
 
-    Blue is the training batch; red are the held-out pictures, whose figures stand until the next look at them.
+    Blue is the training batch, red are the validation pictures, whose figures stand until the next validation.
     """
     loss, accuracy = [float("nan")], [float("nan")]
     for entry in trainer.history:
-        loss.append(loss[-1] if entry.held is None else entry.held.loss)
-        accuracy.append(accuracy[-1] if entry.held is None else entry.held.accuracy)
+        loss.append(loss[-1] if entry.validation is None else entry.validation.loss)
+        accuracy.append(accuracy[-1] if entry.validation is None else entry.validation.accuracy)
     trained = {
         "loss": [entry.loss for entry in trainer.history],
         "accuracy": [entry.accuracy for entry in trainer.history],
     }
     panels = {
-        f"loss{_now(trained['loss'], loss, '.3f')}": {"training": trained["loss"], "held-out": loss[1:]},
-        f"classified as asked{_now(trained['accuracy'], accuracy, '.0%')}": {
+        f"loss{_last(trained['loss'], loss, '.3f')}": {"training": trained["loss"], "held-out": loss[1:]},
+        f"classified as asked{_last(trained['accuracy'], accuracy, '.0%')}": {
             "training": trained["accuracy"],
             "held-out": accuracy[1:],
         },
@@ -38,28 +38,28 @@ def training_plot(trainer: EmbeddingTrainer) -> Tensor:
     return curves_plot(panels, mark=trainer.best_found.step if trainer.best_found.vectors else None, axis="step")
 
 
-def _now(trained: list[float], held: list[float], form: str) -> str:
+def _last(trained: list[float], validation: list[float], form: str) -> str:
     """The last figures in words, so that a person can read them while it runs."""
     parts = [
         f" {trained[-1]:{form}}" if trained else "",
-        "" if math.isnan(held[-1]) else f" (held-out {held[-1]:{form}})",
+        "" if math.isnan(validation[-1]) else f" (held-out {validation[-1]:{form}})",
     ]
     return "".join(parts)
 
 
 def progress_line(trainer: EmbeddingTrainer) -> str:
-    """Where the training is, in one line: the figures of the last step, and of the last look at the held-out pictures."""
+    """Where the training is, in one line: the figures of the last step and of the last validation."""
     last = trainer.history[-1]
-    looks = [entry.held for entry in trainer.history if entry.held is not None]
-    held = f"; held-out: loss {looks[-1].loss:.3f}, {looks[-1].accuracy:.0%} as asked" if looks else ""
-    return f"step {trainer.step} of {trainer.settings.steps}: loss {last.loss:.3f}, {last.accuracy:.0%} as asked{held}"
+    results = [entry.validation for entry in trainer.history if entry.validation is not None]
+    validation = f"; held-out: loss {results[-1].loss:.3f}, {results[-1].accuracy:.0%} as asked" if results else ""
+    return f"step {trainer.step} of {trainer.settings.steps}: loss {last.loss:.3f}, {last.accuracy:.0%} as asked{validation}"
 
 
-def sample_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Image:
-    """The last look at the first :data:`SHOWN` held-out pictures: a row for each target class.
+def sample_contact_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Image:
+    """The first :data:`SHOWN` validation pictures as they were at the last validation: a row for each target class.
 
     Raises:
-        EditingError: nothing was held out, or it was not looked at yet (since resuming).
+        EditingError: there are no validation pictures, or there was no validation yet (since resuming).
     """
     images = last_pictures(trainer)
     if images is None:
@@ -72,6 +72,6 @@ def sample_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Image:
 
 
 def last_pictures(trainer: EmbeddingTrainer) -> Tensor | None:
-    """Pictures ``[K * H, 3, H', W']`` of the last look of this run that has some; None if there is none yet."""
-    looks = (entry.held for entry in reversed(trainer.history))
-    return next((look.images for look in looks if look is not None and look.images is not None), None)
+    """Pictures ``[K * V, 3, H, W]`` of the last validation of this run; None if there was none yet."""
+    results = (entry.validation for entry in reversed(trainer.history))
+    return next((result.images for result in results if result is not None and result.images is not None), None)

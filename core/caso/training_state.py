@@ -13,23 +13,24 @@ from torch import Tensor
 
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
-from .settings import HeldCheck, TrainingProgress
+from .settings import TrainingProgress, ValidationResult
 from .training import BestFound, EmbeddingTrainer
 
 FILE_FORMAT = "semantic_editing.embedding_training"
 FILE_VERSION = "1"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FIGURES = ("loss", "classification", "reconstruction", "others", "accuracy")
-#: What may differ in a resumed run: training for longer, or looking at the held pictures more often.
+#: Settings that may differ in a resumed run: it may train for longer, or validate more often.
 FREE = {"steps", "check_every"}
-#: Settings that older files lack, and what they were trained with.
+#: Settings that older files lack, and the value they were trained with.
 ABSENT = {"start_words": ""}
 
 
 def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write everything that :func:`resume_training` needs: vectors, AdamW's moments, the best so far, the history.
 
-    A look outside the schedule (after the last step, or at a stop) is left out: a training that goes on never had it.
+    A validation that ``check_every`` did not ask for (after the last step, or at a stop) is left out: in a training that goes
+    on it never took place. The file calls the validation figures "held".
 
     Raises:
         EditingError: the file exists and ``overwrite`` is False, or it cannot be written.
@@ -42,9 +43,9 @@ def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: boo
     tensors |= {f"best.{name}": vectors for name, vectors in best.vectors.items()}
     figures = [[getattr(entry, name) for name in FIGURES] for entry in trainer.history]
     tensors["history"] = torch.tensor(figures, dtype=torch.float64).reshape(-1, len(FIGURES))
-    looks = [None if entry.step == trainer.extra.step else entry.held for entry in trainer.history]
-    seen = [(math.nan, math.nan) if look is None else (look.loss, look.accuracy) for look in looks]
-    tensors["held"] = torch.tensor(seen, dtype=torch.float64).reshape(-1, 2)
+    results = [None if entry.step == trainer.extra.step else entry.validation for entry in trainer.history]
+    rows = [(math.nan, math.nan) if result is None else (result.loss, result.accuracy) for result in results]
+    tensors["held"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
     progress = {
         "step": trainer.step, "smoothed": trainer.smoothed,
         "best_step": best.step, "best_score": best.score if best.vectors else None,
@@ -59,7 +60,7 @@ def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: boo
 
 
 def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
-    """Put a fresh ``trainer`` where the saved one was; it then goes on exactly as the saved one would have.
+    """Put a new ``trainer`` where the saved one was; it then goes on exactly as the saved one would have.
 
     Raises:
         EditingError: missing, damaged or foreign file, or one of a training with other pictures, settings, model or classifier.
@@ -84,9 +85,9 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
         )
         step, smoothed, best_step = int(progress["step"]), float(progress["smoothed"]), int(progress["best_step"])
         figures = [dict(zip(FIGURES, row, strict=True)) for row in tensors["history"].tolist()]
-        seen = tensors["held"].tolist() if "held" in tensors else [(math.nan, math.nan)] * step  # older files lack it
-        looks = [None if math.isnan(loss) else HeldCheck(loss, accuracy, None) for loss, accuracy in seen]
-        history = list(zip(figures, looks, strict=True))
+        rows = tensors["held"].tolist() if "held" in tensors else [(math.nan, math.nan)] * step  # older files lack it
+        results = [None if math.isnan(loss) else ValidationResult(loss, accuracy, None) for loss, accuracy in rows]
+        history = list(zip(figures, results, strict=True))
         moves = {encoder: tensors[f"move.{encoder}"] for encoder in trainer.moves}
         moments = (
             {encoder: {key: tensors[f"{key}.{encoder}"] for key in MOMENTS} for encoder in trainer.moves}
@@ -110,14 +111,15 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
                 trainer.optimizer.state[move] = {"step": torch.tensor(float(step)), **moments[encoder]}
     trainer.step, trainer.smoothed = step, smoothed
     trainer.history = [
-        TrainingProgress(number, trainer.settings.steps, **row, held=look) for number, (row, look) in enumerate(history)
+        TrainingProgress(number, trainer.settings.steps, **row, validation=result)
+        for number, (row, result) in enumerate(history)
     ]
     trainer.scheduled = BestFound(float(progress["best_score"]), best_step, best) if best else BestFound()
 
 
 def _run(trainer: EmbeddingTrainer) -> dict[str, Any]:
-    """What must be the same for a training to go on."""
-    settings = {key: value for key, value in asdict(trainer.settings).items() if key not in FREE}
+    """What must be the same for a training to go on, as the file keeps it."""
+    settings = {key: value for key, value in trainer.settings.stored().items() if key not in FREE}
     if trainer.draft_decoder is not None:
         settings["steps"] = trainer.settings.steps  # the switch of decoders depends on it
     return {
@@ -125,11 +127,11 @@ def _run(trainer: EmbeddingTrainer) -> dict[str, Any]:
         "classifier": trainer.classifier.fingerprint,
         "model": asdict(trainer.denoiser.identity),
         "text_encoder": trainer.vector_encoder.encoder_name,
-        "pictures": [_digest(trainer.latents), None if trainer.held is None else _digest(trainer.held)],
+        "pictures": [_digest(trainer.latents), None if trainer.validation is None else _digest(trainer.validation)],
     }
 
 
 def _digest(latents: Tensor) -> list[float]:
-    """A few figures by which latents are known again, whatever device made them up to rounding."""
+    """Shape, mean and standard deviation of latents, which tell whether they are the same, however a device rounds."""
     values = latents.float().cpu()
     return [float(size) for size in values.shape] + [round(float(values.mean()), 4), round(float(values.std()), 4)]

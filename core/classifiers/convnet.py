@@ -1,4 +1,7 @@
-"""A small multi-head attribute classifier: the demo world's judge of "did the edit work, did anything else change"."""
+"""The pack's own small convolutional classifier of several attributes.
+
+The demo world's two classifiers are of this kind, and so is what Attribute Classifier Trainer trains without a backbone.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import EditingError
 from ..files import load_tensors, metadata_json
 
+CONVOLUTIONAL = "convolutional"  # the kind of network, in files
 INPUT_SIZE = 64  # pixels; a file may say otherwise in its metadata ("size")
 STAGE_LAYERS = 6  # two convolutions, each with its normalisation and activation
 POOLED = 4  # the feature grid before the fully connected layer
@@ -26,7 +30,8 @@ class AttributeClassifier(nn.Module):
         hidden: width of the fully connected layer.
         classes: attribute -> names of its labels, in the order of the logits.
         size: side of the square input in pixels.
-        fold: how many pixels a side the first layer takes as one; 2 looks at twice the resolution for nearly the same cost.
+        fold: side in pixels of the squares that the first layer takes as one; with 2 it reads pictures of twice the size for
+            nearly the same cost.
     """
 
     def __init__(
@@ -75,8 +80,13 @@ class AttributeClassifier(nn.Module):
         ]
 
 
+def convolutional_trunk(net: AttributeClassifier) -> nn.Sequential:
+    """Everything of ``net`` but its heads; it reads images in -1..1."""
+    return nn.Sequential(net.features, net.pool, net.fc)
+
+
 def load_classifier(path: str | Path) -> AttributeClassifier:
-    """Read a classifier; its shape follows from the tensors, its label names from the metadata.
+    """Read a classifier of this kind; its shape follows from the tensors, its label names from the metadata.
 
     Raises:
         EditingError: missing, damaged or not such a file.

@@ -11,20 +11,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
 from ..models.transformers_files import CONFIG, NORMALISATIONS
-from .architectures import CONVOLUTIONAL, RESNET50, VGG16, build_trunk, convolutional_trunk, torchvision_models
 from .base import ImageClassifier
-from .convnet import AttributeClassifier, load_classifier
+from .convnet import CONVOLUTIONAL, AttributeClassifier, convolutional_trunk, load_classifier
 from .pickles import read_network_pickle
-from .transformers_folder import load_transformers_folder, unique
+from .transformers_folder import (
+    TRANSFORMERS,
+    TransformersTrunk,
+    empty_transformers,
+    load_transformers_folder,
+    unique,
+)
 
 FILE_FORMAT = "semantic_editing.attribute_classifier"
 FILE_VERSION = "1"
 AUTO = "auto"
+VGG16, RESNET50 = "vgg16", "resnet50"  # kinds of network, in files
 YES_NO = ["no", "yes"]
 IMAGENET_SIZE = 224
 #: CASO's published classifiers see whole 512 x 512 pictures in -1..1.
@@ -42,7 +49,7 @@ def load_image_classifier(
         path: a ``.safetensors`` file, a published pickle (``.pt``, ``.pth``), or a transformers folder or a file in it.
         classes: names of the classes in the order of the logits, in place of the file's; for one attribute only.
         size: side of the square input in pixels, 0 for the file's own or the usual one of its kind.
-        normalisation: "auto" (the file's own or the usual one of its kind) or a key of :data:`~.base.NORMALISATIONS`.
+        normalisation: "auto" (the file's own or the usual one of its kind) or a key of :data:`~..models.transformers_files.NORMALISATIONS`.
         attribute: name of the attribute, "" for the file's own; for one attribute only.
 
     Raises:
@@ -86,6 +93,36 @@ def _load(source: Path, classes: list[str], attribute: str) -> ImageClassifier:
     if not isinstance(declared, list):
         raise EditingError(f"{source.name} names its classes in an unknown way; give the class names yourself.")
     return torchvision_classifier(tensors, source.name, declared, attribute)
+
+
+def build_trunk(architecture: Mapping[str, Any], name: str) -> nn.Module:
+    """The trunk that ``architecture`` describes, its weights to be filled in (``load_state_dict(..., assign=True)``).
+
+    Args:
+        architecture: ``{"kind": "convolutional", "widths", "hidden", "fold"}``, ``{"kind": "vgg16"}``, ``{"kind": "resnet50"}`` or
+            ``{"kind": "transformers", "config", "linear"}``.
+        name: of the file, for errors.
+
+    Raises:
+        EditingError: an unknown description, or torchvision or transformers are missing.
+    """
+    kind = architecture.get("kind")
+    try:
+        if kind == CONVOLUTIONAL:
+            with torch.device("meta"):
+                widths, fold = list(architecture["widths"]), int(architecture.get("fold", 1))
+                return convolutional_trunk(AttributeClassifier(widths, int(architecture["hidden"]), {}, fold=fold))
+        if kind in (VGG16, RESNET50):
+            return torchvision_trunk(str(kind), name)
+        if kind == TRANSFORMERS:
+            return TransformersTrunk(empty_transformers(architecture["config"], name), architecture["linear"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, EditingError):
+            raise
+        raise EditingError(f"{name} describes its network in a damaged way; save it again.") from error
+    raise EditingError(
+        f"{name} holds a network of an unknown kind ({kind}); it was saved by a newer version of this pack."
+    )
 
 
 def demo_classifier(net: AttributeClassifier, name: str) -> ImageClassifier:
@@ -135,6 +172,38 @@ def torchvision_classifier(
     )
 
 
+def torchvision_trunk(kind: str, name: str) -> nn.Module:
+    """torchvision's VGG16 or ResNet50 without weights and without its last layer, features ``[B, 4096]`` or ``[B, 2048]``.
+
+    Raises:
+        EditingError: torchvision is not installed.
+    """
+    models = torchvision_models(name)
+    with torch.device("meta"):
+        net: Any = models.vgg16(weights=None) if kind == VGG16 else models.resnet50(weights=None)
+    if kind == VGG16:
+        net.classifier[6] = nn.Identity()
+    else:
+        net.fc = nn.Identity()
+    trunk: nn.Module = net
+    return trunk
+
+
+def torchvision_models(name: str) -> Any:
+    """``torchvision.models``.
+
+    Raises:
+        EditingError: torchvision is not installed.
+    """
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
+        raise EditingError(
+            f"{name} is a VGG16 or ResNet50 and needs torchvision, which this Python lacks; install it."
+        ) from error
+    return models
+
+
 def _bare(key: str) -> str:
     for prefix in ("module.", "model."):
         key = key.removeprefix(prefix)
@@ -170,7 +239,7 @@ def fill(trunk: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
 
 
 def _renamed(loaded: ImageClassifier, classes: list[str], attribute: str) -> ImageClassifier:
-    """``loaded`` with the person's own names."""
+    """``loaded`` with other names for its classes and attribute, where they are given."""
     if not classes and not attribute:
         return loaded
     if len(loaded.heads) != 1:

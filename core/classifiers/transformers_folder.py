@@ -1,9 +1,9 @@
-"""Any local image classifier of the transformers library, as one folder with its configuration, weights and preprocessor."""
+"""Image classifiers of the transformers library, from a local folder with configuration, weights and preprocessor."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,32 @@ from ..models.transformers_files import (
     preprocessor,
     transformers_package,
 )
-from .architectures import TRANSFORMERS, TransformersTrunk
 from .base import ImageClassifier
 
-PROBES = 2
-AGREEMENT = 1e-3
+TRANSFORMERS = "transformers"  # the kind of network, in files
+PROBES = 2  # random pictures with which the last layer is looked for
+AGREEMENT = 1e-3  # relative error up to which logits count as equal
+
+
+class TransformersTrunk(nn.Module):
+    """A transformers image classifier whose last linear layer, named ``linear``, lets its input through.
+
+    Args:
+        model: an ``...ForImageClassification`` network; it is changed.
+        linear: dotted name of the layer to take out, "" to leave the network whole.
+    """
+
+    def __init__(self, model: nn.Module, linear: str):
+        super().__init__()
+        self.model = model
+        if linear:
+            parent, _, child = linear.rpartition(".")
+            setattr(model.get_submodule(parent), child, nn.Identity())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``pixels [B, 3, h, w]``, normalised -> features ``[B, F]``."""
+        features: Tensor = self.model(pixel_values=pixels).logits
+        return features
 
 
 def load_transformers_folder(folder: str | Path) -> ImageClassifier:
@@ -70,6 +91,24 @@ def load_transformers_folder(folder: str | Path) -> ImageClassifier:
     return ImageClassifier(
         trunk, [last], {source.name: unique(labels)}, size, mean, std, source.name, architecture, interpolation
     )
+
+
+def empty_transformers(config: Mapping[str, Any], name: str) -> nn.Module:
+    """A transformers image classifier from its configuration, weights arbitrary.
+
+    Raises:
+        EditingError: transformers is missing or does not know this configuration.
+    """
+    transformers = transformers_package(name)
+    try:
+        known = transformers.AutoConfig.for_model(**config)
+        with torch.random.fork_rng(devices=[]):  # the constructor fills in random weights
+            model: nn.Module = transformers.AutoModelForImageClassification.from_config(known, trust_remote_code=False)
+    except Exception as error:  # the constructors raise many types for a configuration that is not theirs
+        raise EditingError(
+            f"{name} holds a network that the installed transformers does not know; update transformers."
+        ) from error
+    return model
 
 
 def unique(names: Iterable[str]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Everything that knows the demo world: its model and pictures, parts built from it, and what `semantic-editing demo` shows."""
+"""Everything that knows the demo world: model, pictures, parts built from them, and the `demo` command's pictures."""

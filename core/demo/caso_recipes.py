@@ -7,8 +7,8 @@ from typing import Any
 
 from ..caso.settings import TrainingSettings
 
-#: Half the width of the band of noise levels; a trajectory is guided at more levels than one.
-BAND = 0.2
+#: Noise levels are drawn from this far around the recipe's, because an edit guides a trajectory at more levels than one.
+JITTER = 0.2
 
 
 @dataclass(frozen=True)
@@ -18,35 +18,36 @@ class DemoRecipe:
     Attributes:
         attribute, target: as the demo's classifier calls them.
         start_words: the word for what changes; "" where learning from nothing went better.
-        level: noise level L; coarse things are decided earlier.
-        start: of the window that edits are guided in, see :class:`~.editing.Window`.
-        focus: share of the latent's elements that edits guide, see :class:`~.embedding.GuidanceTerm`; a mouth is small.
+        noise_level: L, a fraction of the steps; coarse things are decided earlier.
+        start: of the window that edits are guided in, see :class:`~..caso.editing.Window`.
+        focus: share of the latent's elements that edits guide, see :class:`~..caso.embedding.GuidanceTerm`; a mouth is small.
         strength: of an edit to show.
     """
 
     attribute: str
     target: str
     start_words: str
-    level: float
+    noise_level: float
     start: float
     focus: float
     strength: float
 
     def settings(self, **changes: Any) -> TrainingSettings:
-        """Ours: the other attributes held, and a word to start from with a free vector before it, which needs less guidance."""
-        base = self.paper(keep_others=1.0)
+        """Ours: the other attributes count, and learning starts from a word with a free vector before it (needs less guidance)."""
+        base = self.paper(attribute_preservation=1.0)
         if self.start_words:
             base = replace(base, tokens=2, start_words=self.start_words, cfg=3.0, learning_rate=0.03, steps=250)
         return replace(base, **changes)
 
     def paper(self, **changes: Any) -> TrainingSettings:
         """The paper's loss, guidance 10 and one neutral vector, 150 steps, at the same noise levels as ours."""
-        return replace(TrainingSettings(self.attribute, (self.target,), level=self.level, band=BAND), **changes)
+        base = TrainingSettings(self.attribute, (self.target,), noise_level=self.noise_level, noise_level_jitter=JITTER)
+        return replace(base, **changes)
 
 
 RECIPES = {
-    "glasses": DemoRecipe("glasses", "glasses", "face", level=0.5, start=0.5, focus=0.1, strength=4.0),
-    "smile": DemoRecipe("mouth", "smile", "mouth", level=0.4, start=0.5, focus=0.03, strength=4.0),
-    "beard": DemoRecipe("facial_hair", "beard", "", level=0.5, start=0.5, focus=0.1, strength=7.0),
-    "red hair": DemoRecipe("hair_color", "red", "hair", level=0.6, start=0.7, focus=0.1, strength=3.0),
+    "glasses": DemoRecipe("glasses", "glasses", "face", noise_level=0.5, start=0.5, focus=0.1, strength=4.0),
+    "smile": DemoRecipe("mouth", "smile", "mouth", noise_level=0.4, start=0.5, focus=0.03, strength=4.0),
+    "beard": DemoRecipe("facial_hair", "beard", "", noise_level=0.5, start=0.5, focus=0.1, strength=7.0),
+    "red hair": DemoRecipe("hair_color", "red", "hair", noise_level=0.6, start=0.7, focus=0.1, strength=3.0),
 }

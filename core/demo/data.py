@@ -32,12 +32,15 @@ PHRASES = {
     "skin": {"pale": "pale skin", "dark": "dark skin"},
 }
 
-
+#: Labels of "top" that show hair.
 HAIRED = ("short", "long", "curly", "bun", "bob")
 
 
 def visible(attribute: str, labels: Mapping[str, str]) -> bool:
-    """Whether a picture of these labels shows the attribute: sunglasses hide eyes, a hat or a bald head only has a beard's hair color."""
+    """Whether a picture of these labels shows the attribute.
+
+    Sunglasses hide the eyes; under a hat or on a bald head only a beard has a hair color.
+    """
     if attribute == "eyes":
         return labels["glasses"] != "sunglasses"
     return attribute != "hair_color" or labels["top"] in HAIRED or labels["facial_hair"] != "none"
@@ -68,7 +71,7 @@ class DemoPair:
 
     @property
     def words(self) -> tuple[str, str]:
-        """What to call the source and the target of the edit, for :func:`~.sentences.expand_words`'s "portrait" bank.
+        """What to call the source and the target of the edit, for :func:`~..pix2pix_zero.sentences.expand_words`'s "portrait" bank.
 
         Raises:
             EditingError: a label without a phrase.
@@ -80,7 +83,7 @@ class DemoPair:
 
 
 def pictures_without(pairs: Iterable[DemoPair], attribute: str, label: str) -> Tensor:
-    """The sources of other edits that show the attribute and lack the label, ``[N, 3, H, W]``: pictures to learn the label from."""
+    """Pictures to learn a label from, ``[N, 3, H, W]``: sources of *other* edits that show the attribute, not the label."""
     kept = [pair for pair in pairs if pair.attribute != attribute and visible(attribute, pair.source_attributes)]
     return torch.stack([pair.source for pair in kept if pair.source_attributes[attribute] != label])
 

@@ -1,7 +1,7 @@
 """The demo model: a small latent diffusion model of cartoon portraits whose true edited pictures are known.
 
-Stable Diffusion's layout (eps prediction, scaled-linear noise, CLIP text of 77 tokens, 8x smaller latents) at 128 pixels,
-with its CLIP and two attribute classifiers. diffusers and transformers are imported when a model is loaded.
+Stable Diffusion's layout (eps prediction, scaled-linear noise, CLIP text of 77 tokens, 8x smaller latents) at 128
+pixels, with its CLIP and two attribute classifiers. diffusers and transformers are imported when a model is loaded.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class DemoModel(DemoData):
     """The demo model's networks and pictures. Make one with :func:`load_demo_model`.
 
     Attributes:
-        unet, scheduler, vae: diffusers objects (``UNet2DConditionModel``, ``DDIMScheduler``, ``AutoencoderKL``), fp32, frozen.
+        unet, scheduler, vae: diffusers' ``UNet2DConditionModel``, ``DDIMScheduler``, ``AutoencoderKL``, fp32, frozen.
         clip, tokenizer: transformers' ``CLIPModel`` (token table expanded to CLIP's vocabulary) and ``CLIPTokenizer``.
-        images, captions, attributes, pairs, edits: see :class:`~.demo_data.DemoData`.
+        images, captions, attributes, pairs, edits: see :class:`~.data.DemoData`.
     """
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu"):
@@ -112,7 +112,9 @@ class DemoModel(DemoData):
         return self.decode_unclipped(latent).clamp(0, 1)
 
     def decode_unclipped(self, latent: Tensor) -> Tensor:
-        """:meth:`decode` without the final clipping, which would cut gradients; a little outside 0..1 where colours are pure.
+        """:meth:`decode` without the final clipping, which would cut gradients.
+
+        Values lie a little outside 0..1 where colours are pure.
 
         A decoder of 12 channels paints half the resolution (doubled bicubically), one of 48 channels the whole.
 
@@ -139,7 +141,9 @@ class DemoModel(DemoData):
         return functional.normalize(self.clip.text_projection(pooled), dim=1)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Unit CLIP features of ``images [B, 3, H, W]`` in 0..1, ``[B, P]``; cosine with :meth:`text_features` is the CLIP similarity.
+        """Unit CLIP features ``[B, P]`` of ``images [B, 3, H, W]`` in 0..1.
+
+        Their cosine with :meth:`text_features` is the CLIP similarity.
 
         Raises:
             EditingError: not that shape.
@@ -211,5 +215,6 @@ def _check_images(images: Tensor, multiple: int = 1) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or any(side % multiple for side in images.shape[-2:]):
         wanted = f", both sides multiples of {multiple}" if multiple > 1 else ""
         raise EditingError(
-            f"The images have shape {list(images.shape)}; the demo model needs [batch, 3, height, width] in 0..1{wanted}."
+            f"The images have shape {list(images.shape)}; "
+            f"the demo model needs [batch, 3, height, width] in 0..1{wanted}."
         )

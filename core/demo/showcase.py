@@ -39,10 +39,10 @@ MASK_BOX = (0.5, 0.8, 0.25, 0.75)  # top, bottom, left, right: the lower face
 
 @dataclass(frozen=True)
 class Settings:
-    """Knobs of the run: steps of every trajectory, classifier-free guidance, map guidance and direction strength.
+    """Settings of the run: steps of every trajectory, classifier-free guidance, map guidance and direction strength.
 
-    cfg is below the paper's 5 and guidance above its 0.1: the demo model's text is so plain that cfg 5 overshoots, and its maps
-    are so coarse that 0.1 holds little.
+    cfg is below the paper's 5 and guidance above its 0.1: the demo model's text is so plain that cfg 5 overshoots,
+    and its maps are so coarse that 0.1 holds little.
     """
 
     steps: int = 30
@@ -57,7 +57,7 @@ class Settings:
 def run_showcase(
     demo: DemoModel, settings: Settings | None = None, report: Callable[[str], None] = lambda _: None
 ) -> Showcase:
-    """Invert and rebuild a portrait three ways, edit five portraits by words, one inside a mask, and others by learned embeddings.
+    """Rebuild a portrait three ways; edit five by words, one inside a mask, others by embeddings or in a found place.
 
     Args:
         report: told in a line what comes next.
@@ -69,14 +69,16 @@ def run_showcase(
     result = Showcase(measures={"settings": vars(settings).copy()})
     with torch.no_grad():
         report(
-            f"inverting and rebuilding a portrait, {settings.steps} steps: plain DDIM, SPDInv, autocorrelation-regularised DDIM"
+            f"inverting and rebuilding a portrait, {settings.steps} steps: "
+            "plain DDIM, SPDInv, autocorrelation-regularised DDIM"
         )
         _rebuild(demo, settings, result)
         pairs = [demo.pairs_of(edit)[settings.pair] for edit in EDITS]
         source_cond = demo.encode_text([pair.source_caption for pair in pairs])
         latents = demo.encode_image(torch.stack([pair.source for pair in pairs]))
         report(
-            f"editing {len(pairs)} portraits: directions from {settings.sentences} sentences a side, SPDInv, cross-attention guidance"
+            f"editing {len(pairs)} portraits: directions from {settings.sentences} sentences a side, SPDInv, "
+            "cross-attention guidance"
         )
         denoiser = demo.denoiser()
         inversion = invert(denoiser, latents, source_cond, steps=settings.steps)
@@ -136,9 +138,14 @@ def _directed(demo: DemoModel, pairs: list[DemoPair], source_cond: Tensor, setti
 
 
 def _edits(
-    demo: DemoModel, pairs: list[DemoPair], inversion: Inversion, source_cond: Tensor, target_cond: Tensor, settings: Settings,
+    demo: DemoModel,
+    pairs: list[DemoPair],
+    inversion: Inversion,
+    source_cond: Tensor,
+    target_cond: Tensor,
+    settings: Settings,
     result: Showcase,
-) -> None:  # fmt: skip
+) -> None:
     sources, targets = torch.stack([pair.source for pair in pairs]), torch.stack([pair.target for pair in pairs])
     word_cond = demo.encode_text([pair.target_caption for pair in pairs])
     denoiser = demo.denoiser()
@@ -202,9 +209,15 @@ def _masked(
     denoiser = demo.denoiser()
     inversion = invert(denoiser, latents[rows], source_cond[rows], steps=settings.steps)
     latent = cross_attention_guided_edit(
-        denoiser, inversion, source_cond[rows], target_cond[rows], cfg=settings.cfg, guidance=settings.guidance, preset=settings.preset,
+        denoiser,
+        inversion,
+        source_cond[rows],
+        target_cond[rows],
+        cfg=settings.cfg,
+        guidance=settings.guidance,
+        preset=settings.preset,
         mask=mask,
-    )  # fmt: skip
+    )
     kept = largest_change_outside(latent, latents[rows], mask)
     result.measures["masked"] = {"largest_change_outside": kept}
     cells = [

@@ -16,7 +16,7 @@ class Showcase:
     """What a run made.
 
     Attributes:
-        rows: titled rows for :func:`~.sheet.contact_sheet`.
+        rows: titled rows for :func:`~..images.contact_sheet.contact_sheet`.
         pictures: file stem -> image ``[3, H, W]``.
         measures: JSON-able figures.
     """
@@ -26,7 +26,7 @@ class Showcase:
     measures: dict[str, Any] = field(default_factory=dict)
 
     def show(self, stem: str, image: Tensor, caption: str) -> Cell:
-        """Keep a picture under ``stem`` and return its cell of the sheet."""
+        """Keep a picture under ``stem`` and return its cell of the contact sheet."""
         self.pictures[stem] = image
         return image, caption
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..attention.site import AttentionControl, Site
 from ..errors import EditingError
 
-#: Processors that compute plain attention, which a control can stand in for. Others (IP-Adapter) add terms of their own.
+#: Processors that compute plain attention, which a control can stand in for. Others (IP-Adapter) add terms of their
+#: own.
 PLAIN_PROCESSORS = frozenset(
     {"AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "SlicedAttnProcessor", "FusedAttnProcessor2_0"}
 )
@@ -32,8 +33,8 @@ def controlled(
         branches: see :class:`Site`.
 
     Raises:
-        EditingError: a control for a network without cross-attention, a wanted layer with a processor that does more than
-            attention, or gradient checkpointing (its second forward would run when the control is gone).
+        EditingError: a control for a network without cross-attention, a wanted layer with a processor that does more
+            than attention, or gradient checkpointing (its second forward would run when the control is gone).
     """
     if control is None:
         yield
@@ -112,7 +113,7 @@ class _ControlledAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """``hidden_states [B, N, C]`` (and the text ``[B, M, D]``) -> ``[B, N, C]``; the layer adds the residual itself."""
+        """``hidden_states [B, N, C]`` (and the text ``[B, M, D]``) -> ``[B, N, C]``, without the residual."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         projected = (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         q, k, v = (tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for tensor in projected)

@@ -62,7 +62,9 @@ class Checkpoint:
         return encoded[0].float(), encoded[2].float() if self.is_xl else None
 
     def cond(self, embeds: Tensor, pooled: Tensor | None) -> TextCond:
-        """The denoiser's conditioning from what :meth:`encode_text` returns, ``embeds [B, L, D]`` and ``pooled [B, P]``."""
+        """The denoiser's conditioning from what :meth:`encode_text` returns, ``embeds [B, L, D]`` and
+        ``pooled [B, P]``.
+        """
         return TextCond(embeds, pooled)
 
     @torch.no_grad()
@@ -79,8 +81,11 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, prediction: Prediction | None = None
-) -> Checkpoint:  # fmt: skip
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prediction: Prediction | None = None,
+) -> Checkpoint:
     """Load a diffusers folder or a single-file checkpoint. Nothing is downloaded.
 
     Args:

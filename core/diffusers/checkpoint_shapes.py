@@ -1,4 +1,4 @@
-"""Configurations of a Stable Diffusion checkpoint's parts, read off the names and shapes of its tensors (original layout).
+"""The configurations of a Stable Diffusion checkpoint's parts, read off its tensors' names and shapes.
 
 What shapes cannot say (heads, scaling factor, training size) is fixed within a family.
 """
@@ -82,7 +82,7 @@ def _unet_config(shapes: Shapes, family: Family, side: int, pooled: int) -> dict
         layers[-1] += 1
         depths[-1] = count_modules(shapes, f"{UNET}input_blocks.{block}.1.transformer_blocks.")
     middle = f"{UNET}middle_block.1."
-    # Layers are counted where the path goes down; a level's attention has one depth everywhere, the middle that of the last level.
+    # Layers are counted on the way down. The attention of a level has one depth; the middle has that of the last level.
     depths_anywhere = [depth or 1 for depth in depths]
     depths_anywhere[-1] = count_modules(shapes, f"{middle}transformer_blocks.")
     if len(set(layers)) > 1 or 0 in channels:

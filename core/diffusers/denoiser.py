@@ -81,7 +81,8 @@ class DiffusersDenoiser:
     def __call__(
         self, x: Tensor, sigma: float | Tensor, cond: Tensor | TextCond, *, control: AttentionControl | None = None
     ) -> Tensor:
-        """Prediction of the clean latent, ``[B, C, H, W]`` in fp32 (fp64 for fp64 input); see :class:`~..denoiser.Denoiser`.
+        """Prediction of the clean latent, ``[B, C, H, W]`` in fp32 (fp64 for fp64 input); see
+        :class:`~..denoiser.Denoiser`.
 
         Raises:
             EditingError: ``x`` or ``cond`` does not fit the network, or ``control`` cannot be served.
@@ -196,7 +197,8 @@ class DiffusersDenoiser:
         for part in (cond.embeds, cond.pooled, cond.time_ids):
             if part is not None and len(part) not in (1, len(x)):
                 raise EditingError(
-                    f"The conditioning has {len(part)} rows and the latent {len(x)}; use one row or as many as the latent."
+                    f"The conditioning has {len(part)} rows and the latent {len(x)}; use one row or as many as the "
+                    "latent."
                 )
         return cond
 

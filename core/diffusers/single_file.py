@@ -1,6 +1,7 @@
-"""Single-file Stable Diffusion checkpoints without a network: what diffusers wants to know of a model, read off its tensors.
+"""Single-file Stable Diffusion checkpoints, offline: what diffusers must know of a model, read off its tensors.
 
-diffusers can take such a file apart, but asks the hub for the configurations of its parts; here they come from the file.
+diffusers can take such a file apart, but asks the hub for the configurations of its parts; here they come
+from the file itself.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def load_single_file(file: Path, prediction: Prediction | None = None) -> Any:
 def describe(file: Path, prediction: Prediction | None = None) -> SingleFile:
     """Tell what the checkpoint is by its tensors, without loading them.
 
-    What the network predicts is taken from the file where it says so (ModelSpec metadata, a ``v_pred`` tensor). SD 2 files
-    do not; the spread of one normalisation's bias tells them apart, the rule ComfyUI goes by.
+    What the network predicts is taken from the file where it says so (ModelSpec metadata, a ``v_pred`` tensor). SD 2
+    files do not; the spread of one normalisation's bias tells them apart, the rule ComfyUI goes by.
 
     Raises:
         EditingError: unreadable, or no SD 1.x, SD 2.x or SDXL checkpoint.
@@ -85,15 +86,14 @@ def describe(file: Path, prediction: Prediction | None = None) -> SingleFile:
 
     try:
         with safe_open(file, framework="pt") as stream:
-            shapes = {key: stream.get_slice(key).get_shape() for key in stream.keys()}  # noqa: SIM118 (a handle, not a dict)
+            names = stream.keys()
+            shapes = {name: stream.get_slice(name).get_shape() for name in names}
             family = family_of(shapes, file.name)
             said = (stream.metadata() or {}).get("modelspec.prediction_type", "")
-            bias = f"{UNET}output_blocks.{count_modules(shapes, f'{UNET}output_blocks.') - 1}.1.transformer_blocks.0.norm1.bias"
-            spread = (
-                float(stream.get_tensor(bias).float().std(unbiased=False))
-                if family == "sd2" and bias in shapes
-                else 0.0
-            )
+            last = count_modules(shapes, f"{UNET}output_blocks.") - 1
+            bias = f"{UNET}output_blocks.{last}.1.transformer_blocks.0.norm1.bias"
+            known = family == "sd2" and bias in shapes
+            spread = float(stream.get_tensor(bias).float().std(unbiased=False)) if known else 0.0
     except (SafetensorError, OSError) as error:
         raise EditingError(f"{file.name} is damaged or not a safetensors file; download the model again.") from error
     if any(key in shapes for key in OTHER_SCHEDULES):
@@ -120,9 +120,15 @@ def _pipeline(found: SingleFile, diffusers: Any) -> tuple[Any, dict[str, Any], d
     from transformers import CLIPTokenizer
 
     scheduler = diffusers.DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-        prediction_type=found.prediction, rescale_betas_zero_snr=found.zero_terminal_snr,
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=found.prediction,
+        rescale_betas_zero_snr=found.zero_terminal_snr,
+    )
     # OpenCLIP's texts are padded with token 0 ("!"), OpenAI's with the end of text.
     padded_with_end = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
     padded_with_zero = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True, pad_token="!")

@@ -1,9 +1,9 @@
-"""CASO's seams on diffusers and transformers: token vectors into a CLIP text encoder, decoding with gradients."""
+"""Token vectors and image decoding with gradients, through diffusers and transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..gradient_checkpointing import blocks_of, checkpointed
 from ..token_vectors import TokenVectors, check_vectors, encoder_title
-from .denoiser import TextCond, frozen
+from .denoiser import TextCond
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -120,18 +120,13 @@ def _ids_by(tokenizer: Any) -> Callable[[str], list[int]]:
     return lambda text: list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def checkpoint_decoder(model: Checkpoint, gradient_checkpointing: bool = False) -> DiffusersDecoder:
-    """The decoder of a checkpoint; ``gradient_checkpointing`` as in :class:`DiffusersDecoder`."""
-    return DiffusersDecoder(model.pipeline.vae, gradient_checkpointing)
-
-
 class DiffusersDecoder:
     """:class:`~..token_vectors.ImageDecoder` over an ``AutoencoderKL`` (or ``AutoencoderTiny``, a cheap one).
 
     Args:
         vae: in any dtype; SDXL's needs fp32.
-        gradient_checkpointing: the decoder's blocks keep no activations but run again in the backward pass: much less memory, about a
-            third more time in the decoder.
+        gradient_checkpointing: the decoder's blocks keep no activations but run again in the backward pass: much less
+            memory, about a third more time in the decoder.
     """
 
     def __init__(self, vae: Any, gradient_checkpointing: bool = False):
@@ -153,14 +148,3 @@ def at_least_fp32(tensor: Tensor) -> Tensor:
 def decoder_checkpointing(vae: Any, active: bool) -> AbstractContextManager[None]:
     """Within the ``with`` block the blocks of the VAE's decoder keep no activations when ``active``."""
     return checkpointed(blocks_of(vae.decoder) if active else [])
-
-
-@contextmanager
-def unet_checkpointing(unet: Any) -> Iterator[None]:
-    """Within the ``with`` block the U-Net's blocks keep no activations but compute them again in the backward pass.
-
-    Its weights are frozen for the whole block, so that a block computed again is the same computation: the backward pass
-    belongs inside. See :func:`~..gradient_checkpointing.checkpointed` for what it costs.
-    """
-    with frozen(unet), checkpointed(blocks_of(unet)):
-        yield

@@ -23,8 +23,8 @@ def curves_plot(
     """Draw curves against their index; returns an image ``[H, W, 3]`` fp32 in 0..1.
 
     Args:
-        panels: title -> name of a curve -> its values. The curves of a panel share one scale, and the first to the last of
-            them are blue, red, green and violet. Values that are not finite are left out.
+        panels: title -> name of a curve -> its values. The curves of a panel share one scale, and the first to the last
+            of them are blue, red, green and violet. Values that are not finite are left out.
         mark: index at which a vertical line is drawn, e.g. the best epoch.
         axis: what the index counts, from 1.
     """

@@ -20,9 +20,9 @@ MULTIPLE = 8  # image pixels per latent pixel
 def read_picture(path: str | Path, size: int | None = None, multiple: int = MULTIPLE) -> tuple[Tensor, str]:
     """Read a picture for a model: ``([1, 3, H, W] in 0..1, what was done to it)``.
 
-    The camera's orientation tag is obeyed, transparency is laid on white, greyscale and palettes become RGB. The picture
-    is resized so that its *shorter* side is ``size`` (aspect kept), then the sides are cropped centrally to multiples of
-    ``multiple``, by less than that many pixels.
+    The camera's orientation tag is obeyed, transparency is laid on white, greyscale and palettes become RGB. The
+    picture is resized so that its *shorter* side is ``size`` (aspect kept), then the sides are cropped centrally to
+    multiples of ``multiple``, by less than that many pixels.
 
     Args:
         size: shorter side in pixels; None leaves the size as it is.
@@ -112,8 +112,6 @@ def save_picture(path: str | Path, picture: Image.Image, *, overwrite: bool = Fa
 
 #: Endings of the files in a folder that count as pictures; captions and the like beside them are passed over.
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-
-
 NAMED = 5  # how many unreadable pictures a report names
 
 
@@ -145,7 +143,8 @@ def picture_files(folder: str | Path) -> list[Path]:
 def square_pictures(
     folder: str | Path, size: int, callback: Callable[[int, int], None] | None = None
 ) -> tuple[Tensor, list[str]]:
-    """All readable pictures of a folder, ``([N, 3, size, size] in 0..1, names of the unreadable)``; aspect kept, the centre cut out.
+    """All readable pictures of a folder, ``([N, 3, size, size] in 0..1, names of the unreadable)``; aspect kept, the
+    centre cut out.
 
     Args:
         size: side in pixels, a multiple of 8.
@@ -169,6 +168,7 @@ def square_pictures(
             callback(number + 1, len(files))
     if not pictures:
         raise EditingError(
-            f"None of the {len(files)} pictures in the folder {Path(folder).name!r} can be read; use PNG, JPEG or WebP files."
+            f"None of the {len(files)} pictures in the folder {Path(folder).name!r} can be read; use PNG, JPEG or WebP "
+            "files."
         )
     return torch.cat(pictures), skipped

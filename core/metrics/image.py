@@ -60,7 +60,8 @@ def perceptual_distance(features: Sequence[Tensor], reference: Sequence[Tensor])
     """LPIPS without its learned weights (Zhang et al. 2018, Eq. 1 with w = 1), ``[B]``; 0 for equal features.
 
     Args:
-        features, reference: a network's activations of the images and of the references, one ``[B, C_l, H_l, W_l]`` a layer.
+        features, reference: a network's activations of the images and of the references, ``[B, C_l, H_l, W_l]``
+            for each layer.
 
     Raises:
         EditingError: other layers or shapes.
@@ -107,5 +108,6 @@ def attributes_kept(
 def _same_shape(images: Tensor, reference: Tensor) -> None:
     if images.ndim != 4 or images.shape != reference.shape:
         raise EditingError(
-            f"The images have shapes {list(images.shape)} and {list(reference.shape)}; compare equal [batch, channels, height, width]."
+            f"The images have shapes {list(images.shape)} and {list(reference.shape)}; compare equal [batch, channels, "
+            "height, width]."
         )

@@ -1,9 +1,6 @@
-"""How far a noise map is from white Gaussian noise, and which way is back: the losses of pix2pix-zero with their gradients.
+"""How far a noise map is from white Gaussian noise, and how far an inversion is from the true trajectory.
 
-pix2pix-zero (https://arxiv.org/abs/2302.03027), section 3.1: ``L_auto = L_pair + lambda * L_KL``. Both gradients are
-closed forms, so no graph is built. For one channel with N pixels, ``R(d) = mean(noise * roll(noise, d))`` is the circular
-autocorrelation at shift d along one axis; the pair loss (Eq. 3, squared as the text says) sums ``R(d)^2`` over channels,
-both axes and the levels of a pyramid.
+``R(d) = mean(noise * roll(noise, d))`` is the circular autocorrelation of one channel at shift d along one axis.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from ..errors import EditingError
 
 
 def neighbour_correlation(noise: Tensor) -> Tensor:
-    """Correlation of neighbouring pixels ``[B]``: ``R(1) / R(0)``, mean of both axes, over all channels; 0 for white noise."""
+    """Correlation of neighbouring pixels ``[B]``: ``R(1) / R(0)``, mean of both axes, all channels; 0 if white."""
     power = noise.square().sum((1, 2, 3)).clamp_min(torch.finfo(noise.dtype).tiny)
     beside = sum((noise * noise.roll(1, axis)).sum((1, 2, 3)) for axis in (-2, -1))
     return torch.as_tensor(beside) / 2 / power
@@ -30,7 +27,7 @@ def noise_gap(inverted: Tensor, generated: Tensor, sigmas: Tensor, identity: Mod
     levels and reports its size at the noise end.
 
     Args:
-        inverted: ``[T+1, B, C, H, W]`` sigma-space latents of the inversion, see :class:`~.inversion.Inversion`.
+        inverted: ``[T+1, B, C, H, W]`` sigma-space latents of the inversion, see :class:`~..inversion.Inversion`.
         generated: the same levels as they were while the image was generated from known noise.
         sigmas: ``[T+1]`` the levels.
 
@@ -39,8 +36,8 @@ def noise_gap(inverted: Tensor, generated: Tensor, sigmas: Tensor, identity: Mod
     """
     if inverted.shape != generated.shape or len(sigmas) != len(inverted):
         raise EditingError(
-            f"Inverted latents {list(inverted.shape)}, generated latents {list(generated.shape)} and {len(sigmas)} sigmas "
-            "do not fit together; compare trajectories on the same grid."
+            f"Inverted latents {list(inverted.shape)}, generated latents {list(generated.shape)} and {len(sigmas)} "
+            "sigmas do not fit together; compare trajectories on the same grid."
         )
     scale = unit_scale(identity, sigmas.double()).to(inverted.device)
     return (inverted.double() - generated.double()).square().flatten(1).mean(1) * scale**2
@@ -49,8 +46,8 @@ def noise_gap(inverted: Tensor, generated: Tensor, sigmas: Tensor, identity: Mod
 def text_similarity(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
     """CLIP similarity ``[B]``: 100 times the cosine between image and text embeddings ``[B, D]``.
 
-    SPDInv applies it to *decoded noise*: noise that still looks like its caption carries the source prompt along, which is
-    what makes edits fail. Gaussian noise is the reference to come close to.
+    SPDInv applies it to *decoded noise*: noise that still looks like its caption carries the source prompt along, which
+    is what makes edits fail. Gaussian noise is the reference to come close to.
     """
     return 100 * functional.cosine_similarity(image_embeds.double(), text_embeds.double(), dim=-1)
 
@@ -58,8 +55,8 @@ def text_similarity(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
 def noise_statistics(noise: Tensor) -> dict[str, float]:
     """Mean over images ``[B, C, H, W]`` of what white Gaussian noise fixes.
 
-    ``mean`` (0), ``std`` (1), ``kurtosis`` (fourth standardised moment, 3), ``correlation`` of neighbouring pixels (0) and
-    ``channel_correlation`` (root mean square correlation between channels, 0).
+    ``mean`` (0), ``std`` (1), ``kurtosis`` (fourth standardised moment, 3), ``correlation`` of neighbouring pixels (0)
+    and ``channel_correlation`` (root mean square correlation between channels, 0).
     """
     flat = noise.double().flatten(1)
     centred = flat - flat.mean(1, keepdim=True)

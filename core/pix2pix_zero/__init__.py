@@ -1,1 +1,1 @@
-"""pix2pix-zero: regularised inversion, sentence directions, cross-attention guidance (Parmar et al. 2023, arXiv 2302.03027)."""
+"""pix2pix-zero (Parmar et al. 2023, arXiv 2302.03027): whitened inversion, sentence directions, guided edits."""

@@ -1,13 +1,14 @@
 """DDIM inversion with the predicted noise kept white: pix2pix-zero's regularised inversion.
 
-Parmar et al., https://arxiv.org/abs/2302.03027, section 3.1. Each step is one explicit DDIM inversion step whose predicted
-noise is first moved, for a few iterations, down ``L_pair + lambda * L_KL`` (:mod:`.autocorrelation`). The network is
-evaluated once a step and never differentiated.
+Parmar et al., https://arxiv.org/abs/2302.03027, section 3.1. Each step is one explicit DDIM inversion step whose
+predicted noise is first moved, for a few iterations, down ``L_pair + lambda * L_KL`` (:mod:`.autocorrelation`). The
+network is evaluated once a step and never differentiated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -32,6 +33,47 @@ Preset = Literal["consistent", "released"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 ShiftChoice = Literal["random", "all"]
 SHIFTS: tuple[ShiftChoice, ...] = get_args(ShiftChoice)
+
+
+@dataclass(frozen=True)
+class AutocorrSettings:
+    """How the predicted noise of every inversion step is made white.
+
+    Attributes:
+        weight_pair: weight of the pair loss, 0 or more; 0 with ``weight_kl`` 0 is plain DDIM inversion.
+        weight_kl: weight of the KL term, 0 or more (the paper's lambda), see :func:`regularise`.
+        iterations: of the regularisation, a step; 0 is plain DDIM inversion.
+        shifts: ``"random"`` draws shifts from ``seed`` (the same for every image of a batch), ``"all"`` takes all of
+            them.
+        seed: of the random shifts.
+        preset: ``"consistent"`` inverts the very grid that sampling walks down. ``"released"`` does as the published
+            code: the first and the last timestep are left out, each update is taken one stride above the level the
+            latent is at, so that sampling does not retrace it; no factor 2 in the pyramid, ineffective KL, random
+            shifts.
+
+    Raises:
+        EditingError: a preset or shifts that do not exist, a negative weight or number.
+    """
+
+    weight_pair: float = 20.0
+    weight_kl: float = 20.0
+    iterations: int = 5
+    shifts: ShiftChoice = "random"
+    seed: int = 0
+    preset: Preset = "consistent"
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS or self.shifts not in SHIFTS:
+            raise EditingError(
+                f"Use a preset of {', '.join(PRESETS)} and shifts of {', '.join(SHIFTS)}, "
+                f"not {self.preset!r} and {self.shifts!r}."
+            )
+        if min(self.weight_pair, self.weight_kl, self.iterations) < 0:
+            raise EditingError("A regularisation weight or its iterations is negative; use 0 to switch it off.")
+
+
+#: The paper's values, on the consistent grid.
+DEFAULT_SETTINGS = AutocorrSettings()
 
 #: Pair steps an iteration, each with a fifth of the weight (released code: ``num_ac_rolls``).
 PAIR_STEPS = 5
@@ -81,7 +123,8 @@ def regularise(
 def regularise_as_released(
     noise: Tensor, shifts: Shifts, *, weight_pair: float, weight_kl: float, iterations: int
 ) -> Tensor:
-    """The released code's regularisation of predicted noise ``[B, C, H, W]``: no factor 2 in the pyramid, KL as a mean over all elements.
+    """The released code's regularisation of predicted noise ``[B, C, H, W]``: no factor 2 in the pyramid, KL as a mean
+    over all elements.
 
     Args: as in :func:`regularise`, in plain gradient steps.
     """
@@ -101,51 +144,40 @@ def autocorr_invert(
     latent: Tensor,
     cond: Any,
     steps: int = 50,
+    settings: AutocorrSettings = DEFAULT_SETTINGS,
     *,
-    weight_pair: float = 20.0,
-    weight_kl: float = 20.0,
-    iterations: int = 5,
-    shifts: ShiftChoice = "random",
-    seed: int = 0,
-    preset: Preset = "consistent",
-    callback: Callback | None = None,
     sigmas: Tensor | None = None,
     cond_tensors: Mapping[str, Tensor] | None = None,
+    callback: Callback | None = None,
 ) -> Inversion:
     """Invert a clean latent by DDIM with autocorrelation-regularised noise (pix2pix-zero, section 3.1, Eq. 3).
 
     Args:
         latent: ``[B, C, H, W]`` VAE latent, already scaled.
         cond: conditioning of the image, used at cfg 1.
-        weight_pair: weight of the pair loss; 0 with ``weight_kl`` 0 is plain DDIM inversion.
-        weight_kl: weight of the KL term (the paper's lambda), see :func:`regularise`.
-        iterations: of the regularisation, a step.
-        shifts: ``"random"`` draws shifts from ``seed`` (the same for every image of a batch), ``"all"`` takes all of them.
-        preset: ``"consistent"`` inverts the very grid that sampling walks down. ``"released"`` does as the published code:
-            the first and the last timestep are left out, each update is taken one stride above the level the latent is at,
-            so that sampling does not retrace it; no factor 2 in the pyramid, ineffective KL, random shifts.
+        steps: number of steps of the model's own grid.
+        sigmas: levels to use instead of that grid (``"consistent"`` only), see :func:`~..inversion.inversion_grid`.
+        cond_tensors: what to store as :attr:`~..inversion.Inversion.cond`; ``{"embeds": cond}`` when ``cond`` is a
+            tensor.
         callback: told after every network evaluation; an exception it raises ends the run.
-        sigmas: levels to use instead of the model's grid (``"consistent"`` only), see :func:`~.inversion.inversion_grid`.
-        cond_tensors: what to store as :attr:`Inversion.cond`; ``{"embeds": cond}`` when ``cond`` is a tensor.
 
     Returns:
-        An inversion on the sampling grid. Residuals are NaN: an explicit step does not measure them. ``info`` holds, per
-        step and before/after regularisation (mean over the images), the correlation of neighbouring pixels and the
-        variance of the predicted noise.
+        An inversion on the sampling grid. Residuals are NaN: an explicit step does not measure them. ``info`` has,
+        for each step before and after regularisation (mean over the images), the correlation of neighbouring pixels and
+        the variance of the predicted noise.
 
     Raises:
-        EditingError: wrong latent shape, bad steps, grid, weights or choices, NaN from the model.
+        EditingError: wrong latent shape, bad steps or grid, NaN from the model.
     """
-    if preset not in PRESETS or shifts not in SHIFTS:
-        raise EditingError(
-            f"Use a preset of {', '.join(PRESETS)} and shifts of {', '.join(SHIFTS)}, not {preset!r} and {shifts!r}."
-        )
-    if min(weight_pair, weight_kl, iterations) < 0:
-        raise EditingError("A regularisation weight or its iterations is negative; use 0 to switch it off.")
     x = check_latent(latent, denoiser.identity)
-    generator = torch.Generator().manual_seed(seed)
-    weights: dict[str, Any] = {"weight_pair": weight_pair, "weight_kl": weight_kl, "iterations": iterations}
-    released = preset == "released"
+    generator = torch.Generator().manual_seed(settings.seed)
+    weights: dict[str, Any] = {
+        "weight_pair": settings.weight_pair,
+        "weight_kl": settings.weight_kl,
+        "iterations": settings.iterations,
+    }
+    shifts = settings.shifts
+    released = settings.preset == "released"
     if released:
         if sigmas is not None or shifts != "random":
             raise EditingError(
@@ -184,7 +216,7 @@ def autocorr_invert(
         forward_evaluations=forward,
         backward_evaluations=torch.zeros_like(forward),
         identity=denoiser.identity,
-        method=f"autocorr/{preset}",
+        method=f"autocorr/{settings.preset}",
         cond=stored,
         info={key: value if isinstance(value, int) else [round(v, 6) for v in value] for key, value in info.items()},
     )
@@ -193,7 +225,7 @@ def autocorr_invert(
 def _predict(
     denoiser: Denoiser, unit: Tensor, sigma: float, cond: Any, index: int
 ) -> tuple[Tensor, Tensor | float, Tensor]:
-    """Predicted noise, the rest of ``dx/dsigma`` and x0, all ``[B, C, H, W]``, of a unit-variance latent seen at ``sigma``."""
+    """Predicted noise, the rest of ``dx/dsigma`` and x0, all ``[B, C, H, W]``, of a unit-variance latent."""
     x = unit / float(unit_scale(denoiser.identity, sigma))
     with torch.no_grad():
         denoised = denoiser(x, sigma, cond).to(x.dtype)
@@ -205,7 +237,7 @@ def _predict(
 
 
 def _released_updates(denoiser: Denoiser, steps: int) -> tuple[Tensor, list[tuple[float, float, float]]]:
-    """The sampling grid, and the released inversion's updates as (level the latent is taken at, level reached, level seen).
+    """The sampling grid, and the released inversion's updates: (level taken at, level reached, level seen).
 
     Its DDIM inverse scheduler drops the first and the last timestep and moves timestep t from table entry t - 1 to
     t - 1 + stride, while the sampler later goes from entry t to t - stride.

@@ -1,9 +1,9 @@
-"""How far a noise map is from white Gaussian noise, and which way is back: the losses of pix2pix-zero with their gradients.
+"""How far a noise map is from white Gaussian noise, and which way is back: pix2pix-zero's losses and gradients.
 
 pix2pix-zero (https://arxiv.org/abs/2302.03027), section 3.1: ``L_auto = L_pair + lambda * L_KL``. Both gradients are
-closed forms, so no graph is built. For one channel with N pixels, ``R(d) = mean(noise * roll(noise, d))`` is the circular
-autocorrelation at shift d along one axis; the pair loss (Eq. 3, squared as the text says) sums ``R(d)^2`` over channels,
-both axes and the levels of a pyramid.
+closed forms, so no graph is built. For one channel with N pixels, ``R(d) = mean(noise * roll(noise, d))`` is the
+circular autocorrelation at shift d along one axis; the pair loss (Eq. 3, squared as the text says) sums ``R(d)^2`` over
+channels, both axes and the levels of a pyramid.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 COARSEST = 8
-
-
 #: Gain of a 2x2 average that keeps the variance of white noise (the paper's "multiply by 2").
 UNIT_VARIANCE_GAIN = 2.0
-
-
-#: Gives the shifts of one level, ``[C]`` each for rows and columns, from (channels, height, width); see :func:`pair_loss`.
+#: Gives the shifts of one level, ``[C]`` each for rows and columns, from (channels, height, width); see
+#: :func:`pair_loss`.
 Shifts = Callable[[int, int, int], tuple[Tensor, Tensor]]
 
 

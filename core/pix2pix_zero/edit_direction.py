@@ -12,26 +12,13 @@ from torch import Tensor
 from ..denoiser import check_finite
 from ..errors import EditingError
 from ..files import load_legacy_tensor, load_tensors, save_tensors
+from ..token_vectors import ENCODER_OF_WIDTH
 
 FILE_FORMAT = "semantic_editing.edit_direction"
-
-
 FILE_VERSION = "1"
-
-
 MAX_STRENGTH = 3.0
-
-
 LEGACY_SUFFIXES = (".pt", ".pth", ".bin")
-
-
 TOKENS = 77
-
-
-#: Text encoders of published embeddings by width; those files carry no name.
-ENCODER_OF_WIDTH = {768: "clip_l 768", 1024: "clip_h 1024"}
-
-
 #: Whose states prompts of a width usually are, for messages.
 STATES_OF_WIDTH = ENCODER_OF_WIDTH | {2048: "clip_l 768 + clip_g 1280"}
 
@@ -62,7 +49,8 @@ class EditDirection:
             )
         if self.pooled is not None and (self.pooled.ndim != 2 or len(self.pooled) != 1):
             raise EditingError(
-                f"The pooled part of an edit direction has shape [1, width], not {list(self.pooled.shape)}; make it again."
+                f"The pooled part of an edit direction has shape [1, width], not {list(self.pooled.shape)}; make it "
+                "again."
             )
         check_finite(self.embeds, "The edit direction")
         if self.pooled is not None:
@@ -85,13 +73,8 @@ class EditDirection:
             return f"mean embedding of {self.target!r} ({encoder}, {size}); apply it at +1 and the source word's at -1"
         return f"{self.source!r} to {self.target!r} ({encoder}, {self.sentences} sentences, {size})"
 
-    def reversed(self) -> EditDirection:
-        """The way back, from target to source."""
-        pooled = None if self.pooled is None else -self.pooled
-        return replace(self, embeds=-self.embeds, pooled=pooled, source=self.target, target=self.source)
-
     def require_encoder(self, name: str) -> None:
-        """Raise :class:`EditingError` unless the direction belongs to the text encoder ``name`` (or either is unknown)."""
+        """Raise :class:`EditingError` if the direction is known to belong to another text encoder than ``name``."""
         if name and self.text_encoder and name != self.text_encoder:
             raise EditingError(
                 f"This edit direction belongs to the text encoder {self.text_encoder}, but the model uses {name}; "
@@ -101,7 +84,7 @@ class EditDirection:
     def apply(
         self, embeds: Tensor, pooled: Tensor | None = None, strength: float = 1.0
     ) -> tuple[Tensor, Tensor | None]:
-        """Shift a prompt: ``(embeds + strength * direction, pooled + strength * pooled direction)``, in the prompt's dtype.
+        """Shift a prompt, in its own dtype: ``(embeds + strength * direction, pooled + strength * pooled direction)``.
 
         Args:
             embeds: ``[B, L, D]``; a long prompt of several blocks of the direction's length is shifted in each block.
@@ -120,8 +103,8 @@ class EditDirection:
             theirs = STATES_OF_WIDTH.get(embeds.shape[2], "another text encoder")
             own = self.text_encoder or STATES_OF_WIDTH.get(width, "another text encoder")
             raise EditingError(
-                f"The prompt comes from {theirs} ({embeds.shape[2]} wide) and the edit direction from {own} ({width} wide); "
-                "make the direction with this model's text encoder."
+                f"The prompt comes from {theirs} ({embeds.shape[2]} wide) and the edit direction from {own} ({width} "
+                "wide); make the direction with this model's text encoder."
             )
         if embeds.shape[1] % length:
             raise EditingError(
@@ -136,8 +119,8 @@ class EditDirection:
             return shifted, pooled
         if pooled.shape[-1] != self.pooled.shape[-1]:
             raise EditingError(
-                f"The prompt's pooled embedding is {pooled.shape[-1]} wide and the edit direction's {self.pooled.shape[-1]}; "
-                "make the direction with this model's text encoder."
+                f"The prompt's pooled embedding is {pooled.shape[-1]} wide and the edit direction's "
+                f"{self.pooled.shape[-1]}; make the direction with this model's text encoder."
             )
         return shifted, pooled + (strength * self.pooled).to(pooled.device, pooled.dtype)
 
@@ -161,7 +144,9 @@ class EditDirection:
 
     @staticmethod
     def load(path: str | Path, source_path: str | Path | None = None) -> EditDirection:
-        """Read a direction saved by :meth:`save`, or a published ``.pt`` file (``[1, L, D]``, or ``[N, L, D]``: mean over N).
+        """Read a direction saved by :meth:`save`, or a published ``.pt`` file.
+
+        A published file is ``[1, L, D]``, or ``[N, L, D]`` of which the mean over N is taken.
 
         Args:
             path: the file; of two mean embeddings, the target's.
@@ -177,13 +162,17 @@ class EditDirection:
         source.require_encoder(direction.text_encoder)
         if source.embeds.shape != direction.embeds.shape:
             raise EditingError(
-                f"{Path(source_path).name} has shape {list(source.embeds.shape)} and {Path(path).name} {list(direction.embeds.shape)}; "
-                "use two embeddings of the same text encoder."
+                f"{Path(source_path).name} has shape {list(source.embeds.shape)} and {Path(path).name} "
+                f"{list(direction.embeds.shape)}; use two embeddings of the same text encoder."
             )
         embeds, pooled = direction.apply(-source.embeds, None if source.pooled is None else -source.pooled)
         return replace(
-            direction, embeds=embeds, pooled=pooled, source=source.target, sentences=source.sentences + direction.sentences
-        )  # fmt: skip
+            direction,
+            embeds=embeds,
+            pooled=pooled,
+            source=source.target,
+            sentences=source.sentences + direction.sentences,
+        )
 
 
 def _load_safetensors(path: str | Path) -> EditDirection:
@@ -207,7 +196,8 @@ def _load_legacy(path: str | Path) -> EditDirection:
     name = Path(path).name
     if value.ndim != 3 or value.shape[1] != TOKENS or not value.is_floating_point() or len(value) == 0:
         raise EditingError(
-            f"{name} has shape {list(value.shape)}; a published embedding has [N, {TOKENS}, width]. Choose another file."
+            f"{name} has shape {list(value.shape)}; a published embedding has [N, {TOKENS}, width]. Choose another "
+            "file."
         )
     mean = value.float().mean(0, keepdim=True)
     return EditDirection(mean, None, ENCODER_OF_WIDTH.get(value.shape[2], ""), "", Path(path).stem, len(value))
@@ -231,7 +221,8 @@ def sentence_direction(
     """Mean state of the target sentences minus that of the source sentences, at every token position.
 
     Args:
-        encode: a list of N sentences -> ``[N, L, D]`` states padded to one length, or ``(states, pooled [N, P] | None)``.
+        encode: a list of N sentences -> ``[N, L, D]`` states padded to one length, or
+            ``(states, pooled [N, P] | None)``.
         source_sentences, target_sentences: at least one each; blank ones are left out. Hundreds that differ only in the
             word make the steadiest direction (:func:`~.sentences.expand_words`); the numbers need not be equal.
         batch_size: sentences for each call of ``encode``.
@@ -265,8 +256,13 @@ def sentence_direction(
         )
     pooled = None if source_pooled is None or target_pooled is None else (target_pooled - source_pooled).float()[None]
     return EditDirection(
-        (target_embeds - source_embeds).float()[None], pooled, encoder_name, source or sides[0][0], target or sides[1][0], total
-    )  # fmt: skip
+        (target_embeds - source_embeds).float()[None],
+        pooled,
+        encoder_name,
+        source or sides[0][0],
+        target or sides[1][0],
+        total,
+    )
 
 
 def _mean_states(
@@ -282,7 +278,8 @@ def _mean_states(
             embeds, pooled = (encoded, None) if isinstance(encoded, Tensor) else encoded
             if embeds.ndim != 3 or len(embeds) != len(batch):
                 raise EditingError(
-                    f"The text encoder returned shape {list(embeds.shape)} for {len(batch)} sentences; it cannot be used here."
+                    f"The text encoder returned shape {list(embeds.shape)} for {len(batch)} sentences; it cannot be "
+                    "used here."
                 )
             check_finite(embeds, "The text encoder's output")
             part = embeds.double().cpu().sum(0)

@@ -20,39 +20,67 @@ from ..inversion import Inversion
 from ..sampling import TrajectoryEdit
 
 Preset = Literal["lockstep", "carried", "released"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
 
 
-#: Choices of the layers to guide by the side of their query grid: all, or up to so many latent pixels.
-RESOLUTIONS: dict[str, int | None] = {"all": None, "<=32": 32, "<=16": 16}
+@dataclass(frozen=True)
+class CrossAttentionSettings:
+    """How an edit is sampled and how its layout is kept.
+
+    Attributes:
+        cfg: classifier-free guidance scale of the edit.
+        guidance: step size on the map loss in unit-variance latent units, 0 or more (the paper's lambda_xa); 0 is plain
+            sampling.
+        guided_fraction: share of the steps, 0 to 1, from the noisy end, that are guided.
+        max_resolution: guide only layers whose query grid is at most so high and wide (latent pixels); None is all.
+        preset: ``"lockstep"`` is the paper's Algorithm 1: the noise prediction eps is taken at the moved latent, the
+            step from the latent that was not moved. A move the network does not react to then comes back with the
+            opposite sign (``x - sigma * eps`` is the prediction *plus* the move), so a strong guidance can raise the
+            loss of later steps. ``"carried"`` goes on from the moved latent, which is plain descent on the loss.
+            ``"released"`` does what the published code does: both branches of classifier-free guidance get their own
+            moved copy of the latent (half the gradient each), and the *negative* branch's moved copy is carried on.
+
+    Raises:
+        EditingError: a value out of range.
+    """
+
+    cfg: float = 5.0
+    guidance: float = 0.1
+    guided_fraction: float = 1.0
+    max_resolution: int | None = None
+    preset: Preset = "lockstep"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance < float("inf"):
+            raise EditingError(f"guidance is {self.guidance:g}; use 0 (off) or a positive number, usually 0.05 to 0.3.")
+        if not 0 <= self.guided_fraction <= 1:
+            raise EditingError(f"guided_fraction is {self.guided_fraction:g}; use a share from 0 to 1.")
+        if self.max_resolution is not None and self.max_resolution < 1:
+            raise EditingError(
+                f"max_resolution is {self.max_resolution}; "
+                "use a positive number of latent pixels, or None for all layers."
+            )
+        if self.preset not in PRESETS:
+            raise EditingError(f"There is no preset {self.preset!r}; use one of {', '.join(PRESETS)}.")
 
 
 @dataclass
 class CrossAttentionGuidance(TrajectoryEdit):
-    """One step of the edit at a time; its denoised latent is ``x - sigma * eps`` with the noise prediction eps taken at the moved
-    latent, and what makes the Euler step land where a moved latent is carried on. Plain classifier-free guidance, bit for bit,
-    where the step is not guided.
+    """The edit, step by step: what it predicts is such that an Euler step from ``x`` lands where Algorithm 1 does.
+
+    Where a step is not guided it is plain classifier-free guidance, bit for bit.
 
     Attributes:
         inversion: the source's trajectory; it gives the grid, the reference latents and what lies outside the mask.
         source_cond: conditioning of the source, the one the image was inverted with.
         target_cond: conditioning of the edit, as many tokens as the source's.
         uncond: negative conditioning; None means ``source_cond``, the paper's choice for real images.
-        cfg: classifier-free guidance scale of the edit.
-        guidance: step size on the map loss in unit-variance latent units (lambda_xa); 0 is plain sampling.
-        guided_fraction: share of the steps, from the noisy end, that are guided.
-        max_resolution: guide only layers whose query grid is at most so high and wide (latent pixels); None is all.
-        preset: ``"lockstep"`` is the paper's Algorithm 1: eps at the moved latent, UPDATE from the latent that was not moved.
-            A move the network does not react to then comes back with the opposite sign (``x - sigma * eps`` is the
-            prediction *plus* the move), so a strong guidance can raise the loss of later steps. ``"carried"`` goes on from
-            the moved latent, which is plain descent on the loss. ``"released"`` does what the published code does: both
-            branches of classifier-free guidance get their own moved copy of the latent (half the gradient each), and the
-            *negative* branch's moved copy is carried on.
         mask: ``[B or 1, H, W]`` of any size, 1 where to edit; outside it the source's trajectory is kept exactly.
         losses: map loss ``[B]`` before each guided step's move, by level.
 
     Raises:
-        EditingError: values out of range, an inversion of another model, a mask of another rank or batch; while stepping a prediction
-            that is not a number, texts of different lengths, a network without cross-attention.
+        EditingError: an inversion of another model, a mask of another rank or batch; while stepping a prediction that
+            is not a number, texts of different lengths, a network without cross-attention.
     """
 
     denoiser: Denoiser
@@ -60,65 +88,57 @@ class CrossAttentionGuidance(TrajectoryEdit):
     source_cond: Any
     target_cond: Any
     uncond: Any | None = None
-    cfg: float = 5.0
-    guidance: float = 0.1
-    guided_fraction: float = 1.0
-    max_resolution: int | None = None
-    preset: Preset = "lockstep"
+    settings: CrossAttentionSettings = field(default_factory=CrossAttentionSettings)
     mask: Tensor | None = None
     losses: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.guidance < float("inf"):
-            raise EditingError(f"guidance is {self.guidance:g}; use 0 (off) or a positive number, usually 0.05 to 0.3.")
-        if not 0 <= self.guided_fraction <= 1:
-            raise EditingError(f"guided_fraction is {self.guided_fraction:g}; use a share from 0 to 1.")
-        if self.max_resolution is not None and self.max_resolution < 1:
-            raise EditingError(
-                f"max_resolution is {self.max_resolution}; use a positive number of latent pixels, or None for all layers."
-            )
-        if self.preset not in get_args(Preset):
-            raise EditingError(f"There is no preset {self.preset!r}; use one of {', '.join(get_args(Preset))}.")
         if self.uncond is None:
             self.uncond = self.source_cond
 
     def is_guided(self, level: int) -> bool:
         """Whether the step from ``level`` to ``level - 1`` is guided."""
         from_noisy_end = self.inversion.steps - level
-        return self.guidance > 0 and from_noisy_end < round(self.guided_fraction * self.inversion.steps)
+        return self.settings.guidance > 0 and from_noisy_end < round(
+            self.settings.guided_fraction * self.inversion.steps
+        )
 
     def _edited(self, x: Tensor, level: int) -> Tensor:
         with torch.no_grad():
             if not self.is_guided(level):
-                denoised = guided(self.denoiser, x, self._levels(level)[0], self.target_cond, self.uncond, self.cfg)
+                denoised = guided(
+                    self.denoiser, x, self._levels(level)[0], self.target_cond, self.uncond, self.settings.cfg
+                )
             else:
-                denoised = self._released(x, level) if self.preset == "released" else self._algorithm_1(x, level)
+                denoised = (
+                    self._released(x, level) if self.settings.preset == "released" else self._algorithm_1(x, level)
+                )
         check_finite(denoised, f"The prediction at step {self.inversion.steps - level + 1}")
         return denoised
 
     def _algorithm_1(self, x: Tensor, level: int) -> Tensor:
         sigma = self._levels(level)[0]
         moved, self.losses[level] = self._moved(x, level, self.source_cond, self.target_cond, 1.0)
-        slope = (moved - guided(self.denoiser, moved, sigma, self.target_cond, self.uncond, self.cfg)) / sigma
-        return self._landing(x, moved if self.preset == "carried" else x, level, slope)
+        slope = (moved - guided(self.denoiser, moved, sigma, self.target_cond, self.uncond, self.settings.cfg)) / sigma
+        return self._landing(x, moved if self.settings.preset == "carried" else x, level, slope)
 
     def _released(self, x: Tensor, level: int) -> Tensor:
         sigma = self._levels(level)[0]
-        share = 1.0 if self.cfg == 1.0 else 0.5  # the code's mean over heads runs over both branches
+        share = 1.0 if self.settings.cfg == 1.0 else 0.5  # the code's mean over heads runs over both branches
         kept, losses = self._moved(x, level, self.source_cond, self.target_cond, share)
         slope = (kept - self.denoiser(kept, sigma, self.target_cond)) / sigma
-        if self.cfg != 1.0:
+        if self.settings.cfg != 1.0:
             kept, negative_losses = self._moved(x, level, self.uncond, self.uncond, share)
             negative = (kept - self.denoiser(kept, sigma, self.uncond)) / sigma
-            slope, losses = negative + self.cfg * (slope - negative), losses + negative_losses
+            slope, losses = negative + self.settings.cfg * (slope - negative), losses + negative_losses
         self.losses[level] = losses
         return self._landing(x, kept, level, slope)
 
     def _moved(self, x: Tensor, level: int, reference_cond: Any, cond: Any, share: float) -> tuple[Tensor, Tensor]:
-        """``x`` after a gradient step on ``share`` of the map loss (``x_t - lambda_xa * grad``), and that loss ``[B]``."""
+        """``x`` after a step down ``share`` of the map loss (``x_t - lambda_xa * grad``), and that loss ``[B]``."""
         sigma = self._levels(level)[0]
-        capture = CaptureMaps(self.max_resolution)
+        capture = CaptureMaps(self.settings.max_resolution)
         self.denoiser(self._source(x, level), sigma, reference_cond, control=capture)
         control = MapLoss(capture.maps)
         with torch.inference_mode(False), torch.enable_grad():
@@ -127,7 +147,7 @@ class CrossAttentionGuidance(TrajectoryEdit):
             losses = share * control.losses
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         # The paper's latent is x * unit: a step of lambda there is one of lambda / unit^2 here.
-        moved = x - self.guidance * unit_scale(self.inversion.identity, sigma) ** -2 * gradient
+        moved = x - self.settings.guidance * unit_scale(self.inversion.identity, sigma) ** -2 * gradient
         return moved, losses.detach()
 
 
@@ -152,12 +172,11 @@ def cross_attention_guided_edit(
 
     Args:
         callback: told after each step; an exception it raises ends the run.
-        others: see :class:`CrossAttentionGuidance`.
+        others: see :class:`CrossAttentionGuidance` and :class:`CrossAttentionSettings`.
 
     Raises:
-        EditingError: see :class:`CrossAttentionGuidance`.
+        EditingError: see :class:`CrossAttentionGuidance` and :class:`CrossAttentionSettings`.
     """
-    step = CrossAttentionGuidance(
-        denoiser, inversion, source_cond, target_cond, uncond, cfg, guidance, guided_fraction, max_resolution, preset, mask
-    )  # fmt: skip
+    settings = CrossAttentionSettings(cfg, guidance, guided_fraction, max_resolution, preset)
+    step = CrossAttentionGuidance(denoiser, inversion, source_cond, target_cond, uncond, settings, mask)
     return step.run(inversion.steps, callback)

@@ -1,9 +1,9 @@
 """Sentences around a word, for edit directions without a language model.
 
 pix2pix-zero asks GPT-3 for about 1000 sentences a word and calls its offline template bank entangled, because each word
-draws its own random templates. Here all words of a call are put into *the same* frames, so that the frames cancel in the
-mean difference and what differs is the word alone. The bank is written for this pack (``sentence_bank.json``): no verb
-depends on the word, which stands as an object or after a preposition, so any noun phrase fits grammatically.
+draws its own random templates. Here all words of a call are put into *the same* frames, so that the frames cancel in
+the mean difference and what differs is the word alone. The bank is written for this pack (``sentence_bank.json``): no
+verb depends on the word, which stands as an object or after a preposition, so any noun phrase fits grammatically.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def expand_word(word: str, count: int = DEFAULT_COUNT, seed: int = 0, bank: Bank
 def expand_words(
     words: Sequence[str], count: int = DEFAULT_COUNT, seed: int = 0, bank: Bank = "general"
 ) -> list[list[str]]:
-    """Put each word into the same ``count`` sentences: one list a word, sentence i of all lists differing in the word only.
+    """Put each word into the same ``count`` sentences: one list a word; sentence i differs in the word only.
 
     Args:
         words: nouns ("cat"), noun phrases ("an oil painting"), or looks of a person ("smiling", "wearing glasses").
@@ -84,7 +84,7 @@ def expand_words(
 
 def sentences_of(
     texts: Sequence[str], mode: Mode = "auto", count: int = DEFAULT_COUNT, seed: int = 0, bank: Bank = "general"
-) -> list[list[str]]:  # fmt: skip
+) -> list[list[str]]:
     """Sentences from text fields, a list for each: lines as they are, or a word or phrase put into ``count`` sentences.
 
     The words among ``texts`` are expanded together, so that they share their sentences.
@@ -94,7 +94,8 @@ def sentences_of(
             ``"sentences"``: one of the two without guessing.
 
     Raises:
-        EditingError: nothing but blank lines, several lines where one word is wanted, an unknown mode; see :func:`expand_words`.
+        EditingError: nothing but blank lines, several lines where one word is wanted, an unknown mode; see
+            :func:`expand_words`.
     """
     fields = [[line.strip() for line in text.splitlines() if line.strip()] for text in texts]
     if mode not in get_args(Mode):
@@ -118,8 +119,8 @@ def _is_word(lines: list[str], mode: Mode) -> bool:
 def noun_phrase(word: str, adjective: str = "") -> str:
     """``word`` as a noun phrase with its article, ``adjective`` (may be empty) before the noun: "cat" -> "a small cat".
 
-    A determiner that is there is kept ("the old man"), plurals and uncounted things get none ("small dogs", "snow"), and
-    looks become a person's: "smiling" -> "a smiling person", "wearing glasses" -> "a person wearing glasses".
+    A determiner that is there is kept ("the old man"), plurals and uncounted things get none ("small dogs", "snow"),
+    and looks become a person's: "smiling" -> "a smiling person", "wearing glasses" -> "a person wearing glasses".
     """
     grammar = _bank("grammar")
     first, *rest = word.split()

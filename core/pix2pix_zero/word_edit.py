@@ -1,9 +1,9 @@
-"""Edit one picture from a source word to a target word with any Stable Diffusion checkpoint: the whole path in one place."""
+"""Edit one picture from a source word to a target word with any Stable Diffusion checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..errors import EditingError
-from ..spdinv.invert import invert
-from ..spdinv.solvers import Solver
+from ..spdinv.invert import spdinv
+from ..spdinv.solvers import SPDInvSettings
 from .edit_direction import EditDirection, sentence_direction
-from .guided_edit import Preset, cross_attention_guided_edit
+from .guided_edit import CrossAttentionGuidance, CrossAttentionSettings
 from .sentences import expand_words, noun_phrase
 
 
@@ -56,21 +56,20 @@ class WordEdit:
     Attributes:
         source, target: words or phrases, see :func:`~.sentences.expand_words`.
         caption: of the picture; None is "a photo of" the source.
-        steps, solver: of the inversion and the edit.
-        cfg, guidance, preset: see :func:`~.guidance.cross_attention_guided_edit`.
+        steps: of the inversion and of the edit.
+        inversion, guidance: how the picture is inverted, and how the edit is sampled.
         strength: of the direction, -3..3.
         sentences, seed: of the built-in sentences.
-        direction_files: a saved direction, or two mean embeddings (source, target), instead of the words' own direction.
+        direction_files: a saved direction, or two mean embeddings (source, target), instead of the words' own
+            direction.
     """
 
     source: str
     target: str
     caption: str | None = None
     steps: int = 50
-    solver: Solver = "auto"
-    cfg: float = 5.0
-    guidance: float = 0.1
-    preset: Preset = "lockstep"
+    inversion: SPDInvSettings = field(default_factory=SPDInvSettings)
+    guidance: CrossAttentionSettings = field(default_factory=CrossAttentionSettings)
     strength: float = 1.0
     sentences: int = 256
     seed: int = 0
@@ -79,7 +78,7 @@ class WordEdit:
 
 def edit_by_words(
     model: TextToImageModel, image: Tensor, request: WordEdit, report: Callable[[str], None] = lambda _: None
-) -> tuple[Tensor, str]:  # fmt: skip
+) -> tuple[Tensor, str]:
     """Edit ``image [1, 3, H, W]`` in 0..1: ``(edited image of the same shape, a line on cost and exactness)``.
 
     Args:
@@ -107,17 +106,15 @@ def _edit(
     denoiser = model.denoiser()
     report(f'inverting with the caption "{caption}", {request.steps} steps')
     latent = model.encode_image(image)
-    inversion = invert(denoiser, latent, source_cond, request.steps, request.solver)
+    inversion = spdinv(denoiser, latent, source_cond, request.steps, request.inversion)
     report(f"editing along {direction.describe()}")
-    edited = cross_attention_guided_edit(
-        denoiser, inversion, source_cond, target_cond, cfg=request.cfg, guidance=request.guidance, preset=request.preset
-    )  # fmt: skip
+    edit = CrossAttentionGuidance(denoiser, inversion, source_cond, target_cond, settings=request.guidance)
+    edited = edit.run(inversion.steps)
     spent = denoiser.evaluations
     worst = float(inversion.residuals.max())
     residual = "" if worst != worst else f"; worst inversion residual {worst:.1e}"
-    return model.decode(
-        edited
-    ).cpu(), f"{spent.forward} network evaluations and {spent.backward} backward passes{residual}"
+    cost = f"{spent.forward} network evaluations and {spent.backward} backward passes{residual}"
+    return model.decode(edited).cpu(), cost
 
 
 def _direction(model: TextToImageModel, request: WordEdit, report: Callable[[str], None]) -> EditDirection:
@@ -131,7 +128,8 @@ def _direction(model: TextToImageModel, request: WordEdit, report: Callable[[str
         direction = EditDirection.load(files[-1], files[0] if len(files) == 2 else None)
         if direction.is_mean_embedding:
             raise EditingError(
-                f"{files[-1].name} is the mean embedding of one word, not a direction; give two files, first the source word's."
+                f"{files[-1].name} is the mean embedding of one word, not a direction; give two files, first the "
+                "source word's."
             )
         direction.require_encoder(model.encoder_name)
         return direction
@@ -139,7 +137,7 @@ def _direction(model: TextToImageModel, request: WordEdit, report: Callable[[str
     source, target = expand_words([request.source, request.target], request.sentences, request.seed)
     return sentence_direction(
         model.encode_text, source, target, encoder_name=model.encoder_name, source=request.source, target=request.target
-    )  # fmt: skip
+    )
 
 
 def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:

@@ -6,16 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..content_hash import fingerprint
-from ..denoiser import Callback, Denoiser, Progress, check_finite, euler_step, guided, unit_scale
+from ..denoiser import Callback, Denoiser, guided, require_negative, unit_scale
 from ..errors import EditingError
 from ..inversion import check_latent
+from ..sampling import sample
 from .editors import Conds, ImageMap, Quality, Sampling, sampling_with
 from .paste import Framing, check_quality, paste, repainted_cells, resized
 from .proposals import Box
@@ -63,24 +63,25 @@ def inpaint(
             number.
     """
     count = steps_taken(steps, strength)
-    if cfg != 1.0 and uncond is None:
-        raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
+    require_negative(cfg, uncond)
     source, noise = check_latent(source, denoiser.identity), noise.to(source)
     painted = mask.to(source.device) > 0.5
-    levels = [float(sigma) for sigma in denoiser.sigma_grid(steps)[: count + 1].flip(0)]
-    x = (
-        noise / unit_scale(denoiser.identity, levels[0])
-        if count == steps
-        else _noised(denoiser, source, noise, levels[0])
+    levels = denoiser.sigma_grid(steps)[: count + 1].flip(0).tolist()
+
+    def put_back_source(x: Tensor, sigma: float) -> Tensor:
+        return torch.where(painted, x, _noised(denoiser, source, noise, sigma))
+
+    if count == steps:
+        x = noise / unit_scale(denoiser.identity, levels[0])
+    else:
+        x = _noised(denoiser, source, noise, levels[0])
+    x = sample(
+        lambda x, sigma, step: guided(denoiser, x, sigma, cond, uncond, cfg),
+        put_back_source(x, levels[0]),
+        levels,
+        callback,
+        lambda x, step: put_back_source(x, levels[step + 1]),
     )
-    with torch.no_grad():
-        for number, (sigma, sigma_next) in enumerate(pairwise(levels)):
-            x = torch.where(painted, x, _noised(denoiser, source, noise, sigma))
-            denoised = guided(denoiser, x, sigma, cond, uncond, cfg)
-            check_finite(denoised, f"The prediction at step {number + 1}")
-            x = euler_step(x, denoised, sigma, sigma_next)
-            if callback is not None:
-                callback(Progress(number, count, 0, 1, denoised))
     return torch.where(painted, x, source)
 
 
@@ -135,8 +136,7 @@ class InpaintEditor:
     show_known: ShowKnown | None = None
 
     def __post_init__(self) -> None:
-        if self.cfg != 1.0 and self.uncond is None:
-            raise EditingError(f"cfg is {self.cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
+        require_negative(self.cfg, self.uncond)
         for steps in (self.steps, self.screen_steps):
             steps_taken(steps, self.strength)
 

@@ -15,7 +15,7 @@ from ..content_hash import fingerprint
 from ..denoiser import Callback, Denoiser, Progress
 from ..errors import EditingError
 from ..inversion import Inversion
-from ..pix2pix_zero.guided_edit import CrossAttentionGuidance, Preset
+from ..pix2pix_zero.guided_edit import CrossAttentionGuidance, CrossAttentionSettings, Preset
 from ..spdinv.invert import invert
 from ..spdinv.solvers import Solver
 from .editors import Conds, ImageMap, Quality, Sampling, Work, sampling_with
@@ -28,7 +28,7 @@ LOCATE_EVERY = 2
 
 @dataclass(eq=False)
 class InversionEditor:
-    """Edits a box by the pack's own sampler, :class:`~...pix2pix_zero.guided_edit.CrossAttentionGuidance`.
+    """Edits a box by the pack's own sampler, :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
 
     The picture is inverted once, whole, and its inversion kept for all boxes, until another picture comes. A latent
     pixel is edited when the mask touches it; all others follow the source's trajectory. ``screen`` renders are not
@@ -39,11 +39,11 @@ class InversionEditor:
         denoiser: the network. With a host's ``sampling`` only its ``identity`` and ``evaluations`` are asked.
         encode, decode: the VAE, ``[1, 3, h, w]`` in 0..1 to a scaled latent and back.
         source_cond, target_cond, uncond, cfg, guidance, guided_fraction, preset: see
-            :class:`~...pix2pix_zero.guided_edit.CrossAttentionGuidance`.
+            :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
         steps: of the inversion and of a full render.
         screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none. 0: it is
             cut out of one edit of the whole picture, made once with ``steps``, and costs no evaluations of its own.
-        solver: of the inversion, see :func:`~...spdinv.invert.invert`.
+        solver: of the inversion, see :func:`~..spdinv.invert.invert`.
         given: a ready inversion of the picture, used for full renders instead of making one; ``steps`` is then its own.
         multiple, working_size, feather: see :class:`~.paste.Framing`.
         label, callback, sampling: see :class:`~.edit_inpaint.InpaintEditor`.
@@ -136,7 +136,7 @@ class InversionEditor:
 
         Raises:
             EditingError: see :meth:`~.paste.Framing.cut`, :func:`~.paste.paste`, :meth:`inversion` and
-                :class:`~...pix2pix_zero.guided_edit.CrossAttentionGuidance`.
+                :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
         """
         check_quality(quality)
         cut = self.framing.cut(image, mask, box)
@@ -182,7 +182,7 @@ class InversionEditor:
             picture: fingerprint of the picture, under which its inversion is kept.
 
         Raises:
-            EditingError: a given inversion of another size; see :func:`~...spdinv.invert.invert`.
+            EditingError: a given inversion of another size; see :func:`~..spdinv.invert.invert`.
         """
         steps = self.steps if quality == "full" else self.screen_steps or self.steps
         key = (picture, steps)
@@ -211,17 +211,15 @@ class InversionEditor:
 
         def work(denoiser: Denoiser, latent: Tensor, conds: Conds) -> Tensor:
             inversion = self.inversion(denoiser, latent, conds["source"], picture, quality)
+            guidance = self.guidance if quality == "full" else 0.0
             edit = CrossAttentionGuidance(
                 denoiser,
                 inversion,
                 conds["source"],
                 conds["positive"],
                 conds.get("negative"),
-                self.cfg,
-                self.guidance if quality == "full" else 0.0,
-                self.guided_fraction,
-                preset=self.preset,
-                mask=cells,
+                CrossAttentionSettings(self.cfg, guidance, self.guided_fraction, preset=self.preset),
+                cells,
             )
             return edit.run(inversion.steps, self.callback)
 

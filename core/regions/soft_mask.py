@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser, guided
+from ..denoiser import Denoiser, guided, require_negative
 from ..errors import EditingError
 from ..inversion import check_latent
 from .network import gumbel_straight_through
@@ -56,8 +56,7 @@ def one_step_guess(
         raise EditingError(
             f"The preview's level is {level:g}; use a fraction of the steps above 0 and at most 1, usually 0.6."
         )
-    if cfg != 1.0 and uncond is None:
-        raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
+    require_negative(cfg, uncond)
     latent = check_latent(latent, denoiser.identity)
     sigma = float(denoiser.sigma_grid(PREVIEW_STEPS)[max(1, round(level * PREVIEW_STEPS))])
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed)).to(latent)

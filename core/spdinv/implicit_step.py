@@ -1,7 +1,7 @@
 """One implicit Euler step of an inversion: its fixed-point map, its residual, its cost, and where to start.
 
-A DDIM sampling step takes ``y`` at ``sigma_next`` to ``start`` at ``sigma`` with the prediction made *at y*. Inverting it
-means finding the fixed point of ``f(y) = start + (sigma_next - sigma) * slope(y)`` with
+A DDIM sampling step takes ``y`` at ``sigma_next`` to ``start`` at ``sigma`` with the prediction made *at y*. Inverting
+it means finding the fixed point of ``f(y) = start + (sigma_next - sigma) * slope(y)`` with
 ``slope(y) = (y - x0_hat(y, sigma_next)) / sigma_next`` (SPDInv, https://arxiv.org/abs/2403.11105, Eq. 3).
 """
 
@@ -24,7 +24,8 @@ class ImplicitStep:
 
     Attributes:
         start: ``[B, C, H, W]`` latent at ``sigma``, fp32.
-        report: called after every network evaluation with the iteration and the current x0 predictions ``[B, C, H, W]``.
+        report: called after every network evaluation with the iteration and the current x0 predictions
+            ``[B, C, H, W]``.
         name: how an error names this step.
         best: ``[B, C, H, W]`` the visited latent with the smallest residual.
         slope: ``[B, C, H, W]`` the network's ``dx/dsigma`` at ``best``.
@@ -89,13 +90,13 @@ class ImplicitStep:
         return ((self.image(slope, rows) - y) * self.scale).square().flatten(1).mean(1)
 
     def keep_best(self, y: Tensor, slope: Tensor, residual: Tensor, rows: Tensor) -> None:
-        """Remember ``y [b, C, H, W]`` with its slope and ``residual [b]`` for those of ``rows [b]`` whose residual it lowers."""
+        """Remember ``y [b, C, H, W]``, its slope and ``residual [b]`` for those of ``rows [b]`` where it is better."""
         better = residual < self.residual[rows]
         kept = rows[better]
         self.best[kept], self.slope[kept], self.residual[kept] = y[better], slope[better], residual[better]
 
     def accept(self, y: Tensor, *, measure: bool) -> None:
-        """Take ``y [B, C, H, W]`` as the result whatever its residual, which is measured (one evaluation) or left as NaN."""
+        """Take ``y [B, C, H, W]`` as the result; its residual is measured (one evaluation) or left as NaN."""
         self.best = y
         if measure:
             with torch.no_grad():
@@ -108,8 +109,8 @@ class ImplicitStep:
 def ddim_guess(step: ImplicitStep) -> Tensor:
     """Plain DDIM inversion's explicit step (SPDInv Eq. 2): one evaluation, ``[B, C, H, W]`` at ``sigma_next``.
 
-    As in the released code the unit-variance latent of the *lower* level is shown to the network at the *higher* level's
-    timestep; in sigma space that is the start, rescaled.
+    As in the released code the unit-variance latent of the *lower* level is shown to the network at the *higher*
+    level's timestep; in sigma space that is the start, rescaled.
     """
     lower = float(unit_scale(step.denoiser.identity, step.sigma))
     with torch.no_grad():

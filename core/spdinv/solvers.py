@@ -5,11 +5,13 @@ All rows of a batch are independent problems: a row that has converged is no lon
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..errors import EditingError
 from .implicit_step import ImplicitStep
 
 Solver = Literal["auto", "fixed_point", "anderson", "gradient", "ddim"]
@@ -19,7 +21,51 @@ OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 #: Rounds without a fall of the residual after which ``auto`` hands a row on to its next rule.
 PATIENCE = 4
-ANDERSON_WINDOW = 3
+ANDERSON_WINDOW = 3  # latents before the last one that an Anderson step combines
+
+
+@dataclass(frozen=True)
+class SPDInvSettings:
+    """How every step of an inversion is solved.
+
+    Attributes:
+        solver: ``"auto"`` (extrapolated start, accelerated fixed point, descent only as a last resort),
+            ``"fixed_point"`` (Picard, damped where the residual grows), ``"anderson"``, ``"gradient"`` (SPDInv
+            Algorithm 1) or ``"ddim"`` (plain DDIM inversion, one explicit evaluation a step: the baseline).
+        tolerance: residual to reach, 0 or more: mean square in unit-variance latent units (the paper's delta).
+        max_iterations: most residual measurements a step, 1 or more (the paper's K); the explicit guess of
+            ``"gradient"`` is extra.
+        optimizer: of ``"gradient"``, and of ``"auto"`` where it descends: ``"adamw"`` as released,
+            ``"gradient_descent"`` as printed.
+        learning_rate: of that optimizer (the paper's eta).
+        check_residual: ``"ddim"`` does not need its residuals and reports NaN; True spends one more evaluation a step
+            (counted) to measure them.
+
+    Raises:
+        EditingError: a solver or an optimizer that does not exist, a tolerance or iterations out of range.
+    """
+
+    solver: Solver = "auto"
+    tolerance: float = 5e-6
+    max_iterations: int = 25
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 1e-3
+    check_residual: bool = False
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise EditingError(f"There is no solver {self.solver!r}; use one of {', '.join(SOLVERS)}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise EditingError(f"There is no optimizer {self.optimizer!r}; use one of {', '.join(OPTIMIZERS)}.")
+        if self.max_iterations < 1 or not self.tolerance >= 0:
+            raise EditingError(
+                f"max_iterations is {self.max_iterations} and tolerance {self.tolerance}; use 1 or more and 0 or more."
+            )
+
+    @property
+    def may_descend(self) -> bool:
+        """Whether gradients through the network may be needed."""
+        return self.solver in ("auto", "gradient")
 
 
 class _Picard:
@@ -77,7 +123,8 @@ class _Anderson:
         moved = torch.stack([v[rows] - latest for v in self.visited[:-1]], 1)
         changed = torch.stack([m[rows] - miss for m in self.misses[:-1]], 1)
         flat = changed.flatten(2)
-        # The small systems are solved on the CPU in fp64, which some accelerators lack; the ridge is above the rounding of `gram`.
+        # The small systems are solved on the CPU in fp64, which some accelerators lack; the ridge is above the rounding
+        # of `gram`.
         gram, right = (flat @ flat.mT).cpu().double(), -(flat @ miss.flatten(1).unsqueeze(2)).cpu().double()
         ridge = max(1e-10, torch.finfo(y.dtype).eps) * gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-30)
         gram = gram + ridge[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype)
@@ -94,14 +141,14 @@ class _Descent:
 
     ready = False
 
-    def __init__(self, step: ImplicitStep, optimizer: Optimizer, learning_rate: float) -> None:
+    def __init__(self, step: ImplicitStep, settings: SPDInvSettings) -> None:
         self.step = step
-        self.norm = optimizer == "gradient_descent"
+        self.norm = settings.optimizer == "gradient_descent"
         self.latent = torch.zeros_like(step.start)  # unit-variance units, in which the paper's learning rate is meant
         self.gradient = torch.zeros_like(step.start)
         kind = torch.optim.SGD if self.norm else torch.optim.AdamW
-        self.optimizer = kind([self.latent], lr=learning_rate)
-        self.tolerance = 0.0
+        self.optimizer = kind([self.latent], lr=settings.learning_rate)
+        self.tolerance = settings.tolerance
 
     def evaluate(self, y: Tensor, rows: Tensor) -> None:
         scale = self.step.scale
@@ -126,30 +173,20 @@ class _Descent:
         y[rows] = self.latent[rows] / scale
 
 
-def solve(
-    step: ImplicitStep,
-    guess: Tensor,
-    solver: Solver,
-    tolerance: float,
-    max_iterations: int,
-    optimizer: Optimizer = "adamw",
-    learning_rate: float = 1e-3,
-) -> None:
-    """Improve ``step.best`` from ``guess [B, C, H, W]`` until every row's residual is at most ``tolerance``.
+def solve(step: ImplicitStep, guess: Tensor, settings: SPDInvSettings) -> None:
+    """Improve ``step.best`` from ``guess [B, C, H, W]`` until every row's residual is within the tolerance.
 
     At most ``max_iterations`` residuals are measured per row. On return ``step.best``, ``step.slope`` and
     ``step.residual`` belong together: the residual is the smallest visited and was measured at that latent.
-    ``auto`` accelerates Picard by Anderson and hands a row on, to damped Picard and then to AdamW descent, only when its
-    residual refuses to fall. A step of zero length is left as it is, exactly and at no cost.
+    ``auto`` accelerates Picard by Anderson and hands a row on, to damped Picard and then to AdamW descent, only when
+    its residual refuses to fall. A step of zero length is left as it is, exactly and at no cost.
     """
     if step.sigma_next == step.sigma:
         step.residual = torch.zeros_like(step.residual)
         return
 
     def descent(step: ImplicitStep) -> _Descent:
-        rule = _Descent(step, optimizer, learning_rate)
-        rule.tolerance = tolerance
-        return rule
+        return _Descent(step, settings)
 
     rules: dict[str, list[Any]] = {
         "fixed_point": [_Picard],
@@ -157,16 +194,18 @@ def solve(
         "gradient": [descent],
         "auto": [_Anderson, _Picard, descent],
     }
-    chain = rules[solver]
-    budget, current = max_iterations, guess
+    chain = rules[settings.solver]
+    budget, current = settings.max_iterations, guess
     for make in chain:
         patience = budget if make is chain[-1] else PATIENCE
-        budget -= _iterate(step, current.clone(), make(step), tolerance, budget, patience)
+        budget -= _iterate(step, current.clone(), make(step), settings.tolerance, budget, patience)
         current = step.best
 
 
 def _iterate(step: ImplicitStep, y: Tensor, rule: Any, tolerance: float, budget: int, patience: int) -> int:
-    """Apply one rule, in place on ``y``; returns the rounds used. A row stops when converged or stalled for ``patience``.
+    """Apply one rule, in place on ``y``; returns the rounds used.
+
+    A row stops when it has converged, or when its residual has not fallen for ``patience`` rounds.
 
     A rule that is ``ready`` can propose from the step's best latent without evaluating it again.
     """

@@ -1,8 +1,4 @@
-"""The V3 node API of the host behind one compatibility shim.
-
-Hosts from 0.3.64 to today accept different sets of keyword arguments (``search_aliases`` of a schema, ``advanced`` of a
-widget). :func:`schema` and :func:`widget` pass on what the running host knows and drop the rest.
-"""
+"""Attribute Classifier Loader: any supported classifier file as an ATTRIBUTE_CLASSIFIER."""
 
 from __future__ import annotations
 
@@ -16,13 +12,9 @@ from ..host.folders import list_files, resolve_file
 from ..host.managed_models import manage_classifier
 from ..host.schema import io, schema, widget
 
-#: Socket carrying a :class:`~.classifiers.ManagedClassifier`.
+#: Socket carrying a :class:`~..host.managed_models.ManagedClassifier`.
 AttributeClassifierType = io.Custom("ATTRIBUTE_CLASSIFIER")
-
-
 CATEGORY = "semantic editing/classifier"
-
-
 FOLDER = "attribute_classifiers"
 
 
@@ -115,7 +107,7 @@ class AttributeClassifierLoader(io.ComfyNode):
     ) -> Any:
         """Read; EditingError for a damaged, hostile or foreign file."""
         path = bundled_file(FOLDER, classifier_file) or resolve_file(FOLDER, classifier_file)
-        held = manage_classifier(
+        managed = manage_classifier(
             lambda: load_image_classifier(
                 path,
                 classes=names_in(class_names),
@@ -124,8 +116,8 @@ class AttributeClassifierLoader(io.ComfyNode):
                 attribute=attribute.strip(),
             )
         )
-        report = f"{classifier_file}: {held.classifier.describe()}"
-        return io.NodeOutput(held, report, ui=shown(report))
+        report = f"{classifier_file}: {managed.classifier.describe()}"
+        return io.NodeOutput(managed, report, ui=shown(report))
 
 
 NODES = [AttributeClassifierLoader]

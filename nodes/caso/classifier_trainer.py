@@ -1,4 +1,4 @@
-"""Attribute Classifier Trainer: folders of pictures, or a batch with labels, to a classifier."""
+"""Attribute Classifier Trainer: a classifier from folders of pictures, or from a batch with labels."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from torch import Tensor
 
 from ...core.classifiers.loaders import save_image_classifier
 from ...core.classifiers.pictures import LabelledPictures, pictures_from_batch, pictures_from_folders
-from ...core.classifiers.trainer import train_classifier, training_size
-from ...core.classifiers.training import TrainedClassifier, TrainingSettings
+from ...core.classifiers.training import TrainedClassifier, TrainingSettings, train_classifier, training_size
 from ...core.errors import EditingError
 from ..common.inputs import seed_input
 from ..common.reports import plot_output, report_output, shown
 from ..host.folders import input_folder, output_path
-from ..host.managed_models import manage_classifier, training_scope
+from ..host.managed_models import ManagedClassifier, manage_classifier, training_scope
 from ..host.progress import StoppableBar, counting_bar
 from ..host.schema import io, schema, widget
 from .classifier_loader import CATEGORY, FOLDER, AttributeClassifierType, names_in
 
-DEFAULTS = TrainingSettings(epochs=30, batch_size=16)
+#: Socket that can carry a :class:`~semantic_editing.core.classifiers.training.TrainingSettings`.
+ClassifierTrainingSettingsType = io.Custom("SEMEDIT_CLASSIFIER_TRAINING_SETTINGS")
+DEFAULTS = TrainingSettings(epochs=30, batch_size=16)  # of somebody's own pictures, which are few
 
 
 class AttributeClassifierTrainer(io.ComfyNode):
-    """Folders of pictures, or a batch with labels, to a classifier."""
+    """A classifier from folders of pictures, or from a batch with labels."""
 
     @classmethod
     def define_schema(cls) -> Any:
@@ -52,7 +53,7 @@ class AttributeClassifierTrainer(io.ComfyNode):
                 widget(
                     io.String,
                     "attribute",
-                    default="attribute",
+                    default=DEFAULTS.attribute,
                     tooltip="What the classes are values of, e.g. glasses; CASO asks for it by this name.",
                 ),
                 widget(
@@ -105,14 +106,14 @@ class AttributeClassifierTrainer(io.ComfyNode):
                 widget(
                     io.Boolean,
                     "flip",
-                    default=True,
+                    default=DEFAULTS.flip,
                     tooltip="Mirror half of the pictures. Switch it off for classes that tell left from right.",
                 ),
                 seed_input("Which pictures are set aside, their order and the first weights."),
                 widget(
                     io.Float,
                     "learning_rate",
-                    default=0.0,
+                    default=DEFAULTS.learning_rate,
                     min=0.0,
                     max=1.0,
                     step=0.00001,
@@ -131,7 +132,7 @@ class AttributeClassifierTrainer(io.ComfyNode):
                 widget(
                     io.Boolean,
                     "train_trunk",
-                    default=True,
+                    default=DEFAULTS.train_trunk,
                     advanced=True,
                     tooltip="With a backbone: train all of it. Off: only its last layer, which is faster and needs fewer pictures.",
                 ),
@@ -190,11 +191,38 @@ class AttributeClassifierTrainer(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, folders: str, filename: str, overwrite: bool, input_size: int, labels: str, images: Any = None, backbone: Any = None,
-        **knobs: Any,
-    ) -> Any:  # fmt: skip
-        """Train and save; ``knobs`` are those of :class:`TrainingSettings`; Cancel saves the best epoch before it ends the run."""
-        settings = TrainingSettings(**knobs)
+        cls,
+        folders: str,
+        attribute: str,
+        filename: str,
+        overwrite: bool,
+        epochs: int,
+        batch_size: int,
+        validation: float,
+        augmentation: float,
+        flip: bool,
+        seed: int,
+        learning_rate: float,
+        patience: int,
+        train_trunk: bool,
+        input_size: int,
+        labels: str,
+        images: Tensor | None = None,
+        backbone: ManagedClassifier | None = None,
+    ) -> Any:
+        """Train and save; Cancel saves the best epoch before it ends the run."""
+        settings = TrainingSettings(
+            attribute=attribute,
+            epochs=epochs,
+            patience=patience,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            validation=validation,
+            augmentation=augmentation,
+            flip=flip,
+            train_trunk=train_trunk,
+            seed=seed,
+        )
         settings.check()
         path = output_path(FOLDER, filename)
         if path.exists() and not overwrite:
@@ -218,8 +246,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
     def outputs(cls, trained: TrainedClassifier, file: str) -> Any:
         """The node's outputs and what it shows."""
         report, plot = f"saved {file}\n{trained.report()}", trained.plot()[None]
-        held = manage_classifier(lambda: trained.classifier)
-        return io.NodeOutput(held, trained.accuracy, plot, report, file, ui=shown(report, plot, cls))
+        managed = manage_classifier(lambda: trained.classifier)
+        return io.NodeOutput(managed, trained.accuracy, plot, report, file, ui=shown(report, plot, cls))
 
 
 def gathered(folders: str, labels: str, images: Tensor | None, size: tuple[int, int]) -> LabelledPictures:

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.caso.editing import PRESETS, SemanticStep, Window, interpolate, invert_to_window, semantic_edit
+from ...core.caso.editing import (
+    PRESETS,
+    EditSettings,
+    SemanticStep,
+    Window,
+    interpolate,
+    invert_to_window,
+    semantic_edit,
+)
 from ...core.caso.embedding import GuidanceTerm
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
@@ -23,7 +31,7 @@ from ..host.schema import blocked, io, schema, widget
 from ..host.session import Session
 from ..host.vae import decode_images
 from .embeddings import CATEGORY, Chosen
-from .guidance import ADVICE, EMPTY, Guidance, focus_input, guidance_inputs, source_inputs
+from .guidance import ADVICE, EMPTY, edit_settings, focus_input, guidance_inputs, host_terms, source_inputs
 
 MOST_STRIP = 15
 NO_STRIP = "CASO Edit Sampler made no strip; set interpolate to 2 or more pictures, or take the strip's wire away."
@@ -104,10 +112,25 @@ class CASOEditSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, semantic_embedding: Chosen, steps: int, interpolate: int, latent: Any = None,
-        inversion: Inversion | None = None, mask: Any = None, vae: Any = None, **knobs: Any,
-    ) -> Any:  # fmt: skip
-        """Edit; ``knobs`` are those of :class:`Guidance`; EditingError for unusable input passes through as it is."""
+        cls,
+        model: Any,
+        clip: Any,
+        semantic_embedding: Chosen,
+        strength: float,
+        window: str,
+        start: float,
+        end: float,
+        single_step: bool,
+        joined: bool,
+        steps: int,
+        interpolate: int,
+        focus: float = EditSettings.focus,
+        latent: Any = None,
+        inversion: Inversion | None = None,
+        mask: Any = None,
+        vae: Any = None,
+    ) -> Any:
+        """Edit; EditingError for unusable input passes through as it is."""
         if (latent is None) == (inversion is None):
             raise EditingError("Wire either a latent or an inversion into CASO Edit Sampler, not both and not none.")
         if not 0 <= interpolate <= MOST_STRIP or interpolate == 1:
@@ -116,21 +139,21 @@ class CASOEditSampler(io.ComfyNode):
             raise EditingError(
                 "The strip is painted by a VAE; wire one into CASO Edit Sampler, or set interpolate to 0."
             )
-        guidance = Guidance(**knobs)
-        limits, terms = guidance.limits(), guidance.terms(clip, semantic_embedding)
+        settings = edit_settings(strength, window, start, end, single_step, joined, focus)
+        terms = host_terms(clip, semantic_embedding, settings)
 
         def work(session: Session) -> tuple[Tensor, Tensor, str]:
             uncond, own = session.conds[EMPTY], terms.of(session)
             if inversion is None:
-                source, window = invert_to_window(
-                    session.denoiser, session.latent, uncond, steps, limits, session.callback()
+                source, guided = invert_to_window(
+                    session.denoiser, session.latent, uncond, steps, settings.window, session.callback()
                 )
             else:
-                source, window = on_device(inversion, session), limits
+                source, guided = on_device(inversion, session), settings.window
             edited = semantic_edit(
-                session.denoiser, source, uncond, own, window, mask=mask, callback=session.callback()
+                session.denoiser, source, uncond, own, guided, mask=mask, callback=session.callback()
             )
-            rows = strip_of(session, source, own, interpolate, window, mask) if interpolate else edited
+            rows = strip_of(session, source, own, interpolate, guided, mask) if interpolate else edited
             return edited, rows, terms.report(session, len(edited))
 
         inverts = inversion is None  # which may take gradients, where iterations alone do not converge
@@ -175,16 +198,28 @@ class CASOGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, semantic_embedding: Chosen, inversion: Inversion, mask: Any = None, **knobs: Any
+        cls,
+        model: Any,
+        clip: Any,
+        semantic_embedding: Chosen,
+        inversion: Inversion,
+        strength: float,
+        window: str,
+        start: float,
+        end: float,
+        single_step: bool,
+        joined: bool,
+        focus: float = EditSettings.focus,
+        mask: Any = None,
     ) -> Any:
-        """A guider that keeps no state between sampling runs; ``knobs`` are those of :class:`Guidance`."""
-        guidance = Guidance(**knobs)
-        limits, terms = guidance.limits(), guidance.terms(clip, semantic_embedding)
+        """A guider that keeps no state between sampling runs."""
+        settings = edit_settings(strength, window, start, end, single_step, joined, focus)
+        terms = host_terms(clip, semantic_embedding, settings)
 
         def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
             source = on_device(inversion, session)
             return EulerOnly(
-                SemanticStep(session.denoiser, source, session.conds[EMPTY], terms.of(session), limits, mask)
+                SemanticStep(session.denoiser, source, session.conds[EMPTY], terms.of(session), settings.window, mask)
             )
 
         return io.NodeOutput(DenoiserGuider(model, terms.conds, prepare, advice=ADVICE))

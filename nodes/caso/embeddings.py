@@ -1,8 +1,4 @@
-"""The V3 node API of the host behind one compatibility shim.
-
-Hosts from 0.3.64 to today accept different sets of keyword arguments (``search_aliases`` of a schema, ``advanced`` of a
-widget). :func:`schema` and :func:`widget` pass on what the running host knows and drop the rest.
-"""
+"""CASO Embedding Loader and CASO Combine: embeddings from files, and several as one."""
 
 from __future__ import annotations
 
@@ -15,19 +11,15 @@ from ..common.bundled import bundled, bundled_file, bundled_names
 from ..common.reports import file_fingerprint, report_output, shown
 from ..host.folders import list_files, resolve_file
 from ..host.schema import io, schema, widget
-from ..host.tokens import TokenEncoder
+from ..host.tokens import HostVectorEncoder
 
-#: Socket carrying semantic embeddings with their relative strengths, a tuple of (``core.caso.embedding.SemanticEmbedding``, float).
+#: Socket carrying semantic embeddings with their relative strengths, see :data:`Chosen`.
 SemanticEmbeddingType = io.Custom("SEMANTIC_EMBEDDING")
-
-
 CATEGORY = "semantic editing/caso"
-
-
 FOLDER = "embeddings"
 
 
-#: What a SEMANTIC_EMBEDDING socket carries: embeddings with relative strengths.
+#: Embeddings with their relative strengths.
 Chosen = tuple[tuple[SemanticEmbedding, float], ...]
 
 
@@ -90,7 +82,7 @@ class CASOEmbeddingLoader(io.ComfyNode):
     def execute(cls, clip: Any, embedding_file: str) -> Any:
         """Read; EditingError for a damaged, hostile or foreign file, or one of another model."""
         embedding = SemanticEmbedding.load(bundled_file(FOLDER, embedding_file) or resolve_file(FOLDER, embedding_file))
-        conditioning = embedding.condition(TokenEncoder(clip))
+        conditioning = embedding.condition(HostVectorEncoder(clip))
         text = "" if bundled(FOLDER, embedding_file) else f"embedding:{Path(embedding_file).with_suffix('').as_posix()}"
         report = f"{embedding_file}: {embedding.describe()}"
         return io.NodeOutput(((embedding, 1.0),), conditioning, text, report, ui=shown(report))
@@ -145,7 +137,7 @@ class CASOCombine(io.ComfyNode):
         third: Chosen = (),
         fourth: Chosen = (),
     ) -> Any:
-        """Multiply and join; EditingError for embeddings of different models."""
+        """Multiply the strengths and put the embeddings together; EditingError for embeddings of different models."""
         strengths = (first_strength, second_strength, third_strength, fourth_strength)
         groups = zip((first, second, third, fourth), strengths, strict=True)
         chosen: Chosen = tuple((embedding, own * factor) for group, factor in groups for embedding, own in group or ())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.caso.editing import PRESETS, generate
+from ...core.caso.editing import PRESETS, EditSettings, generate
 from ..common.inputs import seed_input
 from ..common.reports import report_output, shown
 from ..host.latents import latent_from_model
@@ -15,7 +15,7 @@ from ..host.sampling import run
 from ..host.schema import io, schema, widget
 from ..host.session import Session
 from .embeddings import CATEGORY, Chosen
-from .guidance import ADVICE, EMPTY, WHOLE, Guidance, focus_input, guidance_inputs, source_inputs
+from .guidance import ADVICE, EMPTY, WHOLE, edit_settings, focus_input, guidance_inputs, host_terms, source_inputs
 
 STRENGTH = "How strongly (lambda). 1 is the plain prompt of the embedding, 3 to 10 is usual, below 0 its opposite."
 
@@ -62,14 +62,20 @@ class CASOGenerate(io.ComfyNode):
         clip: Any,
         semantic_embedding: Chosen,
         empty_latent: Any,
+        strength: float,
+        window: str,
+        start: float,
+        end: float,
+        single_step: bool,
+        joined: bool,
         steps: int,
         seed: int,
+        focus: float = EditSettings.focus,
         base: Any = None,
-        **knobs: Any,
     ) -> Any:
-        """Generate; ``knobs`` are those of :class:`Guidance`; EditingError for unusable input passes through as it is."""
-        guidance = Guidance(**knobs)
-        limits, terms = guidance.limits(), guidance.terms(clip, semantic_embedding)
+        """Generate; EditingError for unusable input passes through as it is."""
+        settings = edit_settings(strength, window, start, end, single_step, joined, focus)
+        terms = host_terms(clip, semantic_embedding, settings)
 
         def work(session: Session) -> tuple[Tensor, str]:
             noise = torch.randn(session.latent.shape, generator=torch.Generator("cpu").manual_seed(seed)).to(
@@ -81,7 +87,7 @@ class CASOGenerate(io.ComfyNode):
                 session.conds[EMPTY],
                 terms.of(session),
                 steps,
-                limits,
+                settings.window,
                 callback=session.callback(),
             )
             return made, terms.report(session, len(made))

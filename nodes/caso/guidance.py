@@ -1,23 +1,26 @@
-"""What the CASO samplers share: how strongly and on which steps an embedding guides, and how that reaches a run."""
+"""What the CASO samplers share: their widgets, the settings these stand for, and guidance terms for a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...core.caso.editing import PRESETS, Window
-from ...core.caso.embedding import MAX_STRENGTH, GuidanceTerm, guidance_terms
+from ...core.caso.editing import PRESETS, EditSettings, Window, guidance_terms
+from ...core.caso.embedding import MAX_STRENGTH, GuidanceTerm
 from ...core.errors import EditingError
 from ...core.token_vectors import empty_condition
 from ..host.schema import io, widget
 from ..host.session import Session
-from ..host.tokens import TokenEncoder
+from ..host.tokens import HostVectorEncoder
 from .embeddings import Chosen, SemanticEmbeddingType
 
 CUSTOM = "custom"
 WHOLE = "whole"
+DEFAULTS = EditSettings()
 ADVICE = "lower the image size, the batch size or interpolate"
-EMPTY = "positive"  # the host's rules go by this name
+EMPTY = "positive"  # name of the empty prompt; ComfyUI treats the conditioning "positive" by rules of its own
+#: Socket that can carry an :class:`~semantic_editing.core.caso.editing.EditSettings`.
+EditSettingsType = io.Custom("SEMEDIT_CASO_EDIT_SETTINGS")
 
 
 def source_inputs() -> list[Any]:
@@ -30,7 +33,7 @@ def source_inputs() -> list[Any]:
 
 
 def guidance_inputs(strength: str, window: str, windows: list[str]) -> list[Any]:
-    """The widgets that :class:`Guidance` is made of.
+    """The widgets that :func:`edit_settings` takes, but for focus.
 
     Args:
         strength: tooltip of strength (the paper's lambda).
@@ -38,7 +41,15 @@ def guidance_inputs(strength: str, window: str, windows: list[str]) -> list[Any]
     """
     starts = ", ".join(f"{name} {PRESETS[name].start:g}" for name in windows if name in PRESETS)
     return [
-        widget(io.Float, "strength", default=5.0, min=-MAX_STRENGTH, max=MAX_STRENGTH, step=0.1, tooltip=strength),
+        widget(
+            io.Float,
+            "strength",
+            default=DEFAULTS.strength,
+            min=-MAX_STRENGTH,
+            max=MAX_STRENGTH,
+            step=0.1,
+            tooltip=strength,
+        ),
         widget(
             io.Combo,
             "window",
@@ -59,7 +70,7 @@ def guidance_inputs(strength: str, window: str, windows: list[str]) -> list[Any]
         widget(
             io.Float,
             "end",
-            default=0.0,
+            default=DEFAULTS.window.end,
             min=0.0,
             max=0.99,
             step=0.01,
@@ -69,14 +80,14 @@ def guidance_inputs(strength: str, window: str, windows: list[str]) -> list[Any]
         widget(
             io.Boolean,
             "single_step",
-            default=False,
+            default=DEFAULTS.window.single_step,
             advanced=True,
             tooltip="Guide the first step of the window only: quicker and weaker, so raise strength.",
         ),
         widget(
             io.Boolean,
             "joined",
-            default=True,
+            default=DEFAULTS.joined,
             advanced=True,
             tooltip="Embeddings of equal strength share one prompt and one evaluation, as in the paper. Off: an evaluation each.",
         ),
@@ -84,11 +95,11 @@ def guidance_inputs(strength: str, window: str, windows: list[str]) -> list[Any]
 
 
 def focus_input() -> Any:
-    """Where guidance acts; new beside :func:`guidance_inputs`, so it goes to the end of a node."""
+    """The widget that says where guidance acts; younger than :func:`guidance_inputs`, so it stands at the end of a node."""
     return widget(
         io.Float,
         "focus",
-        default=1.0,
+        default=DEFAULTS.focus,
         min=0.01,
         max=1.0,
         step=0.01,
@@ -97,41 +108,33 @@ def focus_input() -> Any:
     )
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """Values of :func:`guidance_inputs` and :func:`focus_input`."""
+def edit_settings(
+    strength: float, window: str, start: float, end: float, single_step: bool, joined: bool, focus: float
+) -> EditSettings:
+    """The values of :func:`guidance_inputs` and :func:`focus_input` as settings; old hosts do not check combos.
 
-    strength: float
-    window: str
-    start: float
-    end: float
-    single_step: bool
-    joined: bool
-    focus: float = 1.0
-
-    def limits(self) -> Window:
-        """The steps to guide; old hosts do not check combos.
-
-        Raises:
-            EditingError: no such preset, or a start that is not above the end.
-        """
-        if self.window == CUSTOM:
-            return Window(self.start, self.end, self.single_step)
+    Raises:
+        EditingError: no such window, or a start that is not above the end.
+    """
+    if window == CUSTOM:
+        steps = Window(start, end, single_step)
+    else:
         known = {**PRESETS, WHOLE: Window(1.0)}
-        if self.window not in known:
-            raise EditingError(f"There is no window {self.window!r}; use one of {', '.join([*known, CUSTOM])}.")
-        return replace(known[self.window], single_step=self.single_step)
+        if window not in known:
+            raise EditingError(f"There is no window {window!r}; use one of {', '.join([*known, CUSTOM])}.")
+        steps = replace(known[window], single_step=single_step)
+    return EditSettings(strength, steps, joined, focus)
 
-    def terms(self, clip: Any, chosen: Chosen) -> Terms:
-        """What the embeddings are for the text encoder ``clip``."""
-        encoder = TokenEncoder(clip)
-        scaled = [(embedding, own * self.strength) for embedding, own in chosen]
-        return Terms(empty_condition(encoder), guidance_terms(encoder, scaled, joined=self.joined, focus=self.focus))
+
+def host_terms(clip: Any, chosen: Chosen, settings: EditSettings) -> Terms:
+    """Guidance terms of embeddings for the text encoder ``clip``."""
+    encoder = HostVectorEncoder(clip)
+    return Terms(empty_condition(encoder), guidance_terms(encoder, chosen, settings))
 
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """The empty prompt's CONDITIONING, and guidance terms whose conditionings are the host's until :meth:`of` a run."""
+    """The empty prompt's CONDITIONING, and guidance terms with CONDITIONING, which :meth:`of` turns into a run's own."""
 
     empty: Any
     terms: list[GuidanceTerm]
@@ -142,7 +145,7 @@ class Terms:
         return {EMPTY: self.empty} | {f"term {number}": term.cond for number, term in enumerate(self.terms)}
 
     def of(self, session: Session) -> list[GuidanceTerm]:
-        """The terms with conditionings of ``session``."""
+        """The terms with the conditionings of a running ``session``."""
         return [replace(term, cond=session.conds[f"term {number}"]) for number, term in enumerate(self.terms)]
 
     def report(self, session: Session, images: int) -> str:

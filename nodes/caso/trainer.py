@@ -1,8 +1,9 @@
-"""The inputs of CASO Embedding Trainer, and the settings that their values are."""
+"""CASO Embedding Trainer: its inputs, the files it writes and what it shows, and the node."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from torch import Tensor
 from ...core.caso.embedding import SemanticEmbedding
 from ...core.caso.settings import LEVELS, TrainingSettings
 from ...core.caso.training import EmbeddingTrainer
-from ...core.caso.training_report import last_pictures, progress_line, sample_sheet, training_plot
+from ...core.caso.training_report import last_pictures, progress_line, sample_contact_sheet, training_plot
 from ...core.caso.training_state import resume_training, save_training
-from ...core.classifiers.base import ImageClassifier
 from ...core.denoiser import Evaluations
 from ...core.errors import EditingError
 from ...core.images.contact_sheet import to_picture
@@ -31,12 +31,18 @@ from ..host.progress import StoppableBar
 from ..host.sampling import run
 from ..host.schema import io, schema, widget
 from ..host.session import Session
-from ..host.tokens import SessionVectorEncoder, TokenEncoder
+from ..host.tokens import HostVectorEncoder, SessionVectorEncoder
 from ..host.vae import SessionDecoder, encode_images
 from .classifier_loader import AttributeClassifierType, names_in
 from .embeddings import CATEGORY, FOLDER, embedding_output
 
+#: Socket that can carry a :class:`~semantic_editing.core.caso.settings.TrainingSettings`.
+TrainingSettingsType = io.Custom("SEMEDIT_CASO_TRAINING_SETTINGS")
 DEFAULTS = TrainingSettings("attribute", ("class",))
+TRAININGS = "embedding_trainings"  # ComfyUI's folder for states to go on from
+VALIDATION_PART = 4  # one picture of so many is a validation picture at most (rounded up)
+SAVE_EVERY = 10  # steps, besides every validation; the picture that is shown is new then, too
+ADVICE = "lower batch_size or the size of the pictures, or switch checkpointing on"
 
 
 def trainer_inputs() -> list[Any]:
@@ -104,7 +110,7 @@ def trainer_inputs() -> list[Any]:
         widget(
             io.Float,
             "noise_level",
-            default=DEFAULTS.level,
+            default=DEFAULTS.noise_level,
             min=0.01,
             max=1.0,
             step=0.01,
@@ -170,7 +176,7 @@ def trainer_inputs() -> list[Any]:
         widget(
             io.Float,
             "band",
-            default=DEFAULTS.band,
+            default=DEFAULTS.noise_level_jitter,
             min=0.0,
             max=0.99,
             step=0.01,
@@ -189,7 +195,7 @@ def trainer_inputs() -> list[Any]:
         widget(
             io.Int,
             "bank",
-            default=DEFAULTS.bank,
+            default=DEFAULTS.noises_per_image,
             min=0,
             max=1000,
             advanced=True,
@@ -232,7 +238,7 @@ def trainer_inputs() -> list[Any]:
         widget(
             io.Float,
             "keep_others",
-            default=DEFAULTS.keep_others,
+            default=DEFAULTS.attribute_preservation,
             min=0.0,
             max=100.0,
             step=0.1,
@@ -243,7 +249,7 @@ def trainer_inputs() -> list[Any]:
         widget(
             io.String,
             "start_words",
-            default="",
+            default=DEFAULTS.start_words,
             optional=True,  # API prompts saved before it was there run on
             advanced=True,
             tooltip="A word for what changes, not for how: hair to learn red hair. Learning starts from it, and tokens before it start "
@@ -264,30 +270,7 @@ def trainer_inputs() -> list[Any]:
     ]
 
 
-def training_settings(
-    classifier: ImageClassifier,
-    attribute: str,
-    targets: str,
-    batch_size: int,
-    noise_level: float,
-    augmentation: float,
-    **same: Any,
-) -> TrainingSettings:
-    """The widgets' values as settings; ``same`` are those of the same name there.
-
-    Raises:
-        EditingError: no such attribute or class, or a value out of range.
-    """
-    settings = TrainingSettings(
-        known_attribute(classifier.heads, attribute), tuple(names_in(targets)), batch=batch_size, level=noise_level, augment=augmentation,
-        **same,
-    )  # fmt: skip
-    for target in settings.targets:
-        classifier.class_index(settings.attribute, target)
-    return settings
-
-
-def known_attribute(heads: Any, attribute: str) -> str:
+def chosen_attribute(heads: Mapping[str, Sequence[str]], attribute: str) -> str:
     """The attribute asked for, or the only one of the classifier when the widget is empty.
 
     Raises:
@@ -298,9 +281,6 @@ def known_attribute(heads: Any, attribute: str) -> str:
             f"The classifier knows several attributes; write one of them into attribute: {', '.join(heads)}."
         )
     return attribute.strip() or next(iter(heads))
-
-
-TRAININGS = "embedding_trainings"
 
 
 @dataclass(frozen=True)
@@ -336,16 +316,24 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a training has come to: embeddings, figures, and pictures ``[H, W, 3]`` in 0..1.
+    """What a training has come to so far.
 
-    ``samples`` is None before a look at the held-out pictures, and where none are held out; ``figures_of`` says whose ``loss``
-    and ``accuracy`` are given.
+    Attributes:
+        embeddings: the best, one for each target class.
+        plot: curves, ``[H, W, 3]`` in 0..1.
+        samples: the edited validation pictures, ``[H, W, 3]`` in 0..1; None before a validation, and without such pictures.
+        validation_count: number of validation pictures.
+        evaluations: of the network so far.
+        steps: taken so far.
+        best_step: from 1, which step's embeddings are the best.
+        figures_of: in words, what ``loss`` and ``accuracy`` belong to.
+        loss, accuracy: those of the last validation, or of the last step where there was none.
     """
 
     embeddings: list[SemanticEmbedding]
     plot: Tensor
     samples: Tensor | None
-    held_out: int
+    validation_count: int
     evaluations: Evaluations
     steps: int
     best_step: int
@@ -355,16 +343,21 @@ class Outcome:
 
     @staticmethod
     def of(trainer: EmbeddingTrainer) -> Outcome:
-        """The state of ``trainer``; figures are the held-out pictures' last ones, or the training's where there are none."""
-        looks = [entry.held for entry in trainer.history if entry.held is not None]
-        last = looks[-1] if looks else (trainer.history[-1] if trainer.history else None)
-        loss, accuracy = (float("nan"), float("nan")) if last is None else (last.loss, last.accuracy)
-        samples = None if last_pictures(trainer) is None else as_tensor(sample_sheet(trainer))
+        """The state of ``trainer``."""
+        results = [entry.validation for entry in trainer.history if entry.validation is not None]
+        last = results[-1] if results else (trainer.history[-1] if trainer.history else None)
         return Outcome(
-            trainer.best(), training_plot(trainer), samples, 0 if trainer.held is None else len(trainer.held),
-            trainer.denoiser.evaluations, trainer.step, trainer.best_found.step + 1,
-            "last look" if looks else "last step, in training", loss, accuracy,
-        )  # fmt: skip
+            embeddings=trainer.best(),
+            plot=training_plot(trainer),
+            samples=None if last_pictures(trainer) is None else as_tensor(sample_contact_sheet(trainer)),
+            validation_count=0 if trainer.validation is None else len(trainer.validation),
+            evaluations=trainer.denoiser.evaluations,
+            steps=trainer.step,
+            best_step=trainer.best_found.step + 1,
+            figures_of="last look" if results else "last step, in training",
+            loss=float("nan") if last is None else last.loss,
+            accuracy=float("nan") if last is None else last.accuracy,
+        )
 
     def shown(self) -> Tensor:
         """The samples, or the curves where there are none."""
@@ -378,11 +371,13 @@ class Outcome:
         return to_picture(torch.cat(padded).movedim(-1, 0))
 
     def save(self, files: Files) -> None:
-        """Write embeddings and pictures, each file whole or not at all."""
+        """Write embeddings and pictures; a file is never left half written."""
         for embedding, path in zip(self.embeddings, files.embeddings, strict=True):
             embedding.save(path, overwrite=True)
         pictures = {files.plot: self.plot}
-        if self.samples is not None or not self.held_out:  # curves never replace samples that are to come again
+        if (
+            self.samples is not None or not self.validation_count
+        ):  # never curves in place of samples that a resumed run lacks
             pictures[files.samples] = self.shown()
         for path, picture in pictures.items():
             save_picture(path, to_picture(picture.movedim(-1, 0)), overwrite=True)
@@ -392,7 +387,7 @@ class Outcome:
         cost = self.evaluations
         return (
             f"saved {', '.join(path.name for path in files.embeddings)}\n"
-            f"{self.steps} steps on {pictures} pictures, {self.held_out} held out; best at step {self.best_step}\n"
+            f"{self.steps} steps on {pictures} pictures, {self.validation_count} held out; best at step {self.best_step}\n"
             f"{self.figures_of}: loss {self.loss:.3f}, {100 * self.accuracy:.0f} % classified as asked\n"
             f"network evaluations: {cost.forward:.0f} forward, {cost.backward:.0f} backward"
         )
@@ -402,15 +397,6 @@ def as_tensor(picture: Any) -> Tensor:
     """A PIL picture as ``[H, W, 3]`` in 0..1."""
     size = (picture.height, picture.width, 3)
     return torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8).reshape(size).float() / 255
-
-
-HELD_OUT_OF = 4  # pictures, one at most is held out (rounded up)
-
-
-SAVE_EVERY = 10  # steps, besides every look at the held-out pictures; the picture that is shown is new then, too
-
-
-ADVICE = "lower batch_size or the size of the pictures, or switch checkpointing on"
 
 
 class CASOEmbeddingTrainer(io.ComfyNode):
@@ -455,21 +441,66 @@ class CASOEmbeddingTrainer(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, attribute_classifier: ManagedClassifier, attribute: str, targets: str, folder: str,
-        filename: str, overwrite: bool, resume: bool, image_size: int, held_out: int, checkpointing: bool, images: Any = None,
-        draft_vae: Any = None, **knobs: Any,
-    ) -> Any:  # fmt: skip
-        """Train and save; ``knobs`` are those of :func:`training_settings`.
-
-        Cancel saves the best so far, and the state to go on from, before it ends the run.
-        """
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        attribute_classifier: ManagedClassifier,
+        attribute: str,
+        targets: str,
+        folder: str,
+        filename: str,
+        overwrite: bool,
+        steps: int,
+        batch_size: int,
+        noise_level: float,
+        seed: int,
+        resume: bool,
+        image_size: int,
+        held_out: int,
+        learning_rate: float,
+        cfg: float,
+        reconstruction: float,
+        band: float,
+        tokens: int,
+        bank: int,
+        augmentation: float,
+        flip: bool,
+        check_every: int,
+        checkpointing: bool,
+        keep_others: float,
+        start_words: str = DEFAULTS.start_words,
+        images: Tensor | None = None,
+        draft_vae: Any = None,
+    ) -> Any:
+        """Train and save; Cancel saves the best so far, and the state to go on from, before it ends the run."""
         classifier = attribute_classifier.classifier
-        settings = training_settings(classifier, attribute, targets, **knobs)
+        settings = TrainingSettings(
+            attribute=chosen_attribute(classifier.heads, attribute),
+            targets=tuple(names_in(targets)),
+            steps=steps,
+            batch=batch_size,
+            learning_rate=learning_rate,
+            cfg=cfg,
+            noise_level=noise_level,
+            noise_level_jitter=band,
+            reconstruction=reconstruction,
+            attribute_preservation=keep_others,
+            tokens=tokens,
+            noises_per_image=bank,
+            augment=augmentation,
+            flip=flip,
+            check_every=check_every,
+            seed=seed,
+            start_words=start_words,
+        )
+        for target in settings.targets:
+            classifier.class_index(settings.attribute, target)  # refuses one that the classifier does not know
         files = Files.named(filename, settings.targets)
         files.check(overwrite or (resume and files.state.exists()))
         pictures, skipped = gathered(folder, images, image_size)
         latents = latent_to_model(model, encode_images(vae, pictures)).clone()
-        held = min(held_out, math.ceil(len(latents) / HELD_OUT_OF), len(latents) - 1)
+        validation_count = min(held_out, math.ceil(len(latents) / VALIDATION_PART), len(latents) - 1)
         vector_encoder, decoder = SessionVectorEncoder(clip), SessionDecoder(vae, checkpointing)
         draft = None if draft_vae is None else SessionDecoder(draft_vae, checkpointing)
         bar = StoppableBar()
@@ -477,15 +508,21 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         def work(session: Session) -> Outcome:
             own = latents.to(session.latent.device)
             trainer = EmbeddingTrainer(
-                session.denoiser, vector_encoder.bind(session), decoder.bind(session), classifier, own[held:], settings, own[:held],
+                session.denoiser,
+                vector_encoder.bind(session),
+                decoder.bind(session),
+                classifier,
+                own[validation_count:],
+                settings,
+                own[:validation_count],
                 None if draft is None else draft.bind(session),
-            )  # fmt: skip
+            )
             if resume and files.state.exists():
                 resume_training(trainer, files.state)
 
             def report(_: Any) -> None:
-                looked = trainer.history[-1].held is not None
-                saving = looked or trainer.step % SAVE_EVERY == 0 or trainer.step == settings.steps
+                validated = trainer.history[-1].validation is not None
+                saving = validated or trainer.step % SAVE_EVERY == 0 or trainer.step == settings.steps
                 if saving:
                     save_training(trainer, files.state, overwrite=True)
                 bar.show(
@@ -500,16 +537,16 @@ class CASOEmbeddingTrainer(io.ComfyNode):
             if bar.cancelled is not None and trainer.step:
                 save_training(trainer, files.state, overwrite=True)
                 with bar.catching():
-                    trainer.look_if_none()  # so that there is something to keep and to show
+                    trainer.validate_if_never()  # so that there is something to keep and to show
             outcome = Outcome.of(trainer)
-            if trainer.best_found.vectors:  # else pressed in the first step, or again in that look
+            if trainer.best_found.vectors:  # else Cancel was pressed in the first step, or again in that validation
                 outcome.save(files)
             return outcome
 
         decoders = [decoder] if draft is None else [decoder, draft]
         additional_models = [vector_encoder.patcher, *(part.patcher for part in decoders), attribute_classifier.patcher]
         sizes = {"samples": torch.zeros(settings.batch, *latents.shape[1:])}
-        empty = {"positive": empty_condition(TokenEncoder(clip))}
+        empty = {"positive": empty_condition(HostVectorEncoder(clip))}
         outcome = run(
             model,
             sizes,
@@ -522,7 +559,9 @@ class CASOEmbeddingTrainer(io.ComfyNode):
             additional_models=additional_models,
         )
         bar.finish()
-        report = "\n".join(filter(None, [outcome.report(files, len(pictures) - held), skipped_report(skipped)]))
+        report = "\n".join(
+            filter(None, [outcome.report(files, len(pictures) - validation_count), skipped_report(skipped)])
+        )
         samples, plot = outcome.shown()[None], outcome.plot[None]
         text = "\n".join(f"embedding:{path.stem}" for path in files.embeddings)
         return io.NodeOutput(

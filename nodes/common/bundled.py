@@ -1,6 +1,6 @@
 """What ships with the pack for the loaders of other techniques: the demo room enters it here, the loaders list it.
 
-So no technique knows the demo world, and where the demo room does not load, the loaders offer the person's own files alone.
+So no technique knows the demo world; where the demo room does not load, the loaders offer only the person's own files.
 """
 
 from __future__ import annotations

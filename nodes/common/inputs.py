@@ -13,16 +13,23 @@ def steps_input(tooltip: str) -> Any:
     return widget(io.Int, "steps", default=50, min=1, max=999, tooltip=tooltip)
 
 
-def cfg_input(tooltip: str) -> Any:
+def cfg_input(tooltip: str, default: float = 5.0) -> Any:
     """Scale of classifier-free guidance."""
-    return widget(io.Float, "cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip=tooltip)
+    return widget(io.Float, "cfg", default=default, min=0.0, max=100.0, step=0.1, tooltip=tooltip)
 
 
 def seed_input(tooltip: str, *, advanced: bool = False) -> Any:
     """A seed of 64 bits with the host's own control after each run."""
     return widget(
-        io.Int, "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, advanced=advanced, tooltip=tooltip
-    )  # fmt: skip
+        io.Int,
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        advanced=advanced,
+        tooltip=tooltip,
+    )
 
 
 def mask_input() -> Any:
@@ -51,5 +58,8 @@ def saved_name_inputs(default: str) -> list[Any]:
 def file_input(name: str, folder: str) -> Any:
     """A file of the pack's ``folder`` under the host's models."""
     return widget(
-        io.Combo, name, options=list_files(folder), tooltip=f"A file of ComfyUI's models/{folder} folder; press R after adding one."
-    )  # fmt: skip
+        io.Combo,
+        name,
+        options=list_files(folder),
+        tooltip=f"A file of ComfyUI's models/{folder} folder; press R after adding one.",
+    )

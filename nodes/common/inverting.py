@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
+from torch import Tensor
+
+from ...core.denoiser import Callback, Denoiser
 from ...core.inversion import Inversion
 from ..host.conditioning import conditioning_tensors
 from ..host.sampling import run
@@ -41,7 +44,8 @@ def sigmas_input() -> Any:
         io.Sigmas,
         "sigmas",
         optional=True,
-        tooltip="Noise levels to use instead of steps, e.g. from Basic Scheduler. Unwired: the model's own DDIM levels.",
+        tooltip="Noise levels to use instead of steps, e.g. from Basic Scheduler. Unwired: the model's own DDIM "
+        "levels.",
     )
 
 
@@ -50,36 +54,63 @@ def inverting_outputs() -> list[Any]:
     return [*inversion_outputs(), plot_output(), report_output()]
 
 
+class InversionMethod(Protocol):
+    """An inversion as ``core.spdinv.invert.spdinv`` is one: settings in one object, the grid by steps or by sigmas."""
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        latent: Tensor,
+        cond: Any,
+        steps: int,
+        settings: Any,
+        *,
+        sigmas: Tensor | None = None,
+        cond_tensors: Mapping[str, Tensor] | None = None,
+        callback: Callback | None = None,
+    ) -> Inversion:
+        """See ``core.spdinv.invert.spdinv``."""
+        ...
+
+
 def invert_image(
-    cls: Any, method: Callable[..., Inversion], given: dict[str, Any], *, gradients: bool = False, plot_line: float | None = None
-) -> Any:  # fmt: skip
-    """Run ``method`` on what is wired: the values of :func:`inverting_outputs`, plot and report shown on the node ``cls``.
+    cls: Any,
+    method: InversionMethod,
+    settings: Any,
+    model: Any,
+    positive: Any,
+    latent: dict[str, Any],
+    steps: int,
+    sigmas: Tensor | None,
+    *,
+    gradients: bool = False,
+    plot_line: float | None = None,
+) -> Any:
+    """Invert a LATENT: the values of :func:`inverting_outputs`, plot and report shown on the node ``cls``.
 
     Args:
-        method: ``core.inversion.invert`` or one of its like.
-        given: values of :func:`image_inputs` and :func:`sigmas_input` by their names; all others are handed to ``method``.
+        settings: of ``method``.
+        sigmas: descending levels to use instead of ``steps`` steps, or None.
         gradients: whether the method may take gradients through the network.
         plot_line: a tolerance to draw into the plot.
 
     Raises:
-        EditingError: see ``method``; unusable input passes through as it is.
+        EditingError: see ``method``.
     """
-    settings = dict(given)
-    model, positive, latent, sigmas = (settings.pop(name, None) for name in ("model", "positive", "latent", "sigmas"))
 
     def work(session: Session) -> Inversion:
         return method(
             session.denoiser,
             session.latent,
             session.conds["positive"],
+            steps,
+            settings,
             sigmas=None if sigmas is None else sigmas.flip(0),
             cond_tensors=conditioning_tensors(positive),
             callback=session.callback(),
-            **settings,
         )
 
-    inversion = run(
-        model, latent, {"positive": positive}, work, gradients=gradients, sigmas=sigmas, advice="lower the image size"
-    )  # fmt: skip
+    conds = {"positive": positive}
+    inversion = run(model, latent, conds, work, gradients=gradients, sigmas=sigmas, advice="lower the image size")
     report, plot = inversion_report(inversion) + step_report(inversion), plot_image(inversion, plot_line)
     return io.NodeOutput(*inversion_values(model, inversion), plot, report, ui=shown(report, plot, cls))

@@ -66,7 +66,8 @@ def inversion_report(inversion: Inversion) -> str:
     lines = [
         f"{inversion.method}: {inversion.steps} steps, {inversion.latents.shape[1]} image(s)",
         f"network evaluations per image: {inversion.evaluations:.0f} forward, {inversion.backward_passes:.0f} backward",
-        f"noise: mean {float(inversion.noise.mean()):+.3f}, standard deviation {float(inversion.noise.std()):.3f} (1 is ideal)",
+        f"noise: mean {float(inversion.noise.mean()):+.3f}, standard deviation {float(inversion.noise.std()):.3f} (1 "
+        "is ideal)",
     ]
     if inversion.residuals.isfinite().all():
         worst = inversion.residuals.amax(1)
@@ -77,7 +78,8 @@ def inversion_report(inversion: Inversion) -> str:
         before, after = (inversion.info.get(f"{figure}_{when}") for when in ("before", "after"))
         if before and after:
             lines.append(
-                f"{figure} of the predicted noise, mean over steps: {fmean(before):+.3f} before, {fmean(after):+.3f} after"
+                f"{figure} of the predicted noise, mean over steps: {fmean(before):+.3f} before, {fmean(after):+.3f} "
+                "after"
             )
     return "\n".join(lines)
 
@@ -104,8 +106,8 @@ def cost_report(evaluations: Evaluations, inversion: Inversion) -> str:
     images, steps = inversion.latents.shape[1], inversion.steps
     forward, backward = evaluations.forward / images, evaluations.backward / images
     return (
-        f"{images} image(s), {steps} steps\nnetwork evaluations per image: {forward:.0f} forward, {backward:.0f} backward "
-        f"({forward / steps:.1f} + {backward / steps:.1f} per step)"
+        f"{images} image(s), {steps} steps\nnetwork evaluations per image: {forward:.0f} forward, {backward:.0f} "
+        f"backward ({forward / steps:.1f} + {backward / steps:.1f} per step)"
     )
 
 

@@ -1,8 +1,9 @@
-"""What the editing nodes share: the trajectory on the model's device, and the check that a sampler follows it."""
+"""What nodes that edit along an inversion share: prompts, trajectory on the device, and the check of samplers."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,32 @@ from ...core.denoiser import euler_step
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
 from ...core.sampling import TrajectoryEdit
+from ..host.conditioning import conditioning_from_tensors
 from ..host.session import Session
+
+
+def source_prompt(inversion: Inversion, source: Any) -> Any:
+    """The wired source CONDITIONING, or the one the INVERSION carries.
+
+    Raises:
+        EditingError: neither is there.
+    """
+    if source is not None:
+        return source
+    if inversion.cond is None:
+        raise EditingError("This inversion carries no prompt of its own; wire the prompt it was made with into source.")
+    return conditioning_from_tensors(dict(inversion.cond))
+
+
+def edit_conditionings(inversion: Inversion, target: Any, source: Any, negative: Any) -> dict[str, Any]:
+    """CONDITIONING by name for a run: "positive" and "negative" are the names for which the host has rules.
+
+    Args:
+        source: None takes the prompt that the INVERSION carries.
+        negative: None leaves it out.
+    """
+    conds = {"positive": target, "source": source_prompt(inversion, source)}
+    return conds if negative is None else conds | {"negative": negative}
 
 
 def on_device(inversion: Inversion, session: Session) -> Inversion:
@@ -20,7 +46,7 @@ def on_device(inversion: Inversion, session: Session) -> Inversion:
 
 
 class EulerOnly:
-    """``step(x, sigma)`` for a host sampler, refusing one that does not follow the inversion's levels with Euler steps."""
+    """An edit as ``step(x, sigma)`` for a host's sampler; refuses samplers that do not take its Euler steps."""
 
     def __init__(self, step: TrajectoryEdit):
         self.step = step
@@ -30,7 +56,8 @@ class EulerOnly:
         """The denoised latent at ``sigma``.
 
         Raises:
-            EditingError: a level off the grid, another start than the inversion's, a sampler that adds noise or is not first-order.
+            EditingError: a level off the grid, another start than the inversion's, a sampler that adds noise or is not
+                first-order.
         """
         inversion = self.step.inversion
         level = inversion.level_of(sigma)

@@ -1,4 +1,4 @@
-"""The bundled demo model as stock MODEL, CLIP and VAE, and what of the demo world other techniques' loaders offer."""
+"""The bundled demo model as stock MODEL, CLIP and VAE, and the demo's entries in the loaders of techniques."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from ...core.files import load_tensors
 from ..common.bundled import bundle
 from ..host.weights import autoencoder, sd1_text_encoder, unet_patcher
 
-#: Least-squares map from the demo VAE's scaled latent to RGB in -1..1 (R^2 0.90 on 120 validation pictures), for previews.
+#: Least-squares map from the demo VAE's scaled latent to RGB in -1..1 (R^2 0.90 on 120 validation pictures), for
+#: previews.
 PREVIEW_FACTORS = [
     [-0.5833, 0.0142, 0.0596],
     [0.0892, 0.5340, -0.2819],
@@ -87,8 +88,8 @@ class PixelShuffled(nn.Module):
     """The demo's autoencoder seen as an ordinary VAE of images at eight times the latent's size.
 
     Its encoder sees half the resolution with 2x2 pixels folded into channels: ``[B, 3, 8h, 8w]`` is averaged to ``4h``,
-    unshuffled to ``[B, 12, 2h, 2w]`` and encoded to ``[B, 4, h, w]``. A decoder of 12 channels goes the same way back and
-    ends with a bicubic doubling; one of 48 channels paints all pixels.
+    unshuffled to ``[B, 12, 2h, 2w]`` and encoded to ``[B, 4, h, w]``. A decoder of 12 channels goes the same way back
+    and ends with a bicubic doubling; one of 48 channels paints all pixels.
     """
 
     def __init__(self, inner: nn.Module):

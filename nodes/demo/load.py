@@ -1,4 +1,4 @@
-"""Load Demo Model, Load Demo Image: the bundled cartoon-portrait world, so that every demo workflow runs with nothing downloaded."""
+"""Load Demo Model, Load Demo Image: the bundled cartoon portraits, so that demo workflows need no download."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class LoadDemoModel(io.ComfyNode):
             node_id="SemEdit_LoadDemoModel",
             display_name="Load Demo Model",
             category=CATEGORY,
-            description="Loads the small cartoon-portrait model that ships with this pack (128 x 128 pixels, nothing to download). "
-            "Its outputs work in every stock node.",
+            description="Loads the small cartoon-portrait model that ships with this pack (128 x 128 pixels, nothing "
+            "to download). Its outputs work in every stock node.",
             search_aliases=["demo checkpoint", "tiny model", "example model", "semantic editing demo"],
             inputs=[],
             outputs=[
@@ -94,8 +94,8 @@ class LoadDemoImage(io.ComfyNode):
             node_id="SemEdit_LoadDemoImage",
             display_name="Load Demo Image",
             category=CATEGORY,
-            description="A picture of the demo world with its caption, or several. Choose an edit instead of 'portraits' to get pairs: the "
-            "picture and the same face truly edited, to compare an edit with.",
+            description="A picture of the demo world with its caption, or several. Choose an edit instead of "
+            "'portraits' to get pairs: the picture and the same face truly edited, to compare an edit with.",
             search_aliases=["demo picture", "test image", "counterfactual pair", "example image"],
             inputs=[
                 widget(
@@ -103,8 +103,8 @@ class LoadDemoImage(io.ComfyNode):
                     "pictures",
                     options=[PORTRAITS, *DemoData().edits, EVERYONE],
                     default=PORTRAITS,
-                    tooltip="'portraits': plain demo pictures. An edit, e.g. 'mouth: sad to smile': pairs before and after exactly "
-                    "that edit. 'everyone': the pairs of all edits, to train with.",
+                    tooltip="'portraits': plain demo pictures. An edit, e.g. 'mouth: sad to smile': pairs before and "
+                    "after exactly that edit. 'everyone': the pairs of all edits, to train with.",
                 ),
                 widget(
                     io.Int,
@@ -112,7 +112,8 @@ class LoadDemoImage(io.ComfyNode):
                     default=0,
                     min=0,
                     max=9999,
-                    tooltip="Which picture of the chosen set, from 0. A number past the end is refused with the size of the set.",
+                    tooltip="Which picture of the chosen set, from 0. A number past the end is refused with the size "
+                    "of the set.",
                 ),
                 widget(
                     io.Int,

@@ -1,4 +1,4 @@
-"""The host seam: the only code that imports ComfyUI. It knows no technique.
+"""The only code that imports ComfyUI. It knows no technique.
 
 =====================  =====================================================================================
 ``schema``             V3 node API with the compatibility shim
@@ -10,9 +10,9 @@
 ``memory``             what to say when memory runs out
 ``latents``            LATENT and NOISE in and out of model space
 ``conditioning``       CONDITIONING as plain tensors; batched text encoding
-``managed_models``     own networks (classifiers, CLIP, vision transformers) that the host may evict
-``progress``           progress bars, and the text under a running node
-``tokens``             token vectors into the host's text encoders, as CONDITIONING and differentiable
+``managed_models``     the pack's own networks (classifiers, CLIP, vision transformers), managed by the host
+``progress``           progress bars, previews, the text under a running node, Cancel
+``tokens``             token vectors through the host's text encoders, as CONDITIONING or with gradients
 ``vae``                pictures into latents, and latents into pictures with gradients
 ``folders``            the pack's model folders, folders under input
 ``weights``            diffusers' weights under ComfyUI's names

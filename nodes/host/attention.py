@@ -1,4 +1,4 @@
-"""The second seam in ComfyUI: handing attention calls of the U-Net to a ``core.attention.site.AttentionControl``.
+"""Attention control in ComfyUI: handing the U-Net's attention calls to a ``core.attention.site.AttentionControl``.
 
 The route is ``transformer_options["optimized_attention_override"]``, which every attention call of the network passes
 through. It is installed by a DIFFUSION_MODEL wrapper on a copy of the options, so that it lives for one forward of the
@@ -26,7 +26,8 @@ WRAPPER_KEY = "semantic_editing"
 
 
 def site_table(network: Any) -> dict[Address, int]:
-    """Running number of every transformer block of a U-Net in network order; each has one self- and one cross-attention.
+    """Running number of every transformer block of a U-Net in network order; each has one self- and one
+    cross-attention.
 
     Raises:
         EditingError: a network without cross-attention (DiT and flow models attend jointly).
@@ -60,7 +61,8 @@ def with_control(
     ``factor`` is how much larger than true ones the gradients inside the network are; the control sees true ones.
 
     Raises:
-        EditingError: no cross-attention, or (at the evaluation) another pack replaced it whole, so that no map ever forms.
+        EditingError: no cross-attention, or (at the evaluation) another pack replaced it whole, so that no map ever
+            forms.
     """
     table = site_table(network)
 
@@ -71,7 +73,8 @@ def with_control(
         replaced = options.get("patches_replace", {}).get("attn2", {})
         if any(address in replaced or address[:2] in replaced for address in table):
             raise EditingError(
-                "Another node replaced the model's cross-attention (IP-Adapter does); wire the model from before that node."
+                "Another node replaced the model's cross-attention (IP-Adapter does); wire the model from before that "
+                "node."
             )
         previous = options.get("optimized_attention_override")
         options["optimized_attention_override"] = _Override(control, table, context.shape[1], previous, factor)

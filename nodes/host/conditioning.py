@@ -15,13 +15,14 @@ from torch import Tensor
 from ...core.errors import EditingError
 
 POOLED = "pooled_output"
-#: The host's names of the encoders (SD1, SD2, SDXL) whose blocks all have 77 tokens, and the one whose pooled vector a model reads.
+#: The host's names of the encoders (SD1, SD2, SDXL) whose blocks all have 77 tokens, and the one whose pooled vector a
+#: model reads.
 BLOCK_ENCODERS = ({"l"}, {"h"}, {"l", "g"})
 POOLED_ENCODER = "g"
 
 
 def require_conditioning(model: Any, conds: dict[str, list[Any]]) -> None:
-    """Raise :class:`EditingError` for CONDITIONING of another text encoder than that of ``model``, a U-Net; others pass unseen.
+    """Raise :class:`EditingError` for CONDITIONING of another text encoder than ``model``'s (U-Nets only).
 
     Args:
         conds: CONDITIONING by name; the name tells the person which input is meant.
@@ -38,7 +39,8 @@ def require_conditioning(model: Any, conds: dict[str, list[Any]]) -> None:
                 )
             if isinstance(model.model, comfy.model_base.SDXL) and not {POOLED, "unclip_conditioning"} & set(options):
                 raise EditingError(
-                    f"The conditioning {name!r} lacks the pooled text that SDXL reads; encode the prompt with the model's own CLIP."
+                    f"The conditioning {name!r} lacks the pooled text that SDXL reads; encode the prompt with the "
+                    "model's own CLIP."
                 )
 
 
@@ -81,11 +83,12 @@ def apply_to_conditioning(
 
 
 def encode_sentences(clip: Any, sentences: Sequence[str], batch_size: int = 16) -> tuple[Tensor, Tensor | None]:
-    """Encode N sentences with the host's CLIP: ``(embeds [N, L, D], pooled [N, P] or None where the model has no use for it)``.
+    """Encode N sentences with the host's CLIP:
+    ``(embeds [N, L, D], pooled [N, P] or None where the model has no use for it)``.
 
-    The encoders of SD1, SD2 and SDXL take ``batch_size`` sentences in one pass: the host runs the 77-token blocks of a long
-    prompt as rows of a batch, and one sentence is one block. It returns the pooled vector of the first block only; those of
-    all are caught on their way. Other encoders go one by one.
+    The encoders of SD1, SD2 and SDXL take ``batch_size`` sentences in one pass: the host runs the 77-token blocks of a
+    long prompt as rows of a batch, and one sentence is one block. It returns the pooled vector of the first block only;
+    those of all are caught on their way. Other encoders go one by one.
 
     Raises:
         EditingError: no sentence, one longer than a single block of tokens, or an encoder without a fixed length.
@@ -105,7 +108,8 @@ def encode_sentences(clip: Any, sentences: Sequence[str], batch_size: int = 16) 
     embeds, pooled = zip(*encoded, strict=True)
     if len({states.shape[1:] for states in embeds}) > 1:
         raise EditingError(
-            "This text encoder makes sentences of different lengths; use the encoder of an SD 1.x, SD 2.x or SDXL model."
+            "This text encoder makes sentences of different lengths; use the encoder of an SD 1.x, SD 2.x or SDXL "
+            "model."
         )
     return torch.cat(embeds), None if pooled[0] is None else torch.cat(pooled)
 
@@ -124,7 +128,9 @@ def _encode_blocks(clip: Any, tokens: list[dict[str, list[Any]]], batch_size: in
 
 @contextmanager
 def caught_pooled(network: Any) -> Iterator[list[Tensor]]:
-    """A list that gets the pooled vectors ``[N, P]`` of what SDXL's second encoder in ``network`` encodes in the ``with`` block."""
+    """A list that gets the pooled vectors ``[N, P]`` of what SDXL's second encoder in ``network`` encodes in the
+    ``with`` block.
+    """
     caught: list[Tensor] = []
     encoder = getattr(network, f"clip_{POOLED_ENCODER}", None)
     if encoder is None:

@@ -1,4 +1,4 @@
-"""A ComfyUI MODEL as the first seam, ``core.denoiser.Denoiser``."""
+"""A ComfyUI MODEL as ``core.denoiser.Denoiser``."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _unpatched(model: Any, key: str, weight: Tensor) -> Tensor:
 
 
 class ComfyDenoiser:
-    """``core.denoiser.Denoiser`` on a loaded MODEL. ``cond`` is an entry of :attr:`Session.conds`.
+    """``core.denoiser.Denoiser`` on a loaded MODEL. ``cond`` is an entry of :attr:`~.session.Session.conds`.
 
     Args:
         base: the loaded ``BaseModel``.
@@ -85,7 +85,7 @@ class ComfyDenoiser:
     def __call__(
         self, x: Tensor, sigma: float | Tensor, cond: Any, *, control: AttentionControl | None = None
     ) -> Tensor:
-        """See ``core.denoiser.Denoiser``; every call looks whether the person pressed Cancel.
+        """See ``core.denoiser.Denoiser``; every call raises when the person pressed Cancel.
 
         Raises:
             EditingError: ``control`` given and the model has no cross-attention.
@@ -95,7 +95,7 @@ class ComfyDenoiser:
     def batch(
         self, x: Tensor, sigma: float | Tensor, conds: Sequence[Any], *, control: AttentionControl | None = None
     ) -> list[Tensor]:
-        """All conditionings in one host call, in the host's order, so that CFG of [cond, uncond] is bit-equal to stock."""
+        """All conditionings in one host call and in the host's order: CFG of [cond, uncond] is bit-equal to stock."""
         model_management.throw_exception_if_processing_interrupted()
         options = self.model_options
         factor = gradient_factor(self.base)
@@ -116,8 +116,9 @@ class ComfyDenoiser:
     def combine(
         self, x: Tensor, sigma: float | Tensor, predictions: list[Tensor], conds: Sequence[Any], cfg: float
     ) -> Tensor:
-        """Classifier-free guidance as the host does it, with the guidance patches of the MODEL (RescaleCFG, PAG and the like);
-        without any it is the plain formula, bit for bit. Evaluations that a patch makes by itself are not counted."""
+        """Classifier-free guidance as the host does it, with the guidance patches of the MODEL (RescaleCFG, PAG and the
+        like); without any it is the plain formula, bit for bit. Evaluations that a patch makes by itself are not
+        counted."""
         options, level, outputs = self.model_options, _level(x, sigma), list(predictions)
         for patch in options.get("sampler_pre_cfg_function", []):
             given = {"conds": list(conds), "conds_out": outputs, "cond_scale": cfg, "timestep": level}
@@ -138,7 +139,7 @@ class ComfyDenoiser:
         return [_select_entry(entry, index) for entry in cond]
 
     def sigma_grid(self, steps: int) -> Tensor:
-        """Ascending ``[steps + 1]``: the DDIM grid of eps and v models, the model's own shifted grid (from 0) of flow models.
+        """Ascending ``[steps + 1]``: the DDIM grid of eps and v models; of flow models their own shifted grid, from 0.
 
         Raises:
             EditingError: ``steps`` out of range.

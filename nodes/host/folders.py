@@ -1,4 +1,6 @@
-"""The pack's model folders (``models/edit_directions`` and so on) and pictures under ``input``, through ``folder_paths``."""
+"""The pack's model folders (``models/edit_directions`` and so on) and pictures under ``input``, through
+``folder_paths``.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,7 @@ def resolve_file(kind: str, name: str) -> Path:
 
 
 def list_models(kind: str, mark: str = "config.json") -> list[str]:
-    """Models of folder ``kind`` for a combo widget: folders that hold a file called ``mark``, and single files outside them.
+    """Models of folder ``kind`` for a combo widget: folders with a file called ``mark``, and single files outside.
 
     Names are relative, levels separated by ``/``. A model folder's own files and sub-folders are not listed.
     """

@@ -20,7 +20,8 @@ from ...core.errors import EditingError
 #: Gradients inside an fp16 network are this much larger than true ones, or those of a nearly solved residual underflow
 #: (a residual of 1e-3 rms: cosine 0.50 to the fp32 gradient unscaled, 0.9998 with 2^10); it leaves room up to 64 above.
 HALF_SCALE = 2.0**10
-#: The host's attention functions that autograd can differentiate; others (sage, flash, int8) are replaced while it records.
+#: The host's attention functions that autograd can differentiate; others (sage, flash, int8) are replaced while it
+#: records.
 DIFFERENTIABLE_ATTENTION = {"attention_basic", "attention_sub_quad", "attention_split", "attention_pytorch"}
 
 
@@ -45,7 +46,7 @@ def gradient_scope(enabled: bool) -> Iterator[None]:
 
 
 def materialise(module: torch.nn.Module, device: torch.device) -> None:
-    """Replace the inference tensors among ``module``'s parameters and buffers on ``device`` by normal ones of the same values.
+    """Make ``module`` usable for autograd: its inference tensors on ``device`` become normal ones of the same values.
 
     Call it outside inference mode and after loading (which makes parameters anew). It changes the shared module, but no
     value in it. Weights that the host keeps on another device are left alone: it casts them for every use, which makes
@@ -81,7 +82,7 @@ def frozen(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
 
 
 def normal_tensors(value: Any) -> Any:
-    """A copy of nested lists, tuples and dicts in which every tensor is a normal, detached clone; other objects stay."""
+    """A copy of nested lists, tuples and dicts with every tensor detached, cloned and normal."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if type(value) is dict:
@@ -111,8 +112,8 @@ def static_patcher(model: Any) -> Any:
 def make_differentiable(transformer_options: dict[str, Any]) -> None:
     """Change one run's ``transformer_options`` so that the network's forward can be differentiated; no value changes.
 
-    Attention kernels without a backward give way to PyTorch's. And every skip connection of a U-Net gets a tensor of its
-    own: a ControlNet is added to it in place, after autograd has saved it for the block that follows.
+    Attention kernels without a backward give way to PyTorch's. And every skip connection of a U-Net gets a tensor of
+    its own: a ControlNet is added to it in place, after autograd has saved it for the block that follows.
     """
     previous = transformer_options.get("optimized_attention_override")
     transformer_options["optimized_attention_override"] = differentiable_attention(previous)
@@ -125,7 +126,7 @@ def _own_copy(h: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
 
 
 def differentiable_attention(previous: Any | None = None) -> Any:
-    """An ``optimized_attention_override`` that swaps attention kernels without a backward for PyTorch's while autograd records."""
+    """An ``optimized_attention_override`` under which attention has a backward while autograd records."""
 
     def override(function: Any, q: Any, k: Any, v: Any, heads: int, *rest: Any, **options: Any) -> Any:
         if torch.is_grad_enabled() and getattr(function, "__name__", "") not in DIFFERENTIABLE_ATTENTION:
@@ -157,7 +158,7 @@ def scale_gradient(tensor: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def gradient_factor(base: Any) -> float:
-    """How much larger than true ones the gradients inside the network of ``base`` are to be: 1 unless it computes in fp16."""
+    """How much larger than true ones the gradients inside ``base``'s network are: 1 unless it computes in fp16."""
     if not torch.is_grad_enabled():
         return 1.0
     known = getattr(base, "get_dtype_inference", None)

@@ -1,7 +1,7 @@
 """LATENT, NOISE and SIGMAS of the host in and out of model space.
 
-A LATENT's ``samples`` are what the VAE made; a model wants them scaled (``process_in``). Sigma-space latents of eps and v
-models leave as ``process_out(x)``: SamplerCustomAdvanced with DisableNoise and euler then starts exactly at ``x``.
+A LATENT's ``samples`` are what the VAE made; a model wants them scaled (``process_in``). Sigma-space latents of eps and
+v models leave as ``process_out(x)``: SamplerCustomAdvanced with DisableNoise and euler then starts exactly at ``x``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def require_image_latent(model: Any, samples: Any) -> None:
     channels = model.model.latent_format.latent_channels
     if samples.shape[1] != channels:
         raise EditingError(
-            f"The latent has {samples.shape[1]} channels and the model works on {channels}; encode the image with the model's own VAE."
+            f"The latent has {samples.shape[1]} channels and the model works on {channels}; encode the image with the "
+            "model's own VAE."
         )
 
 
@@ -44,7 +45,9 @@ def latent_from_model(model: Any, x: Tensor) -> dict[str, Any]:
 
 
 class InvertedNoise:
-    """A NOISE that makes SamplerCustomAdvanced start at a given latent instead of at random; see :func:`noise_object`."""
+    """A NOISE that makes SamplerCustomAdvanced start at a given latent instead of at random; see
+    :func:`noise_object`.
+    """
 
     seed = 0
 
@@ -75,8 +78,8 @@ class InvertedNoise:
 def noise_object(x: Tensor, sigma: float = 1.0, model: Any | None = None) -> InvertedNoise:
     """A NOISE that makes SamplerCustomAdvanced start a flow model at ``x [B, C, H, W]`` (model units, level ``sigma``).
 
-    A flow model's start is ``sigma * noise + (1 - sigma) * latent``, so a LATENT cannot carry the inverted noise. Give the
-    ``model`` unless ``sigma`` is 1, so that the latent's share can be taken off.
+    A flow model's start is ``sigma * noise + (1 - sigma) * latent``, so a LATENT cannot carry the inverted noise. Give
+    the ``model`` unless ``sigma`` is 1, so that the latent's share can be taken off.
     """
     return InvertedNoise(x.detach().float().to(model_management.intermediate_device()), sigma, model)
 

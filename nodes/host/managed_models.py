@@ -1,4 +1,4 @@
-"""Own networks (classifiers, CLIP, vision transformers) among the host's models: it may evict them, and every use loads them again."""
+"""The pack's own networks (classifiers, CLIP, vision transformers), managed by the host: loaded for use, evictable."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def preferred_dtype() -> torch.dtype:
 
 
 def load_to_device(patcher: Any) -> None:
-    """Load the whole network of a :func:`managed_patcher`, evicting others if need be; its weights are normal tensors afterwards."""
+    """Load the network of a :func:`managed_patcher` whole, evicting others if need be; its weights become normal."""
     with torch.inference_mode(False):
         model_management.load_models_gpu([patcher], force_full_load=True)
         materialise(patcher.model, patcher.load_device)
@@ -67,19 +67,19 @@ class ManagedClassifier:
 
 
 def manage_classifier(make: Callable[[], ImageClassifier]) -> ManagedClassifier:
-    """Call ``make`` outside inference mode, so that the weights can take part in autograd, and hand the result to the host."""
+    """A classifier that the host manages; ``make`` is called outside inference mode, so that autograd works."""
     with gradient_scope(True):
         classifier = make()
     return ManagedClassifier(classifier, managed_patcher(classifier))
 
 
 @contextmanager
-def classifier_scope(held: ManagedClassifier) -> Iterator[ImageClassifier]:
+def classifier_scope(managed: ManagedClassifier) -> Iterator[ImageClassifier]:
     """The classifier on the host's device, frozen, with gradients with respect to images possible inside."""
     with gradient_scope(True):
-        load_to_device(held.patcher)
-        with frozen([held.patcher.model]):
-            yield held.classifier
+        load_to_device(managed.patcher)
+        with frozen([managed.patcher.model]):
+            yield managed.classifier
 
 
 @contextmanager
@@ -97,7 +97,10 @@ def training_scope(weights: int) -> Iterator[torch.device]:
 
 
 def manage_vision(make: Callable[[], VisionFeatures]) -> VisionFeatures:
-    """Call ``make`` outside inference mode and hand the result to the host; calling it loads it first."""
+    """Vision features that the host manages: every call loads the network first.
+
+    ``make`` is called outside inference mode.
+    """
     with torch.inference_mode(False):
         vision = make()
     patcher = managed_patcher(vision)
@@ -106,7 +109,10 @@ def manage_vision(make: Callable[[], VisionFeatures]) -> VisionFeatures:
 
 
 def manage_scorer(make: Callable[[], TowerScorer]) -> ClipScorer:
-    """The same for a CLIP, whose towers are of one network; gradients with respect to images are possible outside inference mode."""
+    """A CLIP that the host manages: every use loads the network, of which its towers are parts, first.
+
+    ``make`` is called outside inference mode, and outside it gradients with respect to images are possible.
+    """
     with torch.inference_mode(False):
         return _ManagedScorer(make())
 

@@ -22,7 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_advice(advice: str) -> Iterator[None]:
-    """Raise an out-of-memory error anew with ``advice`` in front, still of the type by which the host frees its models."""
+    """Raise an out-of-memory error anew with ``advice`` in front, still of the type for which the host frees memory."""
     try:
         yield
     except Exception as error:

@@ -11,6 +11,8 @@ import comfy.model_management as model_management
 import comfy.utils
 from comfy_execution.utils import get_executing_context
 
+from ...core.denoiser import Progress
+
 #: Longer side in pixels of a picture shown while a node runs.
 PICTURE_SIDE = 768
 
@@ -29,7 +31,7 @@ def progress_text(text: str) -> None:
 
 
 class StoppableBar:
-    """A progress bar that remembers a press of Cancel instead of raising at once, so that work done can be kept first."""
+    """A progress bar that remembers a press of Cancel instead of raising at once, so that results can be kept."""
 
     def __init__(self) -> None:
         self.bar: Any = None
@@ -62,6 +64,36 @@ class StoppableBar:
         """Raise what was remembered."""
         if self.cancelled is not None:
             raise self.cancelled
+
+
+class PreviewBar:
+    """A core callback that moves the node's bar, never back, and shows the latent preview once a step.
+
+    Args:
+        previewer: the host's latent previewer, or None for no previews.
+        total: length of the bar; ``steps * max_iterations`` of the first report when None.
+    """
+
+    def __init__(self, previewer: Any, total: int | None):
+        self.previewer, self.total = previewer, total
+        self.bar: Any = None
+        self.position = 0
+        self.shown = -1
+
+    def __call__(self, progress: Progress) -> None:
+        """Report one network evaluation or step; a press of Cancel raises at once."""
+        model_management.throw_exception_if_processing_interrupted()
+        span = progress.steps * progress.max_iterations
+        length = self.total or span
+        if self.bar is None:
+            self.bar = comfy.utils.ProgressBar(length)
+        done = progress.step * progress.max_iterations + min(progress.iteration + 1, progress.max_iterations)
+        self.position = max(self.position, min(length, round(length * done / span)))
+        preview = None
+        if self.previewer is not None and progress.step != self.shown:
+            preview = self.previewer.decode_latent_to_preview_image("JPEG", progress.denoised.detach())
+            self.shown = progress.step
+        self.bar.update_absolute(self.position, length, preview)
 
 
 def counting_bar() -> Callable[[int, int], None]:

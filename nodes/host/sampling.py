@@ -1,7 +1,7 @@
 """Running an algorithm on a MODEL inside the host's own sampling machinery.
 
-A ``CFGGuider`` does the loading, LoRA hooks, ControlNet, areas and model wrappers; instead of a k-diffusion sampler it is
-handed a function of a :class:`Session`.
+A ``CFGGuider`` does the loading, LoRA hooks, ControlNet, areas and model wrappers; instead of a k-diffusion sampler it
+is handed a function of a :class:`Session`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .session import Session
 T = TypeVar("T")
 Step = Callable[[Tensor, float], Tensor]
 
-#: Activations saved for a backward pass over the host's estimate for inference: 4.5 for SD 1.5 and 9.7 for SDXL in fp16,
-#: counted on their U-Nets with attention that saves no maps.
+#: Activations saved for a backward pass over the host's estimate for inference: 4.5 for SD 1.5 and 9.7 for SDXL in
+#: fp16, counted on their U-Nets with attention that saves no maps.
 GRADIENT_ROOM = 10
 #: The same where blocks run again: what is kept shrinks to 0.17 of it for SD 1.5 at 512 and 0.13 for SDXL at 1024.
 CHECKPOINTED_ROOM = 2
@@ -60,12 +60,14 @@ def run(
             of the host go by those names; more names may be added freely.
         work: the algorithm. Tensors it returns should be detached; they may live on any device.
         gradients: make gradients with respect to inputs possible (weights stay frozen). Without it, runs under no_grad.
-        gradient_checkpointing: with ``gradients``, the network's blocks keep no activations but run again in the backward pass
-            (:func:`~...core.gradient_checkpointing.checkpointed`): much less memory, more time; u counts the same.
-        sigmas: the descending levels about to be visited, for model patches that look at them; the model's range when None.
+        gradient_checkpointing: with ``gradients``, the network's blocks keep no activations but run again in the
+            backward pass (:func:`~...core.gradient_checkpointing.checkpointed`): much less memory, more time; u counts
+            the same.
+        sigmas: the descending levels about to be visited, which some model patches read; None is the model's range.
         advice: which widget to lower when memory runs out, e.g. "lower batch_size".
-        additional_models: other models that ``work`` needs (patchers: a text encoder, a VAE, a classifier). They are loaded with
-            ``model`` at once, so that none pushes out another, and with ``gradients`` are usable for autograd and frozen.
+        additional_models: other models that ``work`` needs (patchers: a text encoder, a VAE, a classifier). They are
+            loaded with ``model`` at once, so that none pushes out another, and with ``gradients`` are usable for
+            autograd and frozen.
 
     Raises:
         EditingError: unusable latent, conditioning of another text encoder, or whatever ``work`` refuses.
@@ -149,8 +151,14 @@ class SessionGuider(comfy.samplers.CFGGuider):
     """A stock guider that can record gradients, explains a lack of memory and leaves nothing behind when it fails."""
 
     def __init__(
-        self, model: Any, conds: dict[str, list[Any]], *, gradients: bool = False, gradient_checkpointing: bool = False, advice: str = ADVICE
-    ):  # fmt: skip
+        self,
+        model: Any,
+        conds: dict[str, list[Any]],
+        *,
+        gradients: bool = False,
+        gradient_checkpointing: bool = False,
+        advice: str = ADVICE,
+    ):
         super().__init__(model)
         require_conditioning(model, conds)
         self.model_patcher: Any
@@ -174,7 +182,7 @@ class SessionGuider(comfy.samplers.CFGGuider):
             return super().sample(noise, latent_image, *rest, **named).detach()
 
     def outer_sample(self, *arguments: Any, **named: Any) -> Tensor:
-        """The host's ``outer_sample``; a run with gradients first asks for the room that saved activations will need."""
+        """The host's ``outer_sample``; with gradients it first asks for the memory that saved activations need."""
         if self.gradients:
             kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
             wrapper = partial(_with_room, CHECKPOINTED_ROOM if self.gradient_checkpointing else GRADIENT_ROOM)

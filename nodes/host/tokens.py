@@ -1,7 +1,7 @@
-"""The host's CLIP as CASO's first seam, ``core.token_vectors.TokenVectorEncoder``: token vectors in place of words, with gradients.
+"""The host's CLIP reading token vectors in place of words, as CONDITIONING or with gradients.
 
-The tokens of the empty prompt are handed to the host with vectors among them, as its own ``embedding:name`` does it; what
-comes back is therefore what stock CLIP Text Encode would give for an embedding file of those vectors.
+The tokens of the empty prompt are handed to the host with vectors among them, as its own ``embedding:name`` does it;
+what comes back is therefore what stock CLIP Text Encode would give for an embedding file of those vectors.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .conditioning import BLOCK_ENCODERS, POOLED, caught_pooled
 from .gradients import static_patcher
 from .session import Session
 
-PREFIX = (
-    "clip_"  # of an encoder's name in embedding files and in the host's module tree, before the tokenizer's own name
-)
+#: In embedding files and in the host's module tree an encoder's name is this and the tokenizer's name, e.g. "clip_l".
+PREFIX = "clip_"
 
 
-class TokenEncoder:
-    """The text encoder of an SD1, SD2 or SDXL model, reading vectors at positions 1..n of the empty prompt.
+class HostVectorEncoder:
+    """Token vectors to CONDITIONING: the text encoder of an SD1, SD2 or SDXL model, for nodes that only apply vectors.
 
-    Called with vectors it gives CONDITIONING of a single row, without gradients, the very one of stock CLIP Text Encode.
+    Vectors stand at positions 1..n of the empty prompt. The CONDITIONING has one row and no gradients, and is the very
+    one that stock CLIP Text Encode would make.
 
     Args:
         clip: a CLIP; its *CLIP Set Last Layer* and LoRA are respected.
@@ -67,8 +67,8 @@ class TokenEncoder:
         return module.transformer.get_input_embeddings().weight, module.special_tokens["end"]
 
     def word_vectors(self, text: str) -> TokenVectors:
-        """See :class:`~...core.token_vectors.TokenVectorEncoder`. As anywhere in the host, ``embedding:name`` stands for a file's vectors;
-        emphasis, as in (hair:1.2), says nothing."""
+        """See :class:`~...core.token_vectors.TokenVectorEncoder`. As anywhere in the host, ``embedding:name`` stands
+        for a file's vectors; emphasis, as in (hair:1.2), says nothing."""
         blocks = self.clip.tokenize(text)
         found: dict[str, Tensor] = {}
         for name in self.names:
@@ -103,10 +103,11 @@ class TokenEncoder:
         return self.clip.encode_from_tokens_scheduled(self.tokens(vectors))
 
 
-class SessionVectorEncoder(TokenEncoder):
-    """``core.token_vectors.TokenVectorEncoder`` while a MODEL is loaded: conditionings of the session's Denoiser, differentiable.
+class SessionVectorEncoder(HostVectorEncoder):
+    """The same with gradients, for learning vectors inside a run (``core.token_vectors.TokenVectorEncoder``).
 
-    Make one before the run, load :attr:`patcher` with the MODEL, and :meth:`bind` it inside.
+    Called with vectors it gives a conditioning of the session's Denoiser. Make one before the run, load :attr:`patcher`
+    together with the MODEL (``additional_models`` of ``run``), and :meth:`bind` it inside.
     """
 
     def __init__(self, clip: Any):
@@ -120,7 +121,9 @@ class SessionVectorEncoder(TokenEncoder):
         return self
 
     def encode(self, vectors: TokenVectors) -> tuple[Tensor, Tensor | None]:
-        """``(states [B, 77, D], pooled [B, P] or None where the model has no use for it)`` of ``vectors``, each ``[B, n, D]``."""
+        """``(states [B, 77, D], pooled [B, P] or None where the model has no use for it)`` of ``vectors``, each
+        ``[B, n, D]``.
+        """
         tokens = self.tokens(vectors)
         network = self.patcher.model
         network.reset_clip_options()

@@ -1,4 +1,4 @@
-"""The host's VAE as CASO's second seam, ``core.token_vectors.ImageDecoder``, and pictures into latents."""
+"""The host's VAE: decoding with gradients (``core.token_vectors.ImageDecoder``), pictures to latents and back."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from .session import Session
 
 
 class SessionDecoder:
-    """``core.token_vectors.ImageDecoder`` while a MODEL is loaded: its latents to images, differentiable and not clipped.
+    """``core.token_vectors.ImageDecoder`` while a MODEL is loaded: latents to images, differentiable, not clipped.
 
-    Make one before the run, load :attr:`patcher` with the MODEL, and :meth:`bind` it inside.
+    Make one before the run, load :attr:`patcher` together with the MODEL (``additional_models`` of ``run``), and
+    :meth:`bind` it inside.
 
     Args:
         vae: a VAE of still images, of any dtype; a tiny one (TAESD) is one too.
@@ -44,7 +45,9 @@ class SessionDecoder:
 
 
 def decoder_blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
-    """Blocks of what a VAE's network decodes with, by the names that the host's and TAESD's decoders have; none elsewhere."""
+    """Blocks of what a VAE's network decodes with, by the names that the host's and TAESD's decoders have; none
+    elsewhere.
+    """
     return [block for name, part in network.named_modules() if name.endswith("decoder") for block in blocks_of(part)]
 
 

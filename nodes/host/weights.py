@@ -1,4 +1,4 @@
-"""Models in diffusers' layout as the host's MODEL, CLIP and VAE. Sizes come from the config, so small models work too."""
+"""Models in diffusers' layout as the host's MODEL, CLIP and VAE; sizes are read from their configurations."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def unet_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert_unet(weights: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Diffusers U-Net ``weights`` under the names of ComfyUI's ``UNetModel`` made from ``config`` (:func:`unet_config`)."""
+    """Diffusers U-Net ``weights`` under the names of ComfyUI's ``UNetModel`` made from ``config``
+    (:func:`unet_config`).
+    """
     names = comfy.utils.unet_to_diffusers(config)
     return {names[key]: value for key, value in weights.items()}
 

@@ -32,7 +32,8 @@ class SaveInversion(io.ComfyNode):
             node_id="SemEdit_SaveInversion",
             display_name="Save Inversion",
             category="semantic editing/inversion",
-            description="Saves an inversion as a safetensors file in ComfyUI's models/inversions folder, with the model it belongs to.",
+            description="Saves an inversion as a safetensors file in ComfyUI's models/inversions folder, with the "
+            "model it belongs to.",
             search_aliases=["store inversion", "export inversion", "write noise"],
             inputs=[
                 widget(InversionType, "inversion", tooltip="The inversion to save."),
@@ -73,8 +74,11 @@ class LoadInversion(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, inversion_file: str, **others: Any) -> str:
-        """Size and time of the file, so that a file saved anew is read anew."""
+    def fingerprint_inputs(cls, inversion_file: str, model: Any = None) -> str:
+        """Size and time of the file, so that a file saved anew is read anew.
+
+        The host may call this without the wired ``model``.
+        """
         return file_fingerprint(FOLDER, inversion_file)
 
     @classmethod

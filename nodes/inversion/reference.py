@@ -28,8 +28,8 @@ class GenerateReference(io.ComfyNode):
             node_id="SemEdit_GenerateReference",
             display_name="Reference From Noise",
             category="semantic editing/inversion",
-            description="Generates an image from a seed and records its trajectory, so that a made-up image can be edited like a real one, "
-            "without any inversion.",
+            description="Generates an image from a seed and records its trajectory, so that a made-up image can be "
+            "edited like a real one, without any inversion.",
             search_aliases=["synthetic image edit", "text to image reference", "pix2pix-zero synthetic"],
             inputs=[
                 widget(io.Model, "model", tooltip="The diffusion model; edit with the same one."),

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...core.spdinv.invert import invert
-from ...core.spdinv.solvers import OPTIMIZERS, SOLVERS
+from torch import Tensor
+
+from ...core.spdinv.invert import spdinv
+from ...core.spdinv.solvers import OPTIMIZERS, SOLVERS, Optimizer, Solver, SPDInvSettings
 from ..common.inputs import steps_input
 from ..common.inverting import image_inputs, invert_image, inverting_outputs, sigmas_input
 from ..host.schema import io, schema, widget
+
+#: Carries a ``core.spdinv.solvers.SPDInvSettings``.
+SPDInvSettingsType = io.Custom("SEMEDIT_SPDINV_SETTINGS")
 
 
 class SPDInvInversion(io.ComfyNode):
@@ -21,8 +26,9 @@ class SPDInvInversion(io.ComfyNode):
             node_id="SemEdit_SPDInvInversion",
             display_name="SPDInv Inversion",
             category="semantic editing/inversion",
-            description="Turns a real image back into the noise from which this model makes exactly that image. Every step is solved to a "
-            "measured residual, so that sampling from the noise rebuilds the picture. For SD 1.x, SD 2.x, SDXL and flow models.",
+            description="Turns a real image back into the noise from which this model makes exactly that image. Every "
+            "step is solved to a measured residual, so that sampling from the noise rebuilds the picture. For SD 1.x, "
+            "SD 2.x, SDXL and flow models.",
             search_aliases=[
                 "ddim inversion",
                 "fixed point inversion",
@@ -35,50 +41,53 @@ class SPDInvInversion(io.ComfyNode):
             inputs=[
                 *image_inputs(),
                 steps_input(
-                    "Steps of the trajectory. More is finer and slower; 20 to 50 is usual. Ignored when sigmas is wired."
+                    "Steps of the trajectory. More is finer and slower; 20 to 50 is usual. Ignored when sigmas is "
+                    "wired."
                 ),
                 widget(
                     io.Combo,
                     "solver",
                     options=list(SOLVERS),
-                    default="auto",
-                    tooltip="auto: the quickest that reaches the tolerance. fixed_point, anderson: iterations without gradients. "
-                    "gradient: the paper's descent, slow. ddim: plain DDIM inversion, no solving at all, for comparison.",
+                    default=SPDInvSettings.solver,
+                    tooltip="auto: the quickest that reaches the tolerance. fixed_point, anderson: iterations without "
+                    "gradients. gradient: the paper's descent, slow. ddim: plain DDIM inversion, no solving at all, "
+                    "for comparison.",
                 ),
                 widget(
                     io.Float,
                     "tolerance",
-                    default=5e-6,
+                    default=SPDInvSettings.tolerance,
                     min=0.0,
                     max=1.0,
                     step=1e-6,
                     round=1e-9,
                     advanced=True,
-                    tooltip="Mean-square residual at which a step counts as solved. 0.000005 is the paper's; smaller is slower and "
-                    "more exact, "
-                    "0 always uses all iterations.",
+                    tooltip="Mean-square residual at which a step counts as solved. 0.000005 is the paper's; smaller "
+                    "is slower and more exact, 0 always uses all iterations.",
                 ),
                 widget(
                     io.Int,
                     "max_iterations",
-                    default=25,
+                    default=SPDInvSettings.max_iterations,
                     min=1,
                     max=500,
                     advanced=True,
-                    tooltip="Most evaluations of the model in one step. 25 is the paper's; the best iterate is kept when it runs out.",
+                    tooltip="Most evaluations of the model in one step. 25 is the paper's; the best iterate is kept "
+                    "when it runs out.",
                 ),
                 widget(
                     io.Combo,
                     "optimizer",
                     options=list(OPTIMIZERS),
-                    default="adamw",
+                    default=SPDInvSettings.optimizer,
                     advanced=True,
-                    tooltip="For solver 'gradient': adamw as in the released code, gradient_descent as printed in the paper.",
+                    tooltip="For solver 'gradient': adamw as in the released code, gradient_descent as printed in the "
+                    "paper.",
                 ),
                 widget(
                     io.Float,
                     "learning_rate",
-                    default=1e-3,
+                    default=SPDInvSettings.learning_rate,
                     min=0.0,
                     max=10.0,
                     step=1e-4,
@@ -92,10 +101,25 @@ class SPDInvInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, solver: str, tolerance: float, **wired: Any) -> Any:
-        """Invert; ``wired`` are the other inputs by their names; EditingError for unusable input passes through as it is."""
-        given = {**wired, "solver": solver, "tolerance": tolerance, "check_residual": True}
-        return invert_image(cls, invert, given, gradients=solver in ("auto", "gradient"), plot_line=tolerance)
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        latent: dict[str, Any],
+        steps: int,
+        solver: Solver,
+        tolerance: float,
+        max_iterations: int,
+        optimizer: Optimizer,
+        learning_rate: float,
+        sigmas: Tensor | None = None,
+    ) -> Any:
+        """Invert, with every residual measured; EditingError for unusable input passes through as it is."""
+        settings = SPDInvSettings(solver, tolerance, max_iterations, optimizer, learning_rate, check_residual=True)
+        gradients, line = settings.may_descend, settings.tolerance
+        return invert_image(
+            cls, spdinv, settings, model, positive, latent, steps, sigmas, gradients=gradients, plot_line=line
+        )
 
 
 NODES = [SPDInvInversion]

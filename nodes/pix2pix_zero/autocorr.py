@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...core.pix2pix_zero.autocorr_inversion import PRESETS, SHIFTS, autocorr_invert
+from torch import Tensor
+
+from ...core.pix2pix_zero.autocorr_inversion import (
+    PRESETS,
+    SHIFTS,
+    AutocorrSettings,
+    Preset,
+    ShiftChoice,
+    autocorr_invert,
+)
 from ..common.inputs import seed_input, steps_input
 from ..common.inverting import image_inputs, invert_image, inverting_outputs, sigmas_input
 from ..host.schema import io, schema, widget
+
+#: Carries a ``core.pix2pix_zero.autocorr_inversion.AutocorrSettings``.
+AutocorrSettingsType = io.Custom("SEMEDIT_AUTOCORR_SETTINGS")
 
 
 class AutocorrDDIMInversion(io.ComfyNode):
@@ -20,8 +32,9 @@ class AutocorrDDIMInversion(io.ComfyNode):
             node_id="SemEdit_AutocorrDDIMInversion",
             display_name="Autocorr DDIM Inversion",
             category="semantic editing/inversion",
-            description="DDIM inversion of pix2pix-zero: every step's predicted noise is pushed towards white noise (neighbours "
-            "uncorrelated, variance 1). Rebuilds the image less exactly than SPDInv Inversion, but its noise edits well.",
+            description="DDIM inversion of pix2pix-zero: every step's predicted noise is pushed towards white noise "
+            "(neighbours uncorrelated, variance 1). Rebuilds the image less exactly than SPDInv Inversion, but its "
+            "noise edits well.",
             search_aliases=[
                 "pix2pix-zero inversion",
                 "regularized ddim inversion",
@@ -35,25 +48,27 @@ class AutocorrDDIMInversion(io.ComfyNode):
                 widget(
                     io.Float,
                     "weight_pair",
-                    default=20.0,
+                    default=AutocorrSettings.weight_pair,
                     min=0.0,
                     max=1000.0,
                     step=1.0,
-                    tooltip="How strongly correlations between pixels are taken out of the noise. 0 is off; 20 is the paper's.",
+                    tooltip="How strongly correlations between pixels are taken out of the noise. 0 is off; 20 is the "
+                    "paper's.",
                 ),
                 widget(
                     io.Float,
                     "weight_kl",
-                    default=20.0,
+                    default=AutocorrSettings.weight_kl,
                     min=0.0,
                     max=1000.0,
                     step=1.0,
-                    tooltip="How strongly mean 0 and variance 1 are restored. 0 is off; 20 is the paper's; 40 and more overshoots.",
+                    tooltip="How strongly mean 0 and variance 1 are restored. 0 is off; 20 is the paper's; 40 and more "
+                    "overshoots.",
                 ),
                 widget(
                     io.Int,
                     "iterations",
-                    default=5,
+                    default=AutocorrSettings.iterations,
                     min=0,
                     max=100,
                     tooltip="Regularisation rounds in each step. 0 is plain DDIM inversion; 5 is the paper's.",
@@ -62,18 +77,19 @@ class AutocorrDDIMInversion(io.ComfyNode):
                     io.Combo,
                     "shifts",
                     options=list(SHIFTS),
-                    default="random",
+                    default=AutocorrSettings.shifts,
                     advanced=True,
-                    tooltip="random: the paper's random shift per round. all: every shift at once, without any randomness.",
+                    tooltip="random: the paper's random shift per round. all: every shift at once, without any "
+                    "randomness.",
                 ),
                 widget(
                     io.Combo,
                     "preset",
                     options=list(PRESETS),
-                    default="consistent",
+                    default=AutocorrSettings.preset,
                     advanced=True,
-                    tooltip="consistent: inverts the very levels that sampling visits. released: does as the published code, for "
-                    "comparison.",
+                    tooltip="consistent: inverts the very levels that sampling visits. released: does as the published "
+                    "code, for comparison.",
                 ),
                 seed_input("Which random shifts are drawn; without effect for shifts 'all'.", advanced=True),
                 sigmas_input(),
@@ -82,9 +98,23 @@ class AutocorrDDIMInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **wired: Any) -> Any:
-        """Invert; ``wired`` are the inputs by their names; EditingError for unusable input passes through as it is."""
-        return invert_image(cls, autocorr_invert, wired)
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        latent: dict[str, Any],
+        steps: int,
+        weight_pair: float,
+        weight_kl: float,
+        iterations: int,
+        shifts: ShiftChoice,
+        preset: Preset,
+        seed: int,
+        sigmas: Tensor | None = None,
+    ) -> Any:
+        """Invert; EditingError for unusable input passes through as it is."""
+        settings = AutocorrSettings(weight_pair, weight_kl, iterations, shifts, seed, preset)
+        return invert_image(cls, autocorr_invert, settings, model, positive, latent, steps, sigmas)
 
 
 NODES = [AutocorrDDIMInversion]

@@ -26,7 +26,8 @@ class SaveEditDirection(io.ComfyNode):
             node_id="SemEdit_SaveEditDirection",
             display_name="Save Edit Direction",
             category=CATEGORY,
-            description="Saves an edit direction as a safetensors file in ComfyUI's models/edit_directions folder, with its text encoder.",
+            description="Saves an edit direction as a safetensors file in ComfyUI's models/edit_directions folder, "
+            "with its text encoder.",
             search_aliases=["store direction", "export direction"],
             inputs=[
                 widget(EditDirectionType, "edit_direction", tooltip="The direction to save."),
@@ -57,8 +58,8 @@ class LoadEditDirection(io.ComfyNode):
             node_id="SemEdit_LoadEditDirection",
             display_name="Load Edit Direction",
             category=CATEGORY,
-            description="Loads an edit direction: a file saved by Save Edit Direction, or a published pix2pix-zero .pt file (SD 1.x). "
-            "Old files are read without running any code in them.",
+            description="Loads an edit direction: a file saved by Save Edit Direction, or a published pix2pix-zero .pt "
+            "file (SD 1.x). Old files are read without running any code in them.",
             search_aliases=["open direction", "import direction", "pix2pix-zero .pt"],
             inputs=[
                 file_input("direction_file", FOLDER),
@@ -68,9 +69,8 @@ class LoadEditDirection(io.ComfyNode):
                     options=[NONE, *list_files(FOLDER)],
                     default=NONE,
                     advanced=True,
-                    tooltip="For published word embeddings (cat.pt, dog.pt): the file of the source word, direction_file being the "
-                    "target's. "
-                    "none for ordinary directions.",
+                    tooltip="For published word embeddings (cat.pt, dog.pt): the file of the source word, "
+                    "direction_file being the target's. none for ordinary directions.",
                 ),
             ],
             outputs=[

@@ -1,8 +1,4 @@
-"""The V3 node API of the host behind one compatibility shim.
-
-Hosts from 0.3.64 to today accept different sets of keyword arguments (``search_aliases`` of a schema, ``advanced`` of a
-widget). :func:`schema` and :func:`widget` pass on what the running host knows and drop the rest.
-"""
+"""Sentence Edit Direction, Apply Edit Direction: from one meaning to another in the text encoder."""
 
 from __future__ import annotations
 
@@ -19,8 +15,6 @@ from ..host.schema import io, schema, widget
 
 #: Socket carrying a ``core.pix2pix_zero.edit_direction.EditDirection``.
 EditDirectionType = io.Custom("EDIT_DIRECTION")
-
-
 CATEGORY = "semantic editing/direction"
 
 
@@ -34,8 +28,9 @@ class SentenceEditDirection(io.ComfyNode):
             node_id="SemEdit_SentenceEditDirection",
             display_name="Sentence Edit Direction",
             category=CATEGORY,
-            description="Finds the direction from one meaning to another in the text encoder: two words, or two lists of sentences. "
-            "The mean difference of many sentences is a steadier edit than swapping one word in one prompt.",
+            description="Finds the direction from one meaning to another in the text encoder: two words, or two lists "
+            "of sentences. The mean difference of many sentences is a steadier edit than swapping one word in one "
+            "prompt.",
             search_aliases=[
                 "pix2pix-zero",
                 "word to word",
@@ -65,18 +60,16 @@ class SentenceEditDirection(io.ComfyNode):
                     "mode",
                     options=list(get_args(Mode)),
                     default="auto",
-                    tooltip="auto: one line without a full stop is a word, all else are sentences. words: put the phrase into the "
-                    "built-in sentences. "
-                    "sentences: take every line as it is.",
+                    tooltip="auto: one line without a full stop is a word, all else are sentences. words: put the "
+                    "phrase into the built-in sentences. sentences: take every line as it is.",
                 ),
                 widget(
                     io.Combo,
                     "bank",
                     options=list(get_args(Bank)),
                     default="general",
-                    tooltip="Built-in sentences for words. general: everyday photos, for a noun (cat, red car). portrait: captions of "
-                    "the demo "
-                    "world, for a look (smiling, with a beard).",
+                    tooltip="Built-in sentences for words. general: everyday photos, for a noun (cat, red car). "
+                    "portrait: captions of the demo world, for a look (smiling, with a beard).",
                 ),
                 widget(
                     io.Int,
@@ -84,9 +77,8 @@ class SentenceEditDirection(io.ComfyNode):
                     default=DEFAULT_COUNT,
                     min=1,
                     max=MAX_COUNT,
-                    tooltip="How many built-in sentences a word is put into on each side. More is steadier and slower; 100 to 1000 is "
-                    "usual. "
-                    "Lines of your own are not affected.",
+                    tooltip="How many built-in sentences a word is put into on each side. More is steadier and slower; "
+                    "100 to 1000 is usual. Lines of your own are not affected.",
                 ),
                 widget(
                     io.Int,
@@ -156,22 +148,23 @@ class ApplyEditDirection(io.ComfyNode):
                     min=-3.0,
                     max=3.0,
                     step=0.05,
-                    tooltip="0 leaves the prompt exactly as it is, 1 is the whole direction, negative goes the other way. 0.5 to 2 is "
-                    "usual.",
+                    tooltip="0 leaves the prompt exactly as it is, 1 is the whole direction, negative goes the other "
+                    "way. 0.5 to 2 is usual.",
                 ),
                 widget(
                     io.Clip,
                     "clip",
                     optional=True,
-                    tooltip="The text encoder of the prompt. Wired, a direction made with another encoder is refused by name; "
-                    "unwired, only the width is compared.",
+                    tooltip="The text encoder of the prompt. Wired, a direction made with another encoder is refused "
+                    "by name; unwired, only the width is compared.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(
                     "edited_conditioning",
                     display_name="conditioning",
-                    tooltip="The shifted prompt; wire it as target of Cross-Attn Guided Sampler or as positive of any sampler.",
+                    tooltip="The shifted prompt; wire it as target of Cross-Attn Guided Sampler or as positive of any "
+                    "sampler.",
                 )
             ],
         )

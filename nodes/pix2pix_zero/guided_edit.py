@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor
 
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
-from ...core.pix2pix_zero.guided_edit import RESOLUTIONS, CrossAttentionGuidance, Preset, cross_attention_guided_edit
+from ...core.pix2pix_zero.guided_edit import PRESETS, CrossAttentionGuidance, CrossAttentionSettings, Preset
 from ..common.inputs import cfg_input, mask_input
 from ..common.reports import cost_report, report_output, shown
 from ..common.sockets import InversionType
-from ..common.trajectory_edit import EulerOnly, on_device
-from ..host.conditioning import conditioning_from_tensors
+from ..common.trajectory_edit import EulerOnly, edit_conditionings, on_device
 from ..host.latents import latent_from_model, sigmas_out
 from ..host.sampling import DenoiserGuider, run
 from ..host.schema import io, schema, widget
 from ..host.session import Session
 
+#: Carries a ``core.pix2pix_zero.guided_edit.CrossAttentionSettings``.
+CrossAttentionSettingsType = io.Custom("SEMEDIT_CROSS_ATTENTION_SETTINGS")
 CATEGORY = "semantic editing/sampling"
-
-
 ADVICE = "choose resolution '<=32' or '<=16', a smaller image or batch 1"
-
-
-def source_prompt(inversion: Inversion, source: Any) -> Any:
-    """The wired source CONDITIONING, or the one the INVERSION carries.
-
-    Raises:
-        EditingError: neither is there.
-    """
-    if source is not None:
-        return source
-    if inversion.cond is None:
-        raise EditingError("This inversion carries no prompt of its own; wire the prompt it was made with into source.")
-    return conditioning_from_tensors(dict(inversion.cond))
-
-
-def conditionings(inversion: Inversion, target: Any, source: Any, negative: Any) -> dict[str, Any]:
-    """CONDITIONING by the names that the host's rules for ControlNet and areas go by."""
-    conds = {"positive": target, "source": source_prompt(inversion, source)}
-    return conds if negative is None else conds | {"negative": negative}
+#: Choices of the layers to guide by the side of their query grid: all, or up to so many latent pixels.
+RESOLUTIONS: dict[str, int | None] = {"all": None, "<=32": 32, "<=16": 16}
 
 
 def guidance_widgets() -> list[Any]:
@@ -60,26 +42,29 @@ def guidance_widgets() -> list[Any]:
         ),
         widget(io.Conditioning, "target", tooltip="The prompt of the edited image, usually from Apply Edit Direction."),
         cfg_input(
-            "How strongly the target prompt pulls. 1 is no extra pull; 3 to 7.5 is usual; higher edits more and keeps less."
+            "How strongly the target prompt pulls. 1 is no extra pull; 3 to 7.5 is usual; higher edits more and keeps "
+            "less.",
+            CrossAttentionSettings.cfg,
         ),
         widget(
             io.Float,
             "guidance",
-            default=0.1,
+            default=CrossAttentionSettings.guidance,
             min=0.0,
             max=10.0,
             step=0.01,
-            tooltip="How strongly the layout of the source is kept. 0 is plain sampling; 0.05 to 0.3 is usual; higher keeps more and "
-            "edits less.",
+            tooltip="How strongly the layout of the source is kept. 0 is plain sampling; 0.05 to 0.3 is usual; higher "
+            "keeps more and edits less.",
         ),
         widget(
             io.Float,
             "guided_fraction",
-            default=1.0,
+            default=CrossAttentionSettings.guided_fraction,
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="Share of the steps, from the noisy end, on which the layout is held. 1 (the paper) is all, 0 none; less is faster.",
+            tooltip="Share of the steps, from the noisy end, on which the layout is held. 1 (the paper) is all, 0 "
+            "none; less is faster.",
         ),
         widget(
             io.Combo,
@@ -87,16 +72,17 @@ def guidance_widgets() -> list[Any]:
             options=list(RESOLUTIONS),
             default="all",
             advanced=True,
-            tooltip="Which attention maps count, by their side in latent pixels. all is the paper's; <=32 and <=16 need less memory.",
+            tooltip="Which attention maps count, by their side in latent pixels. all is the paper's; <=32 and <=16 "
+            "need less memory.",
         ),
         widget(
             io.Combo,
             "preset",
-            options=list(get_args(Preset)),
-            default="lockstep",
+            options=list(PRESETS),
+            default=CrossAttentionSettings.preset,
             advanced=True,
-            tooltip="lockstep: the paper's algorithm. carried: goes on from the moved latent, steadier at strong guidance. "
-            "released: does as the published code did (both branches are moved), for comparison.",
+            tooltip="lockstep: the paper's algorithm. carried: goes on from the moved latent, steadier at strong "
+            "guidance. released: does as the published code did (both branches are moved), for comparison.",
         ),
         widget(
             io.Conditioning,
@@ -108,32 +94,38 @@ def guidance_widgets() -> list[Any]:
             io.Conditioning,
             "negative",
             optional=True,
-            tooltip="What to move away from when cfg is not 1. Unwired: the source prompt, as in the paper for real images.",
+            tooltip="What to move away from when cfg is not 1. Unwired: the source prompt, as in the paper for real "
+            "images.",
         ),
         mask_input(),
     ]
 
 
-def edit_settings(
-    cfg: float, guidance: float, guided_fraction: float, resolution: str, preset: str, mask: Tensor | None = None
-) -> dict[str, Any]:  # fmt: skip
-    """Values of the widgets by the names of :class:`CrossAttentionGuidance`.
+def max_resolution(resolution: str) -> int | None:
+    """The widget's choice as :attr:`CrossAttentionSettings.max_resolution`.
 
     Raises:
         EditingError: a resolution that is not offered; old hosts do not check combos.
     """
     if resolution not in RESOLUTIONS:
         raise EditingError(f"There is no resolution {resolution!r}; use one of {', '.join(RESOLUTIONS)}.")
-    return {
-        "cfg": cfg, "guidance": guidance, "guided_fraction": guided_fraction, "max_resolution": RESOLUTIONS[resolution],
-        "preset": preset, "mask": mask,
-    }  # fmt: skip
+    return RESOLUTIONS[resolution]
 
 
-def what_to_edit(session: Session, inversion: Inversion) -> tuple[Any, ...]:
-    """Denoiser, source trajectory, source, target and negative conditioning: what :class:`CrossAttentionGuidance` takes by position."""
+def edit_of(
+    session: Session, inversion: Inversion, settings: CrossAttentionSettings, mask: Tensor | None
+) -> CrossAttentionGuidance:
+    """The edit with the denoiser and the conditionings of ``session``."""
     conds = session.conds
-    return session.denoiser, on_device(inversion, session), conds["source"], conds["positive"], conds.get("negative")
+    return CrossAttentionGuidance(
+        session.denoiser,
+        on_device(inversion, session),
+        conds["source"],
+        conds["positive"],
+        conds.get("negative"),
+        settings,
+        mask,
+    )
 
 
 class CrossAttnGuidedSampler(io.ComfyNode):
@@ -146,8 +138,9 @@ class CrossAttnGuidedSampler(io.ComfyNode):
             node_id="SemEdit_CrossAttnGuidedSampler",
             display_name="Cross-Attn Guided Sampler",
             category=CATEGORY,
-            description="Makes the edited image from an inversion: samples with the target prompt while gradients hold the cross-attention "
-            "maps of the source, so that the layout stays. A batch in the inversion gives a batch of edits.",
+            description="Makes the edited image from an inversion: samples with the target prompt while gradients hold "
+            "the cross-attention maps of the source, so that the layout stays. A batch in the inversion gives a batch "
+            "of edits.",
             search_aliases=[
                 "pix2pix-zero",
                 "cross attention guidance",
@@ -164,20 +157,29 @@ class CrossAttnGuidedSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, inversion: Inversion, target: Any, source: Any = None, negative: Any = None, **knobs: Any
+        cls,
+        model: Any,
+        inversion: Inversion,
+        target: Any,
+        cfg: float,
+        guidance: float,
+        guided_fraction: float,
+        resolution: str,
+        preset: Preset,
+        source: Any = None,
+        negative: Any = None,
+        mask: Tensor | None = None,
     ) -> Any:
-        """Edit; ``knobs`` are those of :func:`edit_settings`; EditingError for unusable input passes through as it is."""
-        settings = edit_settings(**knobs)
+        """Edit; EditingError for unusable input passes through as it is."""
+        settings = CrossAttentionSettings(cfg, guidance, guided_fraction, max_resolution(resolution), preset)
 
         def work(session: Session) -> tuple[Tensor, str]:
-            edited = cross_attention_guided_edit(
-                *what_to_edit(session, inversion), **settings, callback=session.callback()
-            )
+            edited = edit_of(session, inversion, settings, mask).run(inversion.steps, session.callback())
             return edited, cost_report(session.denoiser.evaluations, inversion)
 
         empty = latent_from_model(model, inversion.latents[0])
-        conds = conditionings(inversion, target, source, negative)
-        gradients, sigmas = settings["guidance"] > 0, sigmas_out(inversion.sigmas)
+        conds = edit_conditionings(inversion, target, source, negative)
+        gradients, sigmas = settings.guidance > 0, sigmas_out(inversion.sigmas)
         edited, report = run(model, empty, conds, work, gradients=gradients, sigmas=sigmas, advice=ADVICE)
         return io.NodeOutput(latent_from_model(model, edited), report, ui=shown(report))
 
@@ -192,8 +194,8 @@ class CrossAttnGuider(io.ComfyNode):
             node_id="SemEdit_CrossAttnGuider",
             display_name="Cross-Attn Guider",
             category=CATEGORY,
-            description="Cross-Attn Guided Sampler as a guider for SamplerCustomAdvanced. Wire the inversion's own noise, noise latent and "
-            "sigmas, and the euler sampler.",
+            description="Cross-Attn Guided Sampler as a guider for SamplerCustomAdvanced. Wire the inversion's own "
+            "noise, noise latent and sigmas, and the euler sampler.",
             search_aliases=["pix2pix-zero", "cross attention guidance", "custom guider", "structure preserving edit"],
             inputs=guidance_widgets(),
             outputs=[
@@ -205,16 +207,27 @@ class CrossAttnGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, inversion: Inversion, target: Any, source: Any = None, negative: Any = None, **knobs: Any
+        cls,
+        model: Any,
+        inversion: Inversion,
+        target: Any,
+        cfg: float,
+        guidance: float,
+        guided_fraction: float,
+        resolution: str,
+        preset: Preset,
+        source: Any = None,
+        negative: Any = None,
+        mask: Tensor | None = None,
     ) -> Any:
-        """A guider that keeps no state between sampling runs; ``knobs`` are those of :func:`edit_settings`."""
-        settings = edit_settings(**knobs)
+        """A guider that keeps no state between sampling runs."""
+        settings = CrossAttentionSettings(cfg, guidance, guided_fraction, max_resolution(resolution), preset)
 
         def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
-            return EulerOnly(CrossAttentionGuidance(*what_to_edit(session, inversion), **settings))
+            return EulerOnly(edit_of(session, inversion, settings, mask))
 
-        conds = conditionings(inversion, target, source, negative)
-        return io.NodeOutput(DenoiserGuider(model, conds, prepare, gradients=settings["guidance"] > 0, advice=ADVICE))
+        conds = edit_conditionings(inversion, target, source, negative)
+        return io.NodeOutput(DenoiserGuider(model, conds, prepare, gradients=settings.guidance > 0, advice=ADVICE))
 
 
 NODES = [CrossAttnGuidedSampler, CrossAttnGuider]

@@ -58,7 +58,7 @@ class RegionBoxGenerator(io.ComfyNode):
             display_name="Region Box Generator",
             category=CATEGORY,
             description="Finds where an edit belongs, without a drawn mask: tries boxes around what the image shows, "
-                        "and ranks the edits "
+            "and ranks the edits "
             "by CLIP. Gives the best box as MASK for any inpainting nodes, and the edited image.",
             search_aliases=[
                 "learnable regions",
@@ -104,7 +104,7 @@ class RegionBoxGenerator(io.ComfyNode):
                     default=TIGHTEST,
                     advanced=True,
                     tooltip="Who may be first. Best of each anchor: the box of lowest loss of each place, as in the "
-                            "paper. All: every "
+                    "paper. All: every "
                     "rendered box, by score alone. Tightest of the best: where it is known where the text acts "
                     "(Region Inversion Editor), a box's share of the best gain in score, how well it frames that "
                     "place and how much of "
@@ -119,7 +119,7 @@ class RegionBoxGenerator(io.ComfyNode):
                     default="restrict",
                     advanced=True,
                     tooltip="What a wired mask means. Restrict: edits stay inside it (white). Exclude: they stay out "
-                            "of it.",
+                    "of it.",
                 ),
                 widget(
                     io.Int,
@@ -138,7 +138,7 @@ class RegionBoxGenerator(io.ComfyNode):
                     min=0,
                     max=64,
                     tooltip="Places to try besides: where the target text pulls at the image most, with boxes that "
-                            "frame them. "
+                    "frame them. "
                     "Only Region Inversion Editor can tell; others pay nothing. Off with strategy policy.",
                 ),
                 widget(
@@ -147,7 +147,7 @@ class RegionBoxGenerator(io.ComfyNode):
                     default=True,
                     advanced=True,
                     tooltip="In the end move the sides of the best box while that makes it better, for one more "
-                            "render. Only with "
+                    "render. Only with "
                     "Region Inversion Editor (screening_steps 0), change_anchors and the winner tightest of the "
                     "best; others pay nothing.",
                 ),
@@ -162,7 +162,7 @@ class RegionBoxGenerator(io.ComfyNode):
                     "region_network",
                     optional=True,
                     tooltip="A trained network to start from, and to choose by with strategy policy. It is not "
-                            "changed.",
+                    "changed.",
                 ),
             ],
             outputs=[
@@ -193,7 +193,7 @@ class RegionBoxGenerator(io.ComfyNode):
                     "scores",
                     display_name="scores",
                     tooltip="A table: rank, box, score S = 2 S_t2i + S_i2i with its parts, loss with its parts. A "
-                            "star marks the best box "
+                    "star marks the best box "
                     "of a place.",
                 ),
                 io.Image.Output(
@@ -302,8 +302,8 @@ class RegionBoxGenerator(io.ComfyNode):
         """The node's outputs and what it shows."""
         found, table = search.candidates(), search.tables[0]
         best = found[0]
-        first = f"best box: {best.box.width} x {best.box.height} pixels at ({best.box.x}, {best.box.y}), score "
-                f"{best.score:.3f}"
+        box = best.box
+        first = f"best box: {box.width} x {box.height} pixels at ({box.x}, {box.y}), score {best.score:.3f}"
         report = "\n".join(filter(None, [first, search_report(search), policy_report(search), *remarks]))
         edits = torch.cat([search.edited(candidate) for candidate in (found[:most] if most else found)]).movedim(1, -1)
         picture = region_picture(table.image, search.views[0].attention[0], table.proposals, found, BEST)[None]

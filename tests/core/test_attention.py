@@ -65,9 +65,15 @@ def sd1_shaped_unet():
     """Stable Diffusion 1's layout, 4 levels with 2 layers each, 8 channels wide."""
     blocks = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     return UNet2DConditionModel(
-        sample_size=8, down_block_types=blocks[0], up_block_types=blocks[1], block_out_channels=(8, 8, 8, 8),
-        layers_per_block=2, norm_num_groups=4, cross_attention_dim=TEXT_WIDTH, attention_head_dim=2,
-    )  # fmt: skip
+        sample_size=8,
+        down_block_types=blocks[0],
+        up_block_types=blocks[1],
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=2,
+        norm_num_groups=4,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=2,
+    )
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 22)])

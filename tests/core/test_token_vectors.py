@@ -1,7 +1,5 @@
 """CASO's seams: vectors in place of words, and images back out, with gradients."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 
@@ -10,14 +8,14 @@ from semantic_editing.core.caso.training import EmbeddingTrainer
 from semantic_editing.core.demo.builders import DemoDecoder, demo_vector_encoder
 from semantic_editing.core.demo.model import load_demo_model
 from semantic_editing.core.diffusers.checkpoint import Checkpoint
+from semantic_editing.core.diffusers.denoiser import frozen
 from semantic_editing.core.diffusers.token_vectors import (
     DiffusersDecoder,
     TransformersVectorEncoder,
-    checkpoint_decoder,
     checkpoint_vector_encoder,
-    unet_checkpointing,
 )
 from semantic_editing.core.errors import EditingError
+from semantic_editing.core.gradient_checkpointing import blocks_of, checkpointed
 from semantic_editing.core.token_vectors import clamp_through, empty_condition, start_vectors
 from semantic_editing.tests.core.caso.tiny_caso import (
     END,
@@ -118,15 +116,15 @@ def test_vectors_of_another_model_are_refused_by_both_names():
         tiny_vector_encoder()({"clip_l": torch.zeros(1, 1, 768)})
 
 
-def test_decoder_agrees_with_the_checkpoints_own_and_recomputation_changes_no_gradient(checkpoint):
+def test_decoder_agrees_with_the_checkpoints_own_and_gradient_checkpointing_changes_no_gradient(checkpoint):
     latent = tiny_latent()
     torch.testing.assert_close(
-        checkpoint_decoder(checkpoint)(latent).clamp(0, 1), checkpoint.decode(latent), rtol=0, atol=1e-6
+        DiffusersDecoder(checkpoint.pipeline.vae)(latent).clamp(0, 1), checkpoint.decode(latent), rtol=0, atol=1e-6
     )
     gradients = []
     for gradient_checkpointing in (False, True):
         leaf = latent.clone().requires_grad_()
-        checkpoint_decoder(checkpoint, gradient_checkpointing)(leaf).square().sum().backward()
+        DiffusersDecoder(checkpoint.pipeline.vae, gradient_checkpointing)(leaf).square().sum().backward()
         gradients.append(leaf.grad)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
 
@@ -134,9 +132,13 @@ def test_decoder_agrees_with_the_checkpoints_own_and_recomputation_changes_no_gr
 def test_a_training_moves_the_vectors_of_every_encoder(checkpoint):
     vector_encoder, latents = checkpoint_vector_encoder(checkpoint), tiny_latent(2)
     trainer = EmbeddingTrainer(
-        checkpoint.denoiser(), vector_encoder, checkpoint_decoder(checkpoint), tiny_classifier(), latents,
-        TrainingSettings("glasses", ("yes",), steps=2, batch=1, level=0.9),
-    )  # fmt: skip
+        checkpoint.denoiser(),
+        vector_encoder,
+        DiffusersDecoder(checkpoint.pipeline.vae),
+        tiny_classifier(),
+        latents,
+        TrainingSettings("glasses", ("yes",), steps=2, batch=1, noise_level=0.9),
+    )
     (made,) = trainer.run()
     assert list(made.vectors) == list(vector_encoder.widths) and len(made.vectors) == 1 + checkpoint.is_xl
     for name, start in vector_encoder.end_vectors.items():
@@ -161,12 +163,13 @@ def test_a_tiny_autoencoder_is_a_decoder_too():
     assert images.shape[1] == 3 and float(leaf.grad.abs().sum()) > 0
 
 
-def test_unet_recomputation_changes_no_gradient_and_counts_the_same_and_keeps_less():
+def test_unet_gradient_checkpointing_changes_no_gradient_and_counts_the_same_and_keeps_less():
     gradients, counts, kept = [], [], []
     for gradient_checkpointing in (False, True):
         denoiser = tiny_denoiser()
         leaf = torch.zeros(1, 7, 12, requires_grad=True)
-        with unet_checkpointing(denoiser.unet) if gradient_checkpointing else nullcontext():
+        blocks = blocks_of(denoiser.unet) if gradient_checkpointing else []
+        with frozen(denoiser.unet), checkpointed(blocks):
             prediction, size = kept_bytes(lambda leaf, denoiser=denoiser: denoiser(tiny_latent(2), 1.0, leaf), leaf)
             prediction.square().sum().backward()
         kept.append(size)

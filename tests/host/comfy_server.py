@@ -1,4 +1,5 @@
-"""A live ComfyUI server for tests: started in a folder of its own, spoken to over HTTP, always killed. Standard library only."""
+"""A live ComfyUI server for tests: started in a folder of its own, spoken to over HTTP, always killed. Standard library
+only."""
 
 import json
 import socket
@@ -118,7 +119,8 @@ class ComfyServer:
     # Prompts ------------------------------------------------------------------------------------------------------
 
     def submit(self, prompt):
-        """Queue an API-format prompt; its id. :class:`PromptFailed` with the host's node_errors when it does not validate."""
+        """Queue an API-format prompt; its id. :class:`PromptFailed` with the host's node_errors when it does not
+        validate."""
         try:
             return self.post("/prompt", {"prompt": prompt, "client_id": self.client})["prompt_id"]
         except urllib.error.HTTPError as error:
@@ -138,7 +140,8 @@ class ComfyServer:
         raise AssertionError(f"prompt {prompt_id} did not end within {timeout} s:\n{self.log()[-4000:]}")
 
     def queue(self, prompt, timeout=300):
-        """Run an API-format prompt to its end; the history entry. :class:`PromptFailed` when it errs or is cancelled."""
+        """Run an API-format prompt to its end; the history entry. :class:`PromptFailed` when it errs or is
+        cancelled."""
         entry = self.wait(self.submit(prompt), timeout)
         messages = dict(entry["status"]["messages"])
         for kind in ("execution_error", "execution_interrupted"):
@@ -158,7 +161,8 @@ class ComfyServer:
 
     @contextmanager
     def cancelled(self, prompt, after=None, timeout=120):
-        """Submit, wait until ``after(log since submission)`` is true, press Cancel; yields (history entry, seconds it took)."""
+        """Submit, wait until ``after(log since submission)`` is true, press Cancel; yields (history entry, seconds it
+        took)."""
         start = len(self.log())
         prompt_id = self.submit(prompt)
         deadline = time.monotonic() + timeout

@@ -1,8 +1,9 @@
-"""Finds real ComfyUI hosts and runs them: ``host`` (a checkout), ``server`` (a live server with this pack in custom_nodes).
+"""Finds real ComfyUI hosts and runs them: ``host`` (a checkout), ``server`` (a live server with this pack in
+custom_nodes).
 
 Hosts come from ``$COMFYUI_PATH`` (separated by ``:``, ``;`` on Windows), else the ComfyUI this pack lies in, else
-``~/comfy/ComfyUI*``. Each runs in its own interpreter: ``<host>/.venv/bin/python``, else ``$COMFYUI_PYTHON``, else this one.
-Without any host all tests here are skipped.
+``~/comfy/ComfyUI*``. Each runs in its own interpreter: ``<host>/.venv/bin/python``, else ``$COMFYUI_PYTHON``, else this
+one. Without any host all tests here are skipped.
 """
 
 import os
@@ -27,7 +28,8 @@ class Host:
 
     @property
     def environment(self):
-        """The caller's environment without its Python paths; one thread, because the models are tiny; nothing from a hub."""
+        """The caller's environment without its Python paths; one thread, because the models are tiny; nothing from a
+        hub."""
         kept = {
             k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "COMFYUI_PATH")
         }

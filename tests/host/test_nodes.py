@@ -18,6 +18,7 @@ def refused(server, prompt):
     """The message of the error that ``prompt`` ends in."""
     with pytest.raises(PromptFailed) as caught:
         server.queue(prompt)
+    assert caught.value.error["exception_type"] == "EditingError"  # no module path before it in the browser
     return caught.value.error["exception_message"].strip()
 
 

@@ -1,4 +1,5 @@
-"""The seam on a live server: weights from the stock loader inside a prompt, gradients, Cancel, errors, a lack of memory."""
+"""The seam on a live server: weights from the stock loader inside a prompt, gradients, Cancel, errors, a lack of
+memory."""
 
 import json
 
@@ -46,7 +47,8 @@ def graph(checkpoint, manner="gradient", nonce=0):
 
 
 def stock(name, model, denoise):
-    """A stock KSampler on ``model`` whose latent is saved as ``name``; denoise above 0.9999 counts as 1 but is another cache key."""
+    """A stock KSampler on ``model`` whose latent is saved as ``name``; denoise above 0.9999 counts as 1 but is another
+    cache key."""
     inputs = {"seed": 5, "steps": 3, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": denoise}
     inputs |= {"model": model, "positive": ["positive", 0], "negative": ["negative", 0], "latent_image": ["latent", 0]}
     return {
@@ -64,8 +66,8 @@ def report(entry):
 
 
 def test_gradients_of_stock_loaded_weights_in_a_prompt(server, checkpoint):
-    """The trap: weights loaded inside the prompt are inference tensors. The step down the gradient must lower the loss, and a
-    stock sampler must give the same bits before and after."""
+    """The trap: weights loaded inside the prompt are inference tensors. The step down the gradient must lower the loss,
+    and a stock sampler must give the same bits before and after."""
     prompt = graph(checkpoint) | stock("before", ["loader", 0], 1.0) | stock("after", ["probe", 0], 0.99995)
     found = report(server.queue(prompt))
     assert found["inference_mode"] and found["inference_weights"]
@@ -77,8 +79,9 @@ def test_gradients_of_stock_loaded_weights_in_a_prompt(server, checkpoint):
 
 
 def test_pack_nodes_on_stock_loaded_weights_in_a_prompt(server, checkpoint):
-    """Loaded, sampled, inverted by descent, edited with guidance, sampled again, all in one prompt: the stock sampler gives the
-    same bits before and after, so the nodes could differentiate inference tensors and left the model as it was."""
+    """Loaded, sampled, inverted by descent, edited with guidance, sampled again, all in one prompt: the stock sampler
+    gives the same bits before and after, so the nodes could differentiate inference tensors and left the model as it
+    was."""
     fresh = f"fresh_{checkpoint}"  # another name, or the loader would be cached from a prompt before
     (server.base / "models" / "checkpoints" / fresh).symlink_to(server.base / "models" / "checkpoints" / checkpoint)
     prompt = graph(fresh) | stock("nodes_before", ["loader", 0], 1.0) | stock("nodes_after", ["loader", 0], 1.0)
@@ -89,19 +92,34 @@ def test_pack_nodes_on_stock_loaded_weights_in_a_prompt(server, checkpoint):
         "invert": {
             "class_type": "SemEdit_SPDInvInversion",
             "inputs": {
-                "model": ["loader", 0], "positive": ["positive", 0], "latent": ["nodes_before", 0], "steps": 2, "solver": "gradient",
-                "tolerance": 0.0, "max_iterations": 2, "optimizer": "adamw", "learning_rate": 1e-3,
+                "model": ["loader", 0],
+                "positive": ["positive", 0],
+                "latent": ["nodes_before", 0],
+                "steps": 2,
+                "solver": "gradient",
+                "tolerance": 0.0,
+                "max_iterations": 2,
+                "optimizer": "adamw",
+                "learning_rate": 1e-3,
             },
         },
         "edit": {
             "class_type": "SemEdit_CrossAttnGuidedSampler",
             "inputs": {
-                "model": ["loader", 0], "inversion": ["invert", 0], "target": ["target", 0], "negative": ["negative", 0], "cfg": 5.0,
-                "guidance": 0.1, "guided_fraction": 1.0, "resolution": "all", "preset": "lockstep",
+                "model": ["loader", 0],
+                "inversion": ["invert", 0],
+                "target": ["target", 0],
+                "negative": ["negative", 0],
+                "cfg": 5.0,
+                "guidance": 0.1,
+                "guided_fraction": 1.0,
+                "resolution": "all",
+                "preset": "lockstep",
             },
         },
-        "empty": {"class_type": "LatentMultiply", "inputs": {"samples": ["edit", 0], "multiplier": 0.0}},  # so that the edit comes first
-    }  # fmt: skip
+        # so that the edit comes first
+        "empty": {"class_type": "LatentMultiply", "inputs": {"samples": ["edit", 0], "multiplier": 0.0}},
+    }
     prompt["nodes_after"]["inputs"]["latent_image"] = ["empty", 0]
     entry = server.queue(prompt)
     assert "loader" not in dict(entry["status"]["messages"])["execution_cached"]["nodes"]

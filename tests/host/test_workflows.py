@@ -18,9 +18,15 @@ from semantic_editing.tools import make_workflows
 ROOT = Path(__file__).resolve().parents[2]
 FLOOR = "0.3.64"
 DEMOS = (
-    "demo_invert_reconstruct", "demo_word_edit", "demo_noise_regularised", "demo_caso_train", "demo_caso_edit", "demo_caso_multi",
-    "demo_region_edit", "demo_region_mask_to_inpaint",
-)  # fmt: skip
+    "demo_invert_reconstruct",
+    "demo_word_edit",
+    "demo_noise_regularised",
+    "demo_caso_train",
+    "demo_caso_edit",
+    "demo_caso_multi",
+    "demo_region_edit",
+    "demo_region_mask_to_inpaint",
+)
 CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit", "sd15_caso_edit", "sd15_inpaint_region_edit")
 SHORT = {"steps": 4, "count": 8}  # for the tests that do not look at the picture
 
@@ -158,7 +164,8 @@ def test_only_the_persons_own_files_are_missing(name, server):
 
 
 def with_stock_noise(prompt):
-    """Adds "Rebuilt without noise": the workflow's sampling once more, with stock DisableNoise and CFGGuider at cfg 1."""
+    """Adds "Rebuilt without noise": the workflow's sampling once more, with stock DisableNoise and CFGGuider at cfg
+    1."""
     (run,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "SamplerCustomAdvanced"]
     (decode,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "VAEDecode"]
     model, cond = (prompt[run["guider"][0]]["inputs"][name] for name in ("model", "conditioning"))

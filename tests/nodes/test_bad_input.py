@@ -106,8 +106,13 @@ def test_choices_that_old_hosts_do_not_check(text_encoder, wrong):
 
 def test_words_and_lines_make_a_direction(text_encoder):
     made, report = execute(
-        "pix2pix_zero.directions", "SentenceEditDirection", clip="clip_l 8", source="cat", target="A dog.\nTwo dogs.", **WORDS
-    ).args  # fmt: skip
+        "pix2pix_zero.directions",
+        "SentenceEditDirection",
+        clip="clip_l 8",
+        source="cat",
+        target="A dog.\nTwo dogs.",
+        **WORDS,
+    ).args
     assert made.sentences == 4 + 2 and made.text_encoder == "clip_l 8"
     assert "cat" in report and "A dog." in report
 
@@ -136,8 +141,14 @@ def test_direction_of_another_width(conditioning):
 
 def test_direction_of_another_encoder_names_both(conditioning):
     sentence = refusal(
-        execute, "pix2pix_zero.directions", "ApplyEditDirection", conditioning=conditioning, edit_direction=direction(), strength=1.0, clip="clip_g 8"
-    )  # fmt: skip
+        execute,
+        "pix2pix_zero.directions",
+        "ApplyEditDirection",
+        conditioning=conditioning,
+        edit_direction=direction(),
+        strength=1.0,
+        clip="clip_g 8",
+    )
     assert "clip_l 8" in sentence and "clip_g 8" in sentence
 
 

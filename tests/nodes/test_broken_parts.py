@@ -3,85 +3,15 @@
 The host's real parts load here, against a ComfyUI whose every name is an empty class.
 """
 
-import contextlib
-import importlib
-import importlib.abc
-import importlib.machinery
-import itertools
 import json
 import logging
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from semantic_editing.tools import host_stand_in
+from semantic_editing.tools.host_stand_in import fresh_pack
 
-ROOT = Path(__file__).parents[2]
-HOST = ROOT / "nodes" / "host"
 SNAPSHOT = Path(__file__).with_name("snapshot.json")
-COMFYUI = ("comfy", "comfy_execution", "folder_paths", "latent_preview")
-FRESH = itertools.count()
-
-
-class EmptyModule(ModuleType):
-    """A package that has every name: an empty class."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        value = type(name, (), {})
-        setattr(self, name, value)
-        return value
-
-
-class FakeComfyUI(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name, path=None, target=None):
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] in COMFYUI else None
-
-    def create_module(self, spec):
-        return EmptyModule(spec.name)
-
-    def exec_module(self, module):
-        pass
-
-
-class Broken(importlib.abc.MetaPathFinder):
-    """Importing one module raises ``error``."""
-
-    def __init__(self, name, error):
-        self.name, self.error = name, error
-
-    def find_spec(self, name, path=None, target=None):
-        if name == self.name:
-            raise self.error
-        return None
-
-
-@contextlib.contextmanager
-def fresh_pack(broken=None, error=None):
-    """The registry of a pack of which nothing is loaded yet and whose module ``broken``, a path from the root, does not import."""
-    pack = f"semantic_editing_with_broken_parts_{next(FRESH)}"
-    before = {name for name in sys.modules if name.split(".")[0] in COMFYUI}
-    assert not before, "this test brings a ComfyUI of its own"
-    finders = [FakeComfyUI(), Broken(f"{pack}.{broken}", error)]
-    host = host_stand_in.make_host()
-    for name, folder in ((pack, ROOT), (f"{pack}.nodes", ROOT / "nodes"), (f"{pack}.nodes.host", HOST)):
-        package = ModuleType(name)
-        package.__path__ = [str(folder)]
-        sys.modules[name] = package
-    sys.modules |= {f"{pack}.nodes.host.{name}": host[name] for name in ("schema", "folders")}
-    sys.meta_path[:0] = finders
-    try:
-        yield importlib.import_module(f"{pack}.nodes.registry")
-    finally:
-        for finder in finders:
-            sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if name.split(".")[0] in (pack, *COMFYUI)]:
-            del sys.modules[name]
-
-
 WORDS = {"inversion.spdinv", "pix2pix_zero.autocorr", "pix2pix_zero.directions", "pix2pix_zero.guided_edit"}
 EVERYTHING_BUT_EDITORS = {
     "demo.load", *WORDS, "inversion.reference", "caso.classifier_loader", "caso.edit", "caso.trainer", "regions.models"

@@ -1,7 +1,9 @@
-"""Put trained parts and rendered pictures together into the shipped folder. Usage: build_assets.py OUT [--data DIR] [--parts DIR].
+"""Put trained parts and rendered pictures together into the shipped folder. Usage: build_assets.py OUT [--data DIR]
+[--parts DIR].
 
-Pictures and pairs come from ``val``, ``pairs`` and ``unseen`` as ``render.mjs`` left them; networks (``unet/ vae/ clip/``,
-classifiers) from ``--parts`` are stored in half precision. ``--vocabulary`` writes the token list for a first CLIP instead.
+Pictures and pairs come from ``val``, ``pairs`` and ``unseen`` as ``render.mjs`` left them; networks (``unet/ vae/
+clip/``, classifiers) from ``--parts`` are stored in half precision. ``--vocabulary`` writes the token list for a first
+CLIP instead.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from safetensors.torch import load_file, save_file
 from world import ASSETS, ATTRIBUTES, END, Words, caption, load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo_data import PHRASES
+from core.demo.data import PHRASES
 
 PICTURES, PAIRS = 24, 24  # pictures, and pairs of each edit
-#: Pairs in ``unseen/``, of faces that are in none of the others: of the edits that embeddings are learned for, and of each other edit.
+#: Pairs in ``unseen/``, of faces that are in none of the others: of the edits that embeddings are learned for, and of
+#: each other edit.
 LEARNED = ("glasses: none to glasses", "mouth: sad to smile", "facial hair: none to beard", "hair color: black to red")
 UNSEEN_LEARNED, UNSEEN = 40, 16
 NETWORKS = {
@@ -37,8 +40,10 @@ NETWORKS = {
 CLASSIFIERS = ("classifier.safetensors", "classifier_judge.safetensors")
 #: Words a user may type that no caption of the world has.
 EXTRA = (
-    "photo image picture painting of the and with without no man woman boy girl cat dog horse zebra not very old young , . big small in on "
-    "at is has have looking person people face portrait red green blue black white brown pink gray grey yellow orange purple"
+    "photo image picture painting of the and with without no man woman boy girl cat dog horse zebra not very old young "
+    ", . big small in on "
+    "at is has have looking person people face portrait red green blue black white brown pink gray grey yellow orange "
+    "purple"
 )
 
 

@@ -1,7 +1,8 @@
-"""Measure the shipped model on the validation pictures. Usage: evaluate.py [vae] [classifiers] [clip] [unet] [--data DIR] [--count N].
+"""Measure the shipped model on the validation pictures. Usage: evaluate.py [vae] [classifiers] [clip] [unet] [--data
+DIR] [--count N].
 
-Prints the autoencoder's PSNR, the classifiers' accuracy on pictures and on decoded pictures, CLIP's zero-shot accuracy and
-the share of the attributes asked for in a caption that the classifier finds in the sampled picture.
+Prints the autoencoder's PSNR, the classifiers' accuracy on pictures and on decoded pictures, CLIP's zero-shot accuracy
+and the share of the attributes asked for in a caption that the classifier finds in the sampled picture.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from torch.nn import functional
 from world import ASSETS, ATTRIBUTES, HAIRED, caption, load, visible
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo_classifier import AttributeClassifier
-
-from core.demo import DemoModel, load_demo_model
+from core.classifiers.convnet import AttributeClassifier
+from core.demo.model import DemoModel, load_demo_model
 
 
 def pictures_of(array: np.ndarray) -> Tensor:

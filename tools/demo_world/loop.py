@@ -1,4 +1,5 @@
-"""What every training of the demo model does around its own loss: the rate of each step, the step itself, an average of the weights."""
+"""What every training of the demo model does around its own loss: the rate of each step, the step itself, an average of
+the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The mean of networks trained on from one another, which errs less than either. Usage: mean_weights.py FILE FILE ... --out FILE
+"""The mean of networks trained on from one another, which errs less than either. Usage: mean_weights.py FILE FILE ...
+--out FILE
 
 Metadata are those of the last file.
 """

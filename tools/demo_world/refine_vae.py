@@ -1,8 +1,10 @@
-"""Encoder and 128-pixel decoder together, so that latents keep eyes and mouths. Usage: refine_vae.py VAE SECONDS [--data DIR].
+"""Encoder and 128-pixel decoder together, so that latents keep eyes and mouths. Usage: refine_vae.py VAE SECONDS
+[--data DIR].
 
-A plain pixel loss spends the latents on hair and clothes: eyes and mouth are a hundredth of it. So the face counts more,
-eyes and mouth most, and the features of the attribute classifier count too (a perceptual loss, as Johnson et al. 2016 do with VGG).
-A weak tie holds the latents near the old encoder's: a U-Net trained on those can be trained on, not anew.
+A plain pixel loss spends the latents on hair and clothes: eyes and mouth are a hundredth of it. So the face counts
+more, eyes and mouth most, and the features of the attribute classifier count too (a perceptual loss, as Johnson et al.
+2016 do with VGG). A weak tie holds the latents near the old encoder's: a U-Net trained on those can be trained on, not
+anew.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from train_vae import FOLD, edge_loss, save_scaled
 from world import ASSETS, halve, load, to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo_classifier import AttributeClassifier, load_classifier
+from core.classifiers.convnet import AttributeClassifier, load_classifier
 
 TIE = 0.02  # weight of the squared distance to the old encoder's scaled latents
 PERCEPTUAL = 0.3
@@ -38,7 +40,8 @@ def place_weights() -> Tensor:
 
 
 def feature_distance(net: AttributeClassifier, painted: Tensor, true: Tensor) -> Tensor:
-    """Mean absolute difference of the classifier's features in units of their size, over all stages but the last, which sees no place.
+    """Mean absolute difference of the classifier's features in units of their size, over all stages but the last, which
+    sees no place.
 
     Pictures ``[B, 3, 128, 128]`` in -1..1.
     """

@@ -1,9 +1,10 @@
-"""An attribute classifier at 128 pixels. Usage: train_classifier.py SECONDS --out FILE [--init FILE] [--decoded SHARE] [--seed N] ...
+"""An attribute classifier at 128 pixels. Usage: train_classifier.py SECONDS --out FILE [--init FILE] [--decoded SHARE]
+[--seed N] ...
 
-With ``--decoded`` that share of the batches are pictures decoded from noisy latents, so that it also judges decoded edits.
-``--init`` may be a 64-pixel classifier: it goes on as a 128-pixel one that first averages 2x2 pixels.
-An attribute counts only where the picture shows it. Pictures that the network still gets wrong are drawn more often (``--hard``):
-half of the errors of an even draw were one rare haircut against a bald head.
+With ``--decoded`` that share of the batches are pictures decoded from noisy latents, so that it also judges decoded
+edits. ``--init`` may be a 64-pixel classifier: it goes on as a 128-pixel one that first averages 2x2 pixels.
+An attribute counts only where the picture shows it. Pictures that the network still gets wrong are drawn more often
+(``--hard``): half of the errors of an even draw were one rare haircut against a bald head.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from train_vae import FOLD
 from world import ASSETS, ATTRIBUTES, halve, load, to_tensor, visible
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo_classifier import AttributeClassifier
+from core.classifiers.convnet import AttributeClassifier
 
 SIDE, FOLD_IN = 128, 2
 DECODED = 1800  # pictures to decode

@@ -1,8 +1,9 @@
-"""CLIP's image tower and both projections, for a frozen text tower. Usage: train_clip.py SECONDS [--data DIR] [--out DIR].
+"""CLIP's image tower and both projections, for a frozen text tower. Usage: train_clip.py SECONDS [--data DIR] [--out
+DIR].
 
-Contrastive learning alone picks up colours and leaves mouths: a caption's rivals in a batch nearly always differ in some
-colour. So besides the contrastive loss over captions every picture must choose, for each attribute, the right one among
-short prompts that differ in that attribute alone ("a person, sad" against "a person, smiling").
+Contrastive learning alone picks up colours and leaves mouths: a caption's rivals in a batch nearly always differ in
+some colour. So besides the contrastive loss over captions every picture must choose, for each attribute, the right one
+among short prompts that differ in that attribute alone ("a person, sad" against "a person, smiling").
 """
 
 from __future__ import annotations

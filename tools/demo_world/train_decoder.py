@@ -1,7 +1,9 @@
-"""A decoder that paints all 128 pixels, for the frozen encoder. Usage: train_decoder.py VAE SECONDS [--data DIR] [--out DIR].
+"""A decoder that paints all 128 pixels, for the frozen encoder. Usage: train_decoder.py VAE SECONDS [--data DIR] [--out
+DIR].
 
-The last layer grows from 12 to 48 channels (4x4 pixels of each of 32x32 places) and starts as a doubling of the old one.
-The face counts 2.5 times; the latents get a little noise, because a sampled latent is never exactly an encoded one.
+The last layer grows from 12 to 48 channels (4x4 pixels of each of 32x32 places) and starts as a doubling of the old
+one. The face counts 2.5 times; the latents get a little noise, because a sampled latent is never exactly an encoded
+one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The text tower: every end state tells what the text names. Usage: train_text.py SECONDS [--data DIR] [--out DIR].
 
-Stable Diffusion reads its prompt from CLIP's token states, the padding after the text included. A contrastively trained tower this
-small tells colours there and little else, and a U-Net cannot draw what its text does not tell. So each label of each attribute gets a
-fixed direction, all orthogonal, and the states from the end of text on learn to be the sum of the directions of the labels named;
-the word states stay where they were. Words the world does not know are mixed in, so that they learn to change nothing.
+Stable Diffusion reads its prompt from CLIP's token states, the padding after the text included. A contrastively trained
+tower this small tells colours there and little else, and a U-Net cannot draw what its text does not tell. So each label
+of each attribute gets a fixed direction, all orthogonal, and the states from the end of text on learn to be the sum of
+the directions of the labels named; the word states stay where they were. Words the world does not know are mixed in, so
+that they learn to change nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from transformers import CLIPModel
 from world import ASSETS, ATTRIBUTES, END, HEADS, Words, describe, load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.sentences import expand_word
-
-from core.demo import expand_token_table
+from core.demo.model import expand_token_table
+from core.pix2pix_zero.sentences import expand_word
 
 SHARE = 0.25  # length of one label's direction, in units of the state's length
 PIN = 1.0  # weight that holds the word states of plain captions
@@ -76,7 +76,8 @@ class Code:
 def texts(
     labels: list[dict[str, str]], frames: list[str], rng: random.Random, count: int
 ) -> list[tuple[str, dict[str, str], bool]]:
-    """Text, the labels it names, and whether it is a plain caption: captions, short lists of looks, and looks in everyday sentences."""
+    """Text, the labels it names, and whether it is a plain caption: captions, short lists of looks, and looks in
+    everyday sentences."""
     found = []
     for _ in range(count):
         row, kind = rng.choice(labels), rng.random()

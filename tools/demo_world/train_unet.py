@@ -1,9 +1,11 @@
-"""The denoiser, on latents and text states computed once. Usage: train_unet.py SECONDS [--init DIR] [--data DIR] [--out DIR].
+"""The denoiser, on latents and text states computed once. Usage: train_unet.py SECONDS [--init DIR] [--data DIR] [--out
+DIR].
 
-eps prediction on Stable Diffusion's noise schedule, one caption in ten empty. What the text decides is drawn at middle noise, so
-most times are taken from there, and the loss weights follow min-SNR-5 (Hang et al. 2023) below sigma 1 and the v-prediction's above.
-The face's latents count three times and eyes and mouth five times: eps at each place and time is a conditional mean, so weights
-change speed, not the optimum. Rare looks are drawn more often. A run that was stopped goes on from ``--out`` given as ``--init``.
+eps prediction on Stable Diffusion's noise schedule, one caption in ten empty. What the text decides is drawn at middle
+noise, so most times are taken from there, and the loss weights follow min-SNR-5 (Hang et al. 2023) below sigma 1 and
+the v-prediction's above. The face's latents count three times and eyes and mouth five times: eps at each place and time
+is a conditional mean, so weights change speed, not the optimum. Rare looks are drawn more often. A run that was stopped
+goes on from ``--out`` given as ``--init``.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from transformers import CLIPModel
 from world import ASSETS, Words, describe, halve, load, to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo import expand_token_table
+from core.demo.model import expand_token_table
 
 EMPTY = 0.1
 SNR_LIMIT = 5.0

@@ -1,4 +1,5 @@
-"""The autoencoder: encoder and a 12-channel decoder at 64 pixels. Usage: train_vae.py SECONDS [--data DIR] [--out DIR]."""
+"""The autoencoder: encoder and a 12-channel decoder at 64 pixels. Usage: train_vae.py SECONDS [--data DIR] [--out
+DIR]."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from torch.nn import functional
 from transformers import CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.demo_data import HAIRED as HAIRED  # the scripts take both from here
-from core.demo_data import visible as visible
+from core.demo.data import HAIRED as HAIRED  # the scripts take both from here
+from core.demo.data import visible as visible
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
 ATTRIBUTES = [

@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from semantic_editing.core.caso.editing import EditSettings, guidance_terms
 from semantic_editing.core.caso.embedding import (
     GuidanceTerm,
     SemanticEmbedding,
     concatenate,
-    guidance_terms,
     scaled_terms,
 )
 from semantic_editing.core.errors import EditingError
@@ -205,11 +205,11 @@ def test_concatenation_is_the_prompt_of_all_tokens_in_order():
 def test_equal_strengths_share_a_prompt_and_others_have_their_own():
     vector_encoder = tiny_vector_encoder()
     one, two, three, off = (embedding(seed=seed, target=str(seed)) for seed in range(4))
-    terms = guidance_terms(vector_encoder, [(one, 2.0), (two, -1.0), (three, 2.0), (off, 0.0)])
+    terms = guidance_terms(vector_encoder, [(one, 1.0), (two, -0.5), (three, 1.0), (off, 0.0)], EditSettings(2.0))
     assert [(term.strength, term.label) for term in terms] == [(2.0, "glasses: 0 + glasses: 2"), (-1.0, "1")]
     torch.testing.assert_close(terms[0].cond.embeds, concatenate([one, three]).condition(vector_encoder).embeds)
     torch.testing.assert_close(terms[1].cond.embeds, two.condition(vector_encoder).embeds)
-    apart = guidance_terms(vector_encoder, [(one, 2.0), (three, 2.0)], joined=False)
+    apart = guidance_terms(vector_encoder, [(one, 2.0), (three, 2.0)], EditSettings(1.0, joined=False))
     assert [term.label for term in apart] == ["0", "2"]
 
 

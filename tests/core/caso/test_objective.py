@@ -32,7 +32,7 @@ def test_the_change_of_others_is_the_mean_kullback_leibler_divergence_of_the_oth
     classifier = colour_judge()
     objective = Objective(classifier, "green", ("high",))
     before, after = pictures(1), pictures(2)
-    verdict = objective(after, torch.zeros(4).long(), objective.appearance(before))
+    verdict = objective(after, torch.zeros(4).long(), objective.other_attributes(before))
     expected = 0.0
     for name in ("red", "blue"):
         p, q = (classifier.logits(images)[name].softmax(1) for images in (before, after))
@@ -41,36 +41,42 @@ def test_the_change_of_others_is_the_mean_kullback_leibler_divergence_of_the_oth
     chances = classifier.logits(after)["green"].softmax(1)
     assert float(verdict.classification) == pytest.approx(float(-chances[:, 2].log().mean()), rel=1e-5)
     assert verdict.right.tolist() == (chances.argmax(1) == 2).tolist()
-    assert float(objective(before, torch.zeros(4).long(), objective.appearance(before)).others) == pytest.approx(
+    assert float(objective(before, torch.zeros(4).long(), objective.other_attributes(before)).others) == pytest.approx(
         0.0, abs=1e-6
     )
 
 
-def test_a_classifier_of_one_attribute_has_no_others_and_foreign_appearances_are_refused():
+def test_a_classifier_of_one_attribute_has_no_others_and_those_of_another_classifier_are_refused():
     alone = Objective(colour_judge({"green": HEADS["green"]}), "green", ("low",))
-    assert float(alone(pictures(2), torch.zeros(4).long(), alone.appearance(pictures(1))).others) == 0.0
+    assert float(alone(pictures(2), torch.zeros(4).long(), alone.other_attributes(pictures(1))).others) == 0.0
     with pytest.raises(EditingError, match="one classifier"):
         Objective(colour_judge(), "green", ("low",))(pictures(2), torch.zeros(4).long(), torch.zeros(4, 3))
 
 
 def test_training_that_keeps_the_others_changes_them_less():
-    network, latents, held = tiny_unet(), tiny_latent(5, seed=3), tiny_latent(2, seed=4)
+    network, latents, validation = tiny_unet(), tiny_latent(5, seed=3), tiny_latent(2, seed=4)
     changes = []
     for weight in (0.0, 30.0):
         options = {
             "steps": 12,
             "check_every": 0,
             "learning_rate": 0.3,
-            "level": 0.9,
+            "noise_level": 0.9,
             "augment": 0.0,
             "flip": False,
             "reconstruction": 0.0,
         }
         trainer = tiny_trainer(
-            latents, held, network=network, classifier=colour_judge(), attribute="red", keep_others=weight, **options
+            latents,
+            validation,
+            network=network,
+            classifier=colour_judge(),
+            attribute="red",
+            attribute_preservation=weight,
+            **options,
         )
         trainer.run()
-        (part,) = trainer._held_parts
+        (part,) = trainer._validation_batches
         x, sigma, unconditional = part.x, part.sigma, part.unconditional
         with torch.no_grad():
             edited, plain = (
@@ -78,6 +84,6 @@ def test_training_that_keeps_the_others_changes_them_less():
                 for latent in (trainer._guided(x, sigma, unconditional, torch.zeros(2).long()), unconditional)
             )
         objective = trainer.objective
-        changes.append(float(objective(edited, torch.zeros(2).long(), objective.appearance(plain)).others))
+        changes.append(float(objective(edited, torch.zeros(2).long(), objective.other_attributes(plain)).others))
         assert trainer.denoiser.evaluations.forward <= 2 * 2 * 12 + 2 * 2  # keeping costs no evaluation
     assert changes[1] < 0.8 * changes[0]

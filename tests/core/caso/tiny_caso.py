@@ -65,11 +65,11 @@ def tiny_classifier(seed: int = 0, size: int = 16) -> ImageClassifier:
     return ImageClassifier(trunk, [last], {"glasses": CLASSES}, (size, size), (0.5,) * 3, (0.5,) * 3, "tiny")
 
 
-def tiny_trainer(latents, held=None, draft=None, network=None, classifier=None, **settings) -> EmbeddingTrainer:
+def tiny_trainer(latents, validation=None, draft=None, network=None, classifier=None, **settings) -> EmbeddingTrainer:
     values = {"attribute": "glasses", "targets": ("yes",), "steps": 6, "batch": 2, "check_every": 2, **settings}
     unet = network if network is not None else tiny_unet()
     denoiser = DiffusersDenoiser(unet, tiny_scheduler())
     judge = tiny_classifier() if classifier is None else classifier
     return EmbeddingTrainer(
-        denoiser, tiny_vector_encoder(), TinyDecoder(), judge, latents, TrainingSettings(**values), held, draft
+        denoiser, tiny_vector_encoder(), TinyDecoder(), judge, latents, TrainingSettings(**values), validation, draft
     )

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -348,5 +347,5 @@ def test_the_shipped_embeddings_are_those_of_the_recipes():
     found = {name.replace("_", " "): SemanticEmbedding.load(path) for name, path in embedding_files(FOLDER).items()}
     assert set(found) == set(RECIPES)
     for name, recipe in RECIPES.items():
-        assert found[name].info["settings"] == json.loads(json.dumps(asdict(recipe.settings())))
+        assert found[name].info["settings"] == json.loads(json.dumps(recipe.settings().stored()))
         assert (found[name].attribute, found[name].target) == (recipe.attribute, recipe.target)

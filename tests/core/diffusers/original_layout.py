@@ -1,17 +1,28 @@
-"""A diffusers pipeline's weights under the names of the original Stable Diffusion files, written from the two naming schemes."""
+"""A diffusers pipeline's weights under the names of the original Stable Diffusion files, written from the two naming
+schemes.
+"""
 
 import re
 
 import torch
 
 RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
 UNET_OUTSIDE = {
-    "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2", "conv_norm_out": "out.0", "conv_out": "out.2",
-}  # fmt: skip
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 
 
 def original_unet(unet):
@@ -46,12 +57,16 @@ def original_unet(unet):
 
 def original_vae(vae):
     names = (
-        (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"), (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
-        (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"), (r"mid_block\.resnets\.0", "mid.block_1"),
-        (r"mid_block\.resnets\.1", "mid.block_2"), (r"(down|up)_blocks\.(\d)\.resnets\.(\d)", r"\1.\2.block.\3"),
-        (r"(down|up)_blocks\.(\d)\.(down|up)samplers\.0", r"\1.\2.\3sample"), ("conv_shortcut", "nin_shortcut"),
+        (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+        (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+        (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"),
+        (r"mid_block\.resnets\.0", "mid.block_1"),
+        (r"mid_block\.resnets\.1", "mid.block_2"),
+        (r"(down|up)_blocks\.(\d)\.resnets\.(\d)", r"\1.\2.block.\3"),
+        (r"(down|up)_blocks\.(\d)\.(down|up)samplers\.0", r"\1.\2.\3sample"),
+        ("conv_shortcut", "nin_shortcut"),
         ("conv_norm_out", "norm_out"),
-    )  # fmt: skip
+    )
     last, found = len(vae.config.block_out_channels) - 1, {}
     for key, value in vae.state_dict().items():
         for pattern, replacement in names:
@@ -70,9 +85,11 @@ def original_open_clip(encoder, prefix, unused_layer=False):
     """OpenCLIP's layout: q, k, v in one matrix. ``unused_layer`` adds the last one, which SD 2 does not use."""
     weights, layers, found = text_weights(encoder), encoder.config.num_hidden_layers, {}
     outside = {
-        "embeddings.token_embedding.weight": "token_embedding.weight", "embeddings.position_embedding.weight": "positional_embedding",
-        "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias",
-    }  # fmt: skip
+        "embeddings.token_embedding.weight": "token_embedding.weight",
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "final_layer_norm.weight": "ln_final.weight",
+        "final_layer_norm.bias": "ln_final.bias",
+    }
     for theirs, ours in outside.items():
         found[prefix + ours] = weights[theirs]
     inner = {

@@ -20,6 +20,7 @@ from semantic_editing.tests.core.tiny_models import (
     tiny_scheduler,
     tiny_unet,
 )
+from semantic_editing.tests.pairs import pairs
 
 SHAPES = [(1, 8, 8), (3, 6, 10)]
 
@@ -34,9 +35,7 @@ def raw_output(denoiser, x_vp, timestep, cond, time_ids=None):
         return denoiser.unet(x_vp, timestep, encoder_hidden_states=cond, added_cond_kwargs=added).sample
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("timestep", [1, 500, 999])
+@pytest.mark.parametrize(("family", "shape", "timestep"), pairs(list(FAMILIES), SHAPES, [1, 500, 999]))
 def test_euler_step_is_a_ddim_step_of_diffusers(family, shape, timestep):
     """Oracle: diffusers' DDIMScheduler.step on the raw network output, from ``timestep`` to the level 1 below."""
     denoiser, batch = tiny_denoiser(family), shape[0]

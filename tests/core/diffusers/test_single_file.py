@@ -1,4 +1,6 @@
-"""Single-file checkpoints without a network: tiny models in the original key layout against the same weights as a diffusers folder."""
+"""Single-file checkpoints without a network: tiny models in the original key layout against the same weights as a
+diffusers folder.
+"""
 
 import socket
 from types import SimpleNamespace
@@ -30,7 +32,8 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-# Tiny models ----------------------------------------------------------------------------------------------------------------
+# Tiny models
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def text_encoder(kind, width, is_open):
@@ -38,11 +41,18 @@ def text_encoder(kind, width, is_open):
 
     return kind(
         CLIPTextConfig(
-            vocab_size=49408, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=LAYERS, num_attention_heads=1,
-            projection_dim=POOLED, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+            vocab_size=49408,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=1,
+            projection_dim=POOLED,
+            bos_token_id=49406,
+            eos_token_id=49407,
+            pad_token_id=49407,
             hidden_act="gelu" if is_open else "quick_gelu",
         )
-    )  # fmt: skip
+    )
 
 
 def tiny_pipeline(family):
@@ -58,29 +68,44 @@ def tiny_pipeline(family):
 
     xl = family == "sdxl"
     options = {
-        "sample_size": 8, "block_out_channels": CHANNELS, "layers_per_block": 1, "cross_attention_dim": WIDTH + WIDTH_2 if xl else WIDTH,
-        "attention_head_dim": 8 if family == "sd1" else (1, 1), "use_linear_projection": family != "sd1",
+        "sample_size": 8,
+        "block_out_channels": CHANNELS,
+        "layers_per_block": 1,
+        "cross_attention_dim": WIDTH + WIDTH_2 if xl else WIDTH,
+        "attention_head_dim": 8 if family == "sd1" else (1, 1),
+        "use_linear_projection": family != "sd1",
         "down_block_types": ("DownBlock2D" if xl else "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D" if xl else "CrossAttnUpBlock2D"),
-    }  # fmt: skip
+    }
     if xl:
         options |= {
-            "addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 6 * 4 + POOLED,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": 6 * 4 + POOLED,
             "transformer_layers_per_block": (1, 2),
-        }  # fmt: skip
+        }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(**options)
         vae = AutoencoderKL(
-            block_out_channels=(32, 32, 32, 32), layers_per_block=1, latent_channels=4, scaling_factor=0.13025 if xl else 0.18215,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
+            block_out_channels=(32, 32, 32, 32),
+            layers_per_block=1,
+            latent_channels=4,
+            scaling_factor=0.13025 if xl else 0.18215,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
         first = text_encoder(CLIPTextModel, WIDTH, family == "sd2")
         second = text_encoder(CLIPTextModelWithProjection, WIDTH_2, True) if xl else None
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
         prediction_type="v_prediction" if family == "sd2" else "epsilon",
-    )  # fmt: skip
+    )
     tokenizer = CLIPTokenizer.from_pretrained(
         single_file.TOKENIZER, pad_token="!" if family == "sd2" else "<|endoftext|>"
     )
@@ -152,7 +177,8 @@ def test_padding_of_the_texts(model):
         assert set(pipeline.tokenizer_2("cat", padding="max_length").input_ids[3:]) == {0}
 
 
-# Prediction and family ------------------------------------------------------------------------------------------------------
+# Prediction and family
+# ------------------------------------------------------------------------------------------------------
 
 
 def minimal(family="sd1", **more):
@@ -229,20 +255,31 @@ def test_inpainting_models_are_refused_before_an_edit(tmp_path, sd1_tensors):
         load_checkpoint(tmp_path / "m.safetensors").denoiser()
 
 
-# The real sizes, against the published configurations ------------------------------------------------------------------------
+# The real sizes, against the published configurations
+# ------------------------------------------------------------------------
 
 SD1 = {
-    "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "cross_attention_dim": 768, "attention_head_dim": 8,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-}  # fmt: skip
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
 SD2 = SD1 | {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
 SDXL = {
-    "block_out_channels": [320, 640, 1280], "layers_per_block": 2, "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
-    "use_linear_projection": True, "transformer_layers_per_block": [1, 2, 10],
+    "block_out_channels": [320, 640, 1280],
+    "layers_per_block": 2,
+    "cross_attention_dim": 2048,
+    "attention_head_dim": [5, 10, 20],
+    "use_linear_projection": True,
+    "transformer_layers_per_block": [1, 2, 10],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
-}  # fmt: skip
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 CLIP_L = {
     "hidden_size": 768,
     "intermediate_size": 3072,

@@ -12,9 +12,14 @@ def inversion(residuals, forward):
     residuals, forward = torch.tensor(residuals), torch.tensor(forward)
     steps, batch = residuals.shape
     return Inversion(
-        torch.zeros(steps + 1, batch, 4, 8, 8), torch.arange(1, steps + 2) / 10, residuals, forward,
-        torch.zeros_like(forward), ModelIdentity("toy", 4, "eps"), "test",
-    )  # fmt: skip
+        torch.zeros(steps + 1, batch, 4, 8, 8),
+        torch.arange(1, steps + 2) / 10,
+        residuals,
+        forward,
+        torch.zeros_like(forward),
+        ModelIdentity("toy", 4, "eps"),
+        "test",
+    )
 
 
 def pixels(image, colour):

@@ -9,7 +9,12 @@ import torch
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.metrics.noise import neighbour_correlation
 from semantic_editing.core.pix2pix_zero import autocorrelation as ac
-from semantic_editing.core.pix2pix_zero.autocorr_inversion import autocorr_invert, regularise, regularise_as_released
+from semantic_editing.core.pix2pix_zero.autocorr_inversion import (
+    AutocorrSettings,
+    autocorr_invert,
+    regularise,
+    regularise_as_released,
+)
 from semantic_editing.core.sampling import reconstruct
 from semantic_editing.tests.core.oracles import ClosedFormDenoiser, GaussianDenoiser, sd_sigmas
 
@@ -157,7 +162,9 @@ def test_strongly_correlated_maps_do_not_overshoot():
 
 
 def test_released_regularisation_hardly_changes_the_noise():
-    """No factor 2 and a KL of order 1/elements: on 64x64 latents the released code moves correlated noise by about a percent."""
+    """No factor 2 and a KL of order 1/elements: on 64x64 latents the released code moves correlated noise by about a
+    percent.
+    """
     noise = blurred(1, 4, 64, 64)
     shifts = ac.released_shifts(torch.Generator().manual_seed(0))
     result = regularise_as_released(noise, shifts, weight_pair=20, weight_kl=20, iterations=5)
@@ -200,7 +207,7 @@ TABLE = {"consistent": {1: 0.9992, 0.3: 0.9103, 0.1: 0.6363}, "released": {1: 0.
 def test_grid_of_each_preset_has_its_closed_form_round_trip(preset, std):
     denoiser = GaussianDenoiser(std)
     latent = std * randn(2, 4, 16, 16)
-    inversion = autocorr_invert(denoiser, latent, None, weight_pair=0, weight_kl=0, preset=preset)
+    inversion = autocorr_invert(denoiser, latent, None, settings=AutocorrSettings(0, 0, preset=preset))
     back = reconstruct(denoiser, inversion, None)
     amplitude = float((back * latent).sum() / latent.square().sum())
     assert amplitude == pytest.approx(gaussian_amplitude(std, 50, preset == "released"), abs=2e-6)
@@ -212,7 +219,7 @@ def test_grid_of_each_preset_has_its_closed_form_round_trip(preset, std):
 @pytest.mark.parametrize("shifts", ["random", "all"])
 def test_info_reports_what_the_regularisation_did(shifts):
     denoiser, latent = GaussianDenoiser(1.0), blurred(2, 4, 16, 16)
-    inversion = autocorr_invert(denoiser, latent, None, steps=6, shifts=shifts)
+    inversion = autocorr_invert(denoiser, latent, None, 6, AutocorrSettings(shifts=shifts))
     info = inversion.info
     assert info["pyramid_levels"] == 2
     assert all(len(info[f"{f}_{w}"]) == 6 for f in ("correlation", "variance") for w in ("before", "after"))
@@ -230,9 +237,11 @@ def test_info_reports_what_the_regularisation_did(shifts):
 
 def test_same_seed_same_noise_and_batch_equals_singles():
     latent = blurred(3, 4, 16, 16).float()
-    run = [autocorr_invert(GaussianDenoiser(1.0), latent, None, steps=4, seed=seed).noise for seed in (1, 1, 2)]
+    run = [
+        autocorr_invert(GaussianDenoiser(1.0), latent, None, 4, AutocorrSettings(seed=seed)).noise for seed in (1, 1, 2)
+    ]
     assert torch.equal(run[0], run[1]) and not torch.equal(run[0], run[2])
-    single = autocorr_invert(GaussianDenoiser(1.0), latent[1:2], None, steps=4, seed=1).noise
+    single = autocorr_invert(GaussianDenoiser(1.0), latent[1:2], None, 4, AutocorrSettings(seed=1)).noise
     torch.testing.assert_close(run[0][1:2], single)
 
 
@@ -257,7 +266,7 @@ class FlowGaussian(ClosedFormDenoiser):
 
 def test_flow_models_regularise_their_noise():
     latent = blurred(1, 4, 16, 16)
-    plain = autocorr_invert(FlowGaussian(), latent, None, steps=10, weight_pair=0, weight_kl=0)
+    plain = autocorr_invert(FlowGaussian(), latent, None, 10, AutocorrSettings(0, 0))
     white = autocorr_invert(FlowGaussian(), latent, None, steps=10)
     assert neighbour_correlation(white.noise) < neighbour_correlation(plain.noise)
     x, levels = latent, torch.linspace(0, 1, 11).tolist()  # plain explicit inversion by hand
@@ -279,13 +288,15 @@ def test_flow_models_regularise_their_noise():
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(options, words):
+    run = {"steps": 4} | {name: value for name, value in options.items() if name in ("steps", "sigmas")}
     with pytest.raises(EditingError, match=words):
-        autocorr_invert(GaussianDenoiser(1.0), torch.zeros(1, 4, 8, 8), None, **{"steps": 4, **options})
+        settings = AutocorrSettings(**{name: value for name, value in options.items() if name not in run})
+        autocorr_invert(GaussianDenoiser(1.0), torch.zeros(1, 4, 8, 8), None, settings=settings, **run)
 
 
 def test_released_preset_refuses_flow_models():
     with pytest.raises(EditingError, match="flow model"):
-        autocorr_invert(FlowGaussian(), torch.zeros(1, 4, 8, 8), None, preset="released")
+        autocorr_invert(FlowGaussian(), torch.zeros(1, 4, 8, 8), None, settings=AutocorrSettings(preset="released"))
 
 
 def test_nan_names_the_step():

@@ -11,7 +11,11 @@ import torch
 from semantic_editing.core.attention.capture import CaptureMaps, MapLoss
 from semantic_editing.core.denoiser import euler_step
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.pix2pix_zero.guided_edit import CrossAttentionGuidance, cross_attention_guided_edit
+from semantic_editing.core.pix2pix_zero.guided_edit import (
+    CrossAttentionGuidance,
+    CrossAttentionSettings,
+    cross_attention_guided_edit,
+)
 from semantic_editing.core.sampling import reconstruct
 from semantic_editing.core.spdinv.invert import invert
 from semantic_editing.tests.core.pix2pix_zero.two_pass import TwoPass
@@ -24,6 +28,7 @@ from semantic_editing.tests.core.tiny_models import (
     tiny_scheduler,
     tiny_source,
 )
+from semantic_editing.tests.pairs import pairs
 
 STEPS = 3
 SHAPES = [(1, 8, 8), (3, 6, 10)]
@@ -54,19 +59,16 @@ def two_pass(denoiser, family, inversion):
     return TwoPass(denoiser.unet, scheduler, table[::-1]), sources.flip(0), float(alphas[0]) ** 0.5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    ("shape", "preset"), [(SHAPES[0], "lockstep"), (SHAPES[1], "lockstep"), (SHAPES[1], "carried")]
-)
+@pytest.mark.parametrize(("family", "shape", "preset"), pairs(list(FAMILIES), SHAPES, ["lockstep", "carried"]))
 def test_lockstep_equals_algorithm_1_in_two_passes(family, shape, preset):
     denoiser = tiny_denoiser(family, dtype=torch.float64)
     source, target, uncond = tiny_conds(family)
     inversion = tiny_source(denoiser, family, shape)
     inversion = replace(inversion, latents=inversion.latents.double())
-    step = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, cfg=3.0, guidance=0.3, preset=preset)
-    x = inversion.latents[-1]
-    for level in range(STEPS, 0, -1):
-        x, _ = step.advance(x, level)
+    step = CrossAttentionGuidance(
+        denoiser, inversion, source, target, uncond, CrossAttentionSettings(3.0, 0.3, preset=preset)
+    )
+    x = step.run(STEPS)
     oracle, sources, scale = two_pass(denoiser, family, inversion)
     expected, losses = oracle.algorithm_1(sources, source, target, uncond, 3.0, 0.3, preset == "carried")
     torch.testing.assert_close(x * scale, expected, atol=2e-4, rtol=2e-4)
@@ -90,7 +92,9 @@ def test_released_preset_equals_the_published_code(family):
     spent = denoiser.evaluations.forward - before[0], denoiser.evaluations.backward - before[1]
     torch.testing.assert_close(got * scale, expected, atol=2e-4, rtol=2e-4)
     assert spent == (6 * STEPS, 2 * STEPS)
-    step = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, preset="released", **options)
+    step = CrossAttentionGuidance(
+        denoiser, inversion, source, target, uncond, CrossAttentionSettings(preset="released", **options)
+    )
     x = inversion.latents[-1]
     for level in range(STEPS, 0, -1):  # a host's Euler loop lands on the same latents
         x = euler_step(x, step.denoised(x, level), *(float(inversion.sigmas[i]) for i in (level, level - 1)))
@@ -99,9 +103,9 @@ def test_released_preset_equals_the_published_code(family):
     assert float((lockstep * scale - expected).abs().max()) > 5e-3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("cfg", [1.0, 5.0])
-@pytest.mark.parametrize("off", [{"guidance": 0.0}, {"guided_fraction": 0.0}])
+@pytest.mark.parametrize(
+    ("family", "cfg", "off"), pairs(list(FAMILIES), [1.0, 5.0], [{"guidance": 0.0}, {"guided_fraction": 0.0}])
+)
 def test_without_guidance_it_is_plain_cfg_sampling_bit_for_bit(family, cfg, off):
     denoiser, (source, target, uncond) = tiny_denoiser(family), tiny_conds(family)
     inversion = tiny_source(denoiser, family)
@@ -170,7 +174,8 @@ def test_a_small_move_lowers_the_loss_as_its_gradient_predicts(family):
             inversion.latents[level] + 0.1 * tiny_latent(3, 8, 8, seed=level).double(),
         )
         recorder = Recorder(denoiser)
-        CrossAttentionGuidance(recorder, inversion, source, target, cfg=1.0, guidance=1e-4).denoised(x, level)
+        settings = CrossAttentionSettings(1.0, 1e-4)
+        CrossAttentionGuidance(recorder, inversion, source, target, settings=settings).denoised(x, level)
         reference_latent, start, moved = recorder.seen
         assert torch.equal(reference_latent, inversion.latents[level])
         assert torch.equal(start, x)
@@ -235,11 +240,14 @@ def test_resolution_limits_the_layers_that_count():
     denoiser, (source, target, uncond) = tiny_denoiser(), tiny_conds()
     inversion = tiny_source(denoiser)
     every, low = (
-        CrossAttentionGuidance(denoiser, inversion, source, target, uncond, max_resolution=limit) for limit in (8, 4)
+        CrossAttentionGuidance(
+            denoiser, inversion, source, target, uncond, CrossAttentionSettings(max_resolution=limit)
+        )
+        for limit in (8, 4)
     )
     for step in (every, low):
         step.denoised(inversion.latents[-1], STEPS)
     assert bool((low.losses[STEPS] < every.losses[STEPS]).all())
-    none = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, max_resolution=2)
+    none = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, CrossAttentionSettings(max_resolution=2))
     with pytest.raises(EditingError, match="chosen resolution"):
         none.denoised(inversion.latents[-1], STEPS)

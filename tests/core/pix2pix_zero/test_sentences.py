@@ -108,7 +108,9 @@ def test_a_single_line_is_a_word(mode):
 
 
 def test_words_of_both_sides_share_their_sentences_whatever_kind_they_are():
-    """Each expanded alone, the two would share a tenth of their portraits: details that fit one word are left out for it only."""
+    """Each expanded alone, the two would share a tenth of their portraits: details that fit one word are left out for
+    it only.
+    """
     words = ["wearing glasses", "red hair"]
     source, target = sentences_of(words, count=200, bank="portrait")
     assert [sentence.replace(words[0], words[1]) for sentence in source] == target

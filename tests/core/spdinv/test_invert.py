@@ -10,8 +10,8 @@ from semantic_editing.core.denoiser import Progress
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.inversion import Inversion, inversion_grid
 from semantic_editing.core.sampling import reconstruct
-from semantic_editing.core.spdinv.invert import invert
-from semantic_editing.core.spdinv.solvers import SOLVERS
+from semantic_editing.core.spdinv.invert import invert, spdinv
+from semantic_editing.core.spdinv.solvers import SOLVERS, SPDInvSettings
 from semantic_editing.tests.core.oracles import ClosedFormDenoiser, GaussianDenoiser
 from semantic_editing.tests.core.tiny_models import FAMILIES, tiny_cond, tiny_denoiser, tiny_latent
 
@@ -61,7 +61,7 @@ def test_plain_ddim_has_its_closed_form_round_trip(std, amplitude):
 
 def test_ddim_residuals_are_measured_only_when_asked_and_counted():
     denoiser = GaussianDenoiser(0.3)
-    inversion = invert(denoiser, 0.3 * latent(), None, steps=10, solver="ddim", check_residual=True)
+    inversion = spdinv(denoiser, 0.3 * latent(), None, 10, SPDInvSettings("ddim", check_residual=True))
     torch.testing.assert_close(inversion.residuals, fresh_residuals(GaussianDenoiser(0.3), inversion).float())
     assert inversion.evaluations == 20 and denoiser.evaluations.forward == 40
 
@@ -84,9 +84,7 @@ def test_contract_on_a_nonlinear_denoiser(solver, batch):
     """Tolerance met, residuals equal a fresh evaluation of the stored latents, u exact per row and step."""
     denoiser, cond = CurvedDenoiser(), 0.2 * torch.arange(batch).double().view(-1, 1, 1)
     x = latent(batch).sign() + 0.05 * latent(batch, seed=1)
-    inversion = invert(
-        denoiser, x, cond, steps=10, solver=solver, tolerance=1e-5, max_iterations=60, learning_rate=1e-2
-    )
+    inversion = spdinv(denoiser, x, cond, 10, SPDInvSettings(solver, 1e-5, 60, learning_rate=1e-2))
     torch.testing.assert_close(
         inversion.residuals, fresh_residuals(CurvedDenoiser(), inversion, cond).float(), rtol=1e-4, atol=1e-12
     )
@@ -113,8 +111,9 @@ def test_batch_equals_singles(solver):
 
 @pytest.mark.parametrize(("std", "times"), [(0.3, 2), (0.1, 3)])
 def test_auto_costs_least_and_descent_several_times_as_much(std, times):
-    """Forward and backward evaluations together. The narrower the data, the more iterations descent needs: on wide data its
-    explicit guess is nearly solved, on the narrowest it costs three times as much and still misses the tolerance."""
+    """Forward and backward evaluations together. The narrower the data, the more iterations descent needs: on wide data
+    its explicit guess is nearly solved, on the narrowest it costs three times as much and still misses the
+    tolerance."""
     x = std * latent()
     cost, residual = {}, {}
     for solver in ("auto", "fixed_point", "gradient"):
@@ -172,7 +171,9 @@ def test_descent_gives_no_weight_a_gradient():
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_network_keeps_an_fp32_trajectory(family, shape, manner):
-    """The tolerance holds, and both the noise and the rebuilt latent are those of fp32 as far as 8 bits of mantissa go."""
+    """The tolerance holds, and both the noise and the rebuilt latent are those of fp32 as far as 8 bits of mantissa
+    go.
+    """
     denoiser, cond, x = tiny_denoiser(family), tiny_cond(family), tiny_latent(*shape)
     denoiser.unet.conv_out.weight.data.mul_(
         0.5
@@ -232,8 +233,10 @@ def test_bad_grids_are_refused(sigmas, words):
     ],
 )
 def test_bad_options_are_refused(options, words):
+    run = {name: value for name, value in options.items() if name in ("steps", "sigmas")}
     with pytest.raises(EditingError, match=words):
-        invert(GaussianDenoiser(1.0), latent(), None, **options)
+        settings = SPDInvSettings(**{name: value for name, value in options.items() if name not in run})
+        spdinv(GaussianDenoiser(1.0), latent(), None, **({"steps": 50, "settings": settings} | run))
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 8, 8), (4, 8, 8)])
@@ -259,7 +262,9 @@ def test_nan_latent_and_nan_prediction_are_named():
 def test_conditioning_is_stored_as_tensors():
     x, cond = latent(), torch.ones(1, 1, 1, dtype=torch.float64)
     assert set(invert(GaussianDenoiser(1.0), x, cond, steps=2).cond) == {"embeds"}
-    given = invert(GaussianDenoiser(1.0), x, None, steps=2, cond_tensors={"embeds": cond, "pooled": cond[0]}).cond
+    given = spdinv(
+        GaussianDenoiser(1.0), x, None, 2, SPDInvSettings(), cond_tensors={"embeds": cond, "pooled": cond[0]}
+    ).cond
     assert set(given) == {"embeds", "pooled"}
     assert invert(GaussianDenoiser(1.0), x, None, steps=2).cond is None
 

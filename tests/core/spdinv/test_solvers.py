@@ -6,8 +6,9 @@ import torch
 from semantic_editing.core.denoiser import unit_scale
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.spdinv.implicit_step import ImplicitStep, ddim_guess, extrapolate
-from semantic_editing.core.spdinv.solvers import solve
+from semantic_editing.core.spdinv.solvers import SPDInvSettings, solve
 from semantic_editing.tests.core.oracles import AffineMapDenoiser, GaussianDenoiser
+from semantic_editing.tests.pairs import pairs
 
 SIGMA, SIGMA_NEXT = 0.5, 0.8
 SHAPE = (3, 4, 8, 8)
@@ -55,12 +56,13 @@ def spread(low, high):
     return torch.linspace(low, high, SHAPE[1] * SHAPE[2] * SHAPE[3], dtype=torch.float64).reshape(1, *SHAPE[1:])
 
 
-@pytest.mark.parametrize("solver", ["auto", "fixed_point", "anderson", "gradient"])
-@pytest.mark.parametrize("eigenvalues", [0.5, -3.0, 0.95, "spread"])
-@pytest.mark.parametrize("iterations", [1, 4, 12])
+@pytest.mark.parametrize(
+    ("solver", "eigenvalues", "iterations"),
+    pairs(["auto", "fixed_point", "anderson", "gradient"], [0.5, -3.0, 0.95, "spread"], [1, 4, 12]),
+)
 def test_returned_latent_is_the_best_visited_and_its_residual_is_fresh(solver, eigenvalues, iterations):
     visits = Visits(spread(-2.5, 0.7) if eigenvalues == "spread" else eigenvalues)
-    solve(visits.step, visits.step.start, solver, 1e-12, iterations)
+    solve(visits.step, visits.step.start, SPDInvSettings(solver, 1e-12, iterations))
     for row in range(SHAPE[0]):
         assert float(visits.step.residual[row]) == pytest.approx(min(visits.visited[row]), rel=1e-9, abs=1e-20)
         assert len(visits.visited[row]) == int(visits.step.forward[row]) <= iterations
@@ -77,35 +79,35 @@ def test_plain_picard_diverges_where_damping_anderson_and_auto_converge():
     assert (y - visits.fixed).norm() > 100 * (visits.step.start - visits.fixed).norm()
     for solver in ("fixed_point", "anderson", "auto"):
         visits = Visits(-3.0)
-        solve(visits.step, visits.step.start, solver, 1e-12, 25)
+        solve(visits.step, visits.step.start, SPDInvSettings(solver, 1e-12, 25))
         torch.testing.assert_close(visits.step.best, visits.fixed, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("solver", ["fixed_point", "anderson", "auto"])
 def test_many_eigenvalues_converge(solver):
     visits = Visits(spread(-2.0, 0.7))
-    solve(visits.step, visits.step.start, solver, 1e-10, 60)
+    solve(visits.step, visits.step.start, SPDInvSettings(solver, 1e-10, 60))
     torch.testing.assert_close(visits.step.best, visits.fixed, atol=1e-3, rtol=0)
 
 
 def test_auto_reaches_where_picard_cannot():
     """Eigenvalue 1.5: no damping helps (the map expands away from its fixed point), a secant does."""
     picard, auto = Visits(1.5), Visits(1.5)
-    solve(picard.step, picard.step.start, "fixed_point", 1e-10, 25)
-    solve(auto.step, auto.step.start, "auto", 1e-10, 25)
+    solve(picard.step, picard.step.start, SPDInvSettings("fixed_point", 1e-10, 25))
+    solve(auto.step, auto.step.start, SPDInvSettings("auto", 1e-10, 25))
     assert (picard.step.residual > 1e-3).all() and (auto.step.residual <= 1e-10).all()
 
 
 def test_auto_ends_in_descent_where_every_fixed_point_rule_stalls():
     """Eigenvalues from -60 to 60: more than four directions expand, which neither a short window nor damping tames."""
     visits = Visits(spread(-60.0, 60.0))
-    solve(visits.step, visits.step.start, "auto", 1e-12, 40)
+    solve(visits.step, visits.step.start, SPDInvSettings("auto", 1e-12, 40))
     assert visits.step.backward.sum() > 0
 
 
 def test_converged_rows_stop_costing():
     visits = Visits(torch.tensor([0.0, 0.5, 0.9], dtype=torch.float64).view(3, 1, 1, 1))
-    solve(visits.step, visits.step.start, "fixed_point", 1e-6, 60)
+    solve(visits.step, visits.step.start, SPDInvSettings("fixed_point", 1e-6, 60))
     cost = visits.step.forward.tolist()
     assert cost[0] == 2 and cost[0] < cost[1] < cost[2]
     assert sum(cost) == visits.denoiser.evaluations.forward == sum(visits.denoiser.calls)
@@ -116,11 +118,11 @@ def test_rows_are_independent():
     eigenvalues = torch.tensor([-3.0, 0.3, 0.8], dtype=torch.float64).view(3, 1, 1, 1)
     for solver in ("fixed_point", "anderson", "auto", "gradient"):
         together = Visits(eigenvalues)
-        solve(together.step, together.step.start, solver, 1e-9, 10)
+        solve(together.step, together.step.start, SPDInvSettings(solver, 1e-9, 10))
         alone = Visits(eigenvalues)
         denoiser = AffineMapDenoiser(alone.denoiser.start[1:2], alone.fixed[1:2], eigenvalues[1:2], SIGMA, SIGMA_NEXT)
         step = ImplicitStep(denoiser, None, alone.step.start[1:2], SIGMA, SIGMA_NEXT, lambda iteration, denoised: None)
-        solve(step, step.start, solver, 1e-9, 10)
+        solve(step, step.start, SPDInvSettings(solver, 1e-9, 10))
         torch.testing.assert_close(step.best, together.step.best[1:2])
         assert int(step.forward) == int(together.step.forward[1])
 
@@ -129,7 +131,7 @@ def test_zero_length_step_is_exact_and_free():
     denoiser, start = GaussianDenoiser(1.0), randn(*SHAPE)
     for solver in ("auto", "fixed_point", "anderson", "gradient"):
         step = ImplicitStep(denoiser, None, start, 0.5, 0.5, lambda iteration, denoised: None)
-        solve(step, start, solver, 1e-6, 5)
+        solve(step, start, SPDInvSettings(solver, 1e-6, 5))
         assert torch.equal(step.best, start) and not step.residual.any() and not step.forward.any()
     assert denoiser.evaluations.forward == 0
 
@@ -152,14 +154,14 @@ def test_descent_follows_the_optimizer_it_names(optimizer):
         moment, square = 0.9 * moment + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
         z = z - rate * 0.01 * z
         z = z - rate * (moment / (1 - 0.9**t)) / ((square / (1 - 0.999**t)).sqrt() + 1e-8)
-    solve(visits.step, visits.step.start, "gradient", 0.0, 3, optimizer, rate)
+    solve(visits.step, visits.step.start, SPDInvSettings("gradient", 0.0, 3, optimizer, rate))
     torch.testing.assert_close(visits.step.best, z / scale)
     assert visits.step.forward.tolist() == [3, 3, 3]
 
 
 def test_backward_passes_are_counted_as_the_network_ran_them():
     visits = Visits(0.4)
-    solve(visits.step, visits.step.start, "gradient", 0.0, 4)
+    solve(visits.step, visits.step.start, SPDInvSettings("gradient", 0.0, 4))
     assert int(visits.step.backward.sum()) == visits.denoiser.evaluations.backward > 0
 
 
@@ -189,4 +191,4 @@ def test_nan_names_the_step():
     visits.step.denoiser = GaussianDenoiser(float("nan"))
     visits.step.cond = None
     with pytest.raises(EditingError, match="step 7"):
-        solve(visits.step, visits.step.start, "auto", 1e-6, 5)
+        solve(visits.step, visits.step.start, SPDInvSettings("auto", 1e-6, 5))

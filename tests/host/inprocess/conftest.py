@@ -1,4 +1,5 @@
-"""Run by the host's own interpreter (see ../test_inprocess.py): ComfyUI's modules in process, on the CPU, with tiny random models.
+"""Run by the host's own interpreter (see ../test_inprocess.py): ComfyUI's modules in process, on the CPU, with tiny
+random models.
 
 The pack is loaded from its folder under a name that is no package name, as ComfyUI does.
 """
@@ -78,11 +79,21 @@ def diffusers_unet(family):
 
     with torch.random.fork_rng():
         torch.manual_seed(11)
-        return UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=32,
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), **FAMILIES[family],
-        ).eval().requires_grad_(False)  # fmt: skip
+        return (
+            UNet2DConditionModel(
+                sample_size=8,
+                in_channels=4,
+                out_channels=4,
+                block_out_channels=(32, 64),
+                layers_per_block=1,
+                norm_num_groups=32,
+                down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+                **FAMILIES[family],
+            )
+            .eval()
+            .requires_grad_(False)
+        )
 
 
 def comfy_model(pack, family, unet, dtype=torch.float32, compute=None):
@@ -114,11 +125,21 @@ def flow_model():
     )
     config = config_class(
         {
-            "in_channels": 16, "patch_size": 2, "depth": 2, "input_size": None, "pos_embed_max_size": 16, "num_patches": 256,
-            "pos_embed_scaling_factor": None, "adm_in_channels": 32, "qk_norm": None,
-            "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 128}},
+            "in_channels": 16,
+            "patch_size": 2,
+            "depth": 2,
+            "input_size": None,
+            "pos_embed_max_size": 16,
+            "num_patches": 256,
+            "pos_embed_scaling_factor": None,
+            "adm_in_channels": 32,
+            "qk_norm": None,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 48, "out_features": 128},
+            },
         }
-    )  # fmt: skip
+    )
     config.set_inference_dtype(torch.float32, None)
     with torch.random.fork_rng():
         torch.manual_seed(5)

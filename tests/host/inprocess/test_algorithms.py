@@ -30,7 +30,6 @@ def stock_euler(model, cond, noise_latent, latent, sigmas, cfg=1.0, negative=Non
 @torch.inference_mode()
 def test_inversion_is_undone_by_the_stock_sampler(pack, family, solver):
     """Residuals at the tolerance (auto), and SamplerCustomAdvanced's way of sampling comes back to the latent."""
-    core = pack("core.inversion")
     model, cond = build(pack, family), conditioning(family)
     latent = {"samples": noise(*SHAPES[family], seed=2)}
 
@@ -66,7 +65,8 @@ def test_inversion_is_undone_by_the_stock_sampler(pack, family, solver):
     )
     if solver == "auto":
         assert float(inversion.residuals.max()) <= 1e-7
-        # A residual of r (mean square, unit-variance units) misses the level before by sqrt(r) * sqrt(1 + sigma^2) rms; they add up.
+        # A residual of r (mean square, unit-variance units) misses the level before by sqrt(r) * sqrt(1 + sigma^2) rms;
+        # they add up.
         levels = inversion.sigmas[:-1]
         reach = (1e-7 * (torch.ones_like(levels) if family == "flow" else 1 + levels**2)).sqrt().sum()
         assert float((rebuilt - clean).square().mean().sqrt()) < 2 * float(reach)
@@ -76,9 +76,9 @@ def test_inversion_is_undone_by_the_stock_sampler(pack, family, solver):
 @pytest.mark.parametrize("shape", LATENTS)
 @torch.inference_mode()
 def test_guided_edit_in_one_node_and_as_guider(pack, family, shape):
-    """guidance 0 is the stock euler at that cfg; with guidance the GUIDER under the stock euler makes the node's latent, and
-    bf16 weights make nearly the same one."""
-    core, guidance = pack("core.inversion"), pack("core.pix2pix_zero.guided_edit")
+    """guidance 0 is the stock euler at that cfg; with guidance the GUIDER under the stock euler makes the node's
+    latent, and bf16 weights make nearly the same one."""
+    guidance = pack("core.pix2pix_zero.guided_edit")
     model = build(pack, family)
     conds = {"positive": conditioning(family, 4), "source": conditioning(family), "negative": conditioning(family, 9)}
     latent = {"samples": noise(*shape, seed=2)}
@@ -106,7 +106,12 @@ def test_guided_edit_in_one_node_and_as_guider(pack, family, shape):
     def prepare(session):
         c = session.conds
         step = guidance.CrossAttentionGuidance(
-            session.denoiser, inversion, c["source"], c["positive"], c["negative"], 3.0, 5.0
+            session.denoiser,
+            inversion,
+            c["source"],
+            c["positive"],
+            c["negative"],
+            guidance.CrossAttentionSettings(3.0, 5.0),
         )
         return lambda x, sigma: step.denoised(x, inversion.level_of(sigma))
 
@@ -130,7 +135,6 @@ def test_guided_edit_in_one_node_and_as_guider(pack, family, shape):
 def test_bf16_model_inverts(pack, family, shape):
     """bf16 weights: the trajectory stays fp32 and near that of fp32 weights, and reconstruction is as good as 8 bits of
     mantissa allow."""
-    core = pack("core.inversion")
 
     def work(session):
         inversion = pack("core.spdinv.invert").invert(

@@ -1,4 +1,6 @@
-"""Attention control: the same layers, in the same order, with the same queries and keys as in diffusers on the same weights."""
+"""Attention control: the same layers, in the same order, with the same queries and keys as in diffusers on the same
+weights.
+"""
 
 import comfy.model_patcher
 import pytest
@@ -70,7 +72,9 @@ def test_control_that_computes_attention_changes_nothing(pack, models):
 
 
 def test_branches_say_which_rows_are_whose(pack, models):
-    """The host chooses the order of the chunks; the keys of a chunk must come from the conditioning its branch names."""
+    """The host chooses the order of the chunks; the keys of a chunk must come from the conditioning its branch
+    names.
+    """
     model = models("sd1").model
     x, conds = noise(2, 4, 8, 8), [conditioning("sd1"), conditioning("sd1", 9)]
     control = Capture(lambda site: site.kind == "cross" and site.index == 0)

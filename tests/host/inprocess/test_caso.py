@@ -17,11 +17,30 @@ import nodes
 pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
 
 TRAINING = {
-    "attribute": "mouth", "targets": "smile", "folder": "", "filename": "mine", "overwrite": False, "steps": 4, "batch_size": 1,
-    "noise_level": 0.3, "seed": 1, "resume": False, "image_size": 64, "held_out": 1, "learning_rate": 0.05, "cfg": 5.0,
-    "reconstruction": 1.0, "band": 0.0, "tokens": 1, "bank": 1, "augmentation": 1.0, "flip": True, "check_every": 2, "checkpointing": True,
+    "attribute": "mouth",
+    "targets": "smile",
+    "folder": "",
+    "filename": "mine",
+    "overwrite": False,
+    "steps": 4,
+    "batch_size": 1,
+    "noise_level": 0.3,
+    "seed": 1,
+    "resume": False,
+    "image_size": 64,
+    "held_out": 1,
+    "learning_rate": 0.05,
+    "cfg": 5.0,
+    "reconstruction": 1.0,
+    "band": 0.0,
+    "tokens": 1,
+    "bank": 1,
+    "augmentation": 1.0,
+    "flip": True,
+    "check_every": 2,
+    "checkpointing": True,
     "keep_others": 1.0,
-}  # fmt: skip
+}
 WINDOW = {"window": "custom", "start": 0.5, "end": 0.0, "single_step": False, "joined": True}
 
 
@@ -64,7 +83,7 @@ def train(pack, demo, images, **changed):
 
 def made_up(pack, demo, seed=5):
     """A chosen embedding that no training made."""
-    encoder = pack("nodes.host.tokens").TokenEncoder(demo[1])
+    encoder = pack("nodes.host.tokens").HostVectorEncoder(demo[1])
     vectors = {name: noise(1, width, seed=seed) * encoder.token_scale[name] for name, width in encoder.widths.items()}
     return ((pack("core.caso.embedding").SemanticEmbedding(vectors, encoder.encoder_name, "mouth", "smile"), 1.0),)
 
@@ -112,7 +131,7 @@ def test_trained_embedding_is_the_same_in_the_stock_node_and_in_ours(pack, demo,
 @torch.inference_mode()
 def test_a_published_linear_layer_is_listed_loaded_and_applied(pack, images, folders):
     demo = pack("nodes.demo.comfy_model").load_demo_model()
-    (width,) = pack("nodes.host.tokens").TokenEncoder(demo[1]).widths.values()
+    (width,) = pack("nodes.host.tokens").HostVectorEncoder(demo[1]).widths.values()
     with torch.inference_mode(False):
         layer = torch.nn.Linear(1, width)
         (folders / "embeddings").mkdir()
@@ -240,7 +259,7 @@ def test_a_draft_vae_decodes_all_but_the_last_steps_and_is_compared_with_itself(
     first = runs[0].history[0]
     assert abs(first.others) < 1e-4, "the neutral start changes nothing, whatever decodes it"
     with torch.no_grad():
-        looks = [runs[0].objective.appearance(images[:1].movedim(-1, 1) + shift) for shift in (0.0, 0.25)]
+        looks = [runs[0].objective.other_attributes(images[:1].movedim(-1, 1) + shift) for shift in (0.0, 0.25)]
     assert float(runs[0].objective._changed(*looks)) > 1e-3, "what the two decoders show differs to the classifier"
 
 
@@ -268,10 +287,13 @@ def test_what_the_trainer_refuses(pack, demo, images, folders):
     (folders / "embeddings").mkdir()
     (folders / "embeddings" / "mine.safetensors").write_bytes(b"precious")
     for changed, said in (
-        ({}, "exists already"), ({"attribute": ""}, "knows several attributes"), ({"targets": "grin"}, "has no class 'grin'"),
-        ({"folder": "faces", "filename": "b"}, "Both a folder and images"), ({"images": None, "filename": "c"}, "There are no pictures"),
+        ({}, "exists already"),
+        ({"attribute": ""}, "knows several attributes"),
+        ({"targets": "grin"}, "has no class 'grin'"),
+        ({"folder": "faces", "filename": "b"}, "Both a folder and images"),
+        ({"images": None, "filename": "c"}, "There are no pictures"),
         ({"targets": ""}, "at least one"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=said):
             train(pack, demo, **({"images": images} | changed))
     assert (folders / "embeddings" / "mine.safetensors").read_bytes() == b"precious"
@@ -342,7 +364,10 @@ def test_focus_is_the_cores_in_all_three_nodes(pack, demo, images):
     mask[:, 16:40, 16:40] = 1
     editing, embedding = pack("core.caso.editing"), pack("core.caso.embedding")
     latent = nodes.VAEEncode().encode(vae, images[:2])[0]
-    conds = {"positive": stock(clip, ""), "term": chosen[0][0].condition(pack("nodes.host.tokens").TokenEncoder(clip))}
+    conds = {
+        "positive": stock(clip, ""),
+        "term": chosen[0][0].condition(pack("nodes.host.tokens").HostVectorEncoder(clip)),
+    }
 
     def core(share):
         def work(session):
@@ -395,7 +420,7 @@ def test_generate_is_stock_guidance_by_the_embedding(pack, demo):
         .flip(0)
     )
     guide = CFGGuider()
-    positive = chosen[0][0].condition(pack("nodes.host.tokens").TokenEncoder(clip))
+    positive = chosen[0][0].condition(pack("nodes.host.tokens").HostVectorEncoder(clip))
     guider = (getattr(guide, "get_guider", None) or guide.execute)(model, positive, stock(clip, ""), 3.0)[0]
 
     class Noise:

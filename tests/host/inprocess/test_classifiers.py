@@ -31,9 +31,9 @@ def images():
 def test_gradients_inside_a_prompt_equal_those_outside(pack):
     expected = gradient(tiny(pack), images())
     with torch.inference_mode():
-        held = pack("nodes.host.managed_models").manage_classifier(lambda: tiny(pack))
+        managed = pack("nodes.host.managed_models").manage_classifier(lambda: tiny(pack))
         given = images()
-        with pack("nodes.host.managed_models").classifier_scope(held) as classifier:
+        with pack("nodes.host.managed_models").classifier_scope(managed) as classifier:
             found = gradient(classifier, given)
         assert torch.is_inference_mode_enabled()
     torch.testing.assert_close(found, expected)
@@ -43,28 +43,28 @@ def test_gradients_inside_a_prompt_equal_those_outside(pack):
 def test_weights_made_inference_tensors_by_a_host_are_mended(pack):
     """What moving a network to a device inside a prompt does to its weights."""
     with torch.inference_mode():
-        held = pack("nodes.host.managed_models").manage_classifier(lambda: tiny(pack))
-        for module in held.patcher.model.modules():
+        managed = pack("nodes.host.managed_models").manage_classifier(lambda: tiny(pack))
+        for module in managed.patcher.model.modules():
             for table in (module._parameters, module._buffers):
                 for name, value in table.items():
                     moved = value.clone()
                     table[name] = (
                         torch.nn.Parameter(moved, requires_grad=False) if table is module._parameters else moved
                     )
-        assert next(held.classifier.parameters()).is_inference()
-        with pack("nodes.host.managed_models").classifier_scope(held) as classifier:
+        assert next(managed.classifier.parameters()).is_inference()
+        with pack("nodes.host.managed_models").classifier_scope(managed) as classifier:
             found = gradient(classifier, images())
     torch.testing.assert_close(found, gradient(tiny(pack), images()))
 
 
 def test_the_host_knows_and_can_evict_it(pack):
-    held = pack("nodes.host.managed_models").manage_classifier(lambda: tiny(pack))
-    fingerprint = held.classifier.fingerprint
-    with pack("nodes.host.managed_models").classifier_scope(held):
-        assert any(loaded.model is held.patcher for loaded in mm.current_loaded_models)
+    managed = pack("nodes.host.managed_models").manage_classifier(lambda: tiny(pack))
+    fingerprint = managed.classifier.fingerprint
+    with pack("nodes.host.managed_models").classifier_scope(managed):
+        assert any(loaded.model is managed.patcher for loaded in mm.current_loaded_models)
     mm.unload_all_models()
-    assert not any(loaded.model is held.patcher for loaded in mm.current_loaded_models)
-    with pack("nodes.host.managed_models").classifier_scope(held) as classifier:
+    assert not any(loaded.model is managed.patcher for loaded in mm.current_loaded_models)
+    with pack("nodes.host.managed_models").classifier_scope(managed) as classifier:
         assert classifier.fingerprint == fingerprint
     mm.unload_all_models()
 
@@ -72,15 +72,15 @@ def test_the_host_knows_and_can_evict_it(pack):
 @torch.inference_mode()
 def test_training_inside_a_prompt(pack):
     """On a batch that a node made (inference tensors), with a loaded classifier as backbone."""
-    pictures, trainer, training = (pack(f"core.classifiers.{name}") for name in ("pictures", "trainer", "training"))
+    pictures, training = (pack(f"core.classifiers.{name}") for name in ("pictures", "training"))
     batch = torch.cat([torch.rand(6, 3, 16, 16) * 0.3, 0.6 + torch.rand(6, 3, 16, 16) * 0.3])
     made = pictures.pictures_from_batch(batch, ["dark"] * 6 + ["light"] * 6, (16, 16))
     settings = training.TrainingSettings("tone", epochs=2, batch_size=4)
     with pack("nodes.host.managed_models").training_scope(0) as device:
-        first = trainer.train_classifier(made, settings, device=device)
-    held = pack("nodes.host.managed_models").manage_classifier(lambda: first.classifier)
+        first = training.train_classifier(made, settings, device=device)
+    managed = pack("nodes.host.managed_models").manage_classifier(lambda: first.classifier)
     with pack("nodes.host.managed_models").training_scope(10**6) as device:
-        second = trainer.train_classifier(made, settings, held.classifier, device=device)
+        second = training.train_classifier(made, settings, managed.classifier, device=device)
     assert not next(second.classifier.parameters()).is_inference() and second.classifier.heads == NAMES
 
 

@@ -1,5 +1,5 @@
-"""LoRA, ControlNet, regional prompts, other packs' model functions: through the seam they act exactly as in the stock sampler,
-and gradients pass through them, though all of it was made and loaded under inference mode."""
+"""LoRA, ControlNet, regional prompts, other packs' model functions: through the seam they act exactly as in the stock
+sampler, and gradients pass through them, though all of it was made and loaded under inference mode."""
 
 from itertools import pairwise
 
@@ -70,7 +70,9 @@ def with_rescaled_cfg(model, conds):
 
 
 def with_cfg_patches(model, conds):
-    """Patches before and after the combination that read all they are given, one evaluating the model again (as PAG does)."""
+    """Patches before and after the combination that read all they are given, one evaluating the model again (as PAG
+    does).
+    """
 
     def before(given):
         positive, negative = given["conds_out"]
@@ -144,7 +146,7 @@ def test_composes_like_the_stock_sampler_and_differentiates(pack, feature):
 @torch.inference_mode()
 def test_guidance_patches_reach_sampling_back_and_the_edit(pack):
     """With RescaleCFG the rebuilt and the edited latent are those of its formula, written out here."""
-    inversion_of, guidance_of = pack("core.inversion"), pack("core.pix2pix_zero.guided_edit")
+    guidance_of = pack("core.pix2pix_zero.guided_edit")
     plain = comfy_model(pack, "sd1", diffusers_unet("sd1"))
     model = RescaleCFG().patch(plain, 0.7)[0]
     conds = {"positive": conditioning("sd1"), "negative": conditioning("sd1", 9)}
@@ -183,7 +185,9 @@ def test_guidance_patches_reach_sampling_back_and_the_edit(pack):
 
 
 def test_dynamic_vram_models_are_replaced_by_their_static_copy(pack):
-    """Where weights stream through a shared buffer, gradients run on the host's non-dynamic delegate and nothing else does."""
+    """Where weights stream through a shared buffer, gradients run on the host's non-dynamic delegate and nothing else
+    does.
+    """
     import comfy.model_patcher
 
     asked = []

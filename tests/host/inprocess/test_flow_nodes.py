@@ -1,4 +1,6 @@
-"""What the inversion nodes hand out for a flow model, wired as a person would: stock SamplerCustomAdvanced, CFGGuider, euler."""
+"""What the inversion nodes hand out for a flow model, wired as a person would: stock SamplerCustomAdvanced, CFGGuider,
+euler.
+"""
 
 import comfy.samplers
 import folder_paths
@@ -10,10 +12,26 @@ from conftest import conditioning, noise
 TOLERANCE = 1e-8
 STEPS = 4
 NODES = {
-    "SPDInvInversion": ("inversion.spdinv", {"solver": "auto", "tolerance": TOLERANCE, "max_iterations": 25}),
+    "SPDInvInversion": (
+        "inversion.spdinv",
+        {
+            "solver": "auto",
+            "tolerance": TOLERANCE,
+            "max_iterations": 25,
+            "optimizer": "adamw",
+            "learning_rate": 1e-3,
+        },
+    ),
     "AutocorrDDIMInversion": (
         "pix2pix_zero.autocorr",
-        {"weight_pair": 20.0, "weight_kl": 20.0, "iterations": 2, "shifts": "random", "seed": 1},
+        {
+            "weight_pair": 20.0,
+            "weight_kl": 20.0,
+            "iterations": 2,
+            "shifts": "random",
+            "preset": "consistent",
+            "seed": 1,
+        },
     ),
 }
 
@@ -44,7 +62,7 @@ def test_the_nodes_noise_over_its_empty_latent_rebuilds(pack, flow, previews, na
     node = getattr(pack(f"nodes.{module}"), name)
     inversion, empty, sigmas, start, plot, report = node.execute(
         model=flow, positive=cond, latent=latent, steps=STEPS, sigmas=wired, **widgets
-    ).args  # fmt: skip
+    ).args
     assert float(sigmas[0]) == pytest.approx(last or 1.0) and float(sigmas[-1]) == 0 and len(sigmas) == STEPS + 1
     assert empty["samples"].shape == latent["samples"].shape and not empty["samples"].any()
     assert f"{STEPS} steps, 3 image(s)" in report and plot.ndim == 4 and list(previews.glob("*.png"))

@@ -35,7 +35,9 @@ def attention_gradient(session, x):
     ("family", "height", "width", "batch"), [("sd1", 8, 8, 1), ("sd2", 8, 12, 1), ("sdxl", 8, 12, 3)]
 )
 def test_gradient_of_inference_weights_equals_diffusers(pack, family, height, width, batch):
-    """Model and conditioning made inside inference mode (the stock loader's trap); gradient against diffusers' autograd."""
+    """Model and conditioning made inside inference mode (the stock loader's trap); gradient against diffusers'
+    autograd.
+    """
     from diffusers import DDIMScheduler
 
     backend = pack("core.diffusers.denoiser")
@@ -53,11 +55,11 @@ def test_gradient_of_inference_weights_equals_diffusers(pack, family, height, wi
 
     class Reference:
         denoiser = backend.DiffusersDenoiser(unet, scheduler)
-        conds = {
+        conds = {  # noqa: RUF012
             "positive": backend.TextCond(
                 *(t if t is None else t.clone() for t in (cond[0][0], cond[0][1].get("pooled_output")))
             )
-        }  # noqa: RUF012
+        }
 
     expected_loss, expected = attention_gradient(Reference, x.clone() * scale)
     assert abs(loss - expected_loss) < 1e-4 * abs(expected_loss)
@@ -67,7 +69,9 @@ def test_gradient_of_inference_weights_equals_diffusers(pack, family, height, wi
 
 
 def tiny_residual_gradient(session, x):
-    """Gradient of a residual of 1e-3 rms, as near the end of an inversion step; and of a map loss, for the latent and the text."""
+    """Gradient of a residual of 1e-3 rms, as near the end of an inversion step; and of a map loss, for the latent and
+    the text.
+    """
     (entry,) = session.conds["positive"]
     text = entry["model_conds"]["c_crossattn"].cond.requires_grad_()
     x = x.clone().requires_grad_()
@@ -79,7 +83,9 @@ def tiny_residual_gradient(session, x):
 
 @pytest.mark.parametrize(("dtype", "cosine"), [(torch.bfloat16, 0.98), (torch.float16, 0.99)])
 def test_gradient_in_half_precision(pack, dtype, cosine):
-    """Weights in bf16 or fp16 and inputs in fp32 give the fp32 gradient, small ones too, which plain fp16 loses to underflow."""
+    """Weights in bf16 or fp16 and inputs in fp32 give the fp32 gradient, small ones too, which plain fp16 loses to
+    underflow.
+    """
     unet = diffusers_unet("sd1")
     found = []
     for kind in (torch.float32, dtype):
@@ -155,7 +161,9 @@ def test_thawed_parameters_come_back_thawed(pack):
 
 
 def test_attention_kernels_without_a_backward_are_replaced(pack):
-    """Sage and flash attention have no derivative; PyTorch's takes their place while autograd records, and only then."""
+    """Sage and flash attention have no derivative; PyTorch's takes their place while autograd records, and only
+    then.
+    """
     override = pack("nodes.host.gradients").differentiable_attention()
 
     def attention_sage(*arguments, **options):
@@ -172,7 +180,9 @@ def test_attention_kernels_without_a_backward_are_replaced(pack):
 
 
 def test_room_is_asked_for_before_loading(pack, monkeypatch):
-    """The host estimates memory for inference; a gradient run asks for several times as much, so that it makes room first."""
+    """The host estimates memory for inference; a gradient run asks for several times as much, so that it makes room
+    first.
+    """
     model = comfy_model(pack, "sd1", diffusers_unet("sd1"))
     asked = []
     load = mm.load_models_gpu

@@ -67,7 +67,9 @@ def test_plain_guidance_is_bit_equal_to_the_stock_guider(pack, model, gradients)
 
 @torch.inference_mode()
 def test_a_step_can_take_gradients_under_the_stock_sampler(pack, model):
-    """Each step moves x down the gradient of |denoised|^2; the outcome has a smaller norm than without, and no graph."""
+    """Each step moves x down the gradient of |denoised|^2; the outcome has a smaller norm than without, and no
+    graph.
+    """
     samples, moves = torch.zeros(1, 4, 8, 8), []
 
     def prepare(session):

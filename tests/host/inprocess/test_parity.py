@@ -142,7 +142,9 @@ def test_u_is_counted_by_rows(pack, models):
 
 
 def test_select_is_a_row_of_the_batch(pack, models):
-    """A conditioning of its own for every image: rows 2 and 0 alone equal rows 2 and 0 of the whole, each at its own sigma."""
+    """A conditioning of its own for every image: rows 2 and 0 alone equal rows 2 and 0 of the whole, each at its own
+    sigma.
+    """
     model = models("sdxl").model
     conds = {"positive": conditioning("sdxl", batch=3)}
     x, rows, sigma = noise(3, 4, 8, 8), torch.tensor([2, 0]), torch.tensor([1.0, 2.0, 5.0])

@@ -68,7 +68,8 @@ def test_the_bar_counts_sentences(pack, monkeypatch):
         node.execute(tiny_clip("sdxl"), *lists, mode="sentences", bank="general", count=1, seed=0)
     assert [total for _, total in told] == [45] * len(told)
     done = [value for value, _ in told]
-    # A new host passes on the first and the last update, and those between only when a tenth of a second lies between them.
+    # A new host passes on the first and the last update, and those between only when a tenth of a second lies between
+    # them.
     assert done == sorted(set(done)) and 0 < done[0] < 45 and done[-1] == 45
 
 

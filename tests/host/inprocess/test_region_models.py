@@ -109,7 +109,6 @@ def test_the_token_editor_node(pack, amused):
 
 
 def test_vision_models_are_the_hosts_and_can_be_evicted(pack):
-    features, scorers = pack("core.models.vision_features"), pack("core.models.clip")
     model = pack("core.demo.model").load_demo_model()
     image = picture(64, 64)
     expected = pack("core.demo.builders").demo_vision_features(model)(image)

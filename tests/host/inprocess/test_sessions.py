@@ -43,7 +43,9 @@ def traces(model):
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("how", ["error", "cancel", "memory"])
 def test_a_failed_run_leaves_nothing(pack, model, how, gradients):
-    """Same traces as before, no latent kept alive, and the same run works afterwards, as does a stock sampler, bit by bit."""
+    """Same traces as before, no latent kept alive, and the same run works afterwards, as does a stock sampler, bit by
+    bit.
+    """
     x, cond = noise(2, 4, 8, 8), conditioning("sd1")
     watched = []
 

@@ -1,4 +1,6 @@
-"""CASO's seams on real hosts: token vectors in place of words, and gradients from an image back to them, inside a prompt."""
+"""CASO's seams on real hosts: token vectors in place of words, and gradients from an image back to them, inside a
+prompt.
+"""
 
 import comfy.sd
 import comfy.sd1_clip
@@ -69,7 +71,7 @@ def clip(request):
 @pytest.mark.parametrize("text", [WORD, "two cats", ""])
 @torch.inference_mode()
 def test_a_words_table_rows_give_its_stock_conditioning(pack, clip, text):
-    encoder = pack("nodes.host.tokens").TokenEncoder(clip)
+    encoder = pack("nodes.host.tokens").HostVectorEncoder(clip)
     assert_same(encoder(rows_of(clip, text)), stock(clip, text))
     assert_same(encoder({name: rows[None] for name, rows in encoder.word_vectors(text).items()}), stock(clip, text))
     assert encoder.encoder_name == pack("nodes.host.conditioning").text_encoder_name(clip)
@@ -81,7 +83,7 @@ def test_a_words_table_rows_give_its_stock_conditioning(pack, clip, text):
 def test_the_chosen_layer_is_respected(pack):
     clip = tiny_clip("sd1")
     clip.clip_layer(-2)
-    assert_same(pack("nodes.host.tokens").TokenEncoder(clip)(rows_of(clip, WORD)), stock(clip, WORD))
+    assert_same(pack("nodes.host.tokens").HostVectorEncoder(clip)(rows_of(clip, WORD)), stock(clip, WORD))
 
 
 def test_gradient_of_the_encoder_is_the_finite_difference_and_rows_are_prompts_of_their_own(pack, clip):
@@ -120,7 +122,7 @@ def test_gradient_of_the_encoder_is_the_finite_difference_and_rows_are_prompts_o
 
 
 def test_vectors_of_another_model_are_refused(pack):
-    encoder = pack("nodes.host.tokens").TokenEncoder(tiny_clip("sd1"))
+    encoder = pack("nodes.host.tokens").HostVectorEncoder(tiny_clip("sd1"))
     with pytest.raises(ValueError, match="for clip_l 768, but"):
         encoder({"clip_l": torch.zeros(1, 1, 768)})
 
@@ -129,14 +131,14 @@ def test_a_text_encoder_of_another_kind_is_refused(pack):
     clip = tiny_clip("sd1")
     clip.tokenize = lambda text: {"t5xxl": [[]]}
     with pytest.raises(ValueError, match=r"use the CLIP of an SD 1\.x"):
-        pack("nodes.host.tokens").TokenEncoder(clip)
+        pack("nodes.host.tokens").HostVectorEncoder(clip)
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 @torch.inference_mode()
 def test_a_saved_embedding_is_the_same_in_the_stock_node(pack, tmp_path, kind):
     clip = tiny_clip(kind, [str(tmp_path)])
-    encoder = pack("nodes.host.tokens").TokenEncoder(clip)
+    encoder = pack("nodes.host.tokens").HostVectorEncoder(clip)
     vectors = {name: noise(2, width, seed=8) * 0.1 for name, width in encoder.widths.items()}
     made = pack("core.caso.embedding").SemanticEmbedding(vectors, encoder.encoder_name, "mouth", "smile")
     made.save(tmp_path / "my_attribute.safetensors")
@@ -156,7 +158,7 @@ def test_the_demo_clip_finds_embeddings(pack, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", paths)
     with torch.inference_mode():
         clip = pack("nodes.demo.comfy_model").load_demo_model()[1]
-        encoder = pack("nodes.host.tokens").TokenEncoder(clip)
+        encoder = pack("nodes.host.tokens").HostVectorEncoder(clip)
         assert_same(encoder(rows_of(clip, "smiling")), stock(clip, "smiling"))
         made = pack("core.caso.embedding").SemanticEmbedding(
             {"clip_l": noise(1, encoder.widths["clip_l"])}, encoder.encoder_name
@@ -170,8 +172,11 @@ def test_gradient_through_the_whole_demo_model_is_the_finite_difference(pack):
     """Vectors -> text encoder -> U-Net -> VAE -> classifier, all loaded inside a prompt as stock loaders do."""
     with torch.inference_mode():
         model, clip, vae = pack("nodes.demo.comfy_model").load_demo_model()
-        held = pack("nodes.host.managed_models").manage_classifier(lambda: pack("core.classifiers.loaders").load_image_classifier(
-            PACK / "assets" / "demo" / "classifier.safetensors"))  # fmt: skip
+        held = pack("nodes.host.managed_models").manage_classifier(
+            lambda: pack("core.classifiers.loaders").load_image_classifier(
+                PACK / "assets" / "demo" / "classifier.safetensors"
+            )
+        )
         vector_encoder, decoder = (
             pack("nodes.host.tokens").SessionVectorEncoder(clip),
             pack("nodes.host.vae").SessionDecoder(vae),
@@ -189,7 +194,8 @@ def test_gradient_through_the_whole_demo_model_is_the_finite_difference(pack):
 
             leaf = start.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(loss(leaf), [leaf])
-            # Steepest uphill the change of the loss stands out from what fp32 rounds away; a part missing in the gradient would show.
+            # Steepest uphill the change of the loss stands out from what fp32 rounds away; a part missing in the
+            # gradient would show.
             direction = gradient / gradient.norm() * vector_encoder.token_scale["clip_l"] * start.numel() ** 0.5
             with torch.no_grad():
                 ends = [loss(start + sign * 1e-2 * direction) for sign in (1, -1)]

@@ -1,4 +1,5 @@
-"""Nodes for the live tests only: a small checkpoint for the stock loader, conditionings of any width, and probes of the seam."""
+"""Nodes for the live tests only: a small checkpoint for the stock loader, conditionings of any width, and probes of the
+seam."""
 
 import importlib
 import json
@@ -16,10 +17,22 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 CHECKPOINT = "tiny_sd1.safetensors"
 #: The least that the host's detection takes for SD 1.x: its width and text width, but one transformer block a side.
 SHAPE = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [1], "channel_mult": [1],
-    "transformer_depth": [1], "transformer_depth_output": [1, 1], "transformer_depth_middle": 1, "context_dim": 768, "num_heads": 8,
-    "use_spatial_transformer": True, "use_linear_in_transformer": False, "legacy": False, "adm_in_channels": None,
-}  # fmt: skip
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [1],
+    "channel_mult": [1],
+    "transformer_depth": [1],
+    "transformer_depth_output": [1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": 768,
+    "num_heads": 8,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False,
+    "legacy": False,
+    "adm_in_channels": None,
+}
 
 
 def seam(module):
@@ -64,7 +77,8 @@ class MakeConditioning(Node):
 
 
 class Probe(Node):
-    """Runs the seam with gradients in one of several manners; hands the MODEL on, so that a stock sampler can come after."""
+    """Runs the seam with gradients in one of several manners; hands the MODEL on, so that a stock sampler can come
+    after."""
 
     RETURN_TYPES = ("MODEL",)
 

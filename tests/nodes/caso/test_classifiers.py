@@ -93,20 +93,20 @@ def refusal(function, **inputs):
 
 
 def test_a_batch_is_trained_on_saved_and_loaded(host):
-    held, accuracy, plot, report, file = train(images=images(), labels=LABELS).args
-    assert held.classifier.heads == {"tone": ["dark", "light"]} and held.classifier.size == (16, 16)
+    managed, accuracy, plot, report, file = train(images=images(), labels=LABELS).args
+    assert managed.classifier.heads == {"tone": ["dark", "light"]} and managed.classifier.size == (16, 16)
     assert 0 <= accuracy <= 1 and plot.ndim == 4 and plot.shape[-1] == 3 and "dark 4, light 4" in report
     assert file == "tone.safetensors" and (host.folder / file).is_file()
     again, report = load(classifier_file=file).args
-    assert again.classifier.fingerprint == held.classifier.fingerprint and "tone: dark, light" in report
+    assert again.classifier.fingerprint == managed.classifier.fingerprint and "tone: dark, light" in report
     renamed, _ = load(classifier_file=file, attribute="light", class_names="night, day", input_size=32).args
     assert renamed.classifier.heads == {"light": ["night", "day"]} and renamed.classifier.size == (32, 32)
 
 
 def test_a_backbone_brings_its_size(host):
-    held = train(images=images(), labels=LABELS).args[0]
+    managed = train(images=images(), labels=LABELS).args[0]
     tuned = train(
-        images=images(), labels=LABELS, backbone=held, filename="tuned", attribute="lamp", input_size=64
+        images=images(), labels=LABELS, backbone=managed, filename="tuned", attribute="lamp", input_size=64
     ).args[0]
     assert tuned.classifier.size == (16, 16) and tuned.classifier.heads == {"lamp": ["dark", "light"]}
 

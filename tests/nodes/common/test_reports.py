@@ -16,9 +16,14 @@ def inversion():
     latents = torch.full((3, 2, 4, 8, 8), 5.0)
     latents[2, 1] = -5.0  # at sigma sqrt(24) the unit-variance noise is 1 and -1
     return host_stand_in.module("core.inversion").Inversion(
-        latents, torch.tensor([0.02, 0.5, 24**0.5]), torch.tensor([[1e-6, 2e-6], [4e-6, 3e-6]]), torch.tensor([[1, 1], [3, 5]]),
-        torch.tensor([[0, 0], [0, 2]]), identity, "spdinv/auto",
-    )  # fmt: skip
+        latents,
+        torch.tensor([0.02, 0.5, 24**0.5]),
+        torch.tensor([[1e-6, 2e-6], [4e-6, 3e-6]]),
+        torch.tensor([[1, 1], [3, 5]]),
+        torch.tensor([[0, 0], [0, 2]]),
+        identity,
+        "spdinv/auto",
+    )
 
 
 def test_summary(inversion):

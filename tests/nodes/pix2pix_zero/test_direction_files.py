@@ -1,4 +1,6 @@
-"""Load Edit Direction on published word embeddings: two files make a direction, a lone one is a side to add or take away."""
+"""Load Edit Direction on published word embeddings: two files make a direction, a lone one is a side to add or take
+away.
+"""
 
 from pathlib import Path
 

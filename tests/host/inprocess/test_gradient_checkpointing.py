@@ -1,4 +1,6 @@
-"""Gradient checkpointing on the host's networks: the same gradients and the same u, less kept, nothing left on the model."""
+"""Gradient checkpointing on the host's networks: the same gradients and the same u, less kept, nothing left on the
+model.
+"""
 
 import pytest
 import torch

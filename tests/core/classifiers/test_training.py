@@ -11,8 +11,7 @@ from PIL import Image
 from semantic_editing.core.classifiers.augment import augmented
 from semantic_editing.core.classifiers.loaders import load_image_classifier, save_image_classifier
 from semantic_editing.core.classifiers.pictures import pictures_from_batch, pictures_from_folders, split
-from semantic_editing.core.classifiers.trainer import train_classifier, training_size
-from semantic_editing.core.classifiers.training import TrainingSettings, confusion
+from semantic_editing.core.classifiers.training import TrainingSettings, confusion, train_classifier, training_size
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import load_tensors
 from semantic_editing.core.images.curves import curves_plot
