@@ -99,8 +99,8 @@ def comparisons(records: list[Record]) -> str:
 def edit_table(records: list[Record]) -> str:
     """Markdown: `exact` on each edit."""
     header = (
-        f"| edit | IoU | best IoU among the boxes | success | PSNR to true, dB | nearer than {RANDOM} | "
-        f"nearer than {ATTENDED} |"
+        f"| edit | IoU | best IoU among the boxes | success | PSNR to true, dB | nearer than {RANDOM} | nearer "
+        f"than {ATTENDED} |"
     )
     lines = [header, "|---" * 7 + "|"]
     for edit in dict.fromkeys(record["edit"] for record in records):

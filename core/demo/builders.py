@@ -84,7 +84,7 @@ def demo_vector_encoder(demo: DemoModel) -> TransformersVectorEncoder:
 
 class DemoDecoder:
     """:class:`~..token_vectors.ImageDecoder` of the demo model; ``gradient_checkpointing`` as in
-    :class:`DiffusersDecoder`."""
+    :class:`~..diffusers.token_vectors.DiffusersDecoder`."""
 
     def __init__(self, demo: DemoModel, gradient_checkpointing: bool = False):
         self.demo, self.gradient_checkpointing = demo, gradient_checkpointing

@@ -181,6 +181,6 @@ def policy_report(search: RegionSearch) -> str:
         return ""
     chosen, chance, best = (sum(values) / len(rows) for values in zip(*rows, strict=True))
     return (
-        f"mean loss at an anchor: {chosen:.3f} the network's choice, {chance:.3f} a box by chance, "
-        f"{best:.3f} the best box"
+        f"mean loss at an anchor: {chosen:.3f} the network's choice, {chance:.3f} a box by chance, {best:.3f} the "
+        "best box"
     )

@@ -22,11 +22,11 @@ class LearningSettings:
         learning_rate: of Adam.
         budget: "sampled": different boxes of an image that may be looked at, cached ones included.
         draws: "sampled": boxes drawn for each anchor and step.
-        share: "halving": at most this part of the evaluations that "exact" takes, see :func:`~.halving.halving_plan`.
+        share: "halving": at most this part of the evaluations that "exact" takes, see :func:`~.learning.halving_plan`.
         rungs, keep: "halving": rounds of screening at most, and the part of the boxes (the best) that survives each.
         choice: who may be best, see :func:`~.ranking.rank`.
         refine: with the choice "tightest", whether the sides of the best box are moved in the end, see
-            :func:`~.refine.refine`.
+            :func:`~.ranking.refine`.
         seed: of the policy's draws.
     """
 

@@ -45,7 +45,7 @@ class RewardTable:
         cache: shared between searches to make reruns cheap.
 
     Attributes:
-        refined: boxes that were reached by moving a proposal's sides, each with that one, see :func:`~.refine.refine`.
+        refined: boxes that were reached by moving a proposal's sides, each with that one, see :func:`~.ranking.refine`.
 
     Raises:
         EditingError: an image of another shape or size than the proposals', or with pixels that are no numbers.

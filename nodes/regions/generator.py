@@ -302,8 +302,10 @@ class RegionBoxGenerator(io.ComfyNode):
         """The node's outputs and what it shows."""
         found, table = search.candidates(), search.tables[0]
         best = found[0]
-        box = best.box
-        first = f"best box: {box.width} x {box.height} pixels at ({box.x}, {box.y}), score {best.score:.3f}"
+        first = (
+            f"best box: {best.box.width} x {best.box.height} pixels at ({best.box.x}, {best.box.y}), score "
+            f"{best.score:.3f}"
+        )
         report = "\n".join(filter(None, [first, search_report(search), policy_report(search), *remarks]))
         edits = torch.cat([search.edited(candidate) for candidate in (found[:most] if most else found)]).movedim(1, -1)
         picture = region_picture(table.image, search.views[0].attention[0], table.proposals, found, BEST)[None]
