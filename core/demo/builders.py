@@ -1,5 +1,4 @@
-"""CLIP as the judge of edits: image and text features, and how alike the image's own tokens are, from local files
-only."""
+"""The demo model in the shapes that the techniques take: their scorer, vision model, editor, encoder and decoder."""
 
 from __future__ import annotations
 
@@ -8,11 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..content_hash import content_hash
-
-if TYPE_CHECKING:
-    from .model import DemoModel
-from typing import TYPE_CHECKING
-
+from ..diffusers.token_vectors import TextTower, TransformersVectorEncoder, _ids_by, decoder_checkpointing
 from ..models.clip import TowerScorer, _transformers_tower
 from ..models.transformers_files import NORMALISATIONS
 from ..models.vision_features import VisionFeatures, _from_folder
@@ -21,7 +16,6 @@ from ..regions.paste import Framing
 
 if TYPE_CHECKING:
     from .model import DemoModel
-from ..diffusers.token_vectors import TextTower, TransformersVectorEncoder, _ids_by, decoder_checkpointing
 
 
 def demo_scorer(demo: DemoModel) -> TowerScorer:

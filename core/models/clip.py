@@ -1,5 +1,7 @@
-"""CLIP as the judge of edits: image and text features, and how alike the image's own tokens are, from local files
-only."""
+"""CLIP as the pack uses it: features of images and texts, and how alike the parts of an image are.
+
+Read from local files only.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,6 @@ from ..errors import EditingError
 from ..files import load_tensors
 
 Triple = tuple[float, float, float]
-
-
 #: Mean and standard deviation of images in 0..1 that OpenAI's CLIP was trained with; OpenCLIP keeps them.
 CLIP_NORMALISATION: tuple[Triple, Triple] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 

@@ -1,5 +1,7 @@
-"""The one shape in which every classifier of the pack is used: a trunk that makes features, a linear layer for each
-attribute."""
+"""What the files beside a transformers model's weights say: the size and normalisation of the images that it takes.
+
+Used for classifiers, CLIPs and vision models in folders that ``save_pretrained`` wrote; nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +12,19 @@ from typing import Any
 from ..errors import EditingError
 
 Triple = tuple[float, float, float]
-
-
 #: Normalisations by name: ``(mean, std)`` of images in 0..1.
 NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
     "-1..1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "0..1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-
-
 CONFIG = "config.json"
-
-
+#: Files that may hold the image preprocessor's settings, the first that is there counts.
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
-
-
-INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+#: PIL's numbers of the ways to resize that are used.
+INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+#: How images in 0..1 become the network's input: ``((h, w), mean, std, interpolation)``.
+Preparation = tuple[tuple[int, int], list[float], list[float], str]
 
 
 def preprocessor(folder: Path) -> dict[str, Any]:
@@ -43,9 +41,6 @@ def preprocessor(folder: Path) -> dict[str, Any]:
     raise EditingError(
         f"{folder.name} has no preprocessor_config.json, which says what its network sees; download that file too."
     )
-
-
-Preparation = tuple[tuple[int, int], list[float], list[float], str]
 
 
 def input_of(settings: dict[str, Any], config: dict[str, Any], name: str) -> Preparation:

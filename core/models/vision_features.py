@@ -25,11 +25,7 @@ from .transformers_files import NORMALISATIONS
 from .vit import VisionTransformer
 
 LARGEST_SIDE = 1344  # pixels: attention over more patches than that needs gigabytes
-
-
 FLAT = 1 / 255
-
-
 #: transformers' model types -> class to load, and whether positions are interpolated only on request.
 TRANSFORMERS_CLASSES = {
     "vit": ("ViTModel", True),

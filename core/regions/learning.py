@@ -1,6 +1,7 @@
-"""The learning signal: the expected loss of the policy, exactly or from samples.
+"""Searching the boxes of an image, and learning from it: the strategies, and the signal that trains the region network.
 
-The released code has none: its editor returns pictures without gradient and its network never changes.
+The signal is the expected loss of the network's choice, exactly or from samples. The released code has none: its editor
+returns pictures without gradient and its network never changes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from .ranking import LOOKS, Candidate, can_refine, preferences, rank, refine
 from .settings import LearningProgress, LearningSettings
 from .soft_mask import box_masks, soft_mask_loss
 from .table import RewardTable
+
+SLACK = 1e-9  # against rounding of shares such as 1/3
 
 
 def expected_loss(logits: Tensor, losses: Tensor) -> Tensor:
@@ -62,9 +65,6 @@ def reinforce_loss(logits: Tensor, choices: Tensor, losses: Tensor) -> Tensor:
     others = (values.sum(0) - values) / (draws - 1)
     chosen = logits.log_softmax(1).expand(draws, -1, -1).gather(2, choices.to(logits.device)[..., None])[..., 0]
     return ((values - others) * chosen).mean()
-
-
-SLACK = 1e-9  # against rounding of shares such as 1/3
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,7 @@ class RegionTask:
         return list(dict.fromkeys(box for row in self.table.proposals.boxes for box in row if box is not None))
 
 
+#: Told after each box that was rendered and each epoch; what it raises ends the search.
 Callback = Callable[[LearningProgress], None]
 
 

@@ -1,5 +1,4 @@
-"""The search as a picture: what the vision model looks at, the anchors, all boxes faintly and the best with their
-ranks."""
+"""What a search found, for people and programs: a picture, a table of scores, JSON, and a few lines of report."""
 
 from __future__ import annotations
 
@@ -18,23 +17,11 @@ from .ranking import Candidate
 from .search import RegionSearch
 
 SMALLEST = 512  # pixels of the shorter side; smaller images are enlarged by a whole number
-
-
-HEAT = (255, 60, 0)
-
-
+HEAT = (255, 60, 0)  # red, green and blue in 0..255, like all colours here
 FAINT, LABEL = (255, 255, 255), (0, 0, 0)
-
-
 PLACES: dict[FoundBy, tuple[int, int, int]] = {"attention": (255, 230, 0), "change": (0, 230, 255)}
-
-
 RANKS = ((60, 220, 90), (70, 170, 255), (230, 120, 255))  # the best, the second, all others that are drawn strongly
-
-
 STRENGTH = 0.6  # opacity of the heat where attention is highest
-
-
 FAINTNESS = 0.35  # opacity of the boxes that are not among the best
 
 

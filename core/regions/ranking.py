@@ -1,4 +1,4 @@
-"""The order in which candidates are shown (section 3.3)."""
+"""The order in which rendered boxes are shown (section 3.3), and a last step: moving the sides of the best one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ from .table import RewardTable
 #: Who is first: the best by score of each anchor's box of lowest loss (the paper), of every rendered box, or by score
 #: and by how tightly the box frames the edit, see :func:`preferences`.
 Choice = Literal["anchors", "all", "tightest"]
-
-
+#: Scores so near to the best one count as equally good.
 TOLERANCE = 0.02
-
-
-AIM = 0.3  # found on the demo model, like FRAMING
-
-
-FRAMING = (
-    2.0  # weight of the tightness between a moved box and the one it came from: a score that small moves gain says less
-)
+#: Weight of a render's aim (see :meth:`~.table.RewardTable.aim`) in the preference; found on the demo model.
+AIM = 0.3
+#: Weight of the tightness between a moved box and the one it came from, more than 1 because the score that a small move
+#: gains says less; found on the demo model.
+FRAMING = 2.0
 
 
 @dataclass(frozen=True)
@@ -118,25 +114,18 @@ def rank(table: RewardTable, choice: Choice = "anchors") -> list[Candidate]:
     return sorted(candidates, key=order)
 
 
-# Parts of the shorter side of the image by which one side of the box moves, one move after another; found on the demo
-# model.
+#: How far one side of the best box moves, one move after another, as a part of the image's shorter side; found on the
+#: demo model.
 MOVES = (1 / 16, 1 / 32, 1 / 32)
-
-
 LEAST = 1 / 16  # shortest side of a moved box, the same way
-
-
-MOVED = 8  # boxes looked at in a move: each of four sides outwards and inwards
-
-
+MOVED = 8  # boxes screened for a move: each of four sides outwards and inwards
 LOOKS = MOVED * len(MOVES) + 1  # screenings at most
-
-
+#: Screens a box: renders it cheaply and judges it.
 Look = Callable[[Box], None]
 
 
 def can_refine(table: RewardTable) -> bool:
-    """Whether it is known where the edit acts, and looking at a box costs nothing."""
+    """Whether it is known where the edit acts, and screening a box costs nothing."""
     return table.proposals.change is not None and table.editor.cost("screen") == 0
 
 
@@ -145,7 +134,7 @@ def refine(table: RewardTable, look: Look) -> Box | None:
     :func:`~.ranking.preferences` does not rise by that.
 
     Args:
-        table: all boxes looked at are noted in ``table.refined``; the one found is not rendered fully yet.
+        table: all boxes screened are noted in ``table.refined``; the one found is not rendered fully yet.
         look: judges a box by its screening render.
 
     Returns:

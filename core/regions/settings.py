@@ -1,4 +1,4 @@
-"""What a region search is told, and what it tells while it runs."""
+"""How a region search is to be done (:class:`LearningSettings`), and what it reports while it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LearningSettings:
         strategy: one of :data:`STRATEGIES`.
         epochs: passes over the images; each takes one Adam step an image.
         learning_rate: of Adam.
-        budget: "sampled": different boxes of an image that may be looked at, cached ones included.
+        budget: "sampled": different boxes of an image that may be rendered, cached ones included.
         draws: "sampled": boxes drawn for each anchor and step.
         share: "halving": at most this part of the evaluations that "exact" takes, see :func:`~.learning.halving_plan`.
         rungs, keep: "halving": rounds of screening at most, and the part of the boxes (the best) that survives each.

@@ -35,7 +35,8 @@ def parts(seed=0, lookup=True):
             mid_block_add_attention=False,
             lookup_from_codebook=lookup,
         )
-        vqvae.quantize.embedding.weight.data.normal_()  # diffusers starts it within 1/24 of zero: pictures would hardly differ
+        # diffusers starts it within 1/24 of zero: pictures would hardly differ
+        vqvae.quantize.embedding.weight.data.normal_()
         transformer = UVit2DModel(
             hidden_size=WIDTH,
             cond_embed_dim=WIDTH,
