@@ -1,8 +1,9 @@
 """Cost of a CASO training step: ours against the procedure of the released code, on the same networks, in one run.
 
-The released trainer encodes the pictures anew each step, runs the 50 network evaluations of an unconditional DDIM inversion
-whose result it does not use, evaluates both branches of guidance with gradients, and learns W and b of a linear layer.
-Both work on the same batch size, classifier and device; steps are taken in turn, so that a busy machine slows both alike.
+The released trainer encodes the pictures anew each step, runs the 50 network evaluations of an unconditional DDIM
+inversion whose result it does not use, evaluates both branches of guidance with gradients, and learns W and b of a
+linear layer. Both work on the same batch size, classifier and device; steps are taken in turn, so that a busy machine
+slows both alike.
 
     python benchmarks/caso_cost.py --rounds 5
 """
@@ -118,13 +119,15 @@ def main() -> None:
             u[name] = (spent[0] / arguments.batch, spent[1] / arguments.batch)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     print(
-        f"| a step of {arguments.batch} samples | u forward a sample | u backward | s a step (median of {rounds}) | times faster |"
+        f"| a step of {arguments.batch} samples | u forward a sample | u backward | s a step (median of {rounds}) | "
+        "times faster |"
     )
     print("|---|---|---|---|---|")
     for name in contenders:
         forward, backward = u[name]
         print(
-            f"| {name} | {forward:g} | {backward:g} | {median[name]:.2f} | {median['released procedure'] / median[name]:.1f} |"
+            f"| {name} | {forward:g} | {backward:g} | {median[name]:.2f} | "
+            f"{median['released procedure'] / median[name]:.1f} |"
         )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps({"seconds": seconds, "u": u, "batch": arguments.batch}, indent=1))

@@ -1,6 +1,7 @@
 """Does the order of joined embeddings matter? The paper says it does not. Measured with the demo's own embeddings.
 
-For every two of them: how far the edits by "first + second" and "second + first" are apart, as a share of the edit's size.
+For every two of them: how far the edits by "first + second" and "second + first" are apart, as a share of the edit's
+size.
 
     python benchmarks/caso_order.py
 """

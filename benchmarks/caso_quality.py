@@ -2,11 +2,12 @@
 
 For each attribute and method: success (the judge sees the target), the other nine attributes kept, PSNR to the true
 edited picture, u per edit; then removal by negative strength, Proposition 2 and the reconstruction gain. Training uses
-pictures without captions; the edited ones are of other faces. All methods share the inversion and the window; SEGA's way of
-guiding by text (Brack et al. 2023: only the largest elements) has the focus that our embedding has.
+pictures without captions; the edited ones are of other faces. All methods share the inversion and the window; SEGA's
+way of guiding by text (Brack et al. 2023: only the largest elements) has the focus that our embedding has.
 
     python benchmarks/caso_quality.py                                        # the tables of the README
-    python benchmarks/caso_quality.py --attributes glasses --training '{"steps": 20}' --unseen 8 --steps 10   # a quick look
+    python benchmarks/caso_quality.py --attributes glasses --training '{"steps": 20}' --unseen 8 --steps 10   # a quick
+    look
 
 Its embeddings are those of the demo: --ship puts them there.
 """
@@ -27,7 +28,8 @@ from semantic_editing.core.demo.model import load_demo_model
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: one row a method and strength."""
     lines = [
-        "| method | strength | success (judge) | success (guide) | others kept (judge) | PSNR to true, dB | u per edit |",
+        "| method | strength | success (judge) | success (guide) | others kept (judge) | PSNR to true, dB | u per "
+        "edit |",
         "|---" * 7 + "|",
     ]
     for row in rows:
@@ -76,10 +78,12 @@ def main() -> None:
         result = report[name] = {"training": cost} | bench.attribute(task, embedding, as_printed)
         result["reconstruction"] = bench.reconstruction(task, embedding)
         print(
-            f"\n### {name}: trained on {len(task.training)} pictures in {cost['seconds']:.0f} s, {cost['seconds_per_step']:.2f} s a step"
+            f"\n### {name}: trained on {len(task.training)} pictures in {cost['seconds']:.0f} s, "
+            f"{cost['seconds_per_step']:.2f} s a step"
         )
         print(
-            f"u {cost['u_forward']} + {cost['u_backward']} backward; window from {task.recipe.start:g}, focus {task.recipe.focus:g}"
+            f"u {cost['u_forward']} + {cost['u_backward']} backward; window from {task.recipe.start:g}, focus "
+            f"{task.recipe.focus:g}"
         )
         print(f"\n{table(result['rows'])}")
         print(f"\nRemoving it (success: no longer seen)\n\n{table(result['removal'])}")

@@ -18,7 +18,8 @@ from .embedding import GuidanceTerm, SemanticEmbedding, concatenate, scaled_term
 
 
 def centred_class_means(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Mean feature of each class minus the mean over classes, class -> ``[F]`` (Definition 1; every class weighs the same).
+    """Mean feature of each class minus the mean over classes, class -> ``[F]`` (Definition 1; every class weighs the
+    same).
 
     Args:
         features: class -> ``[N, F]``, at least one row each.
@@ -37,12 +38,15 @@ def centred_class_means(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def class_mean_cosines(
     classifier: ImageClassifier, real: Mapping[str, Tensor], edited: Mapping[str, Tensor], batch: int = 16
 ) -> dict[str, float]:  # fmt: skip
-    """Cosine between the centred class means of edited and of real images in the classifier's features (Proposition 2, Eq. 4, 5).
+    """Cosine between the centred class means of edited and of real images in the classifier's features (Proposition 2,
+    Eq. 4, 5).
 
-    1 is what the proposition promises of converged embeddings. 0 where edits of all classes look alike to the classifier.
+    1 is what the proposition promises of converged embeddings. 0 where edits of all classes look alike to the
+    classifier.
 
     Args:
-        real, edited: class -> images ``[N, 3, H, W]`` in 0..1, the same classes; ``edited[a]`` are any pictures edited towards a.
+        real, edited: class -> images ``[N, 3, H, W]`` in 0..1, the same classes; ``edited[a]`` are any pictures edited
+            towards a.
         batch: images at a time.
 
     Raises:
@@ -96,10 +100,11 @@ def order_effect(
     strength: float,
     window: Window,
 ) -> Tensor:
-    """How much the order of concatenated embeddings matters, ``[B]``: distance of the edits in both orders, relative to their size.
+    """How much the order of concatenated embeddings matters, ``[B]``: distance of the edits in both orders, relative to
+    their size.
 
-    0 is not at all (what the paper says, section 4.2); 1 as much as the edit itself. The text encoder's attention is causal
-    and its positions differ, so 0 is not to be expected.
+    0 is not at all (what the paper says, section 4.2); 1 as much as the edit itself. The text encoder's attention is
+    causal and its positions differ, so 0 is not to be expected.
 
     Raises:
         EditingError: fewer than two embeddings, or see :func:`~.editing.semantic_edit`.

@@ -23,7 +23,8 @@ class Window:
     """Which steps are guided, as fractions of the trajectory: 1 is pure noise, 0 the clean image.
 
     Attributes:
-        start: guidance begins here; until then the source's trajectory is followed exactly, without evaluating the network.
+        start: guidance begins here; until then the source's trajectory is followed exactly, without evaluating the
+            network.
         end: guidance ends here; the steps below are unconditional.
         single_step: guide the first step of the window only (section 4.2, "Single-Step Edit").
 
@@ -49,8 +50,8 @@ class Window:
 
 
 FINE, WHOLE = Window(0.3), Window(1.0)
-#: Where guidance begins; it then goes on to the end. The paper gives 0.1 to 0.3 for fine attributes and 0.8 to 0.9 for species
-#: (section 4.1); "middle" is for what lies between, such as hair or a background.
+#: Where guidance begins; it then goes on to the end. The paper gives 0.1 to 0.3 for fine attributes and 0.8 to 0.9 for
+#: species (section 4.1); "middle" is for what lies between, such as hair or a background.
 PRESETS = {"fine": FINE, "middle": Window(0.6), "species": Window(0.9)}
 
 
@@ -59,11 +60,12 @@ class EditSettings:
     """How embeddings guide an edit or a new image.
 
     Attributes:
-        strength: lambda, which the strengths of the embeddings are multiplied by. 0 is off, 3 to 10 usual, below 0 leads the
-            other way.
+        strength: lambda, which the strengths of the embeddings are multiplied by. 0 is off, 3 to 10 usual, below 0
+            leads the other way.
         window: which steps are guided.
-        joined: embeddings of equal strength share one prompt, in the order given (the paper's concatenation), and cost one
-            network evaluation together. Others, and all when False, get an evaluation each, because a prompt has one strength.
+        joined: embeddings of equal strength share one prompt, in the order given (the paper's concatenation), and cost
+            one network evaluation together. Others, and all when False, get an evaluation each, because a prompt has
+            one strength.
         focus: see :class:`~.embedding.GuidanceTerm`.
     """
 
@@ -117,9 +119,11 @@ def invert_to_window(
 def steered(
     denoiser: Denoiser, x: Tensor, sigma: float, uncond: Any, terms: Sequence[GuidanceTerm], mask: Tensor | None = None
 ) -> Tensor:  # fmt: skip
-    """``D_u + sum_i strength_i * (D_i - D_u)`` at ``x [B, C, H, W]``, in one network call of ``(1 + terms) * B`` rows (Eq. 2).
+    """``D_u + sum_i strength_i * (D_i - D_u)`` at ``x [B, C, H, W]``, in one network call of ``(1 + terms) * B`` rows
+    (Eq. 2).
 
-    A term with a focus below 1 counts only where its difference is largest: inside ``mask [B or 1, 1, H, W]``, where one is given.
+    A term with a focus below 1 counts only where its difference is largest: inside ``mask [B or 1, 1, H, W]``, where
+        one is given.
     """
     if not terms:
         return denoiser(x, sigma, uncond)
@@ -131,10 +135,12 @@ def steered(
 
 
 def focused(shift: Tensor, share: float, mask: Tensor | None = None) -> Tensor:
-    """``shift [B, C, H, W]`` with all but the largest ``share`` of each image's elements (by magnitude, at least one) set to 0.
+    """``shift [B, C, H, W]`` with all but the largest ``share`` of each image's elements (by magnitude, at least one)
+    set to 0.
 
     Args:
-        mask: ``[B or 1, 1, H, W]``; only elements where it is above 0 are ranked, and ``share`` is of them. None ranks all.
+        mask: ``[B or 1, 1, H, W]``; only elements where it is above 0 are ranked, and ``share`` is of them. None ranks
+            all.
     """
     if share == 1:
         return shift
@@ -246,7 +252,8 @@ def generate(
 
     Args:
         noise: ``[B, C, H, W]``, unit variance.
-        uncond: what to be guided away from: the empty prompt, or any prompt of which the embeddings then are variations.
+        uncond: what to be guided away from: the empty prompt, or any prompt of which the embeddings then are
+            variations.
         steps: of the model's own grid; not used when ``sigmas`` is given.
         window: guided steps; the others are unconditional.
         callback: told after each step; an exception it raises ends the run.

@@ -31,8 +31,8 @@ class SemanticEmbedding:
         encoder_name: text encoder they belong to, e.g. "clip_l 768 + clip_g 1280".
         attribute, target: what was learned, e.g. "mouth", "smile"; "" in files of other programs.
         method: how it was learned, "caso" or "" if unknown.
-        info: facts of the training for people and programs, JSON-able: classes, level (noise level L), steps, classifier
-            (its fingerprint), base_model (family) and settings (:meth:`~.settings.TrainingSettings.stored`).
+        info: facts of the training for people and programs, JSON-able: classes, level (noise level L), steps,
+            classifier (its fingerprint), base_model (family) and settings (:meth:`~.settings.TrainingSettings.stored`).
     """
 
     vectors: TokenVectors
@@ -48,8 +48,8 @@ class SemanticEmbedding:
         if len(counts) != 1 or not 1 <= min(counts) <= MAX_TOKENS:
             shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.vectors.items())
             raise EditingError(
-                f"A semantic embedding has 1 to {MAX_TOKENS} token vectors, [tokens, width] for each text encoder, not {shapes or 'none'}; "
-                "choose a textual-inversion file."
+                f"A semantic embedding has 1 to {MAX_TOKENS} token vectors, [tokens, width] for each text encoder, not "
+                f"{shapes or 'none'}; choose a textual-inversion file."
             )
         for name, tensor in self.vectors.items():
             check_finite(tensor, f"The embedding's {name} part")
@@ -76,8 +76,8 @@ class SemanticEmbedding:
         """Raise :class:`EditingError` unless the embedding belongs to the text encoder of ``vector_encoder``."""
         if self.widths != dict(vector_encoder.widths):
             raise EditingError(
-                f"This embedding belongs to the text encoder {self.encoder_name}, but the model uses {vector_encoder.encoder_name}; "
-                "use an embedding trained on this kind of model."
+                f"This embedding belongs to the text encoder {self.encoder_name}, but the model uses "
+                f"{vector_encoder.encoder_name}; use an embedding trained on this kind of model."
             )
 
     def condition(self, vector_encoder: TokenVectorEncoder) -> Any:
@@ -91,7 +91,8 @@ class SemanticEmbedding:
             return vector_encoder({name: tensor[None] for name, tensor in self.vectors.items()})
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a textual-inversion safetensors file (``embedding:name`` in ComfyUI) with the facts as metadata, atomically.
+        """Write a textual-inversion safetensors file (``embedding:name`` in ComfyUI) with the facts as metadata,
+        atomically.
 
         Raises:
             EditingError: not a .safetensors name, the file exists and ``overwrite`` is False, or it cannot be written.
@@ -118,7 +119,8 @@ class SemanticEmbedding:
     def load(path: str | Path) -> SemanticEmbedding:
         """Read a textual-inversion file (ours or another program's), or a linear layer of the released CASO code (.pt).
 
-        Of .pt and .bin files AUTOMATIC1111's layout (``string_to_param``) and diffusers' (token -> vectors) are read too.
+        Of .pt and .bin files AUTOMATIC1111's layout (``string_to_param``) and diffusers' (token -> vectors) are read
+        too.
 
         Raises:
             EditingError: missing, damaged, hostile, or nothing of the kind.
@@ -146,16 +148,17 @@ class SemanticEmbedding:
 
 @dataclass(frozen=True, eq=False)
 class GuidanceTerm:
-    """One conditional evaluation of an edit: a conditioning of one row (or one for each image) and its strength (lambda).
+    """One conditional evaluation of an edit: a conditioning of one row (or one for each image) and its strength
+    (lambda).
 
     The guided prediction is ``D_u + sum_i strength_i * (D_i - D_u)`` (Eq. 2 for one term): 0 is off, 1 the plain
     conditional prediction, a negative value leads the other way.
 
     Attributes:
         label: for people, e.g. "smile".
-        focus: share of the latent's elements that are guided: those where ``D_i - D_u`` is largest, found at each step and
-            for each image separately. 1 is all, the paper's edit; less is SEGA's way to leave the rest of the image alone
-            (Brack et al. 2023, Eq. 6).
+        focus: share of the latent's elements that are guided: those where ``D_i - D_u`` is largest, found at each step
+            and for each image separately. 1 is all, the paper's edit; less is SEGA's way to leave the rest of the image
+            alone (Brack et al. 2023, Eq. 6).
 
     Raises:
         EditingError: values out of range.

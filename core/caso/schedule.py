@@ -95,8 +95,8 @@ class RowCache:
     """Rows of a tensor by image and noise, each computed when it is first needed.
 
     Args:
-        together: see :meth:`Schedule.first_met`. What first occurs in the same step is always computed as one batch, so that
-            a resumed training, which computes it again, gets the same bits.
+        together: see :meth:`Schedule.first_met`. What first occurs in the same step is always computed as one batch, so
+            that a resumed training, which computes it again, gets the same bits.
     """
 
     def __init__(self, together: Mapping[ImageNoise, tuple[ImageNoise, ...]]):

@@ -37,15 +37,16 @@ class TrainingSettings:
         attribute_preservation: weight of the loss that keeps the classifier's *other* attributes what they are without
             the embedding (ours, not the paper's); 0 turns it off. A classifier of one attribute has no others.
         tokens: vectors of each embedding.
-        noises_per_image: how many noises each image gets in turn. The unconditional prediction is computed once for each
-            and then remembered, which changes nothing in the result. 0 draws a new noise and computes it every time.
+        noises_per_image: how many noises each image gets in turn. The unconditional prediction is computed once for
+            each and then remembered, which changes nothing in the result. 0 draws a new noise and computes it every
+            time.
         augment, flip: strength of the random changes before the classifier, and whether half of the pictures are
             mirrored, see :func:`~..classifiers.augment.augmented`.
         draft_fraction: share of the steps, from the first, that use the draft decoder if there is one.
         check_every: steps from one validation to the next; 0 validates after the last step only.
         seed: of everything random.
-        start_words: words to start from, which name what changes ("hair"), not how. They are the last of the vectors; those
-            before them start neutral. Empty: all start neutral, as in the paper.
+        start_words: words to start from, which name what changes ("hair"), not how. They are the last of the vectors;
+            those before them start neutral. Empty: all start neutral, as in the paper.
 
     Raises:
         EditingError: a value out of range.

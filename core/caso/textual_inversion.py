@@ -40,10 +40,12 @@ def named_vectors(tensors: Mapping[str, Tensor], base_model: str, file_name: str
 
 
 def pickled_vectors(path: str | Path) -> tuple[dict[str, Tensor], bool]:
-    """``(token vectors by encoder, whether they are a layer of the released CASO code)`` of a .pt or .bin file; no code in it runs.
+    """``(token vectors by encoder, whether they are a layer of the released CASO code)`` of a .pt or .bin file; no code
+    in it runs.
 
-    Read are AUTOMATIC1111's layout (the tensor under ``string_to_param``), diffusers' (token -> tensor), the names of safetensors
-    files, and the released ``Linear(1, D)`` on a constant 1, whose vector is W[:, 0] + b (section 3.2 of its trainer).
+    Read are AUTOMATIC1111's layout (the tensor under ``string_to_param``), diffusers' (token -> tensor), the names of
+    safetensors files, and the released ``Linear(1, D)`` on a constant 1, whose vector is W[:, 0] + b (section 3.2 of
+    its trainer).
 
     Raises:
         EditingError: missing, damaged, hostile, or nothing of the kind.
@@ -61,8 +63,8 @@ def pickled_vectors(path: str | Path) -> tuple[dict[str, Tensor], bool]:
         return named_vectors({SINGLE_KEY: weight[:, 0].float() + bias.float()}, "", source.name), True
     if _token(tensors) is None and not any(name in tensors for name in (SINGLE_KEY, *ENCODERS)):
         raise EditingError(
-            f"{source.name} is neither a textual inversion nor a CASO linear layer ({RELEASED_WEIGHT} [width, 1] and {RELEASED_BIAS} "
-            f"[width]) but holds {', '.join(list(tensors)[:3])}; choose one of these."
+            f"{source.name} is neither a textual inversion nor a CASO linear layer ({RELEASED_WEIGHT} [width, 1] and "
+            f"{RELEASED_BIAS} [width]) but holds {', '.join(list(tensors)[:3])}; choose one of these."
         )
     return named_vectors(tensors, "", source.name), False
 

@@ -137,8 +137,8 @@ class EmbeddingTrainer:
         classifier: frozen; to judge the result take another one.
         latents: ``[N, C, h, w]`` clean latents of the pictures to learn from.
         settings: what to learn and how.
-        validation: ``[V, C, h, w]`` clean latents of a few other pictures, which decide what is best and are shown; each
-            costs K network evaluations at every validation. None: the smoothed training loss decides.
+        validation: ``[V, C, h, w]`` clean latents of a few other pictures, which decide what is best and are shown;
+            each costs K network evaluations at every validation. None: the smoothed training loss decides.
         draft_decoder: a cheaper decoder for the first ``draft_fraction`` of the steps.
 
     Raises:
@@ -204,7 +204,8 @@ class EmbeddingTrainer:
     def best_found(self) -> BestFound:
         """The best of all validations.
 
-        One that ``check_every`` did not ask for counts only until training goes on, so that a stop never changes the end.
+        One that ``check_every`` did not ask for counts only until training goes on, so that a stop never changes the
+        end.
         """
         return self.extra if self.extra.score < self.scheduled.score else self.scheduled
 
@@ -212,7 +213,8 @@ class EmbeddingTrainer:
         """Train the steps that are left; returns :meth:`best`.
 
         Args:
-            callback: told after each step; an exception it raises ends the run, and :meth:`best` still has the best so far.
+            callback: told after each step; an exception it raises ends the run, and :meth:`best` still has the best so
+                far.
 
         Raises:
             EditingError: a loss that is not a number.

@@ -16,7 +16,8 @@ SHOWN = 8  # validation pictures of each class
 
 
 def training_plot(trainer: EmbeddingTrainer) -> Tensor:
-    """Loss and accuracy over the steps, ``[H, W, 3]`` in 0..1, their last values in words; a line marks the step that was kept.
+    """Loss and accuracy over the steps, ``[H, W, 3]`` in 0..1, their last values in words; a line marks the step that
+    was kept.
 
     Blue is the training batch, red are the validation pictures, whose figures stand until the next validation.
     """

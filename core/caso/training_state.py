@@ -29,8 +29,8 @@ ABSENT = {"start_words": ""}
 def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write everything that :func:`resume_training` needs: vectors, AdamW's moments, the best so far, the history.
 
-    A validation that ``check_every`` did not ask for (after the last step, or at a stop) is left out: in a training that goes
-    on it never took place. The file calls the validation figures "held".
+    A validation that ``check_every`` did not ask for (after the last step, or at a stop) is left out: in a training
+    that goes on it never took place. The file calls the validation figures "held".
 
     Raises:
         EditingError: the file exists and ``overwrite`` is False, or it cannot be written.
@@ -63,7 +63,8 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     """Put a new ``trainer`` where the saved one was; it then goes on exactly as the saved one would have.
 
     Raises:
-        EditingError: missing, damaged or foreign file, or one of a training with other pictures, settings, model or classifier.
+        EditingError: missing, damaged or foreign file, or one of a training with other pictures, settings, model or
+            classifier.
     """
     tensors, metadata = load_tensors(path, FILE_FORMAT)
     name = Path(path).name
@@ -75,7 +76,8 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     ]
     if different:
         raise EditingError(
-            f"{name} belongs to a training with another {different[0].replace('_', ' ')}; use the same ones or start anew."
+            f"{name} belongs to a training with another {different[0].replace('_', ' ')}; use the same ones or start "
+            "anew."
         )
     try:
         best = (

@@ -13,7 +13,8 @@ BLURRED = 0.3  # part of the batches
 
 
 def augmented(images: Tensor, strength: float, flip: bool, generator: torch.Generator) -> Tensor:
-    """``images [B, 3, H, W]`` in 0..1, differently moved, zoomed, lit and made noisy each; sometimes the batch is blurred.
+    """``images [B, 3, H, W]`` in 0..1, differently moved, zoomed, lit and made noisy each; sometimes the batch is
+    blurred.
 
     Differentiable in ``images``. Strength 0 without ``flip`` returns ``images`` itself.
 

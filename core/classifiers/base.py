@@ -22,16 +22,19 @@ class ImageClassifier(nn.Module):
 
     Args:
         trunk: normalised images ``[B, 3, h, w]`` -> features ``[B, F]``.
-        last: the last layer of each attribute, in the order of ``heads``; a linear layer of one logit counts as two classes.
+        last: the last layer of each attribute, in the order of ``heads``; a linear layer of one logit counts as two
+            classes.
         heads: attribute -> class names in the order of the logits.
         size: ``(h, w)`` in pixels that the trunk expects.
         mean, std: normalisation of images in 0..1, one figure a colour.
         name: for people, e.g. the file's name.
-        architecture: JSON-able description from which the trunk can be built again; empty if the file cannot be saved anew.
+        architecture: JSON-able description from which the trunk can be built again; empty if the file cannot be saved
+            anew.
         interpolation: how images are resized, "bilinear" or "bicubic" (always antialiased).
 
     Raises:
-        EditingError: an attribute with fewer than two classes, names that do not match the logits, or a useless normalisation.
+        EditingError: an attribute with fewer than two classes, names that do not match the logits, or a useless
+            normalisation.
     """
 
     def __init__(
@@ -82,7 +85,8 @@ class ImageClassifier(nn.Module):
         return self._fingerprint
 
     def prepare(self, images: Tensor) -> Tensor:
-        """``images [B, 3, H, W]`` in 0..1 -> resized (the whole picture, aspect not kept) and normalised ``[B, 3, h, w]``.
+        """``images [B, 3, H, W]`` in 0..1 -> resized (the whole picture, aspect not kept) and normalised ``[B, 3, h,
+        w]``.
 
         Raises:
             EditingError: not that shape.
@@ -101,7 +105,8 @@ class ImageClassifier(nn.Module):
         return self.logits(images)
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
-        """``images [B, 3, H, W]`` in 0..1 of any size -> attribute -> logits ``[B, n_classes]``; softmax gives probabilities.
+        """``images [B, 3, H, W]`` in 0..1 of any size -> attribute -> logits ``[B, n_classes]``; softmax gives
+        probabilities.
 
         Raises:
             EditingError: not that shape.
@@ -121,7 +126,8 @@ class ImageClassifier(nn.Module):
         return features
 
     def class_weights(self, attribute: str) -> Tensor:
-        """Weights of the last layer, ``[n_classes, F]`` (the paper's w_a); the features' class means align with them (Theorem 1).
+        """Weights of the last layer, ``[n_classes, F]`` (the paper's w_a); the features' class means align with them
+        (Theorem 1).
 
         Raises:
             EditingError: no such attribute, or its last layer is not linear.
@@ -206,7 +212,8 @@ def _check(
             )
         if isinstance(layer, nn.Linear) and layer.out_features != len(names):
             raise EditingError(
-                f"{name} has {layer.out_features} classes of {attribute} but {len(names)} names; give one name for each."
+                f"{name} has {layer.out_features} classes of {attribute} but {len(names)} names; give one name for "
+                "each."
             )
     if min(size) < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise EditingError(

@@ -1,6 +1,7 @@
 """The pack's own small convolutional classifier of several attributes.
 
-The demo world's two classifiers are of this kind, and so is what Attribute Classifier Trainer trains without a backbone.
+The demo world's two classifiers are of this kind, and so is what Attribute Classifier Trainer trains without a
+backbone.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class AttributeClassifier(nn.Module):
         hidden: width of the fully connected layer.
         classes: attribute -> names of its labels, in the order of the logits.
         size: side of the square input in pixels.
-        fold: side in pixels of the squares that the first layer takes as one; with 2 it reads pictures of twice the size for
-            nearly the same cost.
+        fold: side in pixels of the squares that the first layer takes as one; with 2 it reads pictures of twice the
+            size for nearly the same cost.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""Classifiers from files: this pack's own, the demo's, torchvision's VGG16 and ResNet50, transformers folders, CASO's pickles.
+"""Classifiers from files: this pack's own, the demo's, torchvision's VGG16 and ResNet50, transformers folders, CASO's
+pickles.
 
 What a file is follows from its content, never from its name alone. Nothing is downloaded and no code in a file runs.
 """
@@ -49,7 +50,8 @@ def load_image_classifier(
         path: a ``.safetensors`` file, a published pickle (``.pt``, ``.pth``), or a transformers folder or a file in it.
         classes: names of the classes in the order of the logits, in place of the file's; for one attribute only.
         size: side of the square input in pixels, 0 for the file's own or the usual one of its kind.
-        normalisation: "auto" (the file's own or the usual one of its kind) or a key of :data:`~..models.transformers_files.NORMALISATIONS`.
+        normalisation: "auto" (the file's own or the usual one of its kind) or a key of
+            :data:`~..models.transformers_files.NORMALISATIONS`.
         attribute: name of the attribute, "" for the file's own; for one attribute only.
 
     Raises:
@@ -99,8 +101,8 @@ def build_trunk(architecture: Mapping[str, Any], name: str) -> nn.Module:
     """The trunk that ``architecture`` describes, its weights to be filled in (``load_state_dict(..., assign=True)``).
 
     Args:
-        architecture: ``{"kind": "convolutional", "widths", "hidden", "fold"}``, ``{"kind": "vgg16"}``, ``{"kind": "resnet50"}`` or
-            ``{"kind": "transformers", "config", "linear"}``.
+        architecture: ``{"kind": "convolutional", "widths", "hidden", "fold"}``, ``{"kind": "vgg16"}``, ``{"kind":
+            "resnet50"}`` or ``{"kind": "transformers", "config", "linear"}``.
         name: of the file, for errors.
 
     Raises:
@@ -142,8 +144,8 @@ def torchvision_classifier(
 ) -> ImageClassifier:
     """VGG16 or ResNet50 from torchvision's tensor names, with or without the prefixes "model." and "module.".
 
-    A head of one logit is a yes-or-no classifier, prepared as CASO's published ones are (512 pixels, -1..1); any other is
-    prepared as ImageNet's (224 pixels).
+    A head of one logit is a yes-or-no classifier, prepared as CASO's published ones are (512 pixels, -1..1); any other
+    is prepared as ImageNet's (224 pixels).
 
     Raises:
         EditingError: another network, tensors missing or too many, as many names as classes not given, no torchvision.
@@ -152,7 +154,8 @@ def torchvision_classifier(
     kinds = [kind for kind, (_, mark) in LAST_LAYERS.items() if mark in state]
     if not kinds or f"{LAST_LAYERS[kinds[0]][0]}.weight" not in state:
         raise EditingError(
-            f"{name} is not a classifier that can be read; use VGG16, ResNet50, a transformers folder or one trained here."
+            f"{name} is not a classifier that can be read; use VGG16, ResNet50, a transformers folder or one trained "
+            "here."
         )
     (kind,) = kinds[:1]
     layer = LAST_LAYERS[kind][0]
@@ -173,7 +176,8 @@ def torchvision_classifier(
 
 
 def torchvision_trunk(kind: str, name: str) -> nn.Module:
-    """torchvision's VGG16 or ResNet50 without weights and without its last layer, features ``[B, 4096]`` or ``[B, 2048]``.
+    """torchvision's VGG16 or ResNet50 without weights and without its last layer, features ``[B, 4096]`` or ``[B,
+    2048]``.
 
     Raises:
         EditingError: torchvision is not installed.

@@ -48,7 +48,8 @@ PARTS = {
     "torchvision.models.vgg": ("VGG",),
     "torchvision.models.resnet": ("ResNet", "Bottleneck", "BasicBlock"),
 }
-#: Under this key the original textual-inversion program and AUTOMATIC1111's keep their vectors, beside facts that nothing needs.
+#: Under this key the original textual-inversion program and AUTOMATIC1111's keep their vectors, beside facts that
+#: nothing needs.
 TERMS = "string_to_param"
 #: The class of CASO's published classifiers; its module depends on the script that saved it.
 PUBLISHED = "BinaryClassifier"
@@ -75,8 +76,8 @@ def read_network_pickle(path: str | Path, what: str = "classifier") -> PickledNe
         what: the kind of thing that is being loaded, for messages.
 
     Raises:
-        EditingError: missing, larger than 4 GiB, not torch's zip format, damaged, or asking for anything but tensors and
-            the layers of :data:`PARTS`.
+        EditingError: missing, larger than 4 GiB, not torch's zip format, damaged, or asking for anything but tensors
+            and the layers of :data:`PARTS`.
     """
     source = Path(path)
     if not source.is_file():

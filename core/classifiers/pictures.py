@@ -43,7 +43,8 @@ class LabelledPictures:
 def read_folder(
     folder: str | Path, size: tuple[int, int], callback: Callable[[int, int], None] | None = None
 ) -> tuple[Tensor, list[str]]:
-    """All readable pictures of a folder, ``([N, 3, h, w] uint8, names of the unreadable)``; whole pictures, aspect not kept.
+    """All readable pictures of a folder, ``([N, 3, h, w] uint8, names of the unreadable)``; whole pictures, aspect not
+    kept.
 
     Args:
         size: ``(h, w)`` in pixels.
@@ -64,7 +65,8 @@ def read_folder(
             callback(number + 1, len(files))
     if not pixels:
         raise EditingError(
-            f"None of the {len(files)} pictures in the folder {Path(folder).name!r} can be read; use PNG, JPEG or WebP files."
+            f"None of the {len(files)} pictures in the folder {Path(folder).name!r} can be read; use PNG, JPEG or WebP "
+            "files."
         )
     return torch.cat(pixels), skipped
 
@@ -92,7 +94,8 @@ def pictures_from_folders(
         chosen = sorted(p for p in chosen[0].iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(chosen) < 2:
         raise EditingError(
-            "A classifier needs at least two classes; give two or more folders, or one with a sub-folder for each class."
+            "A classifier needs at least two classes; give two or more folders, or one with a sub-folder for each "
+            "class."
         )
     names = [folder.name for folder in chosen]
     if len(set(names)) != len(names):

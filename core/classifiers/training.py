@@ -2,8 +2,8 @@
 
 CASO's classifiers are VGG16 networks fine-tuned for some epochs ("Instructing Text-to-Image Diffusion Models via
 Classifier-Guided Semantic Optimization", section 4, and the released training script); here the loss is cross-entropy
-balanced over the classes, the learning rate falls along a cosine, and the epoch that does best on the validation pictures
-is the one that is kept.
+balanced over the classes, the learning rate falls along a cosine, and the epoch that does best on the validation
+pictures is the one that is kept.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class TrainingSettings:
         epochs: passes over the pictures, at most.
         patience: the training ends after so many epochs without a better one; 0 for never.
         batch_size: pictures in a step, two at least.
-        learning_rate: AdamW's; 0 chooses one (2e-3 from nothing, 1e-4 for a given trunk, 1e-2 for its last layer alone).
+        learning_rate: AdamW's; 0 chooses one (2e-3 from nothing, 1e-4 for a given trunk, 1e-2 for its last layer
+            alone).
         validation: part of every class that is tested on and not learned from, between 0 and 1 (at least one picture).
         augmentation: strength of the random changes, 0 for none, 1 usual (see :func:`~.augment.augmented`).
         flip: mirror half of the pictures; not for attributes that tell left from right.
@@ -150,8 +151,9 @@ class TrainedClassifier:
         """Pictures, accuracy, confusion table and input of the classifier, as text."""
         ended = " (ended early)" if self.stopped else ""
         return (
-            f"{self.pictures}\nvalidation accuracy {self.accuracy:.1%} on {int(self.confusion.sum())} pictures, "
-            f"epoch {self.best_epoch} of {len(self.history['train loss'])}{ended}\n{self.confusion_text()}\n{self.classifier.describe()}"
+            f"{self.pictures}\nvalidation accuracy {self.accuracy:.1%} on {int(self.confusion.sum())} pictures, epoch "
+            f"{self.best_epoch} of "
+            f"{len(self.history['train loss'])}{ended}\n{self.confusion_text()}\n{self.classifier.describe()}"
         )
 
     def facts(self) -> dict[str, Any]:
@@ -196,8 +198,10 @@ def train_classifier(
 
     Args:
         pictures: at :func:`training_size`.
-        trunk_of: a classifier whose trunk (backbone) is copied and trained on; None trains a small network from nothing.
-        device: where to compute. Everything random comes from ``settings.seed``; the global generators stay as they are.
+        trunk_of: a classifier whose trunk (backbone) is copied and trained on; None trains a small network from
+            nothing.
+        device: where to compute. Everything random comes from ``settings.seed``; the global generators stay as they
+            are.
 
     Raises:
         EditingError: settings out of range, pictures of another size, a trunk that cannot be trained on, or a loss that
@@ -261,7 +265,8 @@ def _prepare(trunk_of: ImageClassifier | None, pictures: LabelledPictures, seed:
         )
     if trunk_of.size != size:
         raise EditingError(
-            f"The pictures are {size[1]} x {size[0]} pixels but {trunk_of.name} sees {trunk_of.size[1]} x {trunk_of.size[0]}."
+            f"The pictures are {size[1]} x {size[0]} pixels but {trunk_of.name} sees {trunk_of.size[1]} x "
+            f"{trunk_of.size[0]}."
         )
     features = int(trunk_of.class_weights(next(iter(trunk_of.heads))).shape[1])
     trunk = copy.deepcopy(trunk_of.trunk).cpu()
@@ -362,8 +367,8 @@ class _Training:
     def _settle(self) -> None:
         """Set batch norm's running figures to plain means over the training pictures.
 
-        With some hundred pictures there are too few steps for the moving averages to arrive (Wu and Johnson, "Rethinking
-        'Batch' in BatchNorm", 2021, section 3).
+        With some hundred pictures there are too few steps for the moving averages to arrive (Wu and Johnson,
+        "Rethinking 'Batch' in BatchNorm", 2021, section 3).
         """
         norms = [layer for layer in self.parts.trunk.modules() if isinstance(layer, nn.BatchNorm2d)]
         if not norms:

@@ -47,13 +47,15 @@ class TransformersTrunk(nn.Module):
 
 
 def load_transformers_folder(folder: str | Path) -> ImageClassifier:
-    """Load a folder that ``save_pretrained`` wrote. A classifier of several independent labels gives one attribute for each.
+    """Load a folder that ``save_pretrained`` wrote. A classifier of several independent labels gives one attribute for
+    each.
 
     The preprocessor's size and normalisation are kept. The whole picture is resized to the size that the network sees;
     where the preprocessor would cut out the middle, our classifier sees the borders too.
 
     Raises:
-        EditingError: no such folder, no image classifier, no preprocessor, weights missing or pickled, or no transformers.
+        EditingError: no such folder, no image classifier, no preprocessor, weights missing or pickled, or no
+            transformers.
     """
     source = Path(folder)
     transformers = transformers_package(source.name)
@@ -61,7 +63,8 @@ def load_transformers_folder(folder: str | Path) -> ImageClassifier:
     kinds = config.get("architectures") or [""]
     if not kinds[0].endswith("ForImageClassification"):
         raise EditingError(
-            f"{source.name} holds a {kinds[0] or 'network of an unnamed kind'}; use one that ends in ForImageClassification."
+            f"{source.name} holds a {kinds[0] or 'network of an unnamed kind'}; use one that ends in "
+            "ForImageClassification."
         )
     if not any(source.glob("*.safetensors")):
         raise EditingError(f"{source.name} has no .safetensors weights; download or convert the model to safetensors.")

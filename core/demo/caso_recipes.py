@@ -7,7 +7,8 @@ from typing import Any
 
 from ..caso.settings import TrainingSettings
 
-#: Noise levels are drawn from this far around the recipe's, because an edit guides a trajectory at more levels than one.
+#: Noise levels are drawn from this far around the recipe's, because an edit guides a trajectory at more levels than
+#: one.
 JITTER = 0.2
 
 
@@ -20,7 +21,8 @@ class DemoRecipe:
         start_words: the word for what changes; "" where learning from nothing went better.
         noise_level: L, a fraction of the steps; coarse things are decided earlier.
         start: of the window that edits are guided in, see :class:`~..caso.editing.Window`.
-        focus: share of the latent's elements that edits guide, see :class:`~..caso.embedding.GuidanceTerm`; a mouth is small.
+        focus: share of the latent's elements that edits guide, see :class:`~..caso.embedding.GuidanceTerm`; a mouth is
+            small.
         strength: of an edit to show.
     """
 

@@ -22,7 +22,8 @@ ANY = 3.0, PRESETS["middle"], 1.0
 
 
 def show_embeddings(demo: DemoModel, steps: int, number: int, result: Showcase) -> None:
-    """With each of the demo's embeddings give a portrait what it means, and take it from another that has it; without any words.
+    """With each of the demo's embeddings give a portrait what it means, and take it from another that has it; without
+    any words.
 
     Args:
         steps: of the whole trajectory, of which an edit needs the window only.

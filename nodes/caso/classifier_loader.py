@@ -33,8 +33,9 @@ class AttributeClassifierLoader(io.ComfyNode):
             node_id="SemEdit_AttributeClassifierLoader",
             display_name="Attribute Classifier Loader",
             category=CATEGORY,
-            description="Loads a classifier that tells CASO whether an attribute is there: one trained by this pack, VGG16 or ResNet50 of "
-            "torchvision, a transformers image classifier, a published CASO classifier, or the demo's. No code in a file is run.",
+            description="Loads a classifier that tells CASO whether an attribute is there: one trained by this pack, "
+            "VGG16 or ResNet50 of torchvision, a transformers image classifier, a published CASO classifier, or the "
+            "demo's. No code in a file is run.",
             search_aliases=["image classifier", "load classifier", "caso classifier", "vgg16", "resnet50", "vit"],
             inputs=[
                 widget(
@@ -42,8 +43,8 @@ class AttributeClassifierLoader(io.ComfyNode):
                     "classifier_file",
                     options=[*bundled_names(FOLDER), *list_files(FOLDER)],
                     default="demo",
-                    tooltip="A file of ComfyUI's models/attribute_classifiers folder, or the demo's. Of a transformers folder choose its "
-                    "model.safetensors. Press R after adding one.",
+                    tooltip="A file of ComfyUI's models/attribute_classifiers folder, or the demo's. Of a "
+                    "transformers folder choose its model.safetensors. Press R after adding one.",
                 ),
                 widget(
                     io.String,
@@ -57,8 +58,8 @@ class AttributeClassifierLoader(io.ComfyNode):
                     "class_names",
                     default="",
                     advanced=True,
-                    tooltip="Names of the classes in the order of the classifier's outputs, separated by commas. Empty: the file's own; "
-                    "a classifier of one output has the classes no, yes.",
+                    tooltip="Names of the classes in the order of the classifier's outputs, separated by commas. "
+                    "Empty: the file's own; a classifier of one output has the classes no, yes.",
                 ),
                 widget(
                     io.Int,
@@ -67,8 +68,8 @@ class AttributeClassifierLoader(io.ComfyNode):
                     min=0,
                     max=2048,
                     advanced=True,
-                    tooltip="Pixels of the square picture that the classifier sees. 0: the file's own, or the usual of its kind "
-                    "(224; 512 for published CASO classifiers).",
+                    tooltip="Pixels of the square picture that the classifier sees. 0: the file's own, or the usual "
+                    "of its kind (224; 512 for published CASO classifiers).",
                 ),
                 widget(
                     io.Combo,
@@ -76,14 +77,16 @@ class AttributeClassifierLoader(io.ComfyNode):
                     options=[AUTO, *NORMALISATIONS],
                     default=AUTO,
                     advanced=True,
-                    tooltip="What the classifier wants pixel values to be. auto: the file's own, or the usual of its kind.",
+                    tooltip="What the classifier wants pixel values to be. auto: the file's own, or the usual of its "
+                    "kind.",
                 ),
             ],
             outputs=[
                 AttributeClassifierType.Output(
                     "attribute_classifier",
                     display_name="classifier",
-                    tooltip="The classifier; wire it into the CASO Embedding Trainer, or as backbone into Attribute Classifier Trainer.",
+                    tooltip="The classifier; wire it into the CASO Embedding Trainer, or as backbone into Attribute "
+                    "Classifier Trainer.",
                 ),
                 report_output(),
             ],

@@ -33,8 +33,9 @@ class AttributeClassifierTrainer(io.ComfyNode):
             node_id="SemEdit_AttributeClassifierTrainer",
             display_name="Attribute Classifier Trainer",
             category=CATEGORY,
-            description="Trains a classifier from two or more folders of pictures (the folder's name is the class), or from a batch of "
-            "images and their labels, and saves it. Part of the pictures is set aside to test it with.",
+            description="Trains a classifier from two or more folders of pictures (the folder's name is the class), "
+            "or from a batch of images and their labels, and saves it. Part of the pictures is set aside to test it "
+            "with.",
             search_aliases=[
                 "train classifier",
                 "fine-tune classifier",
@@ -47,8 +48,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     "folders",
                     default="",
                     multiline=True,
-                    tooltip="Folders inside ComfyUI's input folder, one a line: each is a class. A single one: its sub-folders are the "
-                    "classes. Leave empty when images are wired.",
+                    tooltip="Folders inside ComfyUI's input folder, one a line: each is a class. A single one: its "
+                    "sub-folders are the classes. Leave empty when images are wired.",
                 ),
                 widget(
                     io.String,
@@ -66,7 +67,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     io.Boolean,
                     "overwrite",
                     default=False,
-                    tooltip="Replace a file of that name. Off (the default): refuse when there is one, before training.",
+                    tooltip="Replace a file of that name. Off (the default): refuse when there is one, before "
+                    "training.",
                 ),
                 widget(
                     io.Int,
@@ -74,7 +76,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     default=DEFAULTS.epochs,
                     min=1,
                     max=1000,
-                    tooltip="Passes over the pictures. The best one is kept, so too many cost time only; 10 with a backbone, 30 without.",
+                    tooltip="Passes over the pictures. The best one is kept, so too many cost time only; 10 with a "
+                    "backbone, 30 without.",
                 ),
                 widget(
                     io.Int,
@@ -100,8 +103,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     min=0.0,
                     max=3.0,
                     step=0.1,
-                    tooltip="How much pictures are shifted, zoomed, relit, blurred and made noisy at random. 0 is off, 1 usual; "
-                    "it keeps the classifier from relying on single pixels.",
+                    tooltip="How much pictures are shifted, zoomed, relit, blurred and made noisy at random. 0 is "
+                    "off, 1 usual; it keeps the classifier from relying on single pixels.",
                 ),
                 widget(
                     io.Boolean,
@@ -118,7 +121,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     max=1.0,
                     step=0.00001,
                     advanced=True,
-                    tooltip="Of AdamW. 0 chooses: 0.002 from nothing, 0.0001 with a backbone, 0.01 for its last layer alone.",
+                    tooltip="Of AdamW. 0 chooses: 0.002 from nothing, 0.0001 with a backbone, 0.01 for its last "
+                    "layer alone.",
                 ),
                 widget(
                     io.Int,
@@ -134,7 +138,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     "train_trunk",
                     default=DEFAULTS.train_trunk,
                     advanced=True,
-                    tooltip="With a backbone: train all of it. Off: only its last layer, which is faster and needs fewer pictures.",
+                    tooltip="With a backbone: train all of it. Off: only its last layer, which is faster and needs "
+                    "fewer pictures.",
                 ),
                 widget(
                     io.Int,
@@ -143,7 +148,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     min=16,
                     max=512,
                     advanced=True,
-                    tooltip="Pixels of the square picture that a classifier without backbone sees; a backbone brings its own.",
+                    tooltip="Pixels of the square picture that a classifier without backbone sees; a backbone brings "
+                    "its own.",
                 ),
                 widget(
                     io.String,
@@ -163,8 +169,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     AttributeClassifierType,
                     "backbone",
                     optional=True,
-                    tooltip="A classifier to start from (its last layer is replaced), e.g. VGG16 from Attribute Classifier Loader. "
-                    "Unwired: a small network is trained from nothing.",
+                    tooltip="A classifier to start from (its last layer is replaced), e.g. VGG16 from Attribute "
+                    "Classifier Loader. Unwired: a small network is trained from nothing.",
                 ),
             ],
             outputs=[

@@ -53,8 +53,8 @@ class CASOEditSampler(io.ComfyNode):
             node_id="SemEdit_CASOEditSampler",
             display_name="CASO Edit Sampler",
             category=CATEGORY,
-            description="Turns an attribute up, down or into its opposite on real images, without words: guides the image's own trajectory "
-            "by semantic embeddings. A batch gives a batch of edits.",
+            description="Turns an attribute up, down or into its opposite on real images, without words: guides the "
+            "image's own trajectory by semantic embeddings. A batch gives a batch of edits.",
             search_aliases=[
                 "semantic edit",
                 "attribute slider",
@@ -80,8 +80,8 @@ class CASOEditSampler(io.ComfyNode):
                     default=0,
                     min=0,
                     max=MOST_STRIP,
-                    tooltip="Pictures of the strip output, from -strength to +strength; 5 is good, an odd number has the unedited one in "
-                    "its middle. 0: no strip. Each costs an edit, and a VAE must be wired.",
+                    tooltip="Pictures of the strip output, from -strength to +strength; 5 is good, an odd number has "
+                    "the unedited one in its middle. 0: no strip. Each costs an edit, and a VAE must be wired.",
                 ),
                 focus_input(),
                 widget(
@@ -104,7 +104,8 @@ class CASOEditSampler(io.ComfyNode):
                 io.Image.Output(
                     "strip",
                     display_name="strip",
-                    tooltip="With interpolate: the image from -strength to +strength as a batch (a batch of images one after another).",
+                    tooltip="With interpolate: the image from -strength to +strength as a batch (a batch of images "
+                    "one after another).",
                 ),
                 report_output(),
             ],
@@ -175,8 +176,8 @@ class CASOGuider(io.ComfyNode):
             node_id="SemEdit_CASOGuider",
             display_name="CASO Guider",
             category=CATEGORY,
-            description="CASO Edit Sampler as a guider for SamplerCustomAdvanced. Wire the inversion's own noise, noise latent and sigmas, "
-            "and the euler sampler.",
+            description="CASO Edit Sampler as a guider for SamplerCustomAdvanced. Wire the inversion's own noise, "
+            "noise latent and sigmas, and the euler sampler.",
             search_aliases=["semantic edit", "attribute slider", "custom guider", "caso"],
             inputs=[
                 *source_inputs(),

@@ -43,8 +43,8 @@ class CASOEmbeddingLoader(io.ComfyNode):
             node_id="SemEdit_CASOEmbeddingLoader",
             display_name="CASO Embedding Loader",
             category=CATEGORY,
-            description="Loads a semantic embedding: one made by CASO Embedding Trainer, any textual inversion of SD 1.x, SD 2.x or SDXL, "
-            "or a published CASO .pt file (read without running any code in it).",
+            description="Loads a semantic embedding: one made by CASO Embedding Trainer, any textual inversion of SD "
+            "1.x, SD 2.x or SDXL, or a published CASO .pt file (read without running any code in it).",
             search_aliases=["textual inversion", "load embedding", "semantic embedding", "caso", "attribute embedding"],
             inputs=[
                 widget(io.Clip, "clip", tooltip="The text encoder of the model the embedding was made for."),
@@ -52,7 +52,8 @@ class CASOEmbeddingLoader(io.ComfyNode):
                     io.Combo,
                     "embedding_file",
                     options=embedding_names(),
-                    tooltip="A file of ComfyUI's models/embeddings folder, or one of the demo's. Press R after adding one.",
+                    tooltip="A file of ComfyUI's models/embeddings folder, or one of the demo's. Press R after "
+                    "adding one.",
                 ),
             ],
             outputs=[
@@ -62,12 +63,14 @@ class CASOEmbeddingLoader(io.ComfyNode):
                 io.Conditioning.Output(
                     "conditioning",
                     display_name="conditioning",
-                    tooltip="The prompt that holds nothing but this embedding, as CLIP Text Encode makes it of embedding:name.",
+                    tooltip="The prompt that holds nothing but this embedding, as CLIP Text Encode makes it of "
+                    "embedding:name.",
                 ),
                 io.String.Output(
                     "prompt_text",
                     display_name="prompt text",
-                    tooltip="What to write in any prompt to use the file, e.g. embedding:glasses. Empty for the demo's.",
+                    tooltip="What to write in any prompt to use the file, e.g. embedding:glasses. Empty for the "
+                    "demo's.",
                 ),
                 report_output(),
             ],
@@ -103,7 +106,8 @@ class CASOCombine(io.ComfyNode):
                 min=-MAX_STRENGTH,
                 max=MAX_STRENGTH,
                 step=0.1,
-                tooltip=f"Times the sampler's strength, for the {name} embedding. 1 is as it is, 0 leaves it out, below 0 turns it round.",
+                tooltip=f"Times the sampler's strength, for the {name} embedding. 1 is as it is, 0 leaves it out, "
+                "below 0 turns it round.",
             )
             for name in names
         ]
@@ -115,8 +119,8 @@ class CASOCombine(io.ComfyNode):
             node_id="SemEdit_CASOCombine",
             display_name="CASO Combine",
             category=CATEGORY,
-            description="Puts two to four semantic embeddings together, each with a strength of its own (below 0 removes). Embeddings of "
-            "equal strength share one prompt and cost one evaluation of the model together.",
+            description="Puts two to four semantic embeddings together, each with a strength of its own (below 0 "
+            "removes). Embeddings of equal strength share one prompt and cost one evaluation of the model together.",
             search_aliases=["multiple attributes", "mix embeddings", "add embeddings", "caso"],
             inputs=[sockets[0], *strengths, *sockets[1:]],
             outputs=[
@@ -144,8 +148,8 @@ class CASOCombine(io.ComfyNode):
         for embedding, _ in chosen[1:]:
             if embedding.widths != chosen[0][0].widths:
                 raise EditingError(
-                    f"One embedding belongs to the text encoder {chosen[0][0].encoder_name}, another to {embedding.encoder_name}; "
-                    "combine embeddings of one kind of model."
+                    f"One embedding belongs to the text encoder {chosen[0][0].encoder_name}, another to "
+                    f"{embedding.encoder_name}; combine embeddings of one kind of model."
                 )
         report = "\n".join(f"{strength:+g} x {embedding.describe()}" for embedding, strength in chosen)
         return io.NodeOutput(chosen, report, ui=shown(report))

@@ -30,8 +30,8 @@ class CASOGenerate(io.ComfyNode):
             node_id="SemEdit_CASOGenerate",
             display_name="CASO Generate",
             category=CATEGORY,
-            description="Makes new images that have the attribute of a semantic embedding, from noise: guidance by the embedding in place "
-            "of words, or on top of a prompt.",
+            description="Makes new images that have the attribute of a semantic embedding, from noise: guidance by "
+            "the embedding in place of words, or on top of a prompt.",
             search_aliases=["generate from embedding", "text to image", "semantic embedding", "caso"],
             inputs=[
                 *source_inputs(),
@@ -46,7 +46,8 @@ class CASOGenerate(io.ComfyNode):
                     io.Conditioning,
                     "base",
                     optional=True,
-                    tooltip="A prompt of which the embedding makes variations. Unwired: the empty prompt, as in the paper.",
+                    tooltip="A prompt of which the embedding makes variations. Unwired: the empty prompt, as in the "
+                    "paper.",
                 ),
             ],
             outputs=[

@@ -55,7 +55,8 @@ def guidance_inputs(strength: str, window: str, windows: list[str]) -> list[Any]
             "window",
             options=[*windows, CUSTOM],
             default=window,
-            tooltip=f"Which steps are guided, from where to the end: {starts} of the way to noise. custom: start and end below.",
+            tooltip=f"Which steps are guided, from where to the end: {starts} of the way to noise. custom: start and "
+            "end below.",
         ),
         widget(
             io.Float,
@@ -65,7 +66,8 @@ def guidance_inputs(strength: str, window: str, windows: list[str]) -> list[Any]
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="For window custom: where guidance begins, 1 is pure noise. Until there the source's trajectory is followed exactly.",
+            tooltip="For window custom: where guidance begins, 1 is pure noise. Until there the source's trajectory "
+            "is followed exactly.",
         ),
         widget(
             io.Float,
@@ -89,7 +91,8 @@ def guidance_inputs(strength: str, window: str, windows: list[str]) -> list[Any]
             "joined",
             default=DEFAULTS.joined,
             advanced=True,
-            tooltip="Embeddings of equal strength share one prompt and one evaluation, as in the paper. Off: an evaluation each.",
+            tooltip="Embeddings of equal strength share one prompt and one evaluation, as in the paper. Off: an "
+            "evaluation each.",
         ),
     ]
 
@@ -103,8 +106,9 @@ def focus_input() -> Any:
         min=0.01,
         max=1.0,
         step=0.01,
-        tooltip="Share of the latent that is guided: at each step the part where the embedding pulls most. 1 is all, as in the paper; "
-        "0.03 (a mouth) to 0.2 (hair) changes less beside the attribute and stands a higher strength.",
+        tooltip="Share of the latent that is guided: at each step the part where the embedding pulls most. 1 is all, "
+        "as in the paper; 0.03 (a mouth) to 0.2 (hair) changes less beside the attribute and stands a higher "
+        "strength.",
     )
 
 

@@ -70,8 +70,8 @@ def trainer_inputs() -> list[Any]:
             io.String,
             "targets",
             default="yes",
-            tooltip="The class to learn, by the classifier's name for it. Several, separated by commas, are learned at once and saved "
-            "under their names.",
+            tooltip="The class to learn, by the classifier's name for it. Several, separated by commas, are learned "
+            "at once and saved under their names.",
         ),
         widget(
             io.String,
@@ -114,14 +114,16 @@ def trainer_inputs() -> list[Any]:
             min=0.01,
             max=1.0,
             step=0.01,
-            tooltip=f"Noise the pictures get, as a fraction of the steps: {LEVELS['faces']:g} for faces, {LEVELS['others']:g} for others.",
+            tooltip=f"Noise the pictures get, as a fraction of the steps: {LEVELS['faces']:g} for faces, "
+            f"{LEVELS['others']:g} for others.",
         ),
         seed_input("Of everything random: noise, order, augmentation."),
         widget(
             io.Boolean,
             "resume",
             default=False,
-            tooltip="Go on where a training of this name and these settings stopped; it ends as if it never had. steps may be raised.",
+            tooltip="Go on where a training of this name and these settings stopped; it ends as if it never had. "
+            "steps may be raised.",
         ),
         widget(
             io.Int,
@@ -130,8 +132,8 @@ def trainer_inputs() -> list[Any]:
             min=8,
             max=2048,
             step=8,
-            tooltip="Side in pixels to which a folder's pictures are scaled and cut: 512 for SD, 1024 for SDXL, 128 for the demo model. "
-            "Wired images keep their size.",
+            tooltip="Side in pixels to which a folder's pictures are scaled and cut: 512 for SD, 1024 for SDXL, 128 "
+            "for the demo model. Wired images keep their size.",
         ),
         widget(
             io.Int,
@@ -140,8 +142,8 @@ def trainer_inputs() -> list[Any]:
             min=0,
             max=64,
             advanced=True,
-            tooltip="Pictures, the first ones but at most a quarter, that are not learned from; they decide what is best, and eight are "
-            "shown. 0: none.",
+            tooltip="Pictures, the first ones but at most a quarter, that are not learned from; they decide what is "
+            "best, and eight are shown. 0: none.",
         ),
         widget(
             io.Float,
@@ -171,7 +173,8 @@ def trainer_inputs() -> list[Any]:
             max=100.0,
             step=0.1,
             advanced=True,
-            tooltip="How much the rest of the picture counts (gamma). 0 is off, 1 to 10 usual; higher changes less besides the attribute.",
+            tooltip="How much the rest of the picture counts (gamma). 0 is off, 1 to 10 usual; higher changes less "
+            "besides the attribute.",
         ),
         widget(
             io.Float,
@@ -199,7 +202,8 @@ def trainer_inputs() -> list[Any]:
             min=0,
             max=1000,
             advanced=True,
-            tooltip="Noises for each picture that come again, so that half of the evaluations are kept from earlier. 0: always new ones.",
+            tooltip="Noises for each picture that come again, so that half of the evaluations are kept from earlier. "
+            "0: always new ones.",
         ),
         widget(
             io.Float,
@@ -209,14 +213,16 @@ def trainer_inputs() -> list[Any]:
             max=3.0,
             step=0.1,
             advanced=True,
-            tooltip="How much pictures are shifted, zoomed and made noisy before the classifier, against patterns that fool it. 0 is off.",
+            tooltip="How much pictures are shifted, zoomed and made noisy before the classifier, against patterns "
+            "that fool it. 0 is off.",
         ),
         widget(
             io.Boolean,
             "flip",
             default=DEFAULTS.flip,
             advanced=True,
-            tooltip="Mirror half of the pictures before the classifier. Switch it off for classes that tell left from right.",
+            tooltip="Mirror half of the pictures before the classifier. Switch it off for classes that tell left "
+            "from right.",
         ),
         widget(
             io.Int,
@@ -232,8 +238,8 @@ def trainer_inputs() -> list[Any]:
             "checkpointing",
             default=True,
             advanced=True,
-            tooltip="Compute parts of model and VAE again instead of keeping them: several times less memory, somewhat slower. "
-            "The result is the same.",
+            tooltip="Compute parts of model and VAE again instead of keeping them: several times less memory, "
+            "somewhat slower. The result is the same.",
         ),
         widget(
             io.Float,
@@ -243,8 +249,9 @@ def trainer_inputs() -> list[Any]:
             max=100.0,
             step=0.1,
             advanced=True,
-            tooltip="How much it counts that the classifier's other attributes stay as they are. 0 is the paper's loss; 1 changes less "
-            "besides, but holds fine attributes such as a smile back. A classifier of one attribute has no others.",
+            tooltip="How much it counts that the classifier's other attributes stay as they are. 0 is the paper's "
+            "loss; 1 changes less besides, but holds fine attributes such as a smile back. A classifier of one "
+            "attribute has no others.",
         ),
         widget(
             io.String,
@@ -252,8 +259,9 @@ def trainer_inputs() -> list[Any]:
             default=DEFAULTS.start_words,
             optional=True,  # API prompts saved before it was there run on
             advanced=True,
-            tooltip="A word for what changes, not for how: hair to learn red hair. Learning starts from it, and tokens before it start "
-            "neutral, so give tokens one more than the words. Colors need it. Empty: from nothing, as in the paper.",
+            tooltip="A word for what changes, not for how: hair to learn red hair. Learning starts from it, and "
+            "tokens before it start neutral, so give tokens one more than the words. Colors need it. Empty: from "
+            "nothing, as in the paper.",
         ),
         widget(
             io.Image,
@@ -321,7 +329,8 @@ class Outcome:
     Attributes:
         embeddings: the best, one for each target class.
         plot: curves, ``[H, W, 3]`` in 0..1.
-        samples: the edited validation pictures, ``[H, W, 3]`` in 0..1; None before a validation, and without such pictures.
+        samples: the edited validation pictures, ``[H, W, 3]`` in 0..1; None before a validation, and without such
+            pictures.
         validation_count: number of validation pictures.
         evaluations: of the network so far.
         steps: taken so far.
@@ -386,10 +395,10 @@ class Outcome:
         """A few lines for people."""
         cost = self.evaluations
         return (
-            f"saved {', '.join(path.name for path in files.embeddings)}\n"
-            f"{self.steps} steps on {pictures} pictures, {self.validation_count} held out; best at step {self.best_step}\n"
-            f"{self.figures_of}: loss {self.loss:.3f}, {100 * self.accuracy:.0f} % classified as asked\n"
-            f"network evaluations: {cost.forward:.0f} forward, {cost.backward:.0f} backward"
+            f"saved {', '.join(path.name for path in files.embeddings)}\n{self.steps} steps on {pictures} pictures, "
+            f"{self.validation_count} held out; best at step {self.best_step}\n{self.figures_of}: loss "
+            f"{self.loss:.3f}, {100 * self.accuracy:.0f} % classified as asked\nnetwork evaluations: "
+            f"{cost.forward:.0f} forward, {cost.backward:.0f} backward"
         )
 
 
@@ -409,8 +418,9 @@ class CASOEmbeddingTrainer(io.ComfyNode):
             node_id="SemEdit_CASOEmbeddingTrainer",
             display_name="CASO Embedding Trainer",
             category=CATEGORY,
-            description="Learns what an attribute (glasses, a smile, ...) is from a classifier and 100 to 200 pictures without captions, "
-            "and saves it as a textual inversion in models/embeddings. Cancel keeps the best so far.",
+            description="Learns what an attribute (glasses, a smile, ...) is from a classifier and 100 to 200 "
+            "pictures without captions, and saves it as a textual inversion in models/embeddings. Cancel keeps the "
+            "best so far.",
             search_aliases=[
                 "textual inversion training",
                 "learn attribute",
@@ -433,7 +443,8 @@ class CASOEmbeddingTrainer(io.ComfyNode):
                 io.String.Output(
                     "prompt_text",
                     display_name="prompt text",
-                    tooltip="What to write in any prompt to use the saved files, one a line, e.g. embedding:my_attribute.",
+                    tooltip="What to write in any prompt to use the saved files, one a line, e.g. "
+                    "embedding:my_attribute.",
                 ),
             ],
             is_output_node=True,

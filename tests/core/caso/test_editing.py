@@ -161,7 +161,8 @@ def test_interpolation_is_the_edits_at_each_factor_and_reports_all_steps(case):
 
 
 def test_generation_from_a_gaussian_has_the_closed_forms_spread():
-    # The denoiser of N(0, s^2), conditioned: s' = s * cond. At strength 1 the conditional distribution is sampled, at 0 the other.
+    # The denoiser of N(0, s^2), conditioned: s' = s * cond. At strength 1 the conditional distribution is sampled, at 0
+    # the other.
     denoiser = GaussianDenoiser(1.0)
     noise = tiny_latent(4)
     uncond, cond = torch.ones(1, 1, 1), torch.full((1, 1, 1), 0.5)

@@ -144,7 +144,8 @@ def judged(trainer, losses):
     return trainer
 
 
-#: The validation after the last of 5 steps is the best of all but extra; of those that ``check_every`` asks for, step 4 is.
+#: The validation after the last of 5 steps is the best of all but extra; of those that ``check_every`` asks for, step 4
+#: is.
 LOSSES = {2: 0.6, 4: 0.5, 5: 0.1, 6: 0.7, 8: 0.65, 9: 0.55}
 
 

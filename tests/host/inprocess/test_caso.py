@@ -107,7 +107,8 @@ def test_trained_embedding_is_the_same_in_the_stock_node_and_in_ours(pack, demo,
     before = stock(demo[1], "a smile")[0][0]
     chosen, samples, plot, report, text = train(pack, demo, images)
     assert text == "embedding:mine" and "4 steps on 3 pictures, 1 held out" in report
-    # 4 samples, each with a prediction of its own; at most as many unconditional ones; the held picture: 1 + a look at steps 2 and 4
+    # 4 samples, each with a prediction of its own; at most as many unconditional ones; the held picture: 1 + a look at
+    # steps 2 and 4
     forward, backward = (float(word) for word in report.split("evaluations: ")[1].replace(" forward,", "").split()[:2])
     assert backward == 4 and 4 + 3 <= forward <= 8 + 3
     assert samples.ndim == plot.ndim == 4 and samples.shape[-1] == plot.shape[-1] == 3
