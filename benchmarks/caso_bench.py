@@ -217,7 +217,8 @@ class Bench:
         return result
 
     def reconstruction(self, task: Task, embedding: SemanticEmbedding) -> list[dict[str, float]]:
-        """Plain DDIM reconstruction of pictures that have the attribute, without and with their own class's embedding (4.4)."""
+        """Plain DDIM reconstruction of pictures that have the attribute, without and with their own class's embedding
+        (4.4)."""
         latents = self.encode(torch.stack([pair.target for pair in task.forth[:REBUILT]]))
         term, rows = GuidanceTerm(embedding.condition(self.vector_encoder), 1.0), []
         for window in (Window(0.3), Window(1.0)):

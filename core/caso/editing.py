@@ -1,4 +1,5 @@
-"""Editing with semantic embeddings (CASO, sections 3.3 and 4.2): guidance in a window of the source's inverted trajectory."""
+"""Editing with semantic embeddings (CASO, sections 3.3 and 4.2): guidance in a window of the source's inverted
+trajectory."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Window:
             )
 
     def levels(self, steps: int) -> tuple[int, int]:
-        """``(first, last)``: the levels of 0..steps from which a guided step goes down; there is always at least one."""
+        """``(first, last)``: the levels of 0..steps from which a guided step goes down; there is always at least
+        one."""
         last = min(round(self.end * steps), steps - 1) + 1
         first = max(round(self.start * steps), last)
         return first, first if self.single_step else last
@@ -245,9 +247,16 @@ def interpolate(
 
 
 def generate(
-    denoiser: Denoiser, noise: Tensor, uncond: Any, terms: Sequence[GuidanceTerm], steps: int = 50, window: Window = WHOLE, *,
-    sigmas: Tensor | None = None, callback: Callback | None = None,
-) -> Tensor:  # fmt: skip
+    denoiser: Denoiser,
+    noise: Tensor,
+    uncond: Any,
+    terms: Sequence[GuidanceTerm],
+    steps: int = 50,
+    window: Window = WHOLE,
+    *,
+    sigmas: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
     """Sample new images guided by embeddings (section 4.3): the clean latent ``[B, C, H, W]``.
 
     Args:

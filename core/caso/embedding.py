@@ -1,4 +1,5 @@
-"""Semantic embeddings: one attribute class as a few token vectors, saved as a textual-inversion file every ComfyUI node reads."""
+"""Semantic embeddings: one attribute class as a few token vectors, saved as a textual-inversion file every ComfyUI node
+reads."""
 
 from __future__ import annotations
 

@@ -1,1 +1,2 @@
-"""Image classifiers as guides: what tells CASO whether an attribute is there. Loaded from many kinds of file, or trained."""
+"""Image classifiers as guides: what tells CASO whether an attribute is there. Loaded from many kinds of file, or
+trained."""

@@ -1,4 +1,5 @@
-"""Random changes of pictures that do not change what they show, so that a classifier (or a guided edit) cannot rely on single pixels."""
+"""Random changes of pictures that do not change what they show, so that a classifier (or a guided edit) cannot rely on
+single pixels."""
 
 from __future__ import annotations
 

@@ -139,7 +139,8 @@ class _Block(NamedTuple):
 
 
 class _View(NamedTuple):
-    """A tensor over a block, not made yet: until the whole pickle is read there is nothing in it that could be acted upon."""
+    """A tensor over a block, not made yet: until the whole pickle is read there is nothing in it that could be acted
+    upon."""
 
     block: _Block
     offset: int

@@ -71,7 +71,8 @@ class DemoPair:
 
     @property
     def words(self) -> tuple[str, str]:
-        """What to call the source and the target of the edit, for :func:`~..pix2pix_zero.sentences.expand_words`'s "portrait" bank.
+        """What to call the source and the target of the edit, for :func:`~..pix2pix_zero.sentences.expand_words`'s
+        "portrait" bank.
 
         Raises:
             EditingError: a label without a phrase.
@@ -83,7 +84,8 @@ class DemoPair:
 
 
 def pictures_without(pairs: Iterable[DemoPair], attribute: str, label: str) -> Tensor:
-    """Pictures to learn a label from, ``[N, 3, H, W]``: sources of *other* edits that show the attribute, not the label."""
+    """Pictures to learn a label from, ``[N, 3, H, W]``: sources of *other* edits that show the attribute, not the
+    label."""
     kept = [pair for pair in pairs if pair.attribute != attribute and visible(attribute, pair.source_attributes)]
     return torch.stack([pair.source for pair in kept if pair.source_attributes[attribute] != label])
 

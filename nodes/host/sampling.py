@@ -101,7 +101,8 @@ def run(
 def sampling_on(
     model: Any, evaluations: Evaluations, *, gradients: bool = False, advice: str = ADVICE
 ) -> Callable[[Tensor, Mapping[str, Any], Callable[[Denoiser, Tensor, Mapping[str, Any]], Tensor]], Tensor]:
-    """A function ``sampling(latent, conds, work)`` by which an algorithm of the core samples with ``model`` again and again.
+    """A function ``sampling(latent, conds, work)`` by which an algorithm of the core samples with ``model`` again and
+    again.
 
     ``latent [B, C, H, W]`` is in model units, ``conds`` is CONDITIONING by name. Each call is one :func:`run`, inside
     inference mode as a node's own is, and returns what ``work(denoiser, latent, conds)`` made as a normal tensor.

@@ -1,4 +1,5 @@
-"""Classifiers from files: the demo's, this pack's own, transformers folders; what is refused. VGG16 and ResNet50: with torchvision."""
+"""Classifiers from files: the demo's, this pack's own, transformers folders; what is refused. VGG16 and ResNet50: with
+torchvision."""
 
 import json
 from collections import OrderedDict

@@ -1,4 +1,5 @@
-"""The CASO nodes in the host, inside a prompt, on the demo model: trained, saved, loaded, applied, cancelled and gone on with."""
+"""The CASO nodes in the host, inside a prompt, on the demo model: trained, saved, loaded, applied, cancelled and gone
+on with."""
 
 import re
 import sys
