@@ -1,5 +1,4 @@
-"""What the paper claims of semantic embeddings, as figures: class means (Proposition 2), reconstruction (4.4), order
-(4.2)."""
+"""What the paper claims of semantic embeddings, as figures: class means, reconstruction, order (Prop. 2, 4.4, 4.2)."""
 
 from __future__ import annotations
 

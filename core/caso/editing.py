@@ -1,5 +1,4 @@
-"""Editing with semantic embeddings (CASO, sections 3.3 and 4.2): guidance in a window of the source's inverted
-trajectory."""
+"""Editing with semantic embeddings (CASO, 3.3 and 4.2): guidance in a window of the source's trajectory."""
 
 from __future__ import annotations
 

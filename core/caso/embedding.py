@@ -1,5 +1,4 @@
-"""Semantic embeddings: one attribute class as a few token vectors, saved as a textual-inversion file every ComfyUI node
-reads."""
+"""Semantic embeddings: an attribute's class as a few token vectors, saved as a textual-inversion file."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Learning semantic embeddings from a classifier (CASO, Algorithm 1): the loss of edited pictures, and the training
-itself."""
+"""Learning semantic embeddings from a classifier (CASO, Algorithm 1): the loss, and the training itself."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Stopping a training and going on later: the state as a safetensors file, and the checks that it is the same
-training."""
+"""Stopping a training and going on later: its state as a file, and the check that it is the same training."""
 
 from __future__ import annotations
 

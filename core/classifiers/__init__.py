@@ -1,2 +1,1 @@
-"""Image classifiers as guides: what tells CASO whether an attribute is there. Loaded from many kinds of file, or
-trained."""
+"""Image classifiers as guides: they tell CASO whether an attribute is there. Loaded from many files, or trained."""

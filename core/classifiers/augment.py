@@ -1,5 +1,4 @@
-"""Random changes of pictures that do not change what they show, so that a classifier (or a guided edit) cannot rely on
-single pixels."""
+"""Random changes of pictures that keep what they show, so that nothing can rely on single pixels."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The one shape in which every classifier of the pack is used: a trunk that makes features, a linear layer for each
-attribute."""
+"""The one shape in which every classifier of the pack is used: a trunk that makes features, heads that read them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Inpainting a box with a latent diffusion model: an editor of the region search, for plain and for true inpainting
-models."""
+"""A box editor by inpainting with a latent diffusion model, plain or trained for it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Editing a box along the picture's own inversion: cross-attention guidance with a mask, an editor of the region
-search."""
+"""A box editor along the picture's own inversion: cross-attention guidance with a mask."""
 
 from __future__ import annotations
 

@@ -28,8 +28,7 @@ Work = Callable[[Denoiser, Tensor, Conds], Tensor]
 
 
 class Sampling(Protocol):
-    """How an editor gets its network: a host loads it, and prepares latent and conditionings, for each run of
-    ``work``."""
+    """How an editor gets its network: for each run of ``work`` a host loads it and prepares what it reads."""
 
     def __call__(self, latent: Tensor, conds: Conds, work: Work) -> Tensor:
         """What ``work`` returns.

@@ -1,5 +1,4 @@
-"""Where an edit could go: anchors on what the vision model looks at, boxes of several sizes around each (section
-3.1)."""
+"""Where an edit could go: anchors on what the vision model looks at, boxes of several sizes around each (3.1)."""
 
 from __future__ import annotations
 

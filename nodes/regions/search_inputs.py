@@ -1,5 +1,4 @@
-"""What Region Box Generator and Region Network Trainer share: inputs, the settings that their values are, and
-stopping."""
+"""What Region Box Generator and Region Network Trainer share: inputs, their values as settings, stopping."""
 
 from __future__ import annotations
 

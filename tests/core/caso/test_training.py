@@ -481,7 +481,8 @@ def test_noise_level_is_the_fraction_of_the_models_steps_and_the_jitter_stays_ar
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"targets": ()}, "target classes"), ({"targets": ("yes", "yes")}, "target classes"), ({"steps": 0}, "steps is 0"),
-     ({"noise_level": 0.0}, "noise level"), ({"cfg": -1.0}, "cfg is -1"), ({"reconstruction": float("nan")}, "reconstruction is nan"),
+     ({"noise_level": 0.0}, "noise level"), ({"cfg": -1.0}, "cfg is -1"),
+     ({"reconstruction": float("nan")}, "reconstruction is nan"),
      ({"tokens": 76}, "tokens is 76")],
 )  # fmt: skip
 def test_bad_settings_are_refused(change, message):
