@@ -84,7 +84,7 @@ class DemoPair:
 
 
 def pictures_without(pairs: Iterable[DemoPair], attribute: str, label: str) -> Tensor:
-    """Pictures to learn a label from, ``[N, 3, H, W]``: sources of *other* edits, with the attribute but not the label."""
+    """Pictures to learn a label from, ``[N, 3, H, W]``: sources of *other* edits that show the attribute otherwise."""
     kept = [pair for pair in pairs if pair.attribute != attribute and visible(attribute, pair.source_attributes)]
     return torch.stack([pair.source for pair in kept if pair.source_attributes[attribute] != label])
 
