@@ -141,9 +141,13 @@ class SemanticEmbedding:
             return SemanticEmbedding(vectors, target=source.stem)
         info = metadata_json(metadata, "info", source.name)
         return SemanticEmbedding(
-            vectors, metadata.get("base_model", ""), metadata.get("attribute", ""), metadata.get("target", ""),
-            metadata.get("method", ""), info if isinstance(info, dict) else {},
-        )  # fmt: skip
+            vectors,
+            metadata.get("base_model", ""),
+            metadata.get("attribute", ""),
+            metadata.get("target", ""),
+            metadata.get("method", ""),
+            info if isinstance(info, dict) else {},
+        )
 
 
 @dataclass(frozen=True, eq=False)
