@@ -58,9 +58,17 @@ def undone(pair: DemoPair) -> DemoPair:
     """The same pair the other way."""
     edit = f"{pair.attribute.replace('_', ' ')}: {pair.after} to {pair.before}"
     return DemoPair(
-        pair.target, pair.source, edit, pair.attribute, pair.after, pair.before,
-        pair.target_caption, pair.source_caption, pair.target_attributes, pair.source_attributes,
-    )  # fmt: skip
+        pair.target,
+        pair.source,
+        edit,
+        pair.attribute,
+        pair.after,
+        pair.before,
+        pair.target_caption,
+        pair.source_caption,
+        pair.target_attributes,
+        pair.source_attributes,
+    )
 
 
 class Bench:
@@ -109,9 +117,14 @@ class Bench:
         last = next(entry.validation for entry in reversed(trainer.history) if entry.validation is not None)
         u = denoiser.evaluations
         return embedding, {
-            "seconds": spent, "steps": settings.steps, "seconds_per_step": spent / settings.steps, "u_forward": u.forward,
-            "u_backward": u.backward, "held_accuracy": last.accuracy, "best_step": trainer.best_found.step + 1,
-        }  # fmt: skip
+            "seconds": spent,
+            "steps": settings.steps,
+            "seconds_per_step": spent / settings.steps,
+            "u_forward": u.forward,
+            "u_backward": u.backward,
+            "held_accuracy": last.accuracy,
+            "best_step": trainer.best_found.step + 1,
+        }
 
     def invert(self, images: Tensor, start: float) -> list[tuple[Inversion, Window]]:
         """Batches of images, inverted as far as the window needs."""
@@ -212,13 +225,17 @@ class Bench:
         return result
 
     def reconstruction(self, task: Task, embedding: SemanticEmbedding) -> list[dict[str, float]]:
-        """Plain DDIM reconstruction of pictures that have the attribute, without and with their own class's embedding (4.4)."""
+        """Plain DDIM reconstruction of pictures that have the attribute, without and with its embedding (4.4)."""
         latents = self.encode(torch.stack([pair.target for pair in task.forth[:REBUILT]]))
         term, rows = GuidanceTerm(embedding.condition(self.vector_encoder), 1.0), []
         for window in (Window(0.3), Window(1.0)):
-            plain, *guided = reconstruction_errors(
-                self.demo.denoiser(), latents, self.uncond, [term], REBUILT_STEPS, OWN_CLASS_STRENGTHS, window
-            ).mean(1).tolist()  # fmt: skip
+            plain, *guided = (
+                reconstruction_errors(
+                    self.demo.denoiser(), latents, self.uncond, [term], REBUILT_STEPS, OWN_CLASS_STRENGTHS, window
+                )
+                .mean(1)
+                .tolist()
+            )
             for strength, error in zip(OWN_CLASS_STRENGTHS, guided, strict=True):
                 rows.append({"start": window.start, "strength": strength, "plain": plain, "guided": error})
         return rows

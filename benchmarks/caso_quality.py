@@ -94,9 +94,8 @@ def main() -> None:
         )
         for row in result["reconstruction"]:
             print(
-                "Reconstruction guided from {start} on, strength {strength}: latent MSE {plain:.5f} -> {guided:.5f}".format(
-                    **row
-                )
+                "Reconstruction guided from {start} on, strength {strength}: "
+                "latent MSE {plain:.5f} -> {guided:.5f}".format(**row)
             )
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     arguments.out.write_text(json.dumps({"settings": settings, "report": report}, indent=1))

@@ -1,4 +1,4 @@
-"""What the paper claims of semantic embeddings, as figures: class means (Proposition 2), reconstruction (4.4), order (4.2)."""
+"""Measures of what the paper claims: class means (Proposition 2), reconstruction (section 4.4), order (section 4.2)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def centred_class_means(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def class_mean_cosines(
     classifier: ImageClassifier, real: Mapping[str, Tensor], edited: Mapping[str, Tensor], batch: int = 16
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Cosine between the centred class means of edited and of real images in the classifier's features (Proposition 2,
     Eq. 4, 5).
 
@@ -69,9 +69,14 @@ def class_mean_cosines(
 
 
 def reconstruction_errors(
-    denoiser: Denoiser, latents: Tensor, uncond: object, terms: Sequence[GuidanceTerm], steps: int,
-    factors: Sequence[float] = (1.0,), window: Window = WHOLE,
-) -> Tensor:  # fmt: skip
+    denoiser: Denoiser,
+    latents: Tensor,
+    uncond: object,
+    terms: Sequence[GuidanceTerm],
+    steps: int,
+    factors: Sequence[float] = (1.0,),
+    window: Window = WHOLE,
+) -> Tensor:
     """Mean square error of plain DDIM inversion and reconstruction, without and with guidance (section 4.4).
 
     The paper finds that guidance by the class an image already has makes its reconstruction better.

@@ -1,4 +1,4 @@
-"""Editing with semantic embeddings (CASO, sections 3.3 and 4.2): guidance in a window of the source's inverted trajectory."""
+"""Editing with semantic embeddings (CASO, sections 3.3 and 4.2): guidance in a window of the inverted trajectory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Window:
             )
 
     def levels(self, steps: int) -> tuple[int, int]:
-        """``(first, last)``: the levels of 0..steps from which a guided step goes down; there is always at least one."""
+        """``(first, last)``: the levels of 0..steps from which a guided step goes down; there is at least one."""
         last = min(round(self.end * steps), steps - 1) + 1
         first = max(round(self.start * steps), last)
         return first, first if self.single_step else last
@@ -100,7 +100,7 @@ def guidance_terms(
 
 def invert_to_window(
     denoiser: Denoiser, latent: Tensor, uncond: Any, steps: int, window: Window, callback: Callback | None = None
-) -> tuple[Inversion, Window]:  # fmt: skip
+) -> tuple[Inversion, Window]:
     """Invert only as far as an edit in ``window`` needs: the inversion, and the window on that shorter trajectory.
 
     :func:`semantic_edit` gives the same as with the whole inversion, at ``window.start`` of its cost.
@@ -119,7 +119,7 @@ def invert_to_window(
 
 def steered(
     denoiser: Denoiser, x: Tensor, sigma: float, uncond: Any, terms: Sequence[GuidanceTerm], mask: Tensor | None = None
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """``D_u + sum_i strength_i * (D_i - D_u)`` at ``x [B, C, H, W]``, in one network call of ``(1 + terms) * B`` rows
     (Eq. 2).
 
@@ -197,9 +197,15 @@ class SemanticStep(TrajectoryEdit):
 
 
 def semantic_edit(
-    denoiser: Denoiser, inversion: Inversion, uncond: Any, terms: Sequence[GuidanceTerm], window: Window = FINE, *,
-    mask: Tensor | None = None, callback: Callback | None = None,
-) -> Tensor:  # fmt: skip
+    denoiser: Denoiser,
+    inversion: Inversion,
+    uncond: Any,
+    terms: Sequence[GuidanceTerm],
+    window: Window = FINE,
+    *,
+    mask: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
     """Edit inverted images: the clean latent ``[B, C, H, W]``.
 
     Costs, an image: nothing before the window, 1 + terms forwards a guided step, 1 forward a step below the window. A
@@ -217,9 +223,16 @@ def semantic_edit(
 
 
 def interpolate(
-    denoiser: Denoiser, inversion: Inversion, uncond: Any, terms: Sequence[GuidanceTerm], factors: Sequence[float],
-    window: Window = FINE, *, mask: Tensor | None = None, callback: Callback | None = None,
-) -> Tensor:  # fmt: skip
+    denoiser: Denoiser,
+    inversion: Inversion,
+    uncond: Any,
+    terms: Sequence[GuidanceTerm],
+    factors: Sequence[float],
+    window: Window = FINE,
+    *,
+    mask: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
     """A strip of edits, all strengths times each of ``factors`` (Fig. 4): clean latents ``[factors, B, C, H, W]``.
 
     Args:

@@ -1,4 +1,4 @@
-"""Semantic embeddings: one attribute class as a few token vectors, saved as a textual-inversion file every ComfyUI node reads."""
+"""Semantic embeddings: a class of an attribute as token vectors, saved as a textual inversion of any program."""
 
 from __future__ import annotations
 
@@ -141,9 +141,13 @@ class SemanticEmbedding:
             return SemanticEmbedding(vectors, target=source.stem)
         info = metadata_json(metadata, "info", source.name)
         return SemanticEmbedding(
-            vectors, metadata.get("base_model", ""), metadata.get("attribute", ""), metadata.get("target", ""),
-            metadata.get("method", ""), info if isinstance(info, dict) else {},
-        )  # fmt: skip
+            vectors,
+            metadata.get("base_model", ""),
+            metadata.get("attribute", ""),
+            metadata.get("target", ""),
+            metadata.get("method", ""),
+            info if isinstance(info, dict) else {},
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,8 +52,10 @@ def progress_line(trainer: EmbeddingTrainer) -> str:
     """Where the training is, in one line: the figures of the last step and of the last validation."""
     last = trainer.history[-1]
     results = [entry.validation for entry in trainer.history if entry.validation is not None]
-    validation = f"; held-out: loss {results[-1].loss:.3f}, {results[-1].accuracy:.0%} as asked" if results else ""
-    return f"step {trainer.step} of {trainer.settings.steps}: loss {last.loss:.3f}, {last.accuracy:.0%} as asked{validation}"
+    parts = [f"step {trainer.step} of {trainer.settings.steps}: loss {last.loss:.3f}, {last.accuracy:.0%} as asked"]
+    if results:
+        parts.append(f"held-out: loss {results[-1].loss:.3f}, {results[-1].accuracy:.0%} as asked")
+    return "; ".join(parts)
 
 
 def sample_contact_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Image:

@@ -300,5 +300,13 @@ def _own_file(tensors: dict[str, Tensor], metadata: dict[str, str], name: str) -
         raise EditingError(f"{name} lacks a part of its weights; save it again.") from error
     interpolation = metadata.get("interpolation", "bilinear")
     return ImageClassifier(
-        trunk, last, fields["heads"], tuple(fields["size"]), fields["mean"], fields["std"], name, fields["architecture"], interpolation
-    )  # fmt: skip
+        trunk,
+        last,
+        fields["heads"],
+        tuple(fields["size"]),
+        fields["mean"],
+        fields["std"],
+        name,
+        fields["architecture"],
+        interpolation,
+    )

@@ -85,7 +85,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What the callback is told after each step: ``step`` (from 1) of ``steps``, ``epoch`` (from 1), its loss, best accuracy so far."""
+    """What the callback is told after each step; ``step`` and ``epoch`` count from 1, ``accuracy`` is the best yet."""
 
     step: int
     steps: int
@@ -271,8 +271,14 @@ def _prepare(trunk_of: ImageClassifier | None, pictures: LabelledPictures, seed:
     features = int(trunk_of.class_weights(next(iter(trunk_of.heads))).shape[1])
     trunk = copy.deepcopy(trunk_of.trunk).cpu()
     return _Parts(
-        trunk, nn.Linear(features, classes), size, trunk_of.mean, trunk_of.std, trunk_of.architecture, trunk_of.interpolation
-    )  # fmt: skip
+        trunk,
+        nn.Linear(features, classes),
+        size,
+        trunk_of.mean,
+        trunk_of.std,
+        trunk_of.architecture,
+        trunk_of.interpolation,
+    )
 
 
 class _Training:
@@ -324,7 +330,7 @@ class _Training:
         return self._result(stopped)
 
     def _batches(self, count: int) -> int:
-        """Into how many even batches ``count`` pictures go; each has two at least, for batch norm learns nothing from one."""
+        """Number of even batches of ``count`` pictures, each of two at least: batch norm learns nothing from one."""
         return max(1, min(math.ceil(count / self.settings.batch_size), count // 2))
 
     def _step(self, rows: Tensor, epoch: int) -> float:
@@ -345,7 +351,7 @@ class _Training:
         return value
 
     def _judge(self, epoch: int, train_loss: float) -> None:
-        """Test on the validation pictures; keep the weights when more of them are right, or as many with a lower loss."""
+        """Validate; keep the weights when more answers are right, or as many with a lower loss."""
         if self.whole:
             self._settle()
         logits = self._test_logits()
@@ -398,9 +404,16 @@ class _Training:
         for part, state in zip((parts.trunk, parts.last), self.kept, strict=True):
             part.load_state_dict(state)
         classifier = ImageClassifier(
-            parts.trunk, [parts.last], {settings.attribute.strip(): self.pictures.classes}, parts.size, parts.mean, parts.std,
-            settings.attribute.strip(), parts.architecture, parts.interpolation,
-        )  # fmt: skip
+            parts.trunk,
+            [parts.last],
+            {settings.attribute.strip(): self.pictures.classes},
+            parts.size,
+            parts.mean,
+            parts.std,
+            settings.attribute.strip(),
+            parts.architecture,
+            parts.interpolation,
+        )
         return TrainedClassifier(
             classifier.cpu(),
             self.best[0],

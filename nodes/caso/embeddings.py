@@ -112,9 +112,14 @@ class CASOCombine(io.ComfyNode):
             for name in names
         ]
         sockets = [
-            widget(SemanticEmbeddingType, name, optional=number > 0, tooltip=f"The {name} embedding, from Loader, Trainer or Combine.")
+            widget(
+                SemanticEmbeddingType,
+                name,
+                optional=number > 0,
+                tooltip=f"The {name} embedding, from Loader, Trainer or Combine.",
+            )
             for number, name in enumerate(names)
-        ]  # fmt: skip
+        ]
         return schema(
             node_id="SemEdit_CASOCombine",
             display_name="CASO Combine",

@@ -26,9 +26,17 @@ def text_network(width: int = TEXT_WIDTH, seed: int = 0, projection: int | None 
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
-        vocab_size=WORDS, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=TOKENS, bos_token_id=START, eos_token_id=END, pad_token_id=PAD, projection_dim=projection or width,
-    )  # fmt: skip
+        vocab_size=WORDS,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        bos_token_id=START,
+        eos_token_id=END,
+        pad_token_id=PAD,
+        projection_dim=projection or width,
+    )
     kind = CLIPTextModelWithProjection if projection else CLIPTextModel
     network = seeded_module(lambda: kind(config), seed).eval().requires_grad_(False)
     table = next(module for name, module in network.named_modules() if name.endswith("token_embedding"))

@@ -164,7 +164,10 @@ def with_pickle(path, data):
         b"",
         b"\xff\xff",
     ],
-    ids=["eval", "attributes of a name", "calling a stand-in", "calling a storage", "system", "inst", "number", "circle", "empty", "noise"],
+    ids=[
+        "eval", "attributes of a name", "calling a stand-in", "calling a storage", "system", "inst", "number", "circle",
+        "empty", "noise",
+    ],
 )  # fmt: skip
 def test_crafted_pickles_are_refused(tmp_path, opcodes):
     path = with_pickle(saved(OrderedDict(a=torch.ones(2)), tmp_path / "crafted.pt"), opcodes)

@@ -1,4 +1,4 @@
-"""The CASO nodes in the host, inside a prompt, on the demo model: trained, saved, loaded, applied, cancelled and gone on with."""
+"""The CASO nodes in the host, in a prompt, on the demo model: trained, saved, loaded, applied, cancelled, resumed."""
 
 import re
 import sys
@@ -17,10 +17,10 @@ import nodes
 pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
 
 TRAINING = {
-    "attribute": "mouth", "targets": "smile", "folder": "", "filename": "mine", "overwrite": False, "steps": 4, "batch_size": 1,
-    "noise_level": 0.3, "seed": 1, "resume": False, "image_size": 64, "held_out": 1, "learning_rate": 0.05, "cfg": 5.0,
-    "reconstruction": 1.0, "band": 0.0, "tokens": 1, "bank": 1, "augmentation": 1.0, "flip": True, "check_every": 2, "checkpointing": True,
-    "keep_others": 1.0,
+    "attribute": "mouth", "targets": "smile", "folder": "", "filename": "mine", "overwrite": False, "steps": 4,
+    "batch_size": 1, "noise_level": 0.3, "seed": 1, "resume": False, "image_size": 64, "held_out": 1,
+    "learning_rate": 0.05, "cfg": 5.0, "reconstruction": 1.0, "band": 0.0, "tokens": 1, "bank": 1, "augmentation": 1.0,
+    "flip": True, "check_every": 2, "checkpointing": True, "keep_others": 1.0,
 }  # fmt: skip
 WINDOW = {"window": "custom", "start": 0.5, "end": 0.0, "single_step": False, "joined": True}
 
@@ -269,10 +269,13 @@ def test_what_the_trainer_refuses(pack, demo, images, folders):
     (folders / "embeddings").mkdir()
     (folders / "embeddings" / "mine.safetensors").write_bytes(b"precious")
     for changed, said in (
-        ({}, "exists already"), ({"attribute": ""}, "knows several attributes"), ({"targets": "grin"}, "has no class 'grin'"),
-        ({"folder": "faces", "filename": "b"}, "Both a folder and images"), ({"images": None, "filename": "c"}, "There are no pictures"),
+        ({}, "exists already"),
+        ({"attribute": ""}, "knows several attributes"),
+        ({"targets": "grin"}, "has no class 'grin'"),
+        ({"folder": "faces", "filename": "b"}, "Both a folder and images"),
+        ({"images": None, "filename": "c"}, "There are no pictures"),
         ({"targets": ""}, "at least one"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=said):
             train(pack, demo, **({"images": images} | changed))
     assert (folders / "embeddings" / "mine.safetensors").read_bytes() == b"precious"
