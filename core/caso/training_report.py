@@ -58,7 +58,7 @@ def progress_line(trainer: EmbeddingTrainer) -> str:
     return "; ".join(parts)
 
 
-def sample_contact_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Image:
+def sample_contact_sheet(trainer: EmbeddingTrainer) -> Image.Image:
     """The first :data:`SHOWN` validation pictures as they were at the last validation: a row for each target class.
 
     Raises:
@@ -71,7 +71,7 @@ def sample_contact_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Ima
     groups = images.chunk(len(trainer.settings.targets))
     for target, images in zip(trainer.settings.targets, groups, strict=True):
         rows.append((f"{trainer.settings.attribute}: {target}", [(image, "") for image in images[:SHOWN]]))
-    return contact_sheet(rows, scale)
+    return contact_sheet(rows, 1)
 
 
 def last_pictures(trainer: EmbeddingTrainer) -> Tensor | None:

@@ -515,7 +515,7 @@ def test_plot_and_contact_sheet_show_the_run(network, monkeypatch):
     with pytest.raises(EditingError, match="no look"):
         sample_contact_sheet(trainer)
     trainer.run()
-    plot, contact_sheet = training_plot(trainer), sample_contact_sheet(trainer, scale=2)
+    plot, contact_sheet = training_plot(trainer), sample_contact_sheet(trainer)
     titles = []
     monkeypatch.setattr(training_report, "curves_plot", lambda panels, **named: titles.extend(panels))
     training_plot(trainer)
@@ -523,4 +523,4 @@ def test_plot_and_contact_sheet_show_the_run(network, monkeypatch):
     assert titles[0] == f"loss {last.loss:.3f} (held-out {validation.loss:.3f})"
     assert titles[1] == f"classified as asked {last.accuracy:.0%} (held-out {validation.accuracy:.0%})"
     assert plot.ndim == 3 and plot.shape[-1] == 3 and float(plot.std()) > 0.01
-    assert contact_sheet.width >= 2 * 2 * 16 and contact_sheet.height >= 2 * 2 * 16
+    assert contact_sheet.width >= 2 * 16 and contact_sheet.height >= 2 * 16
