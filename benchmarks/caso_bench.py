@@ -58,9 +58,17 @@ def undone(pair: DemoPair) -> DemoPair:
     """The same pair the other way."""
     edit = f"{pair.attribute.replace('_', ' ')}: {pair.after} to {pair.before}"
     return DemoPair(
-        pair.target, pair.source, edit, pair.attribute, pair.after, pair.before,
-        pair.target_caption, pair.source_caption, pair.target_attributes, pair.source_attributes,
-    )  # fmt: skip
+        pair.target,
+        pair.source,
+        edit,
+        pair.attribute,
+        pair.after,
+        pair.before,
+        pair.target_caption,
+        pair.source_caption,
+        pair.target_attributes,
+        pair.source_attributes,
+    )
 
 
 class Bench:
@@ -217,14 +225,17 @@ class Bench:
         return result
 
     def reconstruction(self, task: Task, embedding: SemanticEmbedding) -> list[dict[str, float]]:
-        """Plain DDIM reconstruction of pictures that have the attribute, without and with their own class's embedding
-        (4.4)."""
+        """Plain DDIM reconstruction of pictures that have the attribute, without and with its embedding (4.4)."""
         latents = self.encode(torch.stack([pair.target for pair in task.forth[:REBUILT]]))
         term, rows = GuidanceTerm(embedding.condition(self.vector_encoder), 1.0), []
         for window in (Window(0.3), Window(1.0)):
-            plain, *guided = reconstruction_errors(
-                self.demo.denoiser(), latents, self.uncond, [term], REBUILT_STEPS, OWN_CLASS_STRENGTHS, window
-            ).mean(1).tolist()  # fmt: skip
+            plain, *guided = (
+                reconstruction_errors(
+                    self.demo.denoiser(), latents, self.uncond, [term], REBUILT_STEPS, OWN_CLASS_STRENGTHS, window
+                )
+                .mean(1)
+                .tolist()
+            )
             for strength, error in zip(OWN_CLASS_STRENGTHS, guided, strict=True):
                 rows.append({"start": window.start, "strength": strength, "plain": plain, "guided": error})
         return rows

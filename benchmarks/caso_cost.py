@@ -34,8 +34,7 @@ ATTRIBUTE, TARGET = "glasses", "glasses"
 
 
 class Released:
-    """A step as the released trainer takes it, written from its description: Brier loss, reconstruction weighted by
-    0."""
+    """A step as the released trainer takes it, by its description: Brier loss, reconstruction weighted by 0."""
 
     def __init__(self, demo: DemoModel, classifier: Any, images: Tensor, batch: int):
         self.demo, self.classifier, self.images, self.batch = demo, classifier, images, batch

@@ -1,4 +1,4 @@
-"""What the paper claims of semantic embeddings, as figures: class means, reconstruction, order (Prop. 2, 4.4, 4.2)."""
+"""Measures of what the paper claims: class means (Proposition 2), reconstruction (section 4.4), order (section 4.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Editing with semantic embeddings (CASO, 3.3 and 4.2): guidance in a window of the source's trajectory."""
+"""Editing with semantic embeddings (CASO, sections 3.3 and 4.2): guidance in a window of the inverted trajectory."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ class Window:
             )
 
     def levels(self, steps: int) -> tuple[int, int]:
-        """``(first, last)``: the levels of 0..steps from which a guided step goes down; there is always at least
-        one."""
+        """``(first, last)``: the levels of 0..steps from which a guided step goes down; there is at least one."""
         last = min(round(self.end * steps), steps - 1) + 1
         first = max(round(self.start * steps), last)
         return first, first if self.single_step else last

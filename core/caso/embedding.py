@@ -1,4 +1,4 @@
-"""Semantic embeddings: an attribute's class as a few token vectors, saved as a textual-inversion file."""
+"""Semantic embeddings: a class of an attribute as token vectors, saved as a textual inversion of any program."""
 
 from __future__ import annotations
 

@@ -89,8 +89,13 @@ class TrainingSettings:
             if not 0 < getattr(self, name) < float("inf"):
                 raise EditingError(f"{name} is {getattr(self, name):g}; use a positive number.")
         for name in (
-            "weight_decay", "reconstruction", "attribute_preservation", "noises_per_image", "augment", "check_every"
-        ):  # fmt: skip
+            "weight_decay",
+            "reconstruction",
+            "attribute_preservation",
+            "noises_per_image",
+            "augment",
+            "check_every",
+        ):
             if not 0 <= getattr(self, name) < float("inf"):
                 shown = STORED_NAMES.get(name, name)  # the node's widget has this name, too
                 raise EditingError(f"{shown} is {getattr(self, name):g}; use 0 (off) or a positive number.")

@@ -1,4 +1,4 @@
-"""Learning semantic embeddings from a classifier (CASO, Algorithm 1): the loss, and the training itself."""
+"""Learning semantic embeddings from a classifier (CASO, Algorithm 1): the loss of edited pictures, and the training."""
 
 from __future__ import annotations
 
@@ -251,8 +251,7 @@ class EmbeddingTrainer:
         return self.history[-1]
 
     def validate(self) -> None:
-        """Try the embeddings on the validation pictures, if there are any, and put the result into the last step's
-        entry."""
+        """Try the embeddings on the validation pictures, if there are any; the result joins the last step's entry."""
         if self.validation is None or not self.history:
             return
         result = self._validation_result()
@@ -357,8 +356,7 @@ class EmbeddingTrainer:
         return self.objective.other_attributes(decoder(prediction).clamp(0, 1))
 
     def _validation_due(self) -> bool:
-        """Whether ``check_every`` asks for a validation now; that of the last step is extra, as steps may be raised
-        later."""
+        """Whether ``check_every`` asks for one now; that of the last step is extra, as steps may be raised later."""
         every = self.settings.check_every
         return every > 0 and self.step % every == 0
 
@@ -380,8 +378,7 @@ class EmbeddingTrainer:
         return ValidationResult(loss, accuracy, torch.cat(images))
 
     def _prepare_validation(self) -> list[ValidationBatch]:
-        """The validation pictures in batches no larger than a step's, so that a validation needs no more memory than a
-        step."""
+        """The validation pictures in batches no larger than a step's, so that they need no more memory than a step."""
         assert self.validation is not None
         settings, parts, first = self.settings, [], 0
         levels = NoiseLevels(self.levels.sigmas, self.levels.noise_level, 0.0)

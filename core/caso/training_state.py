@@ -1,4 +1,4 @@
-"""Stopping a training and going on later: its state as a file, and the check that it is the same training."""
+"""Stopping a training and going on later: its state as a safetensors file, and the check that it is the same one."""
 
 from __future__ import annotations
 
@@ -47,9 +47,11 @@ def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: boo
     rows = [(math.nan, math.nan) if result is None else (result.loss, result.accuracy) for result in results]
     tensors["held"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
     progress = {
-        "step": trainer.step, "smoothed": trainer.smoothed,
-        "best_step": best.step, "best_score": best.score if best.vectors else None,
-    }  # fmt: skip
+        "step": trainer.step,
+        "smoothed": trainer.smoothed,
+        "best_step": best.step,
+        "best_score": best.score if best.vectors else None,
+    }
     metadata = {
         FORMAT_KEY: FILE_FORMAT,
         "version": FILE_VERSION,

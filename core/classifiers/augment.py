@@ -1,4 +1,7 @@
-"""Random changes of pictures that keep what they show, so that nothing can rely on single pixels."""
+"""Random changes of pictures that do not change what they show.
+
+A classifier that is trained with them, or an embedding that it teaches, cannot rely on single pixels.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one shape in which every classifier of the pack is used: a trunk that makes features, heads that read them."""
+"""The one shape in which every classifier is used: a trunk that makes features, a linear layer for each attribute."""
 
 from __future__ import annotations
 
@@ -73,8 +73,7 @@ class ImageClassifier(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the sha256 over weights, classes and preparation of the images: equal for equal
-        classifiers."""
+        """16 hex digits of the sha256 over weights, classes and preparation of images: equal for equal classifiers."""
         if not self._fingerprint:
             digest = hashlib.sha256(
                 json.dumps([self.heads, self.size, self.mean, self.std, self.interpolation]).encode()
@@ -168,8 +167,7 @@ class ImageClassifier(nn.Module):
 
 
 def two_classes(layer: nn.Linear) -> nn.Linear:
-    """A layer of one logit z (sigmoid) as two logits ``(-z/2, z/2)`` whose softmax is ``(1 - sigmoid(z),
-    sigmoid(z))``."""
+    """A layer of one logit z as one of two, ``(-z/2, z/2)``, whose softmax is ``(1 - sigmoid(z), sigmoid(z))``."""
     signs = torch.tensor([[-0.5], [0.5]], device=layer.weight.device, dtype=layer.weight.dtype)
     made = nn.Linear(
         layer.in_features, 2, bias=layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype

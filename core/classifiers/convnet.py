@@ -58,8 +58,7 @@ class AttributeClassifier(nn.Module):
         return functional.interpolate(images * 2 - 1, size=(self.size, self.size), mode="bilinear", antialias=True)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """``images [B, 3, H, W]`` in 0..1 -> the features after each stage, ``[B, widths[i], size / fold / 2^(i+1),
-        same]``."""
+        """``images [B, 3, H, W]`` in 0..1 -> of stage i ``[B, widths[i], s, s]``, s = size / fold / 2^(i+1)."""
         found, hidden = [], self._resized(images)
         for index, layer in enumerate(self.features):
             hidden = layer(hidden)

@@ -57,7 +57,7 @@ PUBLISHED = "BinaryClassifier"
 
 @dataclass(frozen=True, eq=False)
 class PickledNetwork:
-    """What a file held.
+    """The content of a file.
 
     Attributes:
         kind: name of the outermost class, e.g. "BinaryClassifier", "state_dict" for a plain table of tensors, or
@@ -139,8 +139,7 @@ class _Block(NamedTuple):
 
 
 class _View(NamedTuple):
-    """A tensor over a block, not made yet: until the whole pickle is read there is nothing in it that could be acted
-    upon."""
+    """A tensor over a block, not made yet: while the pickle is read there is nothing that could be acted upon."""
 
     block: _Block
     offset: int

@@ -85,8 +85,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What the callback is told after each step: ``step`` (from 1) of ``steps``, ``epoch`` (from 1), its loss, best
-    accuracy so far."""
+    """What the callback is told after each step; ``step`` and ``epoch`` count from 1, ``accuracy`` is the best yet."""
 
     step: int
     steps: int
@@ -331,8 +330,7 @@ class _Training:
         return self._result(stopped)
 
     def _batches(self, count: int) -> int:
-        """Into how many even batches ``count`` pictures go; each has two at least, for batch norm learns nothing from
-        one."""
+        """Number of even batches of ``count`` pictures, each of two at least: batch norm learns nothing from one."""
         return max(1, min(math.ceil(count / self.settings.batch_size), count // 2))
 
     def _step(self, rows: Tensor, epoch: int) -> float:
@@ -353,8 +351,7 @@ class _Training:
         return value
 
     def _judge(self, epoch: int, train_loss: float) -> None:
-        """Test on the validation pictures; keep the weights when more of them are right, or as many with a lower
-        loss."""
+        """Validate; keep the weights when more answers are right, or as many with a lower loss."""
         if self.whole:
             self._settle()
         logits = self._test_logits()

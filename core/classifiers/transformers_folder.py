@@ -133,8 +133,7 @@ def _row(layer: nn.Linear, index: int) -> nn.Linear:
 
 @torch.no_grad()
 def _split(model: Any, size: tuple[int, int]) -> tuple[nn.Module, nn.Module, str]:
-    """``(trunk, last layer, its name)``: the linear layer that makes the logits is found by trying, or the network
-    stays whole."""
+    """``(trunk, last layer, its name)``; the linear layer of the logits is found by trying, else the trunk is whole."""
     outputs = int(model.config.num_labels)
     probe = torch.rand(PROBES, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected: Tensor = model(pixel_values=probe).logits

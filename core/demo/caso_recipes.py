@@ -35,8 +35,7 @@ class DemoRecipe:
     strength: float
 
     def settings(self, **changes: Any) -> TrainingSettings:
-        """Ours: the other attributes count, and learning starts from a word with a free vector before it (needs less
-        guidance)."""
+        """Ours: other attributes count, and learning starts from a word after a free vector (needs less guidance)."""
         base = self.paper(attribute_preservation=1.0)
         if self.start_words:
             base = replace(base, tokens=2, start_words=self.start_words, cfg=3.0, learning_rate=0.03, steps=250)

@@ -54,8 +54,7 @@ def show_embeddings(demo: DemoModel, steps: int, number: int, result: Showcase) 
 
 
 def known_embeddings(demo: DemoModel) -> dict[str, tuple[SemanticEmbedding, list[DemoPair]]]:
-    """Name -> (embedding, pairs whose targets have what it means): the first :data:`MOST` for which the demo has the
-    truth."""
+    """Name -> (embedding, pairs whose targets have what it means): the first :data:`MOST` with pairs in the demo."""
     found: dict[str, tuple[SemanticEmbedding, list[DemoPair]]] = {}
     for name, path in embedding_files(demo.folder).items():
         embedding = SemanticEmbedding.load(path)

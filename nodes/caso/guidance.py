@@ -98,8 +98,7 @@ def guidance_inputs(strength: str, window: str, windows: list[str]) -> list[Any]
 
 
 def focus_input() -> Any:
-    """The widget that says where guidance acts; younger than :func:`guidance_inputs`, so it stands at the end of a
-    node."""
+    """The widget that says where guidance acts; added after :func:`guidance_inputs`, so it stands at a node's end."""
     return widget(
         io.Float,
         "focus",
@@ -139,8 +138,7 @@ def host_terms(clip: Any, chosen: Chosen, settings: EditSettings) -> Terms:
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """The empty prompt's CONDITIONING, and guidance terms with CONDITIONING, which :meth:`of` turns into a run's
-    own."""
+    """The empty prompt's CONDITIONING, and terms with CONDITIONING, which :meth:`of` turns into those of a run."""
 
     empty: Any
     terms: list[GuidanceTerm]

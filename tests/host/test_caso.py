@@ -1,7 +1,4 @@
-"""CASO's training on a live server.
-
-The saved embedding works in any prompt; Cancel keeps the best one so far and leaves the model as it was.
-"""
+"""CASO training on a live server: its embedding works in any prompt; Cancel keeps the best and spares the model."""
 
 import shutil
 from pathlib import Path
@@ -19,30 +16,13 @@ SAMPLER = {"seed": 5, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "schedule
 def training(**changed):
     """Demo model, classifier and four portraits into the trainer."""
     settings = {
-        "attribute": "glasses",
-        "targets": "glasses",
-        "folder": "",
-        "filename": "live",
-        "overwrite": True,
-        "steps": 3,
-        "batch_size": 1,
-        "noise_level": 0.3,
-        "seed": 1,
-        "resume": False,
-        "image_size": 128,
-        "held_out": 1,
-        "learning_rate": 0.05,
+        "attribute": "glasses", "targets": "glasses", "folder": "", "filename": "live", "overwrite": True,
+        "steps": 3, "batch_size": 1,
+        "noise_level": 0.3, "seed": 1, "resume": False, "image_size": 128, "held_out": 1, "learning_rate": 0.05,
         "cfg": 10.0,
-        "reconstruction": 5.0,
-        "band": 0.0,
-        "tokens": 1,
-        "bank": 1,
-        "augmentation": 1.0,
-        "flip": True,
-        "check_every": 2,
-        "checkpointing": True,
-        "keep_others": 1.0,
-    }
+        "reconstruction": 5.0, "band": 0.0, "tokens": 1, "bank": 1, "augmentation": 1.0, "flip": True, "check_every": 2,
+        "checkpointing": True, "keep_others": 1.0,
+    }  # fmt: skip
     loader = {"classifier_file": "demo", "attribute": "", "class_names": "", "input_size": 0, "normalisation": "auto"}
     sockets = {"model": ["demo", 0], "clip": ["demo", 1], "vae": ["demo", 2], "attribute_classifier": ["classifier", 0]}
     return {

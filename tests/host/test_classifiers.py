@@ -8,22 +8,12 @@ from PIL import Image
 
 IMAGES = sorted((Path(__file__).resolve().parents[2] / "assets" / "demo" / "images").glob("*.png"))
 SETTINGS = {
-    "folders": "tones",
-    "attribute": "tone",
-    "filename": "tone",
-    "overwrite": True,
-    "epochs": 2,
-    "batch_size": 4,
-    "validation": 0.25,
-    "augmentation": 1.0,
-    "flip": True,
-    "seed": 1,
-    "learning_rate": 0.0,
-    "patience": 0,
-    "train_trunk": True,
+    "folders": "tones", "attribute": "tone", "filename": "tone", "overwrite": True,
+    "epochs": 2, "batch_size": 4, "validation": 0.25,
+    "augmentation": 1.0, "flip": True, "seed": 1, "learning_rate": 0.0, "patience": 0, "train_trunk": True,
     "input_size": 32,
     "labels": "",
-}
+}  # fmt: skip
 
 
 def trainer(**changed):
@@ -63,11 +53,7 @@ def test_train_load_and_train_on(folders):
         "picture": {"class_type": "SemEdit_LoadDemoImage", "inputs": {"pictures": "portraits", "number": 0}},
         "repeat": {"class_type": "RepeatImageBatch", "inputs": batch},
         "train": trainer(
-            folders="",
-            images=["repeat", 0],
-            labels="a, a, b, b",
-            backbone=["load", 0],
-            filename="tuned",
+            folders="", images=["repeat", 0], labels="a, a, b, b", backbone=["load", 0], filename="tuned",
             attribute="half",
         ),
     }

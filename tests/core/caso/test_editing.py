@@ -1,5 +1,4 @@
-"""CASO edits: nothing outside the window, the reconstruction at strength 0, first-order antisymmetry, masks, batches,
-cost."""
+"""CASO edits: nothing outside the window, reconstruction at strength 0, antisymmetry, masks, batches, cost."""
 
 import pytest
 import torch

@@ -140,11 +140,10 @@ class Hostile:
 def test_a_hostile_pickle_is_refused_without_running(tmp_path, how):
     path, good = tmp_path / "evil.pt", torch.zeros(1, 768)
     bad = {
-        "torch": {"0.weight": torch.zeros(768, 1), "0.bias": Hostile()},
-        "string_to_param": by_automatic1111(Hostile()),
+        "torch": {"0.weight": torch.zeros(768, 1), "0.bias": Hostile()}, "string_to_param": by_automatic1111(Hostile()),
         "beside it": by_automatic1111(good) | {"sd_checkpoint": Hostile()},
         "diffusers": {"<thing>": good, "more": [Hostile()]},
-    }
+    }  # fmt: skip
     if how in bad:
         torch.save(bad[how], path)
     else:

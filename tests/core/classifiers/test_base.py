@@ -1,5 +1,4 @@
-"""The common shape of classifiers: preparation, logits, features, gradients, two classes from one logit,
-fingerprints."""
+"""The common shape of classifiers: preparation, logits, features, gradients, two classes of one logit, fingerprints."""
 
 import math
 

@@ -1,5 +1,4 @@
-"""Classifiers from files: the demo's, this pack's own, transformers folders; what is refused. VGG16 and ResNet50: with
-torchvision."""
+"""Classifiers from files: the demo's, this pack's own, transformers folders, torchvision's; what is refused."""
 
 import json
 from collections import OrderedDict
@@ -157,9 +156,12 @@ def test_preparation_equals_the_processors(resample, do_rescale):
 
     scale = 1.0 if do_rescale else 255.0
     processor = transformers.ViTImageProcessor(
-        size={"height": 12, "width": 20}, resample=resample, do_rescale=do_rescale,
-        image_mean=[0.1 * scale, 0.2 * scale, 0.3 * scale], image_std=[0.5 * scale, 0.6 * scale, 0.7 * scale],
-    )  # fmt: skip
+        size={"height": 12, "width": 20},
+        resample=resample,
+        do_rescale=do_rescale,
+        image_mean=[0.1 * scale, 0.2 * scale, 0.3 * scale],
+        image_std=[0.5 * scale, 0.6 * scale, 0.7 * scale],
+    )
     smooth = torch.nn.functional.interpolate(random(1, 3, 4, 4), size=(33, 47), mode="bicubic")[0]
     smooth = 0.3 + 0.4 * (smooth - smooth.min()) / (smooth.max() - smooth.min())  # bytes clip what overshoots
     picture = Image.fromarray((smooth * 255).round().byte().movedim(0, -1).numpy())

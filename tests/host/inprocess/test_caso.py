@@ -1,5 +1,4 @@
-"""The CASO nodes in the host, inside a prompt, on the demo model: trained, saved, loaded, applied, cancelled and gone
-on with."""
+"""The CASO nodes in the host, in a prompt, on the demo model: trained, saved, loaded, applied, cancelled, resumed."""
 
 import re
 import sys
@@ -18,30 +17,11 @@ import nodes
 pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
 
 TRAINING = {
-    "attribute": "mouth",
-    "targets": "smile",
-    "folder": "",
-    "filename": "mine",
-    "overwrite": False,
-    "steps": 4,
-    "batch_size": 1,
-    "noise_level": 0.3,
-    "seed": 1,
-    "resume": False,
-    "image_size": 64,
-    "held_out": 1,
-    "learning_rate": 0.05,
-    "cfg": 5.0,
-    "reconstruction": 1.0,
-    "band": 0.0,
-    "tokens": 1,
-    "bank": 1,
-    "augmentation": 1.0,
-    "flip": True,
-    "check_every": 2,
-    "checkpointing": True,
-    "keep_others": 1.0,
-}
+    "attribute": "mouth", "targets": "smile", "folder": "", "filename": "mine", "overwrite": False, "steps": 4,
+    "batch_size": 1, "noise_level": 0.3, "seed": 1, "resume": False, "image_size": 64, "held_out": 1,
+    "learning_rate": 0.05, "cfg": 5.0, "reconstruction": 1.0, "band": 0.0, "tokens": 1, "bank": 1, "augmentation": 1.0,
+    "flip": True, "check_every": 2, "checkpointing": True, "keep_others": 1.0,
+}  # fmt: skip
 WINDOW = {"window": "custom", "start": 0.5, "end": 0.0, "single_step": False, "joined": True}
 
 

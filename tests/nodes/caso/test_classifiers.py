@@ -12,22 +12,12 @@ host_stand_in.load_pack()
 EditingError = host_stand_in.module("core.errors").EditingError
 LOADER = {"attribute": "", "class_names": "", "input_size": 0, "normalisation": "auto"}
 TRAINER = {
-    "folders": "",
-    "attribute": "tone",
-    "filename": "tone",
-    "overwrite": False,
-    "epochs": 2,
-    "batch_size": 4,
-    "validation": 0.25,
-    "augmentation": 0.0,
-    "flip": False,
-    "seed": 3,
-    "learning_rate": 0.0,
-    "patience": 0,
-    "train_trunk": True,
+    "folders": "", "attribute": "tone", "filename": "tone", "overwrite": False,
+    "epochs": 2, "batch_size": 4, "validation": 0.25,
+    "augmentation": 0.0, "flip": False, "seed": 3, "learning_rate": 0.0, "patience": 0, "train_trunk": True,
     "input_size": 16,
     "labels": "",
-}
+}  # fmt: skip
 
 
 class Cancelled(Exception):
