@@ -52,13 +52,14 @@ def progress_line(trainer: EmbeddingTrainer) -> str:
     """Where the training is, in one line: the figures of the last step and of the last validation."""
     last = trainer.history[-1]
     results = [entry.validation for entry in trainer.history if entry.validation is not None]
-    parts = [f"step {trainer.step} of {trainer.settings.steps}: loss {last.loss:.3f}, {last.accuracy:.0%} as asked"]
-    if results:
-        parts.append(f"held-out: loss {results[-1].loss:.3f}, {results[-1].accuracy:.0%} as asked")
-    return "; ".join(parts)
+    validation = f"; held-out: loss {results[-1].loss:.3f}, {results[-1].accuracy:.0%} as asked" if results else ""
+    return (
+        f"step {trainer.step} of {trainer.settings.steps}: loss {last.loss:.3f}, {last.accuracy:.0%} as "
+        f"asked{validation}"
+    )
 
 
-def sample_contact_sheet(trainer: EmbeddingTrainer) -> Image.Image:
+def sample_contact_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Image:
     """The first :data:`SHOWN` validation pictures as they were at the last validation: a row for each target class.
 
     Raises:
@@ -71,7 +72,7 @@ def sample_contact_sheet(trainer: EmbeddingTrainer) -> Image.Image:
     groups = images.chunk(len(trainer.settings.targets))
     for target, images in zip(trainer.settings.targets, groups, strict=True):
         rows.append((f"{trainer.settings.attribute}: {target}", [(image, "") for image in images[:SHOWN]]))
-    return contact_sheet(rows, 1)
+    return contact_sheet(rows, scale)
 
 
 def last_pictures(trainer: EmbeddingTrainer) -> Tensor | None:

@@ -53,7 +53,11 @@ def test_train_load_and_train_on(folders):
         "picture": {"class_type": "SemEdit_LoadDemoImage", "inputs": {"pictures": "portraits", "number": 0}},
         "repeat": {"class_type": "RepeatImageBatch", "inputs": batch},
         "train": trainer(
-            folders="", images=["repeat", 0], labels="a, a, b, b", backbone=["load", 0], filename="tuned",
+            folders="",
+            images=["repeat", 0],
+            labels="a, a, b, b",
+            backbone=["load", 0],
+            filename="tuned",
             attribute="half",
         ),
     }
