@@ -230,6 +230,7 @@ def test_the_encoder_is_named_as_in_comfyui(tmp_path, sd1):
     assert load_checkpoint(save_pipeline(tmp_path / "xl", "sdxl")).encoder_name == f"clip_l {WIDTH} + clip_g 6"
 
 
+@pytest.mark.slow
 def test_demo_writes_a_sheet_pictures_and_measures(tmp_path, monkeypatch, capsys):
     if not (FOLDER / "classifier.safetensors").is_file():
         pytest.skip("no classifier file yet")

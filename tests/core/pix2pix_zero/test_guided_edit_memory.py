@@ -38,6 +38,7 @@ print(json.dumps(peaks))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.slow
 def test_peak_memory_of_100_steps_is_that_of_10():
     """A process of its own, because the high-water mark of this one belongs to earlier tests."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=500)
