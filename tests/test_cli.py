@@ -108,6 +108,7 @@ def test_edit_writes_a_picture_for_every_family(tmp_path, sd1, image, family, ca
     assert os.listdir(out.parent) == ["out.png"]
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_picture_and_the_knobs_matter(tmp_path, sd1, image):
     def pixels(name, *more):
         assert edit(sd1, image, tmp_path / name, *more) == 0

@@ -261,6 +261,7 @@ def test_the_edit_finds_its_place_and_changes_nothing_outside(server):
     assert [row["facial_hair"] for row in labels] == ["none", "beard"]
 
 
+@pytest.mark.slow
 def test_the_found_mask_serves_stock_nodes(server):
     prompt = api("demo_region_mask_to_inpaint")
     entry = server.queue(prompt, timeout=900)
