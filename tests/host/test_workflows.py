@@ -223,6 +223,7 @@ def test_word_edit(server):
     )  # the background above stays
 
 
+@pytest.mark.slow
 def test_embedding_edit(server):
     prompt = api("demo_caso_edit")
     sampler = node_of(prompt, "SemEdit_CASOEditSampler")
