@@ -21,8 +21,8 @@ from semantic_editing.core.metrics.image import attributes_kept, psnr, success
 from semantic_editing.core.models.vision_features import load_vision_features
 from semantic_editing.core.pix2pix_zero.guided_edit import CrossAttentionGuidance, CrossAttentionSettings
 from semantic_editing.core.regions.changes import with_changes
-from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
-from semantic_editing.core.regions.edit_invert import InversionEditor
+from semantic_editing.core.regions.edit_inpaint import InpaintEditor, InpaintSettings, inpaint
+from semantic_editing.core.regions.edit_invert import InversionEditor, InversionEditSettings
 from semantic_editing.core.regions.editors import Locating, Quality, Sharing
 from semantic_editing.core.regions.learning import RegionLearner, RegionTask
 from semantic_editing.core.regions.network import RegionNetwork
@@ -75,8 +75,8 @@ class SharedRenders:
         inversions = {self._steps(quality): self._inversion(quality) for quality in qualities}
         whole = (
             0
-            if self.inner.screen_steps or "screen" not in qualities
-            else self.inner.steps * (1 if self.inner.cfg == 1.0 else 2)
+            if self.inner.settings.screen_steps or "screen" not in qualities
+            else self.inner.settings.steps * (1 if self.inner.settings.cfg == 1.0 else 2)
         )
         made = sum(inversion.evaluations + inversion.backward_passes for inversion in inversions.values())
         return made + whole + (self.inner.located if located else 0)
@@ -98,7 +98,8 @@ class SharedRenders:
             cells = repainted_cells(masks, (self._latent.shape[-2], self._latent.shape[-1]))
             pictures = self._pictures(cells, quality, seed)
             for box, mask, picture in zip(part, masks, pictures, strict=True):
-                cut = self.inner.framing.cut(self.image, mask[None], box)
+                framing = self.inner.settings.framing if isinstance(self.inner, InpaintEditor) else self.inner.framing
+                cut = framing.cut(self.image, mask[None], box)
                 self._made[box, quality, seed] = paste(self.image, picture[None], cut)
 
     def change(self) -> Tensor:
@@ -112,10 +113,11 @@ class SharedRenders:
         return inner.inversion(inner.denoiser, self._latent, inner.source_cond, fingerprint(self.image), quality)
 
     def _steps(self, quality: Quality) -> int:
-        return self.inner.steps if quality == "full" else self.inner.screen_steps or self.inner.steps
+        settings = self.inner.settings
+        return settings.steps if quality == "full" else settings.screen_steps or settings.steps
 
     def _pictures(self, cells: Tensor, quality: Quality, seed: int) -> Tensor:
-        if quality == "full" or self.inner.screen_steps:
+        if quality == "full" or self.inner.settings.screen_steps:
             return self.inner.decode(self._latents(cells, quality, seed))
         return self._edited_whole().expand(len(cells), -1, -1, -1)
 
@@ -130,7 +132,7 @@ class SharedRenders:
         if isinstance(inner, InpaintEditor):
             noise = torch.randn(self._latent.shape, generator=torch.Generator().manual_seed(seed))
             source, noise = self._latent.expand(count, -1, -1, -1), noise.expand(count, -1, -1, -1)
-            settings = {"cfg": inner.cfg, "steps": steps, "strength": inner.strength}
+            settings = {"cfg": inner.settings.cfg, "steps": steps, "strength": inner.settings.strength}
             return inpaint(inner.denoiser, source, cells, noise, inner.cond, inner.uncond, **settings)
         inversion = self._inversion(quality)
         many = replace(inversion, latents=inversion.latents.expand(-1, count, -1, -1, -1))
@@ -141,7 +143,7 @@ class SharedRenders:
             inner.target_cond,
             inner.uncond,
             CrossAttentionSettings(
-                inner.cfg, inner.guidance if quality == "full" else 0.0, inner.guided_fraction, preset=inner.preset
+                inner.settings.cfg, inner.settings.guidance if quality == "full" else 0.0, preset="carried"
             ),
             cells[:, 0],
         )
@@ -169,7 +171,6 @@ class Bench:
             source, target, uncond = (
                 demo.encode_text([text]) for text in (pair.source_caption, pair.target_caption, negative)
             )
-        shared = {"cfg": options.cfg, "steps": options.steps, "screen_steps": options.screen_steps}
         if options.editor == "inpaint":
             framing = Framing(context=float("inf"), working_size=SIDE)
             return InpaintEditor(
@@ -178,9 +179,7 @@ class Bench:
                 demo.decode,
                 target,
                 uncond,
-                strength=options.strength,
-                framing=framing,
-                **shared,
+                InpaintSettings(options.cfg, options.steps, options.screen_steps, options.strength, framing),
             )
         return InversionEditor(
             demo.denoiser(),
@@ -189,9 +188,7 @@ class Bench:
             source,
             target,
             uncond,
-            guidance=options.guidance,
-            solver=options.solver,
-            **shared,
+            InversionEditSettings(options.cfg, options.guidance, options.steps, options.screen_steps, options.solver),
         )
 
     def run(self, pair: DemoPair, number: int) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from ..diffusers.token_vectors import TextTower, TransformersVectorEncoder, _ids
 from ..models.clip import TowerScorer, _transformers_tower
 from ..models.transformers_files import NORMALISATIONS
 from ..models.vision_features import VisionFeatures, _from_folder
-from ..regions.edit_inpaint import InpaintEditor
-from ..regions.paste import Framing
 
 if TYPE_CHECKING:
     from .model import DemoModel
@@ -36,36 +34,6 @@ def demo_vision_features(demo: DemoModel) -> VisionFeatures:
         EditingError: its files are damaged.
     """
     return _from_folder(demo.folder / "clip", NORMALISATIONS["-1..1"]).to(demo.device)
-
-
-def demo_inpaint_editor(
-    demo: DemoModel,
-    text: str,
-    negative: str = "",
-    *,
-    cfg: float = 2.0,
-    steps: int = 20,
-    screen_steps: int = 4,
-    strength: float = 1.0,
-) -> InpaintEditor:
-    """The editor of the demo model for a target ``text``.
-
-    It works on the whole picture at 128 pixels: the model knows whole portraits only, no parts of them.
-    """
-    cond, uncond = (demo.encode_text([words]).detach() for words in (text, negative))
-    framing = Framing(context=float("inf"), working_size=128)
-    return InpaintEditor(
-        demo.denoiser(),
-        demo.encode_image,
-        demo.decode,
-        cond,
-        uncond,
-        cfg=cfg,
-        steps=steps,
-        screen_steps=screen_steps,
-        strength=strength,
-        framing=framing,
-    )
 
 
 def demo_vector_encoder(demo: DemoModel) -> TransformersVectorEncoder:

@@ -11,7 +11,7 @@ from torch.nn.functional import avg_pool2d
 
 from ..denoiser import Callback
 from ..metrics.image import attributes_kept, psnr
-from ..regions.edit_invert import InversionEditor
+from ..regions.edit_invert import InversionEditor, InversionEditSettings
 from ..regions.editors import Editor
 from ..regions.picture import region_picture
 from ..regions.search import Example, RegionSearch, SearchSettings
@@ -35,7 +35,7 @@ def demo_region_editor(demo: DemoModel, pair: DemoPair, steps: int = STEPS) -> I
     with torch.no_grad():
         source, target = (demo.encode_text([caption]) for caption in (pair.source_caption, pair.target_caption))
     return InversionEditor(
-        demo.denoiser(), demo.encode_image, demo.decode, source, target, cfg=CFG, guidance=0.0, steps=steps
+        demo.denoiser(), demo.encode_image, demo.decode, source, target, settings=InversionEditSettings(CFG, 0.0, steps)
     )
 
 

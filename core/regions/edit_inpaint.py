@@ -97,6 +97,31 @@ def steps_taken(steps: int, strength: float) -> int:
     return max(1, round(strength * steps))
 
 
+@dataclass(frozen=True)
+class InpaintSettings:
+    """How boxes are painted.
+
+    Attributes:
+        cfg: guidance scale; 1 needs no negative conditioning and costs half.
+        steps, screen_steps: steps of a full render and of one that only ranks.
+        strength: see :func:`inpaint`.
+        framing: how a box is cut out; its ``multiple`` is the VAE's.
+
+    Raises:
+        EditingError: values out of range.
+    """
+
+    cfg: float = 5.0
+    steps: int = 20
+    screen_steps: int = 4
+    strength: float = 1.0
+    framing: Framing = field(default_factory=Framing)
+
+    def __post_init__(self) -> None:
+        for steps in (self.steps, self.screen_steps):
+            steps_taken(steps, self.strength)
+
+
 @dataclass(eq=False)
 class InpaintEditor:
     """Fills a box by latent inpainting: cut out with some context, painted, pasted back (:class:`~.paste.Framing`).
@@ -108,15 +133,14 @@ class InpaintEditor:
         denoiser: the network. With a host's ``sampling`` only its ``identity`` and ``evaluations`` are asked.
         encode, decode: the VAE, ``[1, 3, h, w]`` in 0..1 to a scaled latent and back.
         cond, uncond: conditioning of the target text, and the negative one (needed unless cfg is 1).
-        steps, screen_steps: steps of a full render and of one that only ranks.
-        strength: see :func:`inpaint`.
+        settings: see :class:`InpaintSettings`.
         label: whatever else changes the picture and cannot be seen from here, as the name of the VAE or of a LoRA.
         callback: told after each step; an exception it raises ends the run.
         sampling: see :class:`~.editors.Sampling`; without one ``denoiser`` is called directly.
         show_known: for an inpainting model, see :data:`ShowKnown`.
 
     Raises:
-        EditingError: values out of range, cfg without ``uncond``.
+        EditingError: cfg without ``uncond``.
     """
 
     denoiser: Denoiser
@@ -124,30 +148,24 @@ class InpaintEditor:
     decode: ImageMap
     cond: Any
     uncond: Any | None = None
-    cfg: float = 5.0
-    steps: int = 20
-    screen_steps: int = 4
-    strength: float = 1.0
-    framing: Framing = field(default_factory=Framing)
+    settings: InpaintSettings = field(default_factory=InpaintSettings)
     label: str = ""
     callback: Callback | None = None
     sampling: Sampling | None = None
     show_known: ShowKnown | None = None
 
     def __post_init__(self) -> None:
-        require_negative(self.cfg, self.uncond)
-        for steps in (self.steps, self.screen_steps):
-            steps_taken(steps, self.strength)
+        require_negative(self.settings.cfg, self.uncond)
 
     @cached_property
     def identity(self) -> str:
         """Key of everything but the image, mask, box, seed and quality that decides the picture."""
-        settings = (self.cfg, self.steps, self.screen_steps, self.strength, self.framing, self.label)
-        return f"inpaint/{fingerprint(self.denoiser.identity, self.cond, self.uncond, settings)}"
+        conds = (self.cond, self.uncond)
+        return f"inpaint/{fingerprint(self.denoiser.identity, conds, self.settings, self.label)}"
 
     def cost(self, quality: Quality) -> int:
         """Network evaluations (u) of one render."""
-        return steps_taken(self._steps(quality), self.strength) * (1 if self.cfg == 1.0 else 2)
+        return steps_taken(self._steps(quality), self.settings.strength) * self.preview_cost
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -164,7 +182,7 @@ class InpaintEditor:
             EditingError: see :meth:`~.paste.Framing.cut`, :func:`~.paste.paste` and :func:`inpaint`.
         """
         steps = self._steps(quality)
-        cut = self.framing.cut(image, mask, box)
+        cut = self.settings.framing.cut(image, mask, box)
         source = self.encode(cut.pixels)
         cells = repainted_cells(cut.mask, (source.shape[-2], source.shape[-1]))
         noise = torch.randn(source.shape, generator=torch.Generator().manual_seed(seed))
@@ -177,9 +195,9 @@ class InpaintEditor:
                 noise,
                 cond,
                 uncond,
-                cfg=self.cfg,
+                cfg=self.settings.cfg,
                 steps=steps,
-                strength=self.strength,
+                strength=self.settings.strength,
                 callback=self.callback,
             )
 
@@ -189,7 +207,7 @@ class InpaintEditor:
     @property
     def preview_cost(self) -> int:
         """Network evaluations (u) of one preview."""
-        return 1 if self.cfg == 1.0 else 2
+        return 1 if self.settings.cfg == 1.0 else 2
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -199,12 +217,12 @@ class InpaintEditor:
         It works at the size at which a box as large as the image is rendered.
         """
         height, width = image.shape[-2:]
-        everything = replace(self.framing, context=float("inf")).crop(height, width, Box(0, 0, width, height))
+        everything = replace(self.settings.framing, context=float("inf")).crop(height, width, Box(0, 0, width, height))
         pixels = resized(image, everything.size)
         source = self.encode(pixels)
 
         def guessed(denoiser: Denoiser, source: Tensor, cond: Any, uncond: Any) -> Tensor:
-            return one_step_guess(denoiser, source, cond, uncond, cfg=self.cfg, seed=seed)
+            return one_step_guess(denoiser, source, cond, uncond, cfg=self.settings.cfg, seed=seed)
 
         guess = self._sampled(source, torch.ones_like(source[:, :1]), torch.full_like(pixels, GREY), guessed)
         return resized(self.decode(guess).clamp(0, 1), (height, width))
@@ -233,7 +251,7 @@ class InpaintEditor:
 
     def _steps(self, quality: Quality) -> int:
         check_quality(quality)
-        return self.steps if quality == "full" else self.screen_steps
+        return self.settings.steps if quality == "full" else self.settings.screen_steps
 
 
 def _noised(denoiser: Denoiser, source: Tensor, noise: Tensor, sigma: float) -> Tensor:

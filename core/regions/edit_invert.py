@@ -14,7 +14,7 @@ from ..content_hash import fingerprint
 from ..denoiser import Callback, Denoiser, Progress
 from ..errors import EditingError
 from ..inversion import Inversion
-from ..pix2pix_zero.guided_edit import CrossAttentionGuidance, CrossAttentionSettings, Preset
+from ..pix2pix_zero.guided_edit import CrossAttentionGuidance, CrossAttentionSettings
 from ..spdinv.invert import invert
 from ..spdinv.solvers import Solver
 from .editors import Conds, ImageMap, Quality, Sampling, Work, sampling_with
@@ -23,6 +23,35 @@ from .proposals import Box
 
 #: :meth:`InversionEditor.change` looks at every second point of the inversion.
 LOCATE_EVERY = 2
+
+
+@dataclass(frozen=True)
+class InversionEditSettings:
+    """How boxes are edited along the picture's inversion.
+
+    Attributes:
+        cfg, guidance: see :class:`~..pix2pix_zero.guided_edit.CrossAttentionSettings`; its preset is "carried".
+        steps: of the inversion and of a full render.
+        screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none. 0: it is
+            cut out of one edit of the whole picture, made once with ``steps``, and costs no evaluations of its own.
+        solver: of the inversion, see :func:`~..spdinv.invert.invert`.
+        working_size, feather: see :class:`~.paste.Framing`.
+
+    Raises:
+        EditingError: steps below 1.
+    """
+
+    cfg: float = 5.0
+    guidance: float = 0.1
+    steps: int = 20
+    screen_steps: int = 0
+    solver: Solver = "auto"
+    working_size: int | None = None
+    feather: int = 4
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.screen_steps < 0:
+            raise EditingError(f"steps is {self.steps} and screen_steps {self.screen_steps}; use 1 or more, 0 or more.")
 
 
 @dataclass(eq=False)
@@ -37,21 +66,18 @@ class InversionEditor:
     Attributes:
         denoiser: the network. With a host's ``sampling`` only its ``identity`` and ``evaluations`` are asked.
         encode, decode: the VAE, ``[1, 3, h, w]`` in 0..1 to a scaled latent and back.
-        source_cond, target_cond, uncond, cfg, guidance, guided_fraction, preset: see
-            :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
-        steps: of the inversion and of a full render.
-        screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none. 0: it is
-            cut out of one edit of the whole picture, made once with ``steps``, and costs no evaluations of its own.
-        solver: of the inversion, see :func:`~..spdinv.invert.invert`.
-        given: a ready inversion of the picture, used for full renders instead of making one; ``steps`` is then its own.
-        multiple, working_size, feather: see :class:`~.paste.Framing`.
+        source_cond, target_cond, uncond: see :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
+        settings: see :class:`InversionEditSettings`.
+        given: a ready inversion of the picture, used for full renders instead of making one; ``settings.steps`` is then
+            its own.
+        multiple: see :class:`~.paste.Framing`.
         label, callback, sampling: see :class:`~.edit_inpaint.InpaintEditor`.
         shared_evaluations: forward and backward evaluations spent so far on inversions, edits of the whole picture and
             :meth:`change`, which :meth:`cost` leaves out.
         located: those of the last :meth:`change` among them, without the inversion.
 
     Raises:
-        EditingError: steps below 1, an inversion of another model or of several pictures.
+        EditingError: an inversion of another model or of several pictures.
     """
 
     denoiser: Denoiser
@@ -60,17 +86,9 @@ class InversionEditor:
     source_cond: Any
     target_cond: Any
     uncond: Any | None = None
-    cfg: float = 5.0
-    guidance: float = 0.1
-    guided_fraction: float = 1.0
-    preset: Preset = "carried"
-    steps: int = 20
-    screen_steps: int = 0
-    solver: Solver = "auto"
+    settings: InversionEditSettings = field(default_factory=InversionEditSettings)
     given: Inversion | None = None
     multiple: int = 8
-    working_size: int | None = None
-    feather: int = 4
     label: str = ""
     callback: Callback | None = None
     sampling: Sampling | None = None
@@ -80,47 +98,40 @@ class InversionEditor:
     _whole: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.framing = Framing(float("inf"), self.multiple, self.working_size, self.feather)
+        self.framing = Framing(float("inf"), self.multiple, self.settings.working_size, self.settings.feather)
         if self.given is not None:
             self.given.require_model(self.denoiser.identity)
             if self.given.latents.shape[1] != 1:
                 raise EditingError(
                     f"The inversion holds {self.given.latents.shape[1]} pictures; invert the picture to edit alone."
                 )
-            self.steps = self.given.steps
-        if self.steps < 1 or self.screen_steps < 0:
-            raise EditingError(f"steps is {self.steps} and screen_steps {self.screen_steps}; use 1 or more, 0 or more.")
+            self.settings = replace(self.settings, steps=self.given.steps)
 
     @cached_property
     def identity(self) -> str:
         """Key of everything but the image, mask, box and quality that decides the picture."""
         conds = (self.source_cond, self.target_cond, self.uncond)
-        shares = (self.guidance, self.guided_fraction)
-        guidance = (self.cfg, *shares, self.preset, self.steps, self.screen_steps, self.solver)
         given = None if self.given is None else (self.given.latents, self.given.sigmas)
-        return f"inversion/{fingerprint(self.denoiser.identity, conds, guidance, given, self.framing, self.label)}"
+        return f"inversion/{fingerprint(self.denoiser.identity, conds, self.settings, given, self.framing, self.label)}"
 
     def cost(self, quality: Quality) -> int:
         """Network evaluations (u) of one render, forward and backward passes together, without what all boxes share."""
         check_quality(quality)
         branches = self._branches
         if quality == "screen":
-            return self.screen_steps * branches
-        guided = round(self.guided_fraction * self.steps) if self.guidance > 0 else 0
-        # Maps of the source, maps of the edit and their gradient, then the prediction; "released" does it for each
-        # branch.
-        guided_step = 4 * branches if self.preset == "released" else 3 + branches
-        return guided * guided_step + (self.steps - guided) * branches
+            return self.settings.screen_steps * branches
+        # A guided step: maps of the source, maps of the edit and their gradient, then the prediction.
+        return self.settings.steps * (3 + branches if self.settings.guidance > 0 else branches)
 
     @property
     def screening_cost(self) -> int:
         """u that screening a picture costs once, whatever the number of boxes: its inversion, more where a solver
         iterates, the edit of the whole picture if there is one, and what :meth:`change` has cost."""
-        return self.located + (self.screen_steps or self.steps * (1 + self._branches))
+        return self.located + (self.settings.screen_steps or self.settings.steps * (1 + self._branches))
 
     @property
     def _branches(self) -> int:
-        return 1 if self.cfg == 1.0 else 2
+        return 1 if self.settings.cfg == 1.0 else 2
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -141,7 +152,7 @@ class InversionEditor:
         cut = self.framing.cut(image, mask, box)
         picture = fingerprint(cut.pixels)
         latent = self._latent(cut.pixels, picture)
-        if quality == "screen" and self.screen_steps == 0:
+        if quality == "screen" and self.settings.screen_steps == 0:
             return paste(image, self._edited_whole(latent, picture), cut)
         cells = repainted_cells(cut.mask, (latent.shape[-2], latent.shape[-1]))[0]
         return paste(image, self.decode(self._edited(latent, picture, cells, quality)), cut)
@@ -183,7 +194,7 @@ class InversionEditor:
         Raises:
             EditingError: a given inversion of another size; see :func:`~..spdinv.invert.invert`.
         """
-        steps = self.steps if quality == "full" else self.screen_steps or self.steps
+        steps = self.settings.steps if quality == "full" else self.settings.screen_steps or self.settings.steps
         key = (picture, steps)
         if key in self._kept:
             return self._kept[key]
@@ -194,7 +205,7 @@ class InversionEditor:
                     f"{list(latent.shape[-2:])}; invert the picture that is to be edited, at its own size."
                 )
             return replace(self.given, latents=self.given.latents.to(latent.device))
-        inversion = invert(denoiser, latent, source_cond, steps, self.solver, callback=self.callback)
+        inversion = invert(denoiser, latent, source_cond, steps, self.settings.solver, callback=self.callback)
         self.shared_evaluations += int(inversion.forward_evaluations.sum() + inversion.backward_evaluations.sum())
         # Only inversions of the picture at hand are kept: a trajectory is many latents.
         self._kept = {other: kept for other, kept in self._kept.items() if other[0] == picture} | {key: inversion}
@@ -210,14 +221,14 @@ class InversionEditor:
 
         def work(denoiser: Denoiser, latent: Tensor, conds: Conds) -> Tensor:
             inversion = self.inversion(denoiser, latent, conds["source"], picture, quality)
-            guidance = self.guidance if quality == "full" else 0.0
+            guidance = self.settings.guidance if quality == "full" else 0.0
             edit = CrossAttentionGuidance(
                 denoiser,
                 inversion,
                 conds["source"],
                 conds["positive"],
                 conds.get("negative"),
-                CrossAttentionSettings(self.cfg, guidance, self.guided_fraction, preset=self.preset),
+                CrossAttentionSettings(self.settings.cfg, guidance, preset="carried"),
                 cells,
             )
             return edit.run(inversion.steps, self.callback)
@@ -228,7 +239,7 @@ class InversionEditor:
         """The picture ``[1, 3, h, w]`` edited everywhere, kept until another picture comes."""
         if picture not in self._whole:
             edited = self._edited(latent, picture, torch.ones(1, *latent.shape[-2:]), "screen")
-            self.shared_evaluations += (self.screen_steps or self.steps) * self._branches
+            self.shared_evaluations += (self.settings.screen_steps or self.settings.steps) * self._branches
             self._whole = {picture: self.decode(edited)}
         return self._whole[picture]
 

@@ -149,6 +149,31 @@ class TokenModel:
         return torch.where(cells, tokens, known)
 
 
+@dataclass(frozen=True)
+class TokenEditSettings:
+    """How boxes are filled with tokens.
+
+    Attributes:
+        cfg: guidance scale; 1 is off and costs half.
+        steps, screen_steps: rounds of a full render and of one that only ranks.
+        framing: None is the model's own size with half the box as context.
+
+    Raises:
+        EditingError: steps below 1, cfg below 1.
+    """
+
+    cfg: float = 10.0
+    steps: int = 12
+    screen_steps: int = 4
+    framing: Framing | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.screen_steps < 1:
+            raise EditingError(f"steps is {self.steps} and screen_steps {self.screen_steps}; use 1 or more.")
+        if not self.cfg >= 1:
+            raise EditingError(f"cfg is {self.cfg:g}; use 1 (off) or more, usually 10.")
+
+
 @dataclass(eq=False)
 class TokenEditor:
     """Fills a box by masked tokens: cut out with some context, predicted, pasted back (:class:`~.paste.Framing`).
@@ -157,23 +182,18 @@ class TokenEditor:
 
     Attributes:
         text, negative: target text and what to steer away from.
-        cfg: guidance scale; 1 is off and costs half.
-        steps, screen_steps: rounds of a full render and of one that only ranks.
-        framing: None is the model's own size with half the box as context.
+        settings: see :class:`TokenEditSettings`.
         label, callback: see :class:`~.edit_inpaint.InpaintEditor`.
         load: called before each render, for a host that moves the model to its device.
 
     Raises:
-        EditingError: no text, steps below 1, cfg below 1, a frame that does not fit the model.
+        EditingError: no text, a frame that does not fit the model.
     """
 
     model: TokenModel
     text: str
     negative: str = ""
-    cfg: float = 10.0
-    steps: int = 12
-    screen_steps: int = 4
-    framing: Framing | None = None
+    settings: TokenEditSettings = field(default_factory=TokenEditSettings)
     label: str = ""
     callback: Callback | None = None
     load: Callable[[], None] | None = None
@@ -181,11 +201,9 @@ class TokenEditor:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise EditingError("The target text is empty; say what the box should show.")
-        if self.steps < 1 or self.screen_steps < 1:
-            raise EditingError(f"steps is {self.steps} and screen_steps {self.screen_steps}; use 1 or more.")
-        if not self.cfg >= 1:
-            raise EditingError(f"cfg is {self.cfg:g}; use 1 (off) or more, usually 10.")
-        self._frame = self.framing or Framing(multiple=self.model.multiple, working_size=self.model.native_size)
+        self._frame = self.settings.framing or Framing(
+            multiple=self.model.multiple, working_size=self.model.native_size
+        )
         if self._frame.multiple % self.model.multiple:
             raise EditingError(
                 f"The frame's multiple is {self._frame.multiple}; this model needs a multiple of "
@@ -195,16 +213,16 @@ class TokenEditor:
     @cached_property
     def identity(self) -> str:
         """Key of everything but the image, mask, box, seed and quality that decides the picture."""
-        settings = (self.text, self.negative, self.cfg, self.steps, self.screen_steps, self._frame, self.label)
+        settings = (self.text, self.negative, self.settings, self._frame, self.label)
         return f"tokens/{fingerprint(self.model.signature(), settings)}"
 
     @cached_property
     def _encoded_text(self) -> tuple[Tensor, Tensor]:
-        return self.model.encode_text([self.text] if self.cfg == 1.0 else [self.negative, self.text])
+        return self.model.encode_text([self.text] if self.settings.cfg == 1.0 else [self.negative, self.text])
 
     def cost(self, quality: Quality) -> int:
         """Network evaluations (u) of one render: passes of the transformer."""
-        return self._steps(quality) * (1 if self.cfg == 1.0 else 2)
+        return self._steps(quality) * (1 if self.settings.cfg == 1.0 else 2)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -231,13 +249,19 @@ class TokenEditor:
         cells = repainted_cells(whole, (tokens.shape[-2], tokens.shape[-1]))[0].bool().to(tokens.device)
         generator = torch.Generator().manual_seed(seed)
         painted = self.model.repaint(
-            tokens, cells, self._encoded_text, cfg=self.cfg, steps=steps, generator=generator, callback=self.callback
+            tokens,
+            cells,
+            self._encoded_text,
+            cfg=self.settings.cfg,
+            steps=steps,
+            generator=generator,
+            callback=self.callback,
         )
         return paste(image, self.model.decode(painted), cut)
 
     def _steps(self, quality: Quality) -> int:
         check_quality(quality)
-        return self.steps if quality == "full" else self.screen_steps
+        return self.settings.steps if quality == "full" else self.settings.screen_steps
 
 
 def load_token_model(

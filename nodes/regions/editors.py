@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.inversion import Inversion
+from ...core.regions.edit_inpaint import InpaintSettings
+from ...core.regions.edit_invert import InversionEditSettings
+from ...core.regions.edit_tokens import TokenEditSettings
+from ...core.regions.paste import Framing
 from ...core.regions.search import OpenEditor
 from ..common.inputs import cfg_input
 from ..common.sockets import InversionType
@@ -183,19 +187,9 @@ class RegionInpaintEditor(io.ComfyNode):
         feather: int,
     ) -> Any:
         """Keep what is wired; EditingError for a model that cannot inpaint, a foreign VAE or values out of range."""
-        opener = inpaint_opener(
-            model,
-            vae,
-            positive,
-            negative,
-            steps=steps,
-            screen_steps=screening_steps,
-            cfg=cfg,
-            strength=strength,
-            context=context,
-            working_size=working_size,
-            feather=feather,
-        )
+        framing = Framing(context, working_size=working_size or None, feather=feather)
+        settings = InpaintSettings(cfg, steps, screening_steps, strength, framing)
+        opener = inpaint_opener(model, vae, positive, negative, settings)
         return io.NodeOutput(
             RegionEditor(opener, f"inpainting: {steps} steps ({screening_steps} to screen), cfg {cfg:g}")
         )
@@ -279,20 +273,10 @@ class RegionInversionEditor(io.ComfyNode):
     ) -> Any:
         """Keep what is wired; EditingError for a model, VAE or inversion that cannot be used so, or values out of
         range."""
-        opener = inversion_opener(
-            model,
-            vae,
-            source,
-            target,
-            negative,
-            inversion,
-            steps=steps,
-            screen_steps=screening_steps,
-            cfg=cfg,
-            guidance=guidance,
-            working_size=working_size,
-            feather=feather,
+        settings = InversionEditSettings(
+            cfg, guidance, steps, screening_steps, working_size=working_size or None, feather=feather
         )
+        opener = inversion_opener(model, vae, source, target, negative, inversion, settings)
         steps = steps if inversion is None else inversion.steps
         screening = f"{screening_steps} to screen" if screening_steps else "screened by one whole edit"
         title = f"along the inversion: {steps} steps ({screening}), cfg {cfg:g}, guidance {guidance:g}"
@@ -375,16 +359,9 @@ class RegionTokenEditor(io.ComfyNode):
         feather: int,
     ) -> Any:
         """Read; EditingError for a damaged or foreign model, no text, or values out of range."""
-        opener = token_opener(
-            resolve_model(TOKEN_MODELS, token_model, TOKEN_MARK),
-            text,
-            negative=negative_text,
-            steps=steps,
-            screen_steps=screening_steps,
-            cfg=cfg,
-            context=context,
-            feather=feather,
-        )
+        folder = resolve_model(TOKEN_MODELS, token_model, TOKEN_MARK)
+        settings = TokenEditSettings(cfg, steps, screening_steps)
+        opener = token_opener(folder, text, negative_text, settings, context, feather)
         title = f"{token_model}, masked tokens: {steps} rounds ({screening_steps} to screen), cfg {cfg:g}"
         return io.NodeOutput(RegionEditor(opener, title))
 

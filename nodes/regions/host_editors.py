@@ -20,13 +20,12 @@ from ...core.content_hash import fingerprint
 from ...core.denoiser import Callback, Evaluations, ModelIdentity, Progress, weight_signature
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
-from ...core.regions.edit_inpaint import InpaintEditor, ShowKnown
-from ...core.regions.edit_invert import InversionEditor
-from ...core.regions.edit_tokens import TokenEditor, load_token_model
+from ...core.regions.edit_inpaint import InpaintEditor, InpaintSettings, ShowKnown
+from ...core.regions.edit_invert import InversionEditor, InversionEditSettings
+from ...core.regions.edit_tokens import TokenEditor, TokenEditSettings, load_token_model
 from ...core.regions.editors import Conds, Editor, Sampling
 from ...core.regions.paste import Framing
 from ...core.regions.search import OpenEditor
-from ...core.spdinv.solvers import Solver
 from ..host.attention import site_table
 from ..host.conditioning import require_conditioning
 from ..host.denoiser import identity
@@ -40,25 +39,8 @@ from ..host.vae import decode_images, encode_images
 ADVICE = "lower working_size"
 
 
-def inpaint_opener(
-    model: Any,
-    vae: Any,
-    positive: Any,
-    negative: Any,
-    *,
-    steps: int,
-    screen_steps: int,
-    cfg: float,
-    strength: float,
-    context: float,
-    working_size: int,
-    feather: int,
-) -> OpenEditor:
-    """Opens an :class:`InpaintEditor`, whose fields the options are.
-
-    Args:
-        context, feather: see :class:`Framing`.
-        working_size: see :class:`Framing`; 0 keeps the image's pixels.
+def inpaint_opener(model: Any, vae: Any, positive: Any, negative: Any, settings: InpaintSettings) -> OpenEditor:
+    """Opens an :class:`InpaintEditor`; the ``multiple`` of the settings' framing becomes the VAE's.
 
     Raises:
         EditingError: see :class:`InpaintEditor`, :class:`_ModelAndVae` and :func:`reads_mask`.
@@ -66,7 +48,7 @@ def inpaint_opener(
     parts = _ModelAndVae(model, vae)
     show_known = _mask_and_picture(parts) if reads_mask(model) else None
     require_conditioning(model, {"positive": positive, "negative": negative})
-    framing = Framing(context, parts.multiple, working_size or None, feather)
+    settings = replace(settings, framing=replace(settings.framing, multiple=parts.multiple))
 
     def make(callback: Callback | None = None) -> Editor:
         return InpaintEditor(
@@ -75,11 +57,7 @@ def inpaint_opener(
             parts.decode,
             positive,
             negative,
-            cfg,
-            steps,
-            screen_steps,
-            strength,
-            framing,
+            settings,
             parts.label,
             callback,
             parts.sampling(),
@@ -96,19 +74,9 @@ def inversion_opener(
     target: Any,
     negative: Any,
     inversion: Inversion | None,
-    *,
-    steps: int,
-    screen_steps: int,
-    cfg: float,
-    guidance: float,
-    working_size: int,
-    feather: int,
-    solver: Solver = "auto",
+    settings: InversionEditSettings,
 ) -> OpenEditor:
-    """Opens an :class:`InversionEditor`, whose fields the options are.
-
-    Args:
-        working_size: see :class:`Framing`; 0 keeps the image's pixels.
+    """Opens an :class:`InversionEditor`.
 
     Raises:
         EditingError: see :class:`InversionEditor` and :class:`_ModelAndVae`; an inpainting model, or one without
@@ -120,14 +88,12 @@ def inversion_opener(
             "This is an inpainting model, which rebuilds no picture; wire a plain one, or use Region Inpaint Editor."
         )
     require_conditioning(model, {"source": source, "target": target, "negative": negative or []})
-    if guidance > 0:
+    if settings.guidance > 0:
         site_table(model.model.diffusion_model)
-    with torch.inference_mode(False):
-        given = (
-            None
-            if inversion is None
-            else replace(inversion, latents=inversion.latents.clone(), sigmas=inversion.sigmas.clone())
-        )
+    given = inversion
+    if inversion is not None:
+        with torch.inference_mode(False):
+            given = replace(inversion, latents=inversion.latents.clone(), sigmas=inversion.sigmas.clone())
 
     def make(callback: Callback | None = None) -> Editor:
         # Always with gradients: the guidance takes them, and inversions where iterations alone do not converge.
@@ -138,38 +104,24 @@ def inversion_opener(
             source,
             target,
             negative,
-            cfg,
-            guidance,
-            steps=steps,
-            screen_steps=screen_steps,
-            solver=solver,
-            given=given,
-            multiple=parts.multiple,
-            working_size=working_size or None,
-            feather=feather,
-            label=parts.label,
-            callback=callback,
-            sampling=parts.sampling(gradients=True),
+            settings,
+            given,
+            parts.multiple,
+            parts.label,
+            callback,
+            parts.sampling(gradients=True),
         )
 
     return _opener(make)
 
 
 def token_opener(
-    folder: Path,
-    text: str,
-    *,
-    negative: str,
-    steps: int,
-    screen_steps: int,
-    cfg: float,
-    context: float,
-    feather: int,
+    folder: Path, text: str, negative: str, settings: TokenEditSettings, context: float, feather: int
 ) -> OpenEditor:
-    """Opens a :class:`TokenEditor`, whose fields the options are; the model is read now and the host may evict it.
+    """Opens a :class:`TokenEditor`; the model is read now and the host may evict it.
 
     Args:
-        context, feather: see :class:`Framing`.
+        context, feather: see :class:`Framing`; the rest of the framing is the model's.
 
     Raises:
         EditingError: see :class:`TokenEditor` and :func:`load_token_model`.
@@ -177,14 +129,14 @@ def token_opener(
     with torch.inference_mode(False):
         model = load_token_model(folder, dtype=preferred_dtype())
         patcher = managed_patcher(nn.ModuleList([model.vqvae, model.transformer, model.text_encoder]))
-    framing = Framing(context, model.multiple, model.native_size, feather)
+    settings = replace(settings, framing=Framing(context, model.multiple, model.native_size, feather))
 
     def load() -> None:
         with torch.inference_mode():
             load_to_device(patcher)
 
     def make(callback: Callback | None = None) -> Editor:
-        return TokenEditor(model, text, negative, cfg, steps, screen_steps, framing, callback=callback, load=load)
+        return TokenEditor(model, text, negative, settings, callback=callback, load=load)
 
     return _opener(make)
 

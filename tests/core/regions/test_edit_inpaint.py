@@ -3,6 +3,7 @@ refusals."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import pairwise
 
 import pytest
@@ -10,11 +11,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.nn import functional
 
-from semantic_editing.core.demo.builders import demo_inpaint_editor
 from semantic_editing.core.demo.model import load_demo_model
 from semantic_editing.core.denoiser import ModelIdentity
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.regions.edit_inpaint import InpaintEditor, inpaint
+from semantic_editing.core.regions.edit_inpaint import InpaintEditor, InpaintSettings, inpaint
 from semantic_editing.core.regions.paste import Framing
 from semantic_editing.tests.core.oracles import GaussianDenoiser
 from semantic_editing.tests.core.regions.inpainting_denoiser import InpaintingDenoiser, Known, show_known
@@ -62,14 +62,13 @@ def picture(height=40, width=56):
 
 
 def editor(denoiser=None, **options):
-    settings = {
-        "cond": torch.ones(1, 1, 1),
-        "uncond": torch.full((1, 1, 1), 0.8),
-        "cfg": 2.0,
-        "steps": 5,
-        "screen_steps": 2,
-    }
-    return InpaintEditor(denoiser or GaussianDenoiser(STD), encode, decode, **(settings | options))
+    """``options`` are the editor's fields and those of its settings."""
+    conds = {"cond": torch.ones(1, 1, 1), "uncond": torch.full((1, 1, 1), 0.8)}
+    chosen = conds | {"cfg": 2.0, "steps": 5, "screen_steps": 2} | options
+    own = {field.name for field in fields(InpaintSettings)}
+    settings = InpaintSettings(**{name: value for name, value in chosen.items() if name in own})
+    others = {name: value for name, value in chosen.items() if name not in own}
+    return InpaintEditor(denoiser or GaussianDenoiser(STD), encode, decode, settings=settings, **others)
 
 
 def render(edit, image=None, box=BOX, **options):
@@ -126,7 +125,10 @@ def test_cost_is_what_is_spent(quality, options):
     render(edit, quality=quality)
     assert denoiser.evaluations.forward == edit.cost(quality) and denoiser.evaluations.backward == 0
     assert [p.step for p in heard] == list(range(heard[0].steps)) and set(denoiser.calls) == {1}
-    assert edit.cost("screen") < edit.cost("full") == 5 * (1 if edit.cfg == 1 else 2) or edit.strength == 0.5
+    assert (
+        edit.cost("screen") < edit.cost("full") == 5 * (1 if edit.settings.cfg == 1 else 2)
+        or edit.settings.strength == 0.5
+    )
 
 
 @pytest.mark.parametrize("box", [BOX, (0, 0, 5, 40), (54, 38, 2, 2), (20, 9, 3, 2), (0, 0, 56, 40)])
@@ -233,7 +235,12 @@ def test_bad_settings_are_refused():
 
 def test_the_demo_model_paints_the_box_of_a_portrait_of_any_size():
     demo = load_demo_model()
-    edit = demo_inpaint_editor(demo, "a person wearing glasses", screen_steps=1)
+    cond, uncond = (demo.encode_text([words]).detach() for words in ("a person wearing glasses", ""))
+    # The whole picture at 128 pixels: the demo model knows whole portraits only.
+    framing = Framing(context=float("inf"), working_size=128)
+    edit = InpaintEditor(
+        demo.denoiser(), demo.encode_image, demo.decode, cond, uncond, InpaintSettings(2.0, 20, 1, framing=framing)
+    )
     image = functional.interpolate(demo.images[:1], (150, 180), mode="bilinear")
     result = render(edit, image, (60, 40, 70, 30), quality="screen")
     changed = (result != image).any(1)[0]

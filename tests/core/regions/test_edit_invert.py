@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.pix2pix_zero.guided_edit import cross_attention_guided_edit
-from semantic_editing.core.regions.edit_invert import InversionEditor
+from semantic_editing.core.regions.edit_invert import InversionEditor, InversionEditSettings
 from semantic_editing.core.spdinv.invert import invert
 from semantic_editing.tests.core.regions.test_edit_inpaint import decode, encode, picture
 from semantic_editing.tests.core.tiny_models import tiny_conds, tiny_denoiser
@@ -17,8 +19,13 @@ BOX = (16, 8, 24, 16)
 
 def editor(denoiser=None, **options):
     source, target, uncond = tiny_conds()
-    settings = {"uncond": uncond, "cfg": 3.0, "steps": 3, "screen_steps": 2, "solver": "ddim", "guidance": 0.3}
-    return InversionEditor(denoiser or tiny_denoiser(), encode, decode, source, target, **(settings | options))
+    given = {"uncond": uncond, "cfg": 3.0, "steps": 3, "screen_steps": 2, "solver": "ddim", "guidance": 0.3}
+    chosen = given | options
+    own = {field.name for field in fields(InversionEditSettings)}
+    settings = InversionEditSettings(**{name: value for name, value in chosen.items() if name in own})
+    others = {name: value for name, value in chosen.items() if name not in own}
+    denoiser = denoiser or tiny_denoiser()
+    return InversionEditor(denoiser, encode, decode, source, target, settings=settings, **others)
 
 
 def render(edit, image=None, box=BOX, **options):
@@ -51,9 +58,7 @@ def test_is_the_guided_edit_with_the_box_as_its_mask():
         {},
         {"cfg": 1.0},
         {"guidance": 0.0},
-        {"guided_fraction": 0.34},
-        {"preset": "released"},
-        {"preset": "released", "cfg": 1.0},
+        {"guidance": 0.0, "cfg": 1.0},
     ],
 )
 @pytest.mark.parametrize("quality", ["screen", "full"])
@@ -115,7 +120,11 @@ def test_a_ready_inversion_is_used():
     source = tiny_conds()[0]
     given = invert(denoiser, encode(image), source, 3, "ddim")
     edit = editor(denoiser, given=given, steps=50)
-    assert edit.steps == 3 and torch.equal(render(edit), render(editor(denoiser))) and edit.shared_evaluations == 0
+    assert (
+        edit.settings.steps == 3
+        and torch.equal(render(edit), render(editor(denoiser)))
+        and edit.shared_evaluations == 0
+    )
     with pytest.raises(EditingError, match="own size"):
         render(edit, picture(48, 48))
     with pytest.raises(EditingError, match="another model"):
@@ -181,7 +190,7 @@ def test_the_change_is_what_the_target_text_pulls_at_along_the_inversion_seen_th
     assert edit.located == 2 * len(levels) and bool((change >= 0).all()) and float(change.max()) > 0
     if "working_size" not in options:
         latent = encode(picture())
-        trajectory = invert(edit.denoiser, latent, edit.source_cond, steps, edit.solver)
+        trajectory = invert(edit.denoiser, latent, edit.source_cond, steps, edit.settings.solver)
         seen = []
         for level in levels:
             x, sigma = trajectory.latents[level], float(trajectory.sigmas[level])

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from semantic_editing.core.demo.data import TOKENIZER
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.regions.edit_tokens import TokenEditor, TokenModel, load_token_model
+from semantic_editing.core.regions.edit_tokens import TokenEditor, TokenEditSettings, TokenModel, load_token_model
 from semantic_editing.core.regions.paste import Framing
 
 WIDTH, CODES, MASK = 16, 24, 24
@@ -125,7 +125,7 @@ def test_is_diffusers_own_inpainting_inside_the_box(components, model, cfg):
         generator=torch.Generator().manual_seed(3),
         output_type="pt",
     ).images
-    result = render(TokenEditor(model, TEXT, cfg=cfg, steps=5, framing=whole()), image)
+    result = render(TokenEditor(model, TEXT, settings=TokenEditSettings(cfg=cfg, steps=5, framing=whole())), image)
     torch.testing.assert_close(result[..., 4:12, 8:20], expected[..., 4:12, 8:20], rtol=0, atol=1e-5)
     outside = torch.ones(32, 32, dtype=torch.bool)
     outside[4:12, 8:20] = False
@@ -175,7 +175,7 @@ def test_a_forgotten_token_has_no_influence(model):
 @pytest.mark.parametrize("quality", ["screen", "full"])
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_cost_is_what_is_spent(model, quality, cfg):
-    edit = TokenEditor(model, TEXT, cfg=cfg, steps=4, screen_steps=2)
+    edit = TokenEditor(model, TEXT, settings=TokenEditSettings(cfg=cfg, steps=4, screen_steps=2))
     render(edit, quality=quality)
     assert model.evaluations.forward == edit.cost(quality) == (4 if quality == "full" else 2) * (1 if cfg == 1 else 2)
 
@@ -184,7 +184,7 @@ def test_cost_is_what_is_spent(model, quality, cfg):
 def test_only_the_box_changes(model, box):
     image = picture(30, 50)
     for framing in (None, whole(), Framing(0.0, 8)):
-        result = render(TokenEditor(model, TEXT, steps=2, framing=framing), image, box)
+        result = render(TokenEditor(model, TEXT, settings=TokenEditSettings(steps=2, framing=framing)), image, box)
         x, y, width, height = box
         changed = (result != image).any(1)[0]
         assert changed[y : y + height, x : x + width].any()
@@ -193,7 +193,7 @@ def test_only_the_box_changes(model, box):
 
 
 def test_same_seed_same_picture_and_the_global_generator_is_left_alone(model):
-    edit = TokenEditor(model, TEXT, steps=3)
+    edit = TokenEditor(model, TEXT, settings=TokenEditSettings(steps=3))
     before = torch.get_rng_state()
     first = render(edit)
     assert torch.equal(torch.get_rng_state(), before)
@@ -207,9 +207,9 @@ def test_identity_names_what_decides_the_picture(model):
     assert same == TokenEditor(TokenModel(**parts()), TEXT).identity and same.startswith("tokens/")
     others = [
         TokenEditor(model, "a face with a beard"),
-        TokenEditor(model, TEXT, cfg=2.0),
-        TokenEditor(model, TEXT, steps=3),
-        TokenEditor(model, TEXT, framing=whole()),
+        TokenEditor(model, TEXT, settings=TokenEditSettings(cfg=2.0)),
+        TokenEditor(model, TEXT, settings=TokenEditSettings(steps=3)),
+        TokenEditor(model, TEXT, settings=TokenEditSettings(framing=whole())),
         TokenEditor(TokenModel(**parts(seed=1)), TEXT),
     ]
     assert len({same, *(other.identity for other in others)}) == 6
@@ -221,7 +221,10 @@ def test_a_saved_model_comes_back(components, model, tmp_path):
     index = {"_class_name": "AmusedPipeline"}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     loaded = load_token_model(tmp_path)
-    assert torch.equal(render(TokenEditor(loaded, TEXT, steps=2)), render(TokenEditor(model, TEXT, steps=2)))
+    assert torch.equal(
+        render(TokenEditor(loaded, TEXT, settings=TokenEditSettings(steps=2))),
+        render(TokenEditor(model, TEXT, settings=TokenEditSettings(steps=2))),
+    )
     assert (
         loaded.patch == 4
         and loaded.native_size == 24
@@ -245,14 +248,15 @@ def test_a_saved_model_comes_back(components, model, tmp_path):
 
 def test_bad_settings_are_refused(model):
     for options, words in [
-        ({"text": "  "}, "target text is empty"),
         ({"steps": 0}, "steps is 0"),
         ({"screen_steps": 0}, "screen_steps 0"),
         ({"cfg": 0.5}, "cfg is 0.5"),
         ({"framing": Framing(multiple=6)}, "multiple of 4 pixels"),
     ]:
         with pytest.raises(EditingError, match=words):
-            TokenEditor(model, **({"text": TEXT} | options))
+            TokenEditor(model, TEXT, settings=TokenEditSettings(**options))
+    with pytest.raises(EditingError, match="target text is empty"):
+        TokenEditor(model, "  ")
     with pytest.raises(EditingError, match="quality 'best'"):
         render(TokenEditor(model, TEXT), quality="best")
     with pytest.raises(EditingError, match="outside the image"):
@@ -260,6 +264,6 @@ def test_bad_settings_are_refused(model):
     with pytest.raises(EditingError, match="empty within the box"):
         TokenEditor(model, TEXT).render(picture(), torch.zeros(1, 24, 24), BOX, seed=0)
     with pytest.raises(EditingError, match="one token"):
-        render(TokenEditor(model, TEXT, framing=Framing(0.0, 4)), box=(5, 5, 2, 2))
+        render(TokenEditor(model, TEXT, settings=TokenEditSettings(framing=Framing(0.0, 4))), box=(5, 5, 2, 2))
     with pytest.raises(EditingError, match="codebook"):
         TokenModel(**parts(lookup=False))

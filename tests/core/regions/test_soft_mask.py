@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.regions.edit_inpaint import InpaintEditor
+from semantic_editing.core.regions.edit_inpaint import InpaintEditor, InpaintSettings
 from semantic_editing.core.regions.learning import RegionLearner, RegionTask
 from semantic_editing.core.regions.network import gumbel_argmax
 from semantic_editing.core.regions.paste import Framing
@@ -149,8 +149,7 @@ def test_the_inpaint_editor_previews_the_whole_image(cfg, told):
         lambda z: functional.interpolate(z / 2 + 0.5, scale_factor=4),
         0.3,
         -0.1,
-        cfg=cfg,
-        framing=Framing(context=0.1, multiple=4),
+        InpaintSettings(cfg, framing=Framing(context=0.1, multiple=4)),
         show_known=show_known if told else None,
     )
     got = editor.preview(image, seed=5)

@@ -91,7 +91,7 @@ def test_the_token_editor_node(pack, amused):
     )
     model = tokens.load_token_model(amused)
     framing = pack("core.regions.paste").Framing(0.5, 4, 24, 2)
-    plain = tokens.TokenEditor(model, text, cfg=4.0, steps=3, framing=framing)
+    plain = tokens.TokenEditor(model, text, settings=tokens.TokenEditSettings(4.0, 3, framing=framing))
     torch.testing.assert_close(result, plain.render(image, box_mask(image), BOX, seed=5), rtol=0, atol=1e-5)
 
     def press(told):

@@ -17,9 +17,10 @@ from conftest import PACK, comfy_model, conditioning, diffusers_unet
 import nodes
 
 BOX = (16, 8, 24, 16)
-INPAINT = {"steps": 3, "screen_steps": 1, "cfg": 3.0, "strength": 1.0, "context": 0.5, "working_size": 0, "feather": 2}
+INPAINT = {"steps": 3, "screen_steps": 1, "cfg": 3.0}
 #: Random networks invert badly: plain DDIM, which always ends.
-INVERT = {"steps": 3, "screen_steps": 2, "cfg": 3.0, "guidance": 0.3, "working_size": 0, "feather": 2, "solver": "ddim"}
+INVERT = {"steps": 3, "screen_steps": 2, "cfg": 3.0, "guidance": 0.3, "feather": 2, "solver": "ddim"}
+
 
 pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
 
@@ -65,16 +66,19 @@ def box_mask(image, box=BOX):
     return mask
 
 
-def inpaint_editor(pack, model, vae, **options):
+def inpaint_editor(pack, model, vae, context=0.5, working_size=None, positive=None, **options):
+    framing = pack("core.regions.paste").Framing(context, working_size=working_size, feather=2)
+    settings = pack("core.regions.edit_inpaint").InpaintSettings(**(INPAINT | options), framing=framing)
     with torch.inference_mode():  # a node's execute
-        conds = (options.pop(name, conditioning("sd1", seed)) for seed, name in ((1, "positive"), (2, "negative")))
-        return pack("nodes.regions.host_editors").inpaint_opener(model, vae, *conds, **(INPAINT | options))
+        conds = (positive or conditioning("sd1", 1), conditioning("sd1", 2))
+        return pack("nodes.regions.host_editors").inpaint_opener(model, vae, *conds, settings)
 
 
 def inversion_editor(pack, model, vae, inversion=None, **options):
+    settings = pack("core.regions.edit_invert").InversionEditSettings(**(INVERT | options))
     with torch.inference_mode():
         conds = [conditioning("sd1", seed) for seed in (1, 2, 3)]
-        return pack("nodes.regions.host_editors").inversion_opener(model, vae, *conds, inversion, **(INVERT | options))
+        return pack("nodes.regions.host_editors").inversion_opener(model, vae, *conds, inversion, settings)
 
 
 def render(opener, image=None, box=BOX, quality="full", seed=5, progress=lambda told: None):
@@ -134,9 +138,7 @@ def test_nine_channels_see_mask_and_masked_picture_and_agree_with_diffusers(pack
         lambda latent: vae.decode(latent / 0.18215)[..., :3].movedim(-1, 1),
         conditioning("sd1", 1)[0][0],
         conditioning("sd1", 2)[0][0],
-        cfg=3.0,
-        steps=3,
-        framing=framing,
+        core.InpaintSettings(3.0, 3, framing=framing),
         show_known=inpainting.show_known(encode),
     )
     with torch.inference_mode():
@@ -273,7 +275,7 @@ def test_a_ready_inversion_is_used(pack, demo, plain):
         ready = pack("nodes.host.sampling").run(plain, latent, {"source": conditioning("sd1", 1)}, work, gradients=True)
     with inversion_editor(pack, plain, demo[2], ready, steps=9)(image, lambda told: None) as editor:
         result = editor.render(image, box_mask(image), BOX, seed=0, quality="full")
-        assert editor.shared_evaluations == 0 and editor.steps == 3
+        assert editor.shared_evaluations == 0 and editor.settings.steps == 3
     torch.testing.assert_close(result, render(inversion_editor(pack, plain, demo[2]), image), rtol=0, atol=1e-3)
     foreign = replace(ready, identity=replace(ready.identity, family="sd2"))
     with pytest.raises(ValueError, match=r"a sd. model against a sd. model"):

@@ -167,8 +167,8 @@ def openers(monkeypatch, folder):
         def opened(image, progress):
             yield name
 
-        def opener(*inputs, **settings):
-            asked[name] = (inputs, settings)
+        def opener(*inputs):
+            asked[name] = inputs
             return opened
 
         return opener
@@ -180,16 +180,20 @@ def openers(monkeypatch, folder):
 
 def test_editors_pass_on_what_is_wired_and_open_when_asked(openers, folder):
     steps = {"steps": 9, "screening_steps": 2, "cfg": 3.5, "feather": 1}
-    asked = {"steps": 9, "screen_steps": 2, "cfg": 3.5, "feather": 1}
     made = [
         EDITORS.RegionInpaintEditor.execute("m", "v", "p", "n", strength=0.5, context=1.0, working_size=64, **steps),
         EDITORS.RegionInversionEditor.execute("m", "v", "s", "t", negative="n", guidance=0.2, working_size=64, **steps),
         EDITORS.RegionTokenEditor.execute("amused", "a cat", "blurred", context=1.0, **steps),
     ]
+    room = host_stand_in.module
+    framing = room("core.regions.paste").Framing(1.0, working_size=64, feather=1)
+    paint = room("core.regions.edit_inpaint").InpaintSettings(3.5, 9, 2, 0.5, framing)
+    edit = room("core.regions.edit_invert").InversionEditSettings(3.5, 0.2, 9, 2, working_size=64, feather=1)
+    tokens = room("core.regions.edit_tokens").TokenEditSettings(3.5, 9, 2)
     assert openers == {
-        "inpaint_opener": (("m", "v", "p", "n"), {**asked, "strength": 0.5, "context": 1.0, "working_size": 64}),
-        "inversion_opener": (("m", "v", "s", "t", "n", None), {**asked, "guidance": 0.2, "working_size": 64}),
-        "token_opener": ((folder / "amused", "a cat"), {**asked, "negative": "blurred", "context": 1.0}),
+        "inpaint_opener": ("m", "v", "p", "n", paint),
+        "inversion_opener": ("m", "v", "s", "t", "n", None, edit),
+        "token_opener": (folder / "amused", "a cat", "blurred", tokens, 1.0, 1),
     }
     editors = [output.args[0] for output in made]
     for editor, name in zip(editors, openers, strict=True):
@@ -210,4 +214,4 @@ def test_a_ready_inversion_brings_its_steps(openers):
     )
     inputs = {"steps": 20, "screening_steps": 2, "cfg": 3.0, "guidance": 0.1, "working_size": 64, "feather": 1}
     (editor,) = EDITORS.RegionInversionEditor.execute("m", "v", "s", "t", inversion=ready, **inputs).args
-    assert "3 steps" in editor.title and openers["inversion_opener"][0][-1] is ready
+    assert "3 steps" in editor.title and openers["inversion_opener"][5] is ready
