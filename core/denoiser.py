@@ -177,27 +177,6 @@ def ddim_grid(sigmas: Tensor, steps: int) -> Tensor:
     return torch.cat([sigmas[:1], sigmas[index]]).float().cpu()
 
 
-def guided(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, cond: Any, uncond: Any | None, cfg: float) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598) of ``x [B, C, H, W]``: a prediction of the same shape.
-
-    ``D_u + cfg * (D_c - D_u)``, or what a :class:`Combining` denoiser has instead. When ``cfg`` is 1 or ``uncond`` is
-    None it is the plain prediction, for one evaluation.
-    """
-    if uncond is None or cfg == 1.0:
-        return denoiser(x, sigma, cond)
-    predictions = denoiser.batch(x, sigma, [cond, uncond])
-    if isinstance(denoiser, Combining):
-        return denoiser.combine(x, sigma, predictions, [cond, uncond], cfg)
-    conditional, unconditional = predictions
-    return unconditional + (conditional - unconditional) * cfg
-
-
-def require_negative(cfg: float, uncond: Any | None) -> None:
-    """Raise :class:`EditingError` when ``cfg`` needs a negative conditioning and ``uncond`` is None."""
-    if cfg != 1.0 and uncond is None:
-        raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
-
-
 def euler_step(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """One Euler step of the probability-flow ODE from ``x [B, C, H, W]`` at ``sigma`` to ``sigma_next``.
 

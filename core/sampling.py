@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .denoiser import Callback, Denoiser, Progress, check_finite, euler_step, guided, require_negative, unit_scale
+from .denoiser import Callback, Combining, Denoiser, Progress, check_finite, euler_step, unit_scale
 from .errors import EditingError
 from .inversion import Inversion, check_latent, inversion_grid
 
@@ -54,6 +54,27 @@ def sample(
         if callback is not None:
             callback(Progress(step, len(levels) - 1, 0, 1, denoised))
     return x
+
+
+def guided(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, cond: Any, uncond: Any | None, cfg: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598) of ``x [B, C, H, W]``: a prediction of the same shape.
+
+    ``D_u + cfg * (D_c - D_u)``, or what a :class:`~.denoiser.Combining` denoiser has instead. When ``cfg`` is 1 or
+    ``uncond`` is None it is the plain prediction, for one evaluation.
+    """
+    if uncond is None or cfg == 1.0:
+        return denoiser(x, sigma, cond)
+    predictions = denoiser.batch(x, sigma, [cond, uncond])
+    if isinstance(denoiser, Combining):
+        return denoiser.combine(x, sigma, predictions, [cond, uncond], cfg)
+    conditional, unconditional = predictions
+    return unconditional + (conditional - unconditional) * cfg
+
+
+def require_negative(cfg: float, uncond: Any | None) -> None:
+    """Raise :class:`EditingError` when ``cfg`` needs a negative conditioning and ``uncond`` is None."""
+    if cfg != 1.0 and uncond is None:
+        raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
 
 
 class TrajectoryEdit(ABC):

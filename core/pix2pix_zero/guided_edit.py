@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..attention.capture import CaptureMaps, MapLoss
-from ..denoiser import Callback, Denoiser, check_finite, guided, unit_scale
+from ..denoiser import Callback, Denoiser, check_finite, unit_scale
 from ..errors import EditingError
 from ..inversion import Inversion
-from ..sampling import TrajectoryEdit
+from ..sampling import TrajectoryEdit, guided
 
 Preset = Literal["lockstep", "carried", "released"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..content_hash import fingerprint
-from ..denoiser import Callback, Denoiser, guided, require_negative, unit_scale
+from ..denoiser import Callback, Denoiser, unit_scale
 from ..errors import EditingError
 from ..inversion import check_latent
-from ..sampling import sample
+from ..sampling import guided, require_negative, sample
 from .editors import Conds, ImageMap, Quality, Sampling, sampling_with
 from .paste import Framing, check_quality, paste, repainted_cells, resized
 from .proposals import Box

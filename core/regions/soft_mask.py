@@ -12,9 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser, guided, require_negative
+from ..denoiser import Denoiser
 from ..errors import EditingError
 from ..inversion import check_latent
+from ..sampling import guided, require_negative
 from .network import gumbel_straight_through
 from .table import RewardTable
 

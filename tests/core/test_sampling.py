@@ -5,9 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from semantic_editing.core.denoiser import require_negative
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.sampling import sample
+from semantic_editing.core.sampling import require_negative, sample
 
 LEVELS = [4.0, 2.0, 0.5, 0.1]
 
