@@ -11,7 +11,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from ..errors import EditingError
-from ..images.files import picture_files, read_picture, skipped_report
+from ..images.files import picture_files, read_folder, read_picture, skipped_report
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,37 +38,6 @@ class LabelledPictures:
         """Classes and their numbers, and what was skipped, in one or two lines."""
         lines = ", ".join(f"{name} {count}" for name, count in zip(self.classes, self.counts(), strict=True))
         return f"pictures: {lines}" + (f"\n{skipped_report(self.skipped)}" if self.skipped else "")
-
-
-def read_folder(
-    folder: str | Path, size: tuple[int, int], callback: Callable[[int, int], None] | None = None
-) -> tuple[Tensor, list[str]]:
-    """All readable pictures of a folder, ``([N, 3, h, w] uint8, names of the unreadable)``; whole pictures, aspect not
-    kept.
-
-    Args:
-        size: ``(h, w)`` in pixels.
-        callback: told ``(files done, files in all)``; an exception it raises ends the reading.
-
-    Raises:
-        EditingError: no such folder, or not one readable picture in it.
-    """
-    files = picture_files(folder)
-    pixels, skipped = [], []
-    for number, path in enumerate(files):
-        try:
-            picture, _ = read_picture(path, multiple=1)
-            pixels.append(to_bytes(picture, size))
-        except EditingError:
-            skipped.append(path.name)
-        if callback is not None:
-            callback(number + 1, len(files))
-    if not pixels:
-        raise EditingError(
-            f"None of the {len(files)} pictures in the folder {Path(folder).name!r} can be read; use PNG, JPEG or WebP "
-            "files."
-        )
-    return torch.cat(pixels), skipped
 
 
 def to_bytes(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -108,7 +77,7 @@ def pictures_from_folders(
             if callback is not None:
                 callback(done + number, total)
 
-        read, bad = read_folder(folder, size, report)
+        read, bad = read_folder(folder, lambda path: to_bytes(read_picture(path, multiple=1)[0], size), report)
         done += len(read) + len(bad)
         pixels.append(read)
         labels.append(torch.full((len(read),), index, dtype=torch.long))

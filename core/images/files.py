@@ -15,6 +15,9 @@ from torch import Tensor
 from ..errors import EditingError
 
 MULTIPLE = 8  # image pixels per latent pixel
+#: Endings of the files in a folder that count as pictures; captions and the like beside them are passed over.
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+NAMED = 5  # how many unreadable pictures a report names
 
 
 def read_picture(path: str | Path, size: int | None = None, multiple: int = MULTIPLE) -> tuple[Tensor, str]:
@@ -110,11 +113,6 @@ def save_picture(path: str | Path, picture: Image.Image, *, overwrite: bool = Fa
     return target
 
 
-#: Endings of the files in a folder that count as pictures; captions and the like beside them are passed over.
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-NAMED = 5  # how many unreadable pictures a report names
-
-
 def skipped_report(skipped: Sequence[str]) -> str:
     """One line that counts and names unreadable files, "" for none."""
     if not skipped:
@@ -140,28 +138,23 @@ def picture_files(folder: str | Path) -> list[Path]:
     return found
 
 
-def square_pictures(
-    folder: str | Path, size: int, callback: Callable[[int, int], None] | None = None
+def read_folder(
+    folder: str | Path, read: Callable[[Path], Tensor], callback: Callable[[int, int], None] | None = None
 ) -> tuple[Tensor, list[str]]:
-    """All readable pictures of a folder, ``([N, 3, size, size] in 0..1, names of the unreadable)``; aspect kept, the
-    centre cut out.
+    """What ``read`` makes of all readable pictures of a folder, ``([N, ...], names of the unreadable)``.
 
     Args:
-        size: side in pixels, a multiple of 8.
+        read: a file -> ``[1, ...]``, all of one shape; its :class:`EditingError` skips the file.
         callback: told ``(files done, files in all)``; an exception it raises ends the reading.
 
     Raises:
-        EditingError: no such folder, not one readable picture in it, or an unusable size.
+        EditingError: no such folder, or not one readable picture in it.
     """
-    if size < 8 or size % 8:
-        raise EditingError(f"The size is {size}; use a positive multiple of 8.")
     files = picture_files(folder)
     pictures, skipped = [], []
     for number, path in enumerate(files):
         try:
-            picture, _ = read_picture(path, size, multiple=1)
-            top, left = ((side - size) // 2 for side in picture.shape[-2:])
-            pictures.append(picture[..., top : top + size, left : left + size])
+            pictures.append(read(path))
         except EditingError:
             skipped.append(path.name)
         if callback is not None:
@@ -172,3 +165,25 @@ def square_pictures(
             "files."
         )
     return torch.cat(pictures), skipped
+
+
+def square_pictures(
+    folder: str | Path, size: int, callback: Callable[[int, int], None] | None = None
+) -> tuple[Tensor, list[str]]:
+    """:func:`read_folder` as squares ``[N, 3, size, size]`` in 0..1; aspect kept, the centre cut out.
+
+    Args:
+        size: side in pixels, a multiple of 8.
+
+    Raises:
+        EditingError: see :func:`read_folder`, or an unusable size.
+    """
+    if size < 8 or size % 8:
+        raise EditingError(f"The size is {size}; use a positive multiple of 8.")
+
+    def square(path: Path) -> Tensor:
+        picture, _ = read_picture(path, size, multiple=1)
+        top, left = ((side - size) // 2 for side in picture.shape[-2:])
+        return picture[..., top : top + size, left : left + size]
+
+    return read_folder(folder, square, callback)
