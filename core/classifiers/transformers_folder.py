@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..errors import EditingError
 from ..models.transformers_files import (
     CONFIG,
-    _json,
     input_of,
     preprocessor,
+    read_json,
     transformers_package,
 )
 from .base import ImageClassifier
@@ -59,7 +59,7 @@ def load_transformers_folder(folder: str | Path) -> ImageClassifier:
     """
     source = Path(folder)
     transformers = transformers_package(source.name)
-    config = _json(source / CONFIG, source.name)
+    config = read_json(source / CONFIG, source.name)
     kinds = config.get("architectures") or [""]
     if not kinds[0].endswith("ForImageClassification"):
         raise EditingError(

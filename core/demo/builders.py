@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..content_hash import content_hash
-from ..diffusers.token_vectors import TextTower, TransformersVectorEncoder, _ids_by, decoder_checkpointing
-from ..models.clip import TowerScorer, _transformers_tower
+from ..diffusers.token_vectors import TextTower, TransformersVectorEncoder, decoder_checkpointing, token_ids_by
+from ..models.clip import TowerScorer, transformers_tower
 from ..models.transformers_files import NORMALISATIONS
-from ..models.vision_features import VisionFeatures, _from_folder
+from ..models.vision_features import VisionFeatures, load_vision_folder
 
 if TYPE_CHECKING:
     from .model import DemoModel
@@ -24,7 +24,7 @@ def demo_scorer(demo: DemoModel) -> TowerScorer:
         return demo.text_features(strings)
 
     identity = content_hash("demo", demo.clip.visual_projection.weight, demo.clip.text_projection.weight)
-    return TowerScorer(identity, _transformers_tower(demo.clip), texts, side, (0.5,) * 3, (0.5,) * 3, demo.clip)
+    return TowerScorer(identity, transformers_tower(demo.clip), texts, side, (0.5,) * 3, (0.5,) * 3, demo.clip)
 
 
 def demo_vision_features(demo: DemoModel) -> VisionFeatures:
@@ -33,14 +33,14 @@ def demo_vision_features(demo: DemoModel) -> VisionFeatures:
     Raises:
         EditingError: its files are damaged.
     """
-    return _from_folder(demo.folder / "clip", NORMALISATIONS["-1..1"]).to(demo.device)
+    return load_vision_folder(demo.folder / "clip", NORMALISATIONS["-1..1"]).to(demo.device)
 
 
 def demo_vector_encoder(demo: DemoModel) -> TransformersVectorEncoder:
     """The token vector encoder of the demo model, whose one text tower is read as Stable Diffusion 1 reads its own."""
     start, *_, end = demo.tokenize([""])[0].tolist()
     return TransformersVectorEncoder(
-        [TextTower("clip_l", demo.clip.text_model, start, end, end, _ids_by(demo.tokenizer))]
+        [TextTower("clip_l", demo.clip.text_model, start, end, end, token_ids_by(demo.tokenizer))]
     )
 
 

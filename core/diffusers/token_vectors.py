@@ -110,13 +110,16 @@ def checkpoint_vector_encoder(model: Checkpoint) -> TransformersVectorEncoder:
         parts.append((pipeline.text_encoder_2, pipeline.tokenizer_2))
     names = [part.rsplit(" ", 1)[0] for part in model.encoder_name.split(" + ")]
     towers = [
-        TextTower(name, network, by.bos_token_id, by.eos_token_id, by.pad_token_id, _ids_by(by), by.model_max_length)
+        TextTower(
+            name, network, by.bos_token_id, by.eos_token_id, by.pad_token_id, token_ids_by(by), by.model_max_length
+        )
         for name, (network, by) in zip(names, parts, strict=True)
     ]
     return TransformersVectorEncoder(towers, "penultimate" if model.is_xl else "last", model.is_xl)
 
 
-def _ids_by(tokenizer: Any) -> Callable[[str], list[int]]:
+def token_ids_by(tokenizer: Any) -> Callable[[str], list[int]]:
+    """The function that gives a text's token ids without start and end."""
     return lambda text: list(tokenizer(text, add_special_tokens=False).input_ids)
 
 

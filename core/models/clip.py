@@ -169,7 +169,7 @@ def load_transformers_clip(folder: str | Path, device: str | torch.device = "cpu
 
     identity = content_hash("transformers", model.visual_projection.weight, model.text_projection.weight)
     return TowerScorer(
-        identity, _transformers_tower(model), texts, model.config.vision_config.image_size, mean, std, model
+        identity, transformers_tower(model), texts, model.config.vision_config.image_size, mean, std, model
     )
 
 
@@ -226,7 +226,9 @@ def load_open_clip(path: str | Path, architecture: str = "ViT-B-16", device: str
     return TowerScorer(identity, image_tower, texts, side, settings["mean"], settings["std"], model)
 
 
-def _transformers_tower(model: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def transformers_tower(model: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The image tower of transformers' ``CLIPModel`` as :class:`TowerScorer` takes it."""
+
     def tower(pixels: Tensor) -> tuple[Tensor, Tensor]:
         output = model.vision_model(pixel_values=pixels)
         return model.visual_projection(output.pooler_output), output.last_hidden_state[:, 1:]

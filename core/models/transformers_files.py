@@ -35,7 +35,7 @@ def preprocessor(folder: Path) -> dict[str, Any]:
     """
     for name in PREPROCESSORS:
         if (folder / name).is_file():
-            settings = _json(folder / name, folder.name)
+            settings = read_json(folder / name, folder.name)
             nested = settings.get("image_processor")
             return nested if isinstance(nested, dict) else settings
     raise EditingError(
@@ -79,7 +79,12 @@ def _size(value: Any) -> tuple[int, int]:
     return int(value), int(value)
 
 
-def _json(path: Path, name: str) -> dict[str, Any]:
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of the model ``name``.
+
+    Raises:
+        EditingError: missing or unreadable.
+    """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

@@ -155,7 +155,7 @@ def load_vision_features(path: str | Path, heads: int | None = None) -> VisionFe
     """
     source = Path(path)
     if source.is_dir():
-        return _from_folder(source, None)
+        return load_vision_folder(source, None)
     weights, _ = load_tensors(source)
     try:
         network = VisionTransformer(weights, heads)
@@ -166,7 +166,14 @@ def load_vision_features(path: str | Path, heads: int | None = None) -> VisionFe
     )
 
 
-def _from_folder(folder: Path, normalisation: tuple[Sequence[float], Sequence[float]] | None) -> VisionFeatures:
+def load_vision_folder(
+    folder: Path, normalisation: tuple[Sequence[float], Sequence[float]] | None = None
+) -> VisionFeatures:
+    """A transformers folder, see :func:`load_vision_features`.
+
+    Args:
+        normalisation: mean and standard deviation to use instead of the folder's own.
+    """
     from .transformers_files import PREPROCESSORS, input_of, preprocessor, transformers_package
 
     transformers = transformers_package(folder.name)

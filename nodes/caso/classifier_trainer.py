@@ -148,7 +148,7 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     min=16,
                     max=512,
                     advanced=True,
-                    tooltip="Pixels of the square picture that a classifier without backbone sees; a backbone brings "
+                    tooltip="Pixels of the square picture that a classifier without backbone sees; a backbone has "
                     "its own.",
                 ),
                 widget(

@@ -72,7 +72,7 @@ class CASOEditSampler(io.ComfyNode):
                     default=50,
                     min=1,
                     max=999,
-                    tooltip="Steps of the whole trajectory, when a latent is wired; an inversion brings its own.",
+                    tooltip="Steps of the whole trajectory, when a latent is wired; an inversion has its own.",
                 ),
                 widget(
                     io.Int,

@@ -97,7 +97,7 @@ def trainer_inputs() -> list[Any]:
             default=DEFAULTS.steps,
             min=1,
             max=100_000,
-            tooltip="Steps of learning. 100 to 300 is usual; the best look at the held-out pictures is kept.",
+            tooltip="Steps of learning. 100 to 300 is usual; what does best on the held-out pictures is kept.",
         ),
         widget(
             io.Int,
@@ -231,7 +231,8 @@ def trainer_inputs() -> list[Any]:
             min=0,
             max=10_000,
             advanced=True,
-            tooltip="Steps between looks at the held-out pictures (preview, curves, saved state). 0: at the end only.",
+            tooltip="Steps between validations on the held-out pictures (preview, curves, saved state). 0: at the end "
+            "only.",
         ),
         widget(
             io.Boolean,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...core.classifiers.base import ImageClassifier
 from ...core.models.clip import ClipScorer, ImageEmbedding, TowerScorer
 from ...core.models.vision_features import VisionFeatures
-from .gradients import frozen, gradient_scope, materialise
+from .gradients import gradient_scope, materialise
 from .memory import memory_advice
 
 #: Memory that a training takes over the weights' own: gradients, two moments, the best epoch and activations.
@@ -58,7 +58,7 @@ class ManagedClassifier:
     """What an ATTRIBUTE_CLASSIFIER socket carries.
 
     Attributes:
-        classifier: for its names, size and fingerprint; compute with it only inside :func:`classifier_scope`.
+        classifier: for its names, size and fingerprint; compute with it only where ``patcher`` is loaded.
         patcher: the host's handle.
     """
 
@@ -71,15 +71,6 @@ def manage_classifier(make: Callable[[], ImageClassifier]) -> ManagedClassifier:
     with gradient_scope(True):
         classifier = make()
     return ManagedClassifier(classifier, managed_patcher(classifier))
-
-
-@contextmanager
-def classifier_scope(managed: ManagedClassifier) -> Iterator[ImageClassifier]:
-    """The classifier on the host's device, frozen, with gradients with respect to images possible inside."""
-    with gradient_scope(True):
-        load_to_device(managed.patcher)
-        with frozen([managed.patcher.model]):
-            yield managed.classifier
 
 
 @contextmanager

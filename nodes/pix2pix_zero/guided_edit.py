@@ -63,7 +63,7 @@ def guidance_widgets() -> list[Any]:
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="Share of the steps, from the noisy end, on which the layout is held. 1 (the paper) is all, 0 "
+            tooltip="Share of the steps, from the noisy end, on which the layout is kept. 1 (the paper) is all, 0 "
             "none; less is faster.",
         ),
         widget(

@@ -1,5 +1,7 @@
 """Classifiers inside the host: gradients under inference mode, eviction, Cancel, and torchvision's networks."""
 
+from contextlib import contextmanager
+
 import comfy.model_management as mm
 import folder_paths
 import pytest
@@ -24,6 +26,16 @@ def gradient(classifier, images):
     return torch.autograd.grad(logits[:, 1].sum(), [pixels])[0]
 
 
+@contextmanager
+def loaded(pack, managed):
+    """The classifier on the host's device, frozen, as a run with it among its additional models has it."""
+    gradients = pack("nodes.host.gradients")
+    with gradients.gradient_scope(True):
+        pack("nodes.host.managed_models").load_to_device(managed.patcher)
+        with gradients.frozen([managed.patcher.model]):
+            yield managed.classifier
+
+
 def images():
     return torch.rand(2, 3, 12, 10, generator=torch.Generator().manual_seed(1))
 
@@ -33,7 +45,7 @@ def test_gradients_inside_a_prompt_equal_those_outside(pack):
     with torch.inference_mode():
         managed = pack("nodes.host.managed_models").manage_classifier(lambda: tiny(pack))
         given = images()
-        with pack("nodes.host.managed_models").classifier_scope(managed) as classifier:
+        with loaded(pack, managed) as classifier:
             found = gradient(classifier, given)
         assert torch.is_inference_mode_enabled()
     torch.testing.assert_close(found, expected)
@@ -52,7 +64,7 @@ def test_weights_made_inference_tensors_by_a_host_are_mended(pack):
                         torch.nn.Parameter(moved, requires_grad=False) if table is module._parameters else moved
                     )
         assert next(managed.classifier.parameters()).is_inference()
-        with pack("nodes.host.managed_models").classifier_scope(managed) as classifier:
+        with loaded(pack, managed) as classifier:
             found = gradient(classifier, images())
     torch.testing.assert_close(found, gradient(tiny(pack), images()))
 
@@ -60,11 +72,11 @@ def test_weights_made_inference_tensors_by_a_host_are_mended(pack):
 def test_the_host_knows_and_can_evict_it(pack):
     managed = pack("nodes.host.managed_models").manage_classifier(lambda: tiny(pack))
     fingerprint = managed.classifier.fingerprint
-    with pack("nodes.host.managed_models").classifier_scope(managed):
-        assert any(loaded.model is managed.patcher for loaded in mm.current_loaded_models)
+    with loaded(pack, managed):
+        assert any(known.model is managed.patcher for known in mm.current_loaded_models)
     mm.unload_all_models()
-    assert not any(loaded.model is managed.patcher for loaded in mm.current_loaded_models)
-    with pack("nodes.host.managed_models").classifier_scope(managed) as classifier:
+    assert not any(known.model is managed.patcher for known in mm.current_loaded_models)
+    with loaded(pack, managed) as classifier:
         assert classifier.fingerprint == fingerprint
     mm.unload_all_models()
 
