@@ -70,6 +70,7 @@ def with_guider(prompt, inversion, sampler_name="euler", **changed):
     with_decoder(prompt, ["run", 0], "guider")
 
 
+@pytest.mark.slow
 def test_guider_makes_the_samplers_picture_and_makes_it_twice(server):
     prompt, inversion, _ = edit_prompt()
     with_guider(prompt, inversion)

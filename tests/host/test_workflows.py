@@ -286,6 +286,7 @@ def test_second_run_is_cached(server):
     assert ours <= set(messages["execution_cached"]["nodes"])
 
 
+@pytest.mark.slow
 def test_cancel_in_mid_run_then_the_same_picture(server):
     prompt = short(api("demo_word_edit"))
     reference = picture(server, server.queue(prompt), prompt, "Edited image")

@@ -194,6 +194,7 @@ def test_a_small_move_lowers_the_loss_as_its_gradient_predicts(family):
         torch.testing.assert_close(drop, predicted, rtol=0.05, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("preset", ["lockstep", "released"])
 def test_a_batch_equals_single_images(family, preset):

@@ -99,7 +99,7 @@ def with_cfg_patches(model, conds):
 )
 @torch.inference_mode()
 def test_composes_like_the_stock_sampler_and_differentiates(pack, feature):
-    guided = pack("core.denoiser").guided
+    guided = pack("core.sampling").guided
     base = comfy_model(pack, "sd1", diffusers_unet("sd1"))
     plain_conds = {"positive": conditioning("sd1"), "negative": conditioning("sd1", 9)}
     seen = []

@@ -41,7 +41,7 @@ def stock(model, cfg):
 
 def plain(pack, cfg=5.0):
     """A step that does classifier-free guidance and nothing else, counting the runs it was prepared for."""
-    guided = pack("core.denoiser").guided
+    guided = pack("core.sampling").guided
     runs = []
 
     def prepare(session):

@@ -109,7 +109,7 @@ def test_cfg_is_bit_equal_to_stock(pack, models, tokens):
     latent = torch.zeros_like(x)
 
     def work(session):
-        guided = pack("core.denoiser").guided
+        guided = pack("core.sampling").guided
         return guided(session.denoiser, x, 3.0, session.conds["positive"], session.conds["negative"], 5.0)
 
     ours = pack("nodes.host.sampling").run(model, {"samples": latent}, conds, work)

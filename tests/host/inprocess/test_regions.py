@@ -217,8 +217,7 @@ def test_a_render_crosses_six_files_of_ours(pack, demo, plain, nine):
         (nine[1].model.diffusion_model, inpaint_editor(pack, nine[1], demo[2])),
         *(
             (network, inversion_editor(pack, plain, demo[2], screen_steps=screening, solver=solver))
-            for screening in (0, 2)
-            for solver in ("ddim", "auto", "gradient")
+            for screening, solver in ((0, "auto"), (2, "ddim"), (2, "gradient"))
         ),
     ]
     for used, opener in openers:
