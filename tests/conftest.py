@@ -21,11 +21,11 @@ def one_thread():
 
 
 def pytest_collection_modifyitems(items):
-    """Name each test's group. Those on hosts take longest and go first."""
+    """Name each test's group. The longest go first, so that both workers end together: hosts, then whole commands."""
     for item in items:
         host = item.callspec.params.get("host") if hasattr(item, "callspec") else None
         way = "live" if "server" in item.fixturenames else "in process"
         item.add_marker(
             pytest.mark.xdist_group(f"{host.path.name} {way}" if host else str(item.path.relative_to(HERE)))
         )
-    items.sort(key=lambda item: not item.path.is_relative_to(HERE / "host"))
+    items.sort(key=lambda item: (not item.path.is_relative_to(HERE / "host"), item.path.parent != HERE))

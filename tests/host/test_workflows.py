@@ -204,6 +204,7 @@ def test_rebuilt_picture(name, server):
     assert len(entry["outputs"]) == shown
 
 
+@pytest.mark.slow
 def test_word_edit(server):
     prompt = api("demo_word_edit")
     entry = server.queue(prompt, timeout=900)
@@ -250,6 +251,7 @@ def best_box(entry, prompt):
     return [int(word.strip(",*")) for word in table.splitlines()[1].split()[1:5]]
 
 
+@pytest.mark.slow
 def test_the_edit_finds_its_place_and_changes_nothing_outside(server):
     prompt = api("demo_region_edit")
     entry = server.queue(prompt, timeout=900)
