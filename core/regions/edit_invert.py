@@ -176,7 +176,7 @@ class InversionEditor:
         pixels = resized(image, self.framing.crop(height, width, Box(0, 0, width, height)).size)
         picture = fingerprint(pixels)
         latent = self._latent(pixels, picture)
-        pulls = self._pulls(latent, picture)
+        pulls = self._pulls(latent, picture).to(latent.device)  # a host's VAE and model may compute on two devices
         plain = self.decode(latent)
         seen = [(self.decode(latent + pull) - plain).abs().mean(1)[0] for pull in pulls]
         return torch.stack(seen).mean(0)
