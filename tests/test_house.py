@@ -223,7 +223,7 @@ def imports_of_tests(path, text):
         "import tests.pairs",
         "from semantic_editing.tests.pairs import pairs",
         "from semantic_editing.tests import pairs",
-        "from comfy_server import ComfyServer",
+        "from conftest import demo",
     ],
 )
 def test_an_import_of_tests_is_found(line):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfy_server import PromptFailed
 from safetensors import safe_open
 from safetensors.torch import load_file
+
+from semantic_editing.tools.comfy_server import PromptFailed
 
 PORTRAITS = sorted((Path(__file__).resolve().parents[2] / "assets" / "demo" / "images").glob("*.png"))[:4]
 SAMPLER = {"seed": 5, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from comfy_server import PromptFailed
 from PIL import Image
+
+from semantic_editing.tools.comfy_server import PromptFailed
 
 IMAGES = sorted((Path(__file__).resolve().parents[2] / "assets" / "demo" / "images").glob("*.png"))
 SETTINGS = {

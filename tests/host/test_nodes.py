@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from comfy_server import PromptFailed
-from test_workflows import api, node_of, picture, psnr, short
 
+from semantic_editing.tests.host.test_workflows import api, node_of, picture, psnr, short
 from semantic_editing.tools import node_contract as contract
+from semantic_editing.tools.comfy_server import PromptFailed
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = json.loads((ROOT / "tests" / "nodes" / "snapshot.json").read_text("utf-8"))

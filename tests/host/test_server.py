@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
-from comfy_server import PromptFailed
 from safetensors.torch import load_file
+
+from semantic_editing.tools.comfy_server import PromptFailed
 
 CHECKPOINT = "tiny_sd1.safetensors"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comfy_server import PromptFailed
 from PIL import Image
 
 from semantic_editing.core.demo.model import load_demo_model
 from semantic_editing.tools import make_workflows
+from semantic_editing.tools.comfy_server import PromptFailed
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOOR = "0.3.64"

@@ -1,16 +1,67 @@
-"""A live ComfyUI server for tests: started in a folder of its own, spoken to over HTTP, always killed. Standard library
-only."""
+"""Real ComfyUI hosts: which there are, and a live server of one, started in a folder of its own, spoken to over HTTP,
+always killed. Standard library only.
+
+Hosts come from ``$COMFYUI_PATH`` (separated by ``:``, ``;`` on Windows), else the ComfyUI this pack lies in, else
+``~/comfy/ComfyUI*``. Each runs in its own interpreter: ``<host>/.venv/bin/python``, else ``$COMFYUI_PYTHON``, else this
+one.
+"""
+
+from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Host:
+    """A checkout of ComfyUI and the interpreter it runs in."""
+
+    path: Path
+    python: str
+
+    @property
+    def environment(self):
+        """The caller's environment without its Python paths; one thread, because the models are tiny; nothing from a
+        hub."""
+        kept = {
+            k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "COMFYUI_PATH")
+        }
+        return kept | {
+            "COMFYUI_PATH": str(self.path),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+
+def find_hosts():
+    """The hosts of this machine, possibly none."""
+    listed = os.environ.get("COMFYUI_PATH")
+    if listed:
+        candidates = [Path(part).expanduser() for part in listed.split(os.pathsep) if part]
+    else:
+        candidates = [*ROOT.parents, *sorted(Path("~/comfy").expanduser().glob("ComfyUI*"))]
+    return [
+        Host(path, _python(path)) for path in candidates if (path / "main.py").is_file() and (path / "comfy").is_dir()
+    ]
+
+
+def _python(path):
+    own = path / ".venv" / "bin" / "python"
+    return str(own) if own.is_file() else os.environ.get("COMFYUI_PYTHON", sys.executable)
 
 
 class PromptFailed(AssertionError):
