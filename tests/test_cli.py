@@ -291,7 +291,7 @@ def test_bench_lists_its_benchmarks_with_a_line_each(capsys):
         cli.main(["bench", "--help"])
     said = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert {"peers", "edit_quality", "inversion_reach", "import_time"} <= set(cli.benchmarks())
+    assert {"demo", "peers", "inversion_reach", "import_time"} <= set(cli.benchmarks())
     assert all(f"{name} " in said and purpose in said for name, purpose in cli.benchmarks().items())
 
 
@@ -305,8 +305,11 @@ def test_bench_passes_options_and_the_exit_code_through(tmp_path, monkeypatch, c
     monkeypatch.setattr(cli, "BENCHMARKS", tmp_path)
     assert cli.main(["bench", "echo", "--steps", "3", "--help"]) == 7
     assert capfd.readouterr().out.strip() == "['--steps', '3', '--help']"
+    (tmp_path / "demo.py").write_text(script)
+    assert cli.main(["bench", "--demo", "a_workflow"]) == 7
+    assert "['a_workflow']" in capfd.readouterr().out
     assert cli.main(["bench", "nothing"]) == 2
-    assert "choose one of echo." in capfd.readouterr().err
+    assert "choose one of demo, echo." in capfd.readouterr().err
     monkeypatch.setattr(cli, "BENCHMARKS", tmp_path / "absent")
     assert cli.main(["bench", "echo"]) == 2
     assert "not part of this installation" in capfd.readouterr().err

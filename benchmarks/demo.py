@@ -1,0 +1,353 @@
+"""Every technique at its shipped defaults, run over unseen pairs of the demo world as a person would run it.
+
+    semantic-editing bench --demo                                # the tables of docs/measured.md
+    semantic-editing bench --demo demo_word_edit --pairs 4       # one workflow, a quick look
+    semantic-editing bench --demo demo_word_edit --edits "mouth: sad to smile"
+    semantic-editing bench --demo demo_word_edit demo_word_edit@SemEdit_CrossAttnGuidedSampler.guidance=0
+
+A method is a workflow (a name out of workflows/api or benchmarks/baselines, or an API file of your own that begins at
+Load Demo Image) and, behind @ signs, widgets set otherwise. A real ComfyUI is started for it ($COMFYUI_PATH, the one
+this pack lies in, or ~/comfy/ComfyUI*), in which u is counted whatever node samples. Each table holds the rows "nothing
+done" and "true picture through the VAE"; wall is the median time of a picture as a multiple of the table's first
+method's. Judged by the demo's second classifier; intervals are of 95 %. Pictures, the worst of each method and
+results.json are left in --out; --resume goes on where a run ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semantic_editing.core.demo.bench import (
+    Judgement,
+    Outcome,
+    Row,
+    Workflow,
+    aimed_at,
+    edit_of,
+    table,
+    with_settings,
+)
+from semantic_editing.core.demo.data import FOLDER, DemoData, DemoPair
+from semantic_editing.core.demo.model import DemoModel, load_demo_model
+from semantic_editing.core.errors import EditingError
+from semantic_editing.core.images.contact_sheet import contact_sheet, to_picture
+from semantic_editing.core.images.files import read_picture, save_picture
+from semantic_editing.tools.comfy_server import ROOT, ComfyServer, Host, PromptFailed, find_hosts
+
+WORKFLOWS = (ROOT / "workflows" / "api", ROOT / "benchmarks" / "baselines")
+#: Every technique's workflow and, first, the baseline its table is read against.
+METHODS = (
+    "word_swap",
+    "demo_word_edit",
+    "demo_caso_edit",
+    "demo_region_mask_to_inpaint",
+    "demo_region_edit",
+    "demo_caso_multi",
+    "demo_invert_reconstruct@SemEdit_SPDInvInversion.solver=ddim",
+    "demo_invert_reconstruct",
+    "demo_noise_regularised",
+)
+#: What a workflow asks for beside the edit of its pair.
+ALSO = {"demo_caso_multi": {"facial_hair": "beard"}}
+REBUILT = "rebuilt portraits"
+TIMEOUT = 1800  # seconds for one picture
+
+
+@dataclass(frozen=True)
+class Method:
+    """A workflow and widgets set otherwise."""
+
+    name: str
+    workflow: Workflow
+    also: dict[str, str]
+
+    @property
+    def edit(self) -> str | None:
+        """The edit it was made for; None rebuilds."""
+        return edit_of(self.workflow)
+
+
+def method(text: str) -> Method:
+    """``NAME[@CLASS.widget=value]...``; a value is JSON or else a text.
+
+    Raises:
+        EditingError: no such workflow, not in the API format, or no such widget.
+    """
+    name, *changes = text.split("@")
+    found = [path for folder in WORKFLOWS if (path := folder / f"{name}.json").is_file()] or [Path(name)]
+    try:
+        workflow = json.loads(found[0].read_text(encoding="utf-8"))
+        if not all("class_type" in node and "inputs" in node for node in workflow.values()):
+            raise ValueError
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise EditingError(
+            f"{name!r} is no workflow in the API format; use a file, or a name out of workflows/api such as "
+            "demo_word_edit."
+        ) from error
+    settings = {}
+    for change in changes:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise EditingError(f"{key!r} sets nothing; write CLASS.widget=value.")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return Method(text, with_settings(workflow, settings), ALSO.get(name, {}))
+
+
+def as_rebuilding(pairs: Sequence[DemoPair]) -> list[DemoPair]:
+    """The pairs' sources as pictures of their own."""
+    return [
+        replace(
+            pair,
+            target=pair.source,
+            edit=REBUILT,
+            target_caption=pair.source_caption,
+            target_attributes=pair.source_attributes,
+        )
+        for pair in pairs
+    ]
+
+
+class Runner:
+    """A ComfyUI of the bench's own, with the pack and the probe in it."""
+
+    def __init__(self, server: ComfyServer):
+        self.server = server
+
+    def counts(self) -> dict[str, int]:
+        """u since the start."""
+        return self.server.get("/semantic_editing_bench")
+
+    def picture_file(self, picture: torch.Tensor) -> str:
+        """The name in the input folder under which the picture ``[3, H, W]`` lies."""
+        image = to_picture(picture)
+        name = f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
+        save_picture(self.server.base / "input" / name, image, overwrite=True)
+        return name
+
+    def run(self, workflow: Workflow) -> Outcome:
+        """Queue it; the picture that its Save Image node wrote, and what it cost.
+
+        Raises:
+            EditingError: it failed, or saves no picture.
+        """
+        before = self.counts()
+        try:
+            entry = self.server.queue(workflow, TIMEOUT)
+        except PromptFailed as error:
+            raise EditingError(f"The workflow failed: {str(error).splitlines()[0]}") from error
+        after = self.counts()
+        savers = [key for key, node in workflow.items() if node["class_type"] == "SaveImage"]
+        images = [image for key in savers for image in entry["outputs"].get(key, {}).get("images", ())]
+        if not images:
+            raise EditingError("The workflow saves no picture; give it a Save Image node at the edited picture.")
+        path = self.server.base / "output" / images[0]["subfolder"] / images[0]["filename"]
+        times = {kind: message["timestamp"] for kind, message in entry["status"]["messages"] if "timestamp" in message}
+        return Outcome(
+            read_picture(path)[0][0],
+            after["forward"] - before["forward"],
+            after["backward"] - before["backward"],
+            (times["execution_success"] - times["execution_start"]) / 1000,
+        )
+
+
+@contextmanager
+def running(host: Host) -> Iterator[Runner]:
+    """Start ``host`` on the CPU, or on its GPU where it finds one."""
+    with tempfile.TemporaryDirectory() as base:
+        probe = ROOT / "benchmarks" / "probe"
+        with ComfyServer(host.path, host.python, host.environment, ROOT, base, probe) as server:
+            yield Runner(server)
+
+
+class Store:
+    """Outcomes on disk, so that a run that ended early goes on."""
+
+    def __init__(self, folder: Path, resume: bool):
+        self.folder, self.listing = folder / "pictures", folder / "outcomes.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            self.listing.unlink(missing_ok=True)
+        lines = self.listing.read_text(encoding="utf-8").splitlines() if self.listing.is_file() else []
+        self.known = {entry["key"]: entry for entry in map(json.loads, lines)}
+
+    def get(self, key: str) -> Outcome | None:
+        """What was made for ``key``."""
+        entry = self.known.get(key)
+        if entry is None:
+            return None
+        picture = read_picture(self.folder / f"{key}.png")[0][0]
+        return Outcome(picture, entry["forward"], entry["backward"], entry["seconds"])
+
+    def put(self, key: str, outcome: Outcome) -> None:
+        """Keep it."""
+        save_picture(self.folder / f"{key}.png", to_picture(outcome.picture), overwrite=True)
+        entry = {
+            "key": key,
+            "forward": outcome.forward,
+            "backward": outcome.backward,
+            "seconds": outcome.seconds,
+        }
+        with self.listing.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+
+def outcomes(method: Method, pairs: Sequence[DemoPair], runner: Runner, store: Store) -> list[Outcome]:
+    """One of each pair."""
+    made = []
+    for number, pair in enumerate(pairs):
+        source, truth = runner.picture_file(pair.source), runner.picture_file(pair.target)
+        workflow = aimed_at(method.workflow, pair, source, truth)
+        key = hashlib.sha256(json.dumps(workflow, sort_keys=True).encode()).hexdigest()[:16]
+        outcome = store.get(key)
+        if outcome is None:
+            outcome = runner.run(workflow)
+            store.put(key, outcome)
+        made.append(outcome)
+        print(f"\r{method.name}: {number + 1} of {len(pairs)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return made
+
+
+def groups(
+    methods: Sequence[Method], data: DemoData, edits: Sequence[str], most: int | None
+) -> Iterator[tuple[str, dict[str, str], list[DemoPair], list[Method]]]:
+    """``(title, also, pairs, methods)`` of each table: methods that do the same to the same pictures.
+
+    The baselines have no edit of their own: they stand in the table of every edit. A workflow runs on the edit it was
+    made for unless ``edits`` are given.
+
+    Raises:
+        EditingError: no such edit, or no pairs at all.
+    """
+    if not data.edits:
+        raise EditingError(f"The folder {data.folder.name!r} holds no pairs; render some (tools/demo_world).")
+    baselines = [m for m in methods if m.name.partition("@")[0] == "word_swap"]
+    others = [m for m in methods if m not in baselines]
+    tables = dict.fromkeys((m.edit, tuple(sorted(m.also.items()))) for m in others or baselines)
+    for own, wanted in tables:
+        alike = [m for m in others or baselines if (m.edit, tuple(sorted(m.also.items()))) == (own, wanted)]
+        also = dict(wanted)
+        if own is None:
+            each = -(-most // len(data.edits)) if most else 2
+            pairs = [pair for edit in data.edits for pair in data.pairs_of(edit)[:each]][:most]
+            yield REBUILT, also, as_rebuilding(pairs), alike
+            continue
+        for edit in edits or [own]:
+            pairs = [
+                pair
+                for pair in data.pairs_of(edit)
+                if all(pair.source_attributes[key] != label for key, label in also.items())
+            ][:most]
+            title = " and ".join([edit, *(f"{key.replace('_', ' ')}: {label}" for key, label in also.items())])
+            yield title, also, pairs, alike if also or not others else [*baselines, *alike]
+
+
+def save_worst(folder: Path, title: str, row: Row, pairs: Sequence[DemoPair], made: Sequence[Outcome]) -> None:
+    """The picture farthest from the truth, between its source and the truth."""
+    number = row.worst
+    pair = pairs[number]
+    cells = [(pair.source, "source"), (made[number].picture, f"{row.name}, picture {number}"), (pair.target, "truth")]
+    name = hashlib.sha256(f"{title} {row.name}".encode()).hexdigest()[:8]
+    path = folder / "worst" / f"{Path(row.name.partition('@')[0]).stem}-{name}.png"
+    save_picture(path, contact_sheet([(title, cells)], scale=2), overwrite=True)
+
+
+def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="semantic-editing bench --demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("methods", nargs="*", default=list(METHODS), help="default: every technique and its baseline")
+    parser.add_argument("--edits", nargs="+", default=[], help="run on these edits instead of the workflow's own")
+    parser.add_argument("--pairs", type=int, help="at most so many pairs of each edit (default: all unseen ones)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=FOLDER / "unseen",
+        help="folder of pairs, as tools/demo_world/fresh_pairs.py writes",
+    )
+    parser.add_argument("--before", type=Path, help="a workflow that is run once first, for example demo_caso_train")
+    parser.add_argument("--comfyui", type=Path, help="the ComfyUI to use (default: the first that is found)")
+    parser.add_argument("--resume", action="store_true", help="keep what an earlier run into the same folder made")
+    parser.add_argument("--out", type=Path, default=Path("bench_out/demo"))
+    return parser.parse_args(arguments)
+
+
+def chosen_host(path: Path | None) -> Host:
+    """The ComfyUI to run.
+
+    Raises:
+        EditingError: none is there.
+    """
+    hosts = [host for host in find_hosts() if path is None or host.path == path.expanduser().resolve()]
+    if path is not None and not hosts:
+        raise EditingError(f"{path} is no ComfyUI; give the folder that holds its main.py.")
+    if not hosts:
+        raise EditingError("No ComfyUI was found; set COMFYUI_PATH to its folder.")
+    return hosts[0]
+
+
+def bench(settings: argparse.Namespace) -> None:
+    """Run, print the tables, leave the pictures."""
+    methods = [method(text) for text in settings.methods]
+    data = DemoData(settings.data)
+    planned = list(groups(methods, data, settings.edits, settings.pairs))
+    demo: DemoModel = load_demo_model()
+    store = Store(settings.out, settings.resume)
+    results = []
+    with running(chosen_host(settings.comfyui)) as runner:
+        if settings.before:
+            runner.server.queue(method(str(settings.before)).workflow, TIMEOUT)
+        for title, also, pairs, alike in planned:
+            judgement = Judgement(demo, pairs, also, rebuild=title == REBUILT)
+            rows = judgement.bounds()
+            for one in alike:
+                made = outcomes(one, pairs, runner, store)
+                row = judgement.row(one.name, made)
+                rows.append(row)
+                save_worst(settings.out, title, row, pairs, made)
+            reference = next(row for row in rows if row.seconds is not None)
+            print(f"\n## {title}\n\n{table(rows, reference)}\n", flush=True)
+            results.append({"title": title, "rows": [as_json(row) for row in rows]})
+            (settings.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(f"pictures, the worst of each method and results.json are in {settings.out}")
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """A row with the figures of each picture; infinite ones as null."""
+    figures = {
+        name: [value if abs(value) != float("inf") else None for value in values.tolist()]
+        for name, values in row.figures.items()
+    }
+    cost = {"forward": row.forward, "backward": row.backward, "seconds": row.seconds}
+    return {"name": row.name, **cost, "worst": row.worst, "figures": figures}
+
+
+def main() -> int:
+    """Run; 2 after a sentence on stderr."""
+    try:
+        bench(options())
+    except EditingError as error:
+        print(f"semantic-editing bench: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
