@@ -15,8 +15,8 @@ computed here in one of two ways, which must not be mixed in a table.
 5. Where nothing is outside the mask (many changes of style), the four figures of item 2 are left out of the means.
 
 ``corrected`` means the same words by their sense: averages over the pixels that are not to change, the mask as it was
-annotated, pixels in 0..1, filtered resizing, and similarities as they are. Where nothing is inside the mask, the
-similarity of the edited part is left out as well.
+annotated, pixels in 0..1, filtered resizing, and similarities as they are (of the edited part still on black). Where
+nothing is inside the mask, the similarity of the edited part is left out as well.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from ..models.clip import ClipScorer
 from .checks import torchmetrics_part
 from .clip import clip_score
 from .image import mse, psnr, ssim
+from .structure import self_similarity
 
 SIDE = 512  # pixels of the benchmark's pictures and masks
 VISION_SIDE = 224  # pixels that DINO gets
@@ -170,7 +171,7 @@ def decode_mask(runs: Sequence[int], side: int = SIDE) -> Tensor:
     Raises:
         EditingError: no such list, or a run that starts outside the picture.
     """
-    if not isinstance(runs, Sequence) or any(type(number) is not int for number in runs) or len(runs) % 2:
+    if not isinstance(runs, (list, tuple)) or any(type(number) is not int for number in runs) or len(runs) % 2:
         raise EditingError("The mask is no list of whole numbers start, length, start, length, ...; download it again.")
     mask = torch.zeros(side * side)
     for start, length in zip(runs[::2], runs[1::2], strict=True):
@@ -226,20 +227,31 @@ def _case(pictures: Path, key: str, entry: Any, side: int) -> PieCase:
         raise EditingError(
             f"Entry {key} of {MAPPING} names the picture {path!r}, which is not below {PICTURES}; use a relative path."
         )
-    prompts = [text(name).replace("[", "").replace("]", "").strip() for name in ("original_prompt", "editing_prompt")]
-    if not all(prompts):
+    original, target = (
+        text(name).replace("[", "").replace("]", "").strip() for name in ("original_prompt", "editing_prompt")
+    )
+    if not original or not target:
         raise EditingError(f"Entry {key} of {MAPPING} has an empty prompt; download the file again.")
     edit_type = text("editing_type_id")
     if edit_type not in map(str, range(len(EDIT_TYPES))):
         raise EditingError(f'Entry {key} of {MAPPING} has the editing_type_id {edit_type!r}; it must be "0" to "9".')
+    runs: Any = entry.get("mask")
     try:
-        decode_mask(entry.get("mask"), side)
+        decode_mask(runs, side)
     except EditingError as error:
         raise EditingError(f"Entry {key} of {MAPPING} cannot be used: {error}") from error
     if not (pictures / path).is_file():
         raise EditingError(f"The picture {path} of entry {key} is not in {PICTURES}; download the pictures again.")
     return PieCase(
-        key, path, pictures / path, *prompts, int(edit_type), text("blended_word", ""), tuple(entry["mask"]), side
+        key=key,
+        path=path,
+        picture=pictures / path,
+        source_prompt=original,
+        target_prompt=target,
+        edit_type=int(edit_type),
+        blended_word=text("blended_word", ""),
+        runs=tuple(runs),
+        side=side,
     )
 
 
@@ -310,14 +322,11 @@ def _published_ssim(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def _structure_distance(keys: Callable[[Tensor], Tensor], source: Tensor, edits: Tensor, published: bool) -> Tensor:
-    """Mean square difference of the cosines between all pairs of a picture's keys, ``[B]`` (Splice, arXiv 2201.00424;
-    pix2pix-zero)."""
+    """As :func:`~.structure.structure_distance`, of pictures resized to what DINO gets, ``[B]``."""
     images = torch.cat([source, edits]).float()
     side = (VISION_SIDE, VISION_SIDE)
     images = functional.interpolate(images, side, mode="bilinear", antialias=not published)
-    found = keys(255 * images if published else images)
-    unit = functional.normalize(found.cpu().double(), dim=-1)
-    likeness = unit @ unit.mT
+    likeness = self_similarity(keys(255 * images if published else images).cpu())
     return (likeness[1:] - likeness[:1]).square().mean((1, 2))
 
 

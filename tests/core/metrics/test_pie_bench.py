@@ -10,7 +10,9 @@ import pytest
 import torch
 import torchmetrics
 from PIL import Image
+
 from semantic_editing.core.errors import EditingError
+from semantic_editing.core.files import save_tensors
 from semantic_editing.core.metrics import pie_bench
 from semantic_editing.core.metrics.pie_bench import (
     EDITED,
@@ -293,7 +295,7 @@ def test_reading_an_entry(tmp_path):
         ({"editing_type_id": 1}, "no text editing_type_id"),
         ({"blended_word": ["red"]}, "no text blended_word"),
         ({"mask": None}, "no list of whole numbers"),
-        ({"mask": "14 2"}, "no list of whole numbers"),
+        ({"mask": ""}, "no list of whole numbers"),
         ({"mask": {"size": [12, 12]}}, "no list of whole numbers"),
         ({"mask": [14]}, "no list of whole numbers"),
         ({"mask": [14, 2.5]}, "no list of whole numbers"),
@@ -432,6 +434,46 @@ def script():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_command_hands_the_vision_model_the_published_range_unclipped(tmp_path):
+    """A ViT of one block, its keys worked out from the file: normalisation of 255 times the picture, patches,
+    LayerNorm, middle third of the joint projection."""
+    width, patch, native = 64, 56, 112
+    shapes = {
+        "cls_token": (1, 1, width), "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,), "norm.weight": (width,), "norm.bias": (width,),
+        "blocks.0.norm1.weight": (width,), "blocks.0.norm1.bias": (width,), "blocks.0.norm2.weight": (width,),
+        "blocks.0.norm2.bias": (width,), "blocks.0.attn.qkv.weight": (3 * width, width),
+        "blocks.0.attn.qkv.bias": (3 * width,), "blocks.0.attn.proj.weight": (width, width),
+        "blocks.0.attn.proj.bias": (width,), "blocks.0.mlp.fc1.weight": (8, width), "blocks.0.mlp.fc1.bias": (8,),
+        "blocks.0.mlp.fc2.weight": (width, 8), "blocks.0.mlp.fc2.bias": (width,),
+    }  # fmt: skip
+    weights = {name: noise(*shape, seed=seed) - 0.5 for seed, (name, shape) in enumerate(shapes.items())}
+    weights["pos_embed"] = torch.zeros(1, (native // patch) ** 2 + 1, width)
+    save_tensors(tmp_path / "vit.safetensors", weights, {})
+    options = (
+        script().parser().parse_args(["--bench", "", "--edited", "", "--vision", str(tmp_path / "vit.safetensors")])
+    )
+    networks = script().load_networks(options)
+
+    def likeness(image):
+        mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        columns = torch.nn.functional.unfold((image - mean) / std, patch, stride=patch)[0].double().numpy()
+        tokens = (weights["patch_embed.proj.weight"].flatten(1).double().numpy() @ columns).T
+        tokens = np.concatenate([weights["cls_token"][0], tokens + weights["patch_embed.proj.bias"].numpy()])
+        tokens = (tokens - tokens.mean(1, keepdims=True)) / np.sqrt(tokens.var(1, keepdims=True) + 1e-6)
+        tokens = tokens * weights["blocks.0.norm1.weight"].numpy() + weights["blocks.0.norm1.bias"].numpy()
+        keys = tokens @ weights["blocks.0.attn.qkv.weight"].numpy()[width : 2 * width].T
+        keys = keys + weights["blocks.0.attn.qkv.bias"].numpy()[width : 2 * width]
+        return keys @ keys.T / np.outer(*[np.linalg.norm(keys, axis=1)] * 2)
+
+    source, edits = noise(1, 3, 224, 224), noise(1, 3, 224, 224, seed=1)
+    mask = rectangle(0, 9, 0, 9, side=224)
+    for variant, scale in (("published", 255), ("corrected", 1)):
+        expected = ((likeness(scale * source) - likeness(scale * edits)) ** 2).mean()
+        found = figures(source, edits, mask, variant, networks)["structure"].item()
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_command_prints_both_tables_and_writes_the_figures_of_every_picture(tmp_path, capsys):
