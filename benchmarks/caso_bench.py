@@ -155,7 +155,7 @@ class Bench:
         row: dict[str, Any] = {"method": label, "strength": strength, "u": u, "images": len(images)}
         for name, judge in (("guide", self.demo.classifier), ("judge", self.judge)):
             seen = judge.labels(images)
-            row[f"success_{name}"] = float(success(seen, key, pairs[0].after).mean())
+            row[f"success_{name}"] = float(success(seen, {key: pairs[0].after}).mean())
             row[f"kept_{name}"] = float(attributes_kept(seen, judge.labels(targets), key).mean())
         row["psnr_true"] = float(psnr(images, targets).mean())
         return row
@@ -199,7 +199,7 @@ class Bench:
         row = self.measure(images, task.back, "CASO, focused" if strength else "reconstruction", strength, u)
         for name, judge in (("guide", self.demo.classifier), ("judge", self.judge)):
             row[f"success_{name}"] = 1 - float(
-                success(judge.labels(images), task.back[0].attribute, task.back[0].before).mean()
+                success(judge.labels(images), {task.back[0].attribute: task.back[0].before}).mean()
             )
         return row
 

@@ -282,7 +282,7 @@ class PairBench:
             "iou": overlap(best.box, self.truth),
             "score": best.score,
             "loss": best.loss,
-            "success": float(success(seen, self.pair.attribute, self.pair.after)),
+            "success": float(success(seen, {self.pair.attribute: self.pair.after})),
             "clip": self._clip_success(edited),
             "kept": float(attributes_kept(seen, self.expected, self.pair.attribute)),
             "psnr": float(psnr(edited, self.pair.target[None])),

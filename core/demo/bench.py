@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EditingError
-from ..metrics.image import psnr, ssim
+from ..metrics.image import attributes_kept, psnr, ssim, success
 from .data import PHRASES, DemoPair
 from .model import DemoModel
 
@@ -188,7 +188,7 @@ class Judgement:
 
     Args:
         demo: its judge and its VAE.
-        pairs: what is edited.
+        pairs: what is edited, all by the same edit.
         also: further labels that are asked for, attribute -> label; the pairs' true pictures do not show them, so that
             nothing is compared with those.
         rebuild: nothing is asked for; the true picture is the source.
@@ -208,17 +208,15 @@ class Judgement:
         self.sources = torch.stack([pair.source for pair in self.pairs])
         self.truths = self.sources if self.rebuild else torch.stack([pair.target for pair in self.pairs])
         self._decoded = self._through_vae(self.sources)
-        labels = self.demo.judge.labels
         self._expected = [pair.source_attributes if self.rebuild else pair.target_attributes for pair in self.pairs]
-        self._rebuilt = labels(self._decoded)
+        self._rebuilt = self.demo.judge.labels(self._decoded)
+        self._stays = ((self.sources - self.truths).abs().amax(1, keepdim=True) == 0).float()
+        #: What the edited pictures must show, attribute -> label.
+        self.asked = {} if self.rebuild else {self.pairs[0].attribute: self.pairs[0].after, **self.also}
 
     def _through_vae(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             return torch.cat([self.demo.decode(self.demo.encode_image(part)) for part in images.split(16)])
-
-    def asked(self, pair: DemoPair) -> dict[str, str]:
-        """What the edited picture must show, attribute -> label."""
-        return {} if self.rebuild else {pair.attribute: pair.after, **self.also}
 
     def measure(self, images: Tensor) -> dict[str, Tensor]:
         """Figures of ``images [N, 3, H, W]`` in 0..1, one for each pair; see :class:`Row`.
@@ -232,35 +230,16 @@ class Judgement:
                 "one edited picture of the same size for each pair."
             )
         seen = self.demo.judge.labels(images)
-        asked = [self.asked(pair) for pair in self.pairs]
         figures = {
-            "kept": self._kept(seen, self._expected, asked),
-            "kept_rebuilt": self._kept(seen, self._rebuilt, asked),
-            "outside": self._outside(images),
+            "kept": attributes_kept(seen, self._expected, *self.asked),
+            "kept_rebuilt": attributes_kept(seen, self._rebuilt, *self.asked),
+            "outside": psnr(images, self.sources, self._stays),
         }
         if not self.rebuild:
-            figures["success"] = torch.tensor(
-                [float(all(s[key] == want[key] for key in want)) for s, want in zip(seen, asked, strict=True)]
-            )
+            figures["success"] = success(seen, self.asked)
         if not self.also:
             figures["psnr"], figures["ssim"] = psnr(images, self.truths), ssim(images, self.truths)
         return {name: values.double() for name, values in figures.items()}
-
-    @staticmethod
-    def _kept(
-        seen: Sequence[Mapping[str, str]], expected: Sequence[Mapping[str, str]], asked: Sequence[Mapping[str, str]]
-    ) -> Tensor:
-        shares = []
-        for labels, wanted, edit in zip(seen, expected, asked, strict=True):
-            others = [key for key in wanted if key not in edit]
-            shares.append(sum(labels[key] == wanted[key] for key in others) / len(others))
-        return torch.tensor(shares)
-
-    def _outside(self, images: Tensor) -> Tensor:
-        changed = (self.sources - self.truths).abs().amax(1, keepdim=True) > 0
-        stays = (~changed).double()
-        error = ((images.double() - self.sources.double()).square().mean(1, keepdim=True) * stays).sum((1, 2, 3))
-        return -10 * (error / stays.sum((1, 2, 3))).log10()
 
     def row(self, name: str, outcomes: Sequence[Outcome]) -> Row:
         """The figures of a method that edited every pair."""

@@ -176,7 +176,7 @@ def _edits(
             forward, backward = (count / len(pairs) for count in cost[key])
             entry[key] = {
                 "psnr_to_true": float(psnr(images[number][None], true)),
-                "success": float(success(seen, pair.attribute, pair.after)),
+                "success": float(success(seen, {pair.attribute: pair.after})),
                 "others_kept": float(attributes_kept(seen, demo.classifier.labels(true), pair.attribute)),
                 "u_forward": forward + (0 if key == "word_swap" else inversion.evaluations),
                 "u_backward": backward,
