@@ -1,4 +1,4 @@
-"""Runs tests/host/inprocess with the host's own interpreter, where ComfyUI can be imported."""
+"""Runs tests with the host's own interpreter, where ComfyUI and torchvision can be imported."""
 
 import shutil
 import subprocess
@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "inprocess"
+PACK = FOLDER.parents[2]
 PYTEST = (
     "pytest",
     "_pytest",
@@ -21,9 +22,9 @@ PYTEST = (
 RUN = "import sys; sys.path.append(sys.argv.pop(1)); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
 
 
-def lent_pytest(folder):
-    """A folder with this interpreter's pytest and what it imports, pure Python all of it, for hosts that have none."""
-    for name in PYTEST:
+def lent_packages(folder, names=PYTEST):
+    """A folder with packages of this interpreter, pure Python all of them, for hosts that have none."""
+    for name in names:
         spec = find_spec(name)
         if spec is None:  # some are for older Pythons alone
             continue
@@ -38,7 +39,22 @@ def lent_pytest(folder):
 def test_in_process(host, tmp_path):
     arguments = ["-c", "/dev/null", "--rootdir", str(FOLDER), "--confcutdir", str(FOLDER)]
     arguments += ["-p", "no:cacheprovider", "-q", "--tb=short", "-rfEs", str(FOLDER)]
-    command = [host.python, "-c", RUN, str(lent_pytest(tmp_path)), *arguments]
+    command = [host.python, "-c", RUN, str(lent_packages(tmp_path)), *arguments]
     done = subprocess.run(command, cwd=FOLDER, env=host.environment, capture_output=True, text=True)
     print(done.stdout[-1500:])
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def test_lpips(host, tmp_path):
+    """The test interpreter has no torchvision, whose networks LPIPS is made of; a ComfyUI always has."""
+    (tmp_path / "semantic_editing").symlink_to(PACK, target_is_directory=True)
+    lent_packages(tmp_path, [*PYTEST, "torchmetrics", "lightning_utilities"])
+    test = PACK / "tests" / "core" / "metrics" / "test_lpips.py"
+    arguments = ["-c", "/dev/null", "--rootdir", str(test.parent), "--confcutdir", str(test.parent)]
+    arguments += ["-p", "no:cacheprovider", "--import-mode=importlib", "-q", "--tb=short", "-rfEs", str(test)]
+    done = subprocess.run(
+        [host.python, "-c", RUN, str(tmp_path), *arguments], cwd=tmp_path, env=host.environment, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert "skipped" not in done.stdout, done.stdout
