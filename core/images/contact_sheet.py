@@ -72,8 +72,8 @@ def contact_sheet(
     sheet = Image.new("RGB", (sheet_width, sheet_height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     top = 0
-    for title, head, (_, pictures, widths, texts, height) in zip(titles, heads, laid_out, strict=True):
-        for number, line in enumerate(title):
+    for heading, head, (_, pictures, widths, texts, height) in zip(titles, heads, laid_out, strict=True):
+        for number, line in enumerate(heading):
             draw.text((MARGIN, top + MARGIN // 2 + number * line_height), line, INK, font)
         left = MARGIN
         for picture, width, lines in zip(pictures, widths, texts, strict=True):
