@@ -25,8 +25,9 @@ from torch import Tensor
 from semantic_editing.core.demo.model import DemoModel, load_demo_model
 from semantic_editing.core.denoiser import euler_step
 from semantic_editing.core.inversion import Inversion
+from semantic_editing.core.metrics.clip import text_similarity
 from semantic_editing.core.metrics.image import psnr
-from semantic_editing.core.metrics.noise import noise_gap, noise_statistics, text_similarity
+from semantic_editing.core.metrics.noise import noise_gap, noise_statistics
 from semantic_editing.core.pix2pix_zero.autocorr_inversion import autocorr_invert
 from semantic_editing.core.sampling import reconstruct
 from semantic_editing.core.spdinv.invert import invert

@@ -98,22 +98,45 @@ def load_legacy_tensor(path: str | Path) -> Tensor:
         EditingError: missing, too large, damaged, hostile, or anything else than a single tensor.
     """
     source = Path(path)
-    if not source.is_file():
-        raise EditingError(f"{source.name} was not found; check the file name and folder.")
-    if source.stat().st_size > MAX_LEGACY_BYTES:
-        raise EditingError(f"{source.name} is larger than 2 GiB, which no edit direction is; choose another file.")
-    try:
-        value = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever the bytes provoke; nothing of it may pass as success
-        raise EditingError(
-            f"{source.name} is damaged or holds more than plain tensors and was refused; use a safetensors file."
-        ) from error
+    value = _restricted(source, "edit direction")
     if not isinstance(value, Tensor):
         raise EditingError(
             f"{source.name} holds a {type(value).__name__} instead of one tensor; use a file saved with "
             "torch.save(tensor)."
         )
     return value
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """A network's weights by name: a safetensors file, or a published ``.pt`` or ``.pth`` state dict read with torch's
+    restricted unpickler (no code can run).
+
+    Raises:
+        EditingError: missing, too large, damaged, hostile, or anything else than a table of tensors.
+    """
+    source = Path(path)
+    if source.suffix == ".safetensors":
+        return load_tensors(source)[0]
+    value = _restricted(source, "network of this kind")
+    if not isinstance(value, dict) or not all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items()
+    ):
+        raise EditingError(f"{source.name} holds no table of weights by name; use a file saved as a state_dict.")
+    return dict(value)
+
+
+def _restricted(source: Path, what: str) -> object:
+    """What torch's restricted unpickler makes of a file."""
+    if not source.is_file():
+        raise EditingError(f"{source.name} was not found; check the file name and folder.")
+    if source.stat().st_size > MAX_LEGACY_BYTES:
+        raise EditingError(f"{source.name} is larger than 2 GiB, which no {what} is; choose another file.")
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever the bytes provoke; nothing of it may pass as success
+        raise EditingError(
+            f"{source.name} is damaged or holds more than plain tensors and was refused; use a safetensors file."
+        ) from error
 
 
 def metadata_json(metadata: Mapping[str, str], key: str, file_name: str) -> object:

@@ -9,51 +9,70 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from ..errors import EditingError
+from .checks import check_pair, masked_mean, torchmetrics_part
 
+#: Side in pixels and width of the Gaussian window over which SSIM compares.
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
-SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 
 
-def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, ``[B]``: ``-10 log10(mean squared error)`` of images ``[B, C, H, W]`` in 0..1.
+def mse(images: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared difference ``[B]`` of images ``[B, C, H, W]`` in 0..1; 0 for equal images.
+
+    Args:
+        mask: ``[B or 1, 1, H, W]`` in 0..1, how much each pixel counts: the mean is over what counts, so that a small
+            and a large background compare. (PIE-Bench's code blackens what does not count and divides by all pixels.)
+            None: all count.
+
+    Raises:
+        EditingError: shapes differ, a value is not a number, or the mask is empty.
+    """
+    check_pair(images, reference)
+    return masked_mean((images.double() - reference.to(images.device).double()).square(), mask)
+
+
+def psnr(images: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio in dB, ``[B]``: ``-10 log10(mse)`` of images ``[B, C, H, W]`` in 0..1.
 
     Infinite for equal images.
 
+    Args:
+        mask: see :func:`mse`.
+
     Raises:
-        EditingError: shapes differ.
+        EditingError: as for :func:`mse`.
     """
-    _same_shape(images, reference)
-    return -10 * (images.double() - reference.double()).square().mean((1, 2, 3)).log10()
+    return -10 * mse(images, reference, mask).log10()
 
 
-def ssim(images: Tensor, reference: Tensor) -> Tensor:
+def ssim(images: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
     """Structural similarity ``[B]`` in -1..1 (Wang et al. 2004) of images ``[B, C, H, W]`` in 0..1, sides at least 11.
 
-    Gaussian window of 11 pixels and sigma 1.5, C1 = 0.01^2, C2 = 0.03^2, mean over channels and the positions where the
-    window fits.
+    torchmetrics' map of it: Gaussian window of 11 pixels and sigma 1.5, C1 = 0.01^2, C2 = 0.03^2, one value a pixel and
+    channel, images mirrored at the border. The windows of pixels near the mask's edge reach 5 pixels across it.
+
+    Args:
+        mask: the map is averaged over it, see :func:`mse`.
 
     Raises:
-        EditingError: shapes differ or sides are shorter than the window.
+        EditingError: as for :func:`mse`, sides are shorter than the window, or torchmetrics is not installed.
     """
-    _same_shape(images, reference)
+    check_pair(images, reference)
     if min(images.shape[-2:]) < SSIM_WINDOW:
         raise EditingError(
             f"The images are {images.shape[-1]} x {images.shape[-2]} pixels; SSIM needs at least {SSIM_WINDOW}."
         )
-    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64, device=images.device) - SSIM_WINDOW // 2
-    window = (-(offsets**2) / (2 * SSIM_SIGMA**2)).exp()
-    kernel = (window / window.sum()).outer(window / window.sum())[None, None]
-
-    def blur(values: Tensor) -> Tensor:
-        return functional.conv2d(values.flatten(0, 1)[:, None], kernel).unflatten(0, values.shape[:2])[:, :, 0]
-
-    x, y = images.double(), reference.double()
-    mean_x, mean_y = blur(x), blur(y)
-    variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
-    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
-    structure = (2 * covariance + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
-    return (luminance * structure).mean((1, 2, 3))
+    package = torchmetrics_part("functional.image", "SSIM")
+    _, similarity = package.structural_similarity_index_measure(
+        images.double(),
+        reference.to(images.device).double(),
+        gaussian_kernel=True,
+        sigma=SSIM_SIGMA,
+        kernel_size=SSIM_WINDOW,
+        reduction="none",
+        data_range=1.0,
+        return_full_image=True,
+    )
+    return masked_mean(similarity, mask)
 
 
 def perceptual_distance(features: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
@@ -103,11 +122,3 @@ def attributes_kept(
         others = [key for key in wanted if key != attribute]
         shares.append(sum(seen[key] == wanted[key] for key in others) / len(others))
     return torch.tensor(shares)
-
-
-def _same_shape(images: Tensor, reference: Tensor) -> None:
-    if images.ndim != 4 or images.shape != reference.shape:
-        raise EditingError(
-            f"The images have shapes {list(images.shape)} and {list(reference.shape)}; compare equal [batch, channels, "
-            "height, width]."
-        )

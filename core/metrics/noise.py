@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from ..denoiser import ModelIdentity, unit_scale
@@ -41,15 +40,6 @@ def noise_gap(inverted: Tensor, generated: Tensor, sigmas: Tensor, identity: Mod
         )
     scale = unit_scale(identity, sigmas.double()).to(inverted.device)
     return (inverted.double() - generated.double()).square().flatten(1).mean(1) * scale**2
-
-
-def text_similarity(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-    """CLIP similarity ``[B]``: 100 times the cosine between image and text embeddings ``[B, D]``.
-
-    SPDInv applies it to *decoded noise*: noise that still looks like its caption carries the source prompt along, which
-    is what makes edits fail. Gaussian noise is the reference to come close to.
-    """
-    return 100 * functional.cosine_similarity(image_embeds.double(), text_embeds.double(), dim=-1)
 
 
 def noise_statistics(noise: Tensor) -> dict[str, float]:

@@ -34,6 +34,8 @@ TRANSFORMERS_CLASSES = {
     "clip": ("CLIPModel", True),
     "clip_vision_model": ("CLIPVisionModel", True),
 }
+#: What transformers calls the layer that makes keys, in newer and older releases.
+KEY_PROJECTIONS = ("k_proj", "key")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,8 @@ class VisionFeatures(nn.Module):
     """A frozen vision transformer for images of any size.
 
     Args:
-        network: normalised pixels ``[B, 3, h, w]`` -> ``(patch tokens [B, N, D], class attention [B, heads, N])``.
+        network: normalised pixels ``[B, 3, h, w]`` -> ``(patch tokens [B, N, D], class attention [B, heads, N])``; its
+            ``keys`` gives the last block's keys of all tokens, ``[B, T, D]``.
         patch: side of a patch in pixels.
         native: side in pixels of the images it was trained on, or of its table of positions.
         mean, std: normalisation of images in 0..1.
@@ -82,13 +85,15 @@ class VisionFeatures(nn.Module):
         )
 
     @torch.no_grad()
-    def forward(self, images: Tensor, resolution: int | None = None) -> FeatureMap:
+    def forward(self, images: Tensor, resolution: int | None = None, *, only_keys: bool = False) -> FeatureMap | Tensor:
         """Attention and features of ``images [B, 3, H, W]`` in 0..1.
 
         Args:
             resolution: pixels to which the shorter side is resized before the network, ``native`` by default, less
                 where the longer would exceed :data:`LARGEST_SIDE`; each side is rounded to whole patches. The grid
                 covers the whole image.
+            only_keys: return what :meth:`keys` promises. It comes this way because a host moves the network's weights
+                when the module is called.
 
         Raises:
             EditingError: not that shape, smaller than a patch, one flat colour, not a number, or a resolution below a
@@ -104,15 +109,33 @@ class VisionFeatures(nn.Module):
             raise EditingError(
                 f"The image is {size[1]} x {size[0]} pixels, smaller than a patch of {self.patch}; use a larger image."
             )
-        if float((images.amax((2, 3)) - images.amin((2, 3))).amax(1).min()) < FLAT:
+        if not only_keys and float((images.amax((2, 3)) - images.amin((2, 3))).amax(1).min()) < FLAT:
             raise EditingError("The image is one flat colour without any object; use a photo or a drawing.")
         height, width = self._input_size(size, self.native if resolution is None else resolution)
         pixels = images.to(self.mean.device).float()
         if size != (height, width):
             pixels = functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
-        tokens, attention = self.network((pixels - self.mean) / self.std)
+        pixels = (pixels - self.mean) / self.std
+        if only_keys:
+            return self.network.keys(pixels)  # type: ignore[operator]
+        tokens, attention = self.network(pixels)
         grid = (height // self.patch, width // self.patch)
         return FeatureMap(attention.unflatten(2, grid), tokens.transpose(1, 2).unflatten(2, grid), size, self.identity)
+
+    def keys(self, images: Tensor, resolution: int | None = None) -> Tensor:
+        """The last block's keys of ``images [B, 3, H, W]`` in 0..1: ``[B, T, D]``, heads side by side.
+
+        T counts all tokens: the class token, registers where there are some, then the patches row by row. Images that
+        have the network's size already pass as they are.
+
+        Args:
+            resolution: see :meth:`forward`.
+
+        Raises:
+            EditingError: as for :meth:`forward`, but flat images are welcome.
+        """
+        found: Tensor = self(images, resolution, only_keys=True)
+        return found
 
     def _input_size(self, size: tuple[int, int], resolution: int) -> tuple[int, int]:
         """``(h, w)`` in whole patches, nearest to the image's proportions."""
@@ -138,6 +161,17 @@ class _TransformersNetwork(nn.Module):
         patch = self.model.config.patch_size
         count = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
         return output.last_hidden_state[:, -count:], output.attentions[-1][:, :, 0, -count:]
+
+    def keys(self, pixels: Tensor) -> Tensor:
+        """The output of the last block's key projection, ``[B, T, D]``."""
+        projections = [part for name, part in self.model.named_modules() if name.rsplit(".", 1)[-1] in KEY_PROJECTIONS]
+        seen: list[Tensor] = []
+        handle = projections[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+        try:
+            self.model(pixel_values=pixels, **self.arguments)
+        finally:
+            handle.remove()
+        return seen[-1]
 
 
 def load_vision_features(path: str | Path, heads: int | None = None) -> VisionFeatures:

@@ -41,6 +41,10 @@ class Attention(nn.Module):
         q, k, _ = self._split(x)
         return ((q[:, :, :1] @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])).softmax(-1)[:, :, 0]
 
+    def keys(self, x: Tensor) -> Tensor:
+        """The keys of ``x [B, T, D]``, all heads side by side, ``[B, T, D]``."""
+        return self.qkv(x).chunk(3, 2)[1]
+
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
@@ -172,6 +176,19 @@ class VisionTransformer(nn.Module):
 
         The tokens are the last block's after the final LayerNorm, the attention that of the last block.
         """
+        x, count = self._before_last(pixels)
+        last: Block = self.blocks[-1]  # type: ignore[assignment]
+        attention = last.attn.class_attention(last.norm1(x))
+        return self.norm(last(x))[:, -count:], attention[:, :, -count:]
+
+    def keys(self, pixels: Tensor) -> Tensor:
+        """The keys of the last block for normalised ``pixels [B, 3, h, w]``: ``[B, T, D]``, heads side by side, the
+        class token and registers first."""
+        last: Block = self.blocks[-1]  # type: ignore[assignment]
+        return last.attn.keys(last.norm1(self._before_last(pixels)[0]))
+
+    def _before_last(self, pixels: Tensor) -> tuple[Tensor, int]:
+        """What the last block gets, ``[B, T, D]``, and how many of its last tokens are patches."""
         patches = self.patch_embed.proj(pixels)  # type: ignore[operator, union-attr]
         rows, columns = patches.shape[-2:]
         x = patches.flatten(2).transpose(1, 2) + self.positions(rows, columns)
@@ -180,10 +197,7 @@ class VisionTransformer(nn.Module):
         x = torch.cat([*(part.expand(len(x), -1, -1) for part in prefix), x], 1)
         for block in self.blocks[:-1]:
             x = block(x)
-        last: Block = self.blocks[-1]  # type: ignore[assignment]
-        attention = last.attn.class_attention(last.norm1(x))
-        count = rows * columns
-        return self.norm(last(x))[:, -count:], attention[:, :, -count:]
+        return x, rows * columns
 
 
 def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

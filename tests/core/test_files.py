@@ -9,7 +9,7 @@ import torch
 
 from semantic_editing.core import files
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.files import load_legacy_tensor, load_tensors, metadata_json, save_tensors
+from semantic_editing.core.files import load_legacy_tensor, load_tensors, load_weights, metadata_json, save_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2])}
 
@@ -78,7 +78,7 @@ def test_a_file_where_a_folder_is_needed_is_said(tmp_path):
         save_tensors(tmp_path / "file" / "x.safetensors", TENSORS, {})
 
 
-@pytest.mark.parametrize("load", [load_tensors, load_legacy_tensor])
+@pytest.mark.parametrize("load", [load_tensors, load_legacy_tensor, load_weights])
 def test_a_missing_file_is_named(tmp_path, load):
     with pytest.raises(EditingError, match=r"nothing\.pt was not found"):
         load(tmp_path / "nothing.pt")
@@ -155,3 +155,26 @@ def test_a_huge_file_is_refused_unread(tmp_path, monkeypatch):
 def test_unreadable_metadata_is_said(metadata):
     with pytest.raises(EditingError, match=r"f\.safetensors lacks readable key"):
         metadata_json(metadata, "key", "f.safetensors")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_are_read_from_every_kind_of_file(tmp_path, zipped):
+    torch.save(TENSORS, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    save_tensors(tmp_path / "w.safetensors", TENSORS, {})
+    for name in ("w.pth", "w.safetensors"):
+        found = load_weights(tmp_path / name)
+        assert found.keys() == TENSORS.keys()
+        for key, tensor in TENSORS.items():
+            torch.testing.assert_close(found[key], tensor, rtol=0, atol=0)
+
+
+def test_what_is_no_table_of_weights_is_refused(tmp_path):
+    for value in (TENSORS["a"], {"a": 1}, {1: TENSORS["a"]}, [TENSORS["a"]]):
+        torch.save(value, tmp_path / "x.pth")
+        with pytest.raises(EditingError, match=r"x\.pth holds no table of weights"):
+            load_weights(tmp_path / "x.pth")
+    trace = tmp_path / "pwned"
+    torch.save({"a": Bomb(trace)}, tmp_path / "evil.pth")
+    with pytest.raises(EditingError, match=r"evil\.pth is damaged or holds more than plain tensors"):
+        load_weights(tmp_path / "evil.pth")
+    assert not trace.exists()

@@ -1,13 +1,11 @@
 """Noise measures against values worked out by hand."""
 
-import math
-
 import pytest
 import torch
 
 from semantic_editing.core.denoiser import ModelIdentity
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.metrics.noise import noise_gap, noise_statistics, text_similarity
+from semantic_editing.core.metrics.noise import noise_gap, noise_statistics
 
 EPS, FLOW = ModelIdentity("toy", 4, "eps"), ModelIdentity("toy", 4, "flow")
 
@@ -23,13 +21,6 @@ def test_gap_is_the_mean_square_in_unit_variance_units():
 def test_gap_refuses_other_grids():
     with pytest.raises(EditingError, match="same grid"):
         noise_gap(torch.zeros(3, 1, 4, 2, 2), torch.zeros(2, 1, 4, 2, 2), torch.ones(3), EPS)
-
-
-def test_text_similarity_is_a_cosine_in_percent():
-    images = torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
-    texts = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, -1.0]])
-    expected = torch.tensor([100.0, 100 / math.sqrt(2), -100.0]).double()
-    torch.testing.assert_close(text_similarity(images, texts), expected)
 
 
 def test_statistics_of_white_noise_and_of_what_is_not():

@@ -75,7 +75,7 @@ def dino_weights(registers=0, native=4, gated=False, scale=True, class_position=
 
 def slow_vit(weights, pixels):
     """The network written out for one image with one matrix of weights after another: (tokens [N, D], attention [heads,
-    N])."""
+    N], keys of the last block [T, D])."""
 
     def linear(x, name):
         return x @ weights[name + ".weight"].T + weights[name + ".bias"]
@@ -116,7 +116,7 @@ def slow_vit(weights, pixels):
             hidden = linear(functional.gelu(linear(hidden, block + "mlp.fc1")), block + "mlp.fc2")
         x = x + hidden * weights.get(block + "ls2.gamma", 1.0)
     count = len(patches)
-    return norm(x, "norm")[-count:], torch.stack(attention)[:, -count:]
+    return norm(x, "norm")[-count:], torch.stack(attention)[:, -count:], k
 
 
 VARIANTS = [
@@ -135,8 +135,11 @@ def test_the_own_vit_is_the_network_written_out(variant):
     pixels = images() * 2 - 1
     with torch.no_grad():
         tokens, attention = network(pixels)
+        keys = network.keys(pixels)
+    assert keys.shape == (2, 17 + variant.get("registers", 0), WIDTH)
     for row in range(2):
         expected = slow_vit(weights, pixels[row])
+        torch.testing.assert_close(keys[row], expected[2], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(tokens[row], expected[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(attention[row], expected[1], rtol=1e-4, atol=1e-5)
     assert network.class_position == variant.get("class_position", True) and network.native == 4
@@ -224,11 +227,44 @@ def test_a_safetensors_file_is_normalised_as_imagenet(tmp_path):
     pixels = (pictures - torch.tensor((0.485, 0.456, 0.406)).reshape(3, 1, 1)) / torch.tensor(
         (0.229, 0.224, 0.225)
     ).reshape(3, 1, 1)
-    tokens, attention = slow_vit(weights, pixels[1])
+    tokens, attention, keys = slow_vit(weights, pixels[1])
     found = vision(pictures)
+    torch.testing.assert_close(vision.keys(pictures)[1], keys, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.features[1].flatten(1).T, tokens, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.attention[1].flatten(1), attention, rtol=1e-4, atol=1e-5)
     assert (vision.patch, vision.native) == (PATCH, SIDE)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov2_with_registers", "clip_vision_model"])
+def test_a_folders_keys_make_its_own_attention(kind, tmp_path):
+    """Softmax of the last block's queries with the keys found is the attention that transformers reports."""
+    model = tiny(kind)
+    model.save_pretrained(tmp_path / "model")
+    vision = load_vision_features(tmp_path / "model")
+    pictures = images()
+    keys, network = vision.keys(pictures), vision.network.model
+    queries, projections = (
+        [],
+        [part for name, part in network.named_modules() if name.rsplit(".", 1)[-1] in ("q_proj", "query")],
+    )
+    projections[-1].register_forward_hook(lambda module, inputs, output: queries.append(output))
+    with torch.no_grad():
+        output = network(pixel_values=(pictures - vision.mean) / vision.std, output_attentions=True)
+    expected = output.attentions[-1]
+    assert keys.shape == (2, expected.shape[-1], WIDTH)
+    q, k = (part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in (queries[-1], keys))
+    torch.testing.assert_close((q @ k.mT / (WIDTH // HEADS) ** 0.5).softmax(-1), expected, rtol=1e-4, atol=1e-5)
+    assert vision.keys(images(18, 37)).shape[1] == keys.shape[1] - 16 + 4 * 8
+
+
+def test_keys_come_through_the_call_so_that_a_host_can_load_the_network_first():
+    vision = VisionFeatures(VisionTransformer(dino_weights(), HEADS), PATCH, SIDE, (0.0,) * 3, (1.0,) * 3, "tiny")
+    calls = []
+    vision.register_forward_pre_hook(lambda *_: calls.append(1))
+    flat = torch.full((1, 3, SIDE, SIDE), 0.5)
+    assert vision.keys(flat).shape == (1, 17, WIDTH) and calls == [1]  # a flat picture has keys too
+    bright = 255 * images()
+    torch.testing.assert_close(vision.keys(bright), vision.network.keys(bright))  # at its size nothing is clipped
 
 
 def test_the_demo_tower_looks_at_objects_from_minus_one_to_one():
