@@ -38,7 +38,7 @@ def edit_strip(
         ``[1, H', W', 3]`` fp32 in 0..1.
     """
     full = full_heat(difference)
-    legend = f"Difference (full red: {full:.0%} or more" + (", mask outlined)" if mask is not None else ")")
+    legend = f"Difference (full red: {100 * full:.0f} % or more" + (", mask outlined)" if mask is not None else ")")
     rows = []
     for number in range(min(len(before), MOST_ROWS)):
         outlined = None if mask is None else mask[number, 0]

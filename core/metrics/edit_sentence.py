@@ -27,6 +27,7 @@ class Finding:
         inside: share of the visible change that lies in the mask; None without a mask.
         place: where the visible change is, see :func:`~..images.difference.place`; empty where there is none.
         near: PSNR to the true edit of the picture after and before; None where the true edit is not known.
+        near_there: the same over the part that the true edit changes; None where there is no such part.
         clip: CLIP score with the target text of the picture after and before; None where it was not measured.
     """
 
@@ -38,19 +39,20 @@ class Finding:
     inside: float | None
     place: str
     near: tuple[float, float] | None = None
+    near_there: tuple[float, float] | None = None
     clip: tuple[float, float] | None = None
 
 
 def kept_word(psnr: float) -> str:
-    """How well a part was kept, by its PSNR in dB."""
-    return next((word for least, word in KEPT if psnr >= least), "changed too")
+    """How well a part was kept, by its PSNR in dB, rounded as it is shown."""
+    return next((word for least, word in KEPT if psnr >= least - 0.5), "changed too")
 
 
 def sentence(finding: Finding) -> str:
     """One picture's finding in words: what stayed, what changed and where, then the true edit and CLIP if measured."""
     parts = [_without_mask(finding) if finding.inside is None else _with_mask(finding, finding.inside)]
     if finding.near is not None:
-        parts.append(_truth(*finding.near))
+        parts.append(_truth(finding.near, finding.near_there))
     if finding.clip is not None:
         parts.append(_clip(*finding.clip))
     return " ".join(parts)
@@ -84,8 +86,12 @@ def summary(findings: Sequence[Finding]) -> str:
     )
     near = [finding.near for finding in findings if finding.near is not None]
     if near:
-        nearer = sum(after > idle + SAME_PSNR for after, idle in near)
-        parts.append(f"{nearer} of {len(near)} came nearer to the true edit than doing nothing.")
+        there = [finding.near_there for finding in findings if finding.near_there is not None]
+        nearer, nearer_there = (sum(_way(pair) > 0 for pair in pairs) for pairs in (near, there))
+        parts.append(
+            f"{nearer} of {len(near)} came nearer to the true edit than doing nothing"
+            + (f", {nearer_there} of {len(there)} where it changes something." if there else ".")
+        )
     clip = [finding.clip for finding in findings if finding.clip is not None]
     if clip:
         liked = sum(after > idle + SAME_CLIP for after, idle in clip)
@@ -115,7 +121,7 @@ def _without_mask(finding: Finding) -> str:
     if finding.equal:
         return "Nothing changed: the two pictures are the same in every pixel."
     if not finding.share:
-        word = kept_word(finding.whole) if finding.whole >= KEPT[-1][0] else "changed a little everywhere"
+        word = kept_word(finding.whole) if finding.whole >= KEPT[-1][0] - 0.5 else "changed a little everywhere"
         return f"The picture is {word}: {finding.whole:.0f} dB; no part of it stands out."
     if finding.share >= MOST or math.isnan(finding.kept):
         return f"Most of the picture changed ({_percent(finding.share)} of it): {finding.whole:.0f} dB."
@@ -127,15 +133,28 @@ def _without_mask(finding: Finding) -> str:
     return f"{_percent(finding.share)} of the picture changed, {finding.place}; {rest}."
 
 
-def _truth(after: float, idle: float) -> str:
+def _truth(near: tuple[float, float], there: tuple[float, float] | None) -> str:
+    after, idle = near
     if math.isinf(idle):
         return "The true edit is the picture before itself."
     if math.isinf(after):
         return "It is the true edit in every pixel."
-    if abs(after - idle) < SAME_PSNR:
-        return f"It is as near to the true edit as doing nothing: {after:.1f} dB."
-    way = "nearer to" if after > idle else "further from"
-    return f"It is {way} the true edit than doing nothing: {after:.1f} dB against {idle:.1f}."
+    way = _way(near)
+    whole = {1: "nearer to the true edit than", 0: "as near to the true edit as", -1: "further from the true edit than"}
+    if there is None or _way(there) == way:
+        return f"It is {whole[way]} doing nothing: {after:.1f} dB{f' against {idle:.1f}' if way else ''}."
+    # A small edit in a picture that lost a little everywhere: one figure would tell half of it.
+    part = {1: "nearer", 0: "as near", -1: "further"}[_way(there)]
+    return (
+        f"Over the whole picture it is {whole[way]} doing nothing ({after:.1f} dB against {idle:.1f}), but where the "
+        f"true edit changes something it is {part} ({there[0]:.1f} dB against {there[1]:.1f})."
+    )
+
+
+def _way(pair: tuple[float, float]) -> int:
+    """1 where the picture after has more decibels than the one before, -1 where less, 0 where they are the same."""
+    after, idle = pair
+    return 0 if after == idle or abs(after - idle) < SAME_PSNR else 1 if after > idle else -1
 
 
 def _clip(after: float, idle: float) -> str:
