@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from workflow_graphs import checkpoint_loader, show
+from workflow_graphs import checkpoint_loader, edit_report, show
 
 from semantic_editing.core.demo.caso_recipes import RECIPES
 
@@ -91,7 +91,7 @@ def edit(
     focus: float,
     strip: int = 0,
 ) -> Node:
-    """Edit sampler, its report and its picture."""
+    """Edit sampler, its report and its picture; returns the VAE Decode node of the edited image."""
     painter = {"vae": loader.out("VAE")} if strip else {}
     edited = graph.add(
         "SemEdit_CASOEditSampler",
@@ -108,17 +108,17 @@ def edit(
         **painter,
     )
     graph.add("PreviewAny", column, title="Report", source=edited.out("report"), width=330, height=160)
-    show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image")
+    decoded = show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image")
     if strip:
         graph.add("PreviewImage", column + 1, title="From minus to plus", images=edited.out("strip"))
-    return edited
+    return decoded
 
 
 def demo_caso_edit(graph: Graph) -> None:
     """A bundled embedding turned up and down."""
     model, picture, latent = caso_source(graph)
     loaded = graph.add("SemEdit_CASOEmbeddingLoader", 1, clip=model.out("CLIP"), embedding_file="demo: glasses")
-    edit(
+    edited = edit(
         graph, 2, model, latent, loaded.out("embedding"), "demo_caso_edit", DEMO_STRENGTH, "middle", DEMO_FOCUS, strip=5
     )
     graph.add("PreviewImage", 4, title="Original", images=picture.out("image"))
@@ -131,6 +131,7 @@ def demo_caso_edit(graph: Graph) -> None:
         "beside the edit.",
         0, title="What this shows", height=270,
     )  # fmt: skip
+    edit_report(graph, 5, picture.out("image"), edited.out("IMAGE"), true_edit=picture.out("edited image"))
 
 
 def demo_caso_multi(graph: Graph) -> None:
@@ -154,7 +155,9 @@ def demo_caso_multi(graph: Graph) -> None:
         first_strength=0.6,
         second_strength=1.0,
     )
-    edit(graph, 3, model, latent, both.out("embedding"), "demo_caso_multi", DEMO_STRENGTH_OF_TWO, "middle", DEMO_FOCUS)
+    edited = edit(
+        graph, 3, model, latent, both.out("embedding"), "demo_caso_multi", DEMO_STRENGTH_OF_TWO, "middle", DEMO_FOCUS
+    )
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.note(
         "# Two attributes at once\n\n**CASO Combine** joins *glasses* and *beard*. Each has its own strength, which "
@@ -164,6 +167,7 @@ def demo_caso_multi(graph: Graph) -> None:
         "each.",
         0, title="What this shows", height=220,
     )  # fmt: skip
+    edit_report(graph, 6, picture.out("image"), edited.out("IMAGE"))
 
 
 def sd15_caso_edit(graph: Graph) -> None:
@@ -186,8 +190,11 @@ def sd15_caso_edit(graph: Graph) -> None:
     loaded = graph.add(
         "SemEdit_CASOEmbeddingLoader", 1, clip=loader.out("CLIP"), embedding_file="my_attribute.safetensors"
     )
-    edit(graph, 2, loader, encoded.out("LATENT"), loaded.out("embedding"), "sd15_caso_edit", 5.0, "fine", 1.0, strip=5)
+    edited = edit(
+        graph, 2, loader, encoded.out("LATENT"), loaded.out("embedding"), "sd15_caso_edit", 5.0, "fine", 1.0, strip=5
+    )
     graph.add("PreviewImage", 4, title="Original", images=picture.out("IMAGE"))
+    edit_report(graph, 5, picture.out("IMAGE"), edited.out("IMAGE"))
 
 
 #: Found by eye on the demo model.

@@ -19,6 +19,7 @@ PICTURE_NODES = {
     "SemEdit_CASOEmbeddingTrainer",
     "SemEdit_RegionBoxGenerator",
     "SemEdit_RegionNetworkTrainer",
+    "SemEdit_EditReport",
 }
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from workflow_graphs import checkpoint_loader
+from workflow_graphs import checkpoint_loader, edit_report
 
 if TYPE_CHECKING:
     from graph_builder import Graph, Node, Output
@@ -32,8 +32,9 @@ def generator(
     anchors: int,
     vision: str = "demo model",
     clip: str = "demo model",
-) -> Node:
-    """Vision model and judge in the column before, then the Region Box Generator with its tables."""
+) -> tuple[Node, dict[str, Any]]:
+    """Vision model and judge in the column before, then the Region Box Generator with its tables; returns it and what
+    the report on the edit takes besides pictures."""
     seeing = graph.add("SemEdit_LoadVisionFeatures", column - 1, vision_model=vision)
     judging = graph.add("SemEdit_LoadCLIPScorer", column - 1, clip_model=clip)
     found = graph.add(
@@ -49,7 +50,13 @@ def generator(
         width=360,
     )
     graph.add("PreviewAny", column, title="Scores", source=found.out("scores"), width=360, height=220)
-    return found
+    return found, {
+        "mask": found.out("mask"),
+        "clip_scorer": judging.out("clip scorer"),
+        "vision_features": seeing.out("vision features"),
+        "source_text": texts[0],
+        "target_text": texts[1],
+    }
 
 
 def searching(graph: Graph, model: Node, source: Output, target: Output) -> Node:
@@ -92,7 +99,7 @@ def demo_region_edit(graph: Graph) -> None:
         )
     ]
     editor = searching(graph, model, *prompts)
-    found = generator(graph, 3, picture.out("image"), editor.out("region editor"), texts, 2)
+    found, judged_by = generator(graph, 3, picture.out("image"), editor.out("region editor"), texts, 2)
     graph.add(
         "SaveImage",
         4,
@@ -104,6 +111,7 @@ def demo_region_edit(graph: Graph) -> None:
     graph.add("PreviewImage", 4, title="All candidates, the best first", images=found.out("candidates"))
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title="True edited image (for comparison)", images=picture.out("edited image"))
+    edit_report(graph, 6, picture.out("image"), found.out("edited"), true_edit=picture.out("edited image"), **judged_by)
 
 
 def demo_region_mask_to_inpaint(graph: Graph) -> None:
@@ -125,7 +133,7 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
     prompts = {"positive": target.out("CONDITIONING"), "negative": empty.out("CONDITIONING")}
     source = graph.add("CLIPTextEncode", 1, title="Source prompt", clip=model.out("CLIP"), text=picture.out("caption"))
     editor = searching(graph, model, source.out("CONDITIONING"), target.out("CONDITIONING"))
-    found = generator(graph, 3, picture.out("image"), editor.out("region editor"), texts, 2)
+    found, judged_by = generator(graph, 3, picture.out("image"), editor.out("region editor"), texts, 2)
     encoded = graph.add("VAEEncode", 4, pixels=picture.out("image"), vae=model.out("VAE"))
     masked = graph.add("SetLatentNoiseMask", 4, samples=encoded.out("LATENT"), mask=found.out("mask"))
     sampled = graph.add(
@@ -162,6 +170,7 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
     shown = graph.add("MaskToImage", 4, mask=found.out("mask"))
     graph.add("PreviewImage", 6, title="Mask that was found", images=shown.out("IMAGE"))
     graph.add("PreviewImage", 6, title="Original", images=picture.out("image"))
+    edit_report(graph, 7, picture.out("image"), pasted.out("IMAGE"), true_edit=picture.out("edited image"), **judged_by)
 
 
 def sd15_inpaint_region_edit(graph: Graph) -> None:
@@ -196,7 +205,7 @@ def sd15_inpaint_region_edit(graph: Graph) -> None:
         cfg=7.5,
     )
     texts = ("a dog", "a white rabbit")
-    found = generator(
+    found, judged_by = generator(
         graph, 3, picture.out("IMAGE"), editor.out("region editor"), texts, 4, "dino-vitb16", "clip-vit-base-patch16"
     )
     graph.add(
@@ -209,6 +218,7 @@ def sd15_inpaint_region_edit(graph: Graph) -> None:
     graph.add("PreviewImage", 4, title="The best boxes", images=found.out("picture"))
     graph.add("PreviewImage", 4, title="All candidates, the best first", images=found.out("candidates"))
     graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
+    edit_report(graph, 6, picture.out("IMAGE"), found.out("edited"), **judged_by)
 
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {

@@ -46,20 +46,38 @@ def show(graph: Graph, column: int, latent: Output, vae: Output, name: str, titl
     return decoded
 
 
-def invert_reconstruct(graph: Graph, inversion_type: str, name: str, plot_title: str) -> None:
-    """Image -> noise -> the same image, with plots."""
+def edit_report(graph: Graph, column: int, before: Output, after: Output, **more: Any) -> None:
+    """What changed and what stayed, as the last column of a workflow; its numbers come after all others."""
+    report = graph.add(
+        "SemEdit_EditReport",
+        column,
+        title="What changed, what stayed",
+        before=before,
+        after=after,
+        width=680,
+        height=520,
+        **more,
+    )
+    graph.add("PreviewAny", column, title="Figures of the edit", source=report.out("report"), width=680, height=320)
+
+
+def invert_reconstruct(graph: Graph, inversion_type: str, name: str, plot_title: str) -> tuple[Output, Output]:
+    """Image -> noise -> the same image, with plots; returns the image and the rebuilt one."""
     model, picture, positive, latent = demo_source(graph, "portraits", 0)
     inversion = graph.add(inversion_type, 2, model=model.out("MODEL"), positive=positive, latent=latent, width=330)
     graph.add("PreviewAny", 2, title="Report", source=inversion.out("report"), width=330, height=180)
     again = rebuild(graph, 3, model.out("MODEL"), positive, inversion)
-    show(graph, 4, again, model.out("VAE"), name, "Rebuilt image")
+    rebuilt = show(graph, 4, again, model.out("VAE"), name, "Rebuilt image")
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title=plot_title, images=inversion.out("plot"))
+    return picture.out("image"), rebuilt.out("IMAGE")
 
 
 def demo_invert_reconstruct(graph: Graph) -> None:
     """SPDInv Inversion and stock sampling back."""
-    invert_reconstruct(graph, "SemEdit_SPDInvInversion", "demo_invert_reconstruct", "Residual and cost per step")
+    pictures = invert_reconstruct(
+        graph, "SemEdit_SPDInvInversion", "demo_invert_reconstruct", "Residual and cost per step"
+    )
     graph.note(
         "# Invert and rebuild\n\n**SPDInv Inversion** turns the picture into noise; the stock *SamplerCustomAdvanced* "
         "(euler, cfg 1, "
@@ -68,11 +86,14 @@ def demo_invert_reconstruct(graph: Graph) -> None:
         "compare. Nothing needs to be downloaded.",
         0, title="What this shows", height=250,
     )  # fmt: skip
+    edit_report(graph, 6, *pictures)
 
 
 def demo_noise_regularised(graph: Graph) -> None:
     """Autocorr DDIM Inversion and stock sampling back."""
-    invert_reconstruct(graph, "SemEdit_AutocorrDDIMInversion", "demo_noise_regularised", "Noise before and after")
+    pictures = invert_reconstruct(
+        graph, "SemEdit_AutocorrDDIMInversion", "demo_noise_regularised", "Noise before and after"
+    )
     graph.note(
         "# Noise that looks like noise\n\n**Autocorr DDIM Inversion** (pix2pix-zero) pushes the predicted noise of "
         "every step towards "
@@ -81,6 +102,7 @@ def demo_noise_regularised(graph: Graph) -> None:
         "shows autocorrelation and variance before and after.",
         0, title="What this shows", height=250,
     )  # fmt: skip
+    edit_report(graph, 6, *pictures)
 
 
 def word_edit(
@@ -117,7 +139,7 @@ def word_edit(
 def demo_word_edit(graph: Graph) -> None:
     """A face gets glasses, beside the true answer."""
     model, picture, positive, latent = demo_source(graph, PAIR, 0)
-    word_edit(
+    *_, edited = word_edit(
         graph, 2, model.out("MODEL"), model.out("CLIP"), model.out("VAE"), positive, latent, "demo_word_edit",
         {"cfg": 2.0, "guidance": 0.3, "preset": "carried"},
         source="without glasses", target="wearing glasses", mode="words", bank="portrait",
@@ -134,6 +156,7 @@ def demo_word_edit(graph: Graph) -> None:
         "edits best at *cfg* about 2; Stable Diffusion wants about 5.",
         0, title="What this shows", height=290,
     )  # fmt: skip
+    edit_report(graph, 6, picture.out("image"), edited.out("IMAGE"), true_edit=picture.out("edited image"))
 
 
 def checkpoint_loader(graph: Graph, repository: str, checkpoint: str) -> Node:
@@ -160,7 +183,7 @@ def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, t
         text="a photo of a cat",
     )
     encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
-    word_edit(
+    *_, edited = word_edit(
         graph,
         2,
         loader.out("MODEL"),
@@ -175,6 +198,7 @@ def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, t
         mode="words",
     )
     graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
+    edit_report(graph, 6, picture.out("IMAGE"), edited.out("IMAGE"))
 
 
 def sd15_word_edit(graph: Graph) -> None:

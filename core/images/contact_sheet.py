@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import EditingError
 
 MARGIN = 8  # pixels around every cell
-LINE_HEIGHT = 13
+TEXT_SIZE, LINE_HEIGHT = 10, 13  # pixels, of letters and from line to line
 TITLE_HEIGHT = 22
 BACKGROUND, INK, FAINT = (250, 250, 248), (25, 25, 25), (95, 95, 95)
 
@@ -35,44 +35,53 @@ def to_picture(image: Tensor, scale: int = 1) -> Image.Image:
 
 
 def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[Cell]]], scale: int = 1, width_of_text: int | None = None
+    rows: Sequence[tuple[str, Sequence[Cell]]],
+    scale: int = 1,
+    width_of_text: int | None = None,
+    text_size: int = TEXT_SIZE,
 ) -> Image.Image:
     """Lay out titled rows of captioned pictures; rows may differ in length and pictures in size.
 
     Args:
-        rows: ``(title, cells)``; a caption's lines are separated by newlines and wrapped to the picture's width.
+        rows: ``(title, cells)``; a caption's lines are separated by newlines and wrapped to the picture's width, a
+            title is wrapped to the sheet's.
         scale: integer enlargement of the pictures.
         width_of_text: narrowest cell in pixels, so that small pictures keep readable captions.
+        text_size: height of the letters in pixels.
 
     Raises:
         EditingError: no picture at all.
     """
     if not any(cells for _, cells in rows):
         raise EditingError("A contact sheet needs at least one picture.")
-    font = ImageFont.load_default()
+    font = ImageFont.load_default(text_size)
+    line_height, first_line = (size * text_size // TEXT_SIZE for size in (LINE_HEIGHT, TITLE_HEIGHT))
     laid_out = []
     for title, cells in rows:
         pictures = [to_picture(image, scale) for image, _ in cells]
         widths = [max(picture.width, width_of_text or 0) for picture in pictures]
         texts = [_wrapped(caption, width, font) for (_, caption), width in zip(cells, widths, strict=True)]
-        height = max((picture.height for picture in pictures), default=0) + LINE_HEIGHT * max(
+        height = max((picture.height for picture in pictures), default=0) + line_height * max(
             map(len, texts), default=0
         )
         laid_out.append((title, pictures, widths, texts, height))
     sheet_width = max(sum(widths) + MARGIN * (len(widths) + 1) for _, _, widths, _, _ in laid_out)
-    sheet_height = sum(TITLE_HEIGHT + height + 2 * MARGIN for *_, height in laid_out)
+    titles = [_wrapped(title, sheet_width - 2 * MARGIN, font) or [""] for title, *_ in laid_out]
+    heads = [first_line + line_height * (len(lines) - 1) for lines in titles]
+    sheet_height = sum(heads) + sum(height + 2 * MARGIN for *_, height in laid_out)
     sheet = Image.new("RGB", (sheet_width, sheet_height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     top = 0
-    for title, pictures, widths, texts, height in laid_out:
-        draw.text((MARGIN, top + MARGIN // 2), title, INK, font)
+    for heading, head, (_, pictures, widths, texts, height) in zip(titles, heads, laid_out, strict=True):
+        for number, line in enumerate(heading):
+            draw.text((MARGIN, top + MARGIN // 2 + number * line_height), line, INK, font)
         left = MARGIN
         for picture, width, lines in zip(pictures, widths, texts, strict=True):
-            sheet.paste(picture, (left, top + TITLE_HEIGHT))
+            sheet.paste(picture, (left, top + head))
             for number, line in enumerate(lines):
-                draw.text((left, top + TITLE_HEIGHT + picture.height + number * LINE_HEIGHT), line, FAINT, font)
+                draw.text((left, top + head + picture.height + number * line_height), line, FAINT, font)
             left += width + MARGIN
-        top += TITLE_HEIGHT + height + 2 * MARGIN
+        top += head + height + 2 * MARGIN
     return sheet
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..content_hash import fingerprint
 from ..denoiser import Callback, Denoiser, Progress
 from ..errors import EditingError
+from ..images.difference import difference_map
 from ..inversion import Inversion
 from ..pix2pix_zero.guided_edit import CrossAttentionGuidance, CrossAttentionSettings
 from ..spdinv.invert import invert
@@ -178,7 +179,7 @@ class InversionEditor:
         latent = self._latent(pixels, picture)
         pulls = self._pulls(latent, picture).to(latent.device)  # a host's VAE and model may compute on two devices
         plain = self.decode(latent)
-        seen = [(self.decode(latent + pull) - plain).abs().mean(1)[0] for pull in pulls]
+        seen = [difference_map(self.decode(latent + pull), plain)[0] for pull in pulls]
         return torch.stack(seen).mean(0)
 
     def inversion(

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..images.contact_sheet import to_picture
+from ..images.heat import under_heat
 from .proposals import Box, FoundBy, Proposals
 from .ranking import Candidate
 from .search import RegionSearch
 
 SMALLEST = 512  # pixels of the shorter side; smaller images are enlarged by a whole number
-HEAT = (255, 60, 0)  # red, green and blue in 0..255, like all colours here
-FAINT, LABEL = (255, 255, 255), (0, 0, 0)
+FAINT, LABEL = (255, 255, 255), (0, 0, 0)  # red, green and blue in 0..255, like all colours here
 PLACES: dict[FoundBy, tuple[int, int, int]] = {"attention": (255, 230, 0), "change": (0, 230, 255)}
 RANKS = ((60, 220, 90), (70, 170, 255), (230, 120, 255))  # the best, the second, all others that are drawn strongly
 STRENGTH = 0.6  # opacity of the heat where attention is highest
@@ -71,10 +70,7 @@ def heated(image: Tensor, attention: Tensor) -> Tensor:
     """``image [1, 3, H, W]`` in 0..1, redder where the mean of ``attention [heads, gh, gw]`` is higher."""
     weight = attention.detach().float().cpu().mean(0)
     weight = (weight - weight.min()) / (weight.max() - weight.min()).clamp_min(1e-12) * STRENGTH
-    size = (image.shape[-2], image.shape[-1])
-    weight = functional.interpolate(weight[None, None], size=size, mode="bilinear", align_corners=False)
-    colour = torch.tensor(HEAT).reshape(1, 3, 1, 1) / 255
-    return image.detach().float().cpu() * (1 - weight) + colour * weight
+    return under_heat(image, weight)
 
 
 def _frame(box: Box, scale: int) -> tuple[int, int, int, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..content_hash import content_hash
 from ..denoiser import check_finite
 from ..errors import EditingError
+from ..images.difference import difference_map
 from .cache import RenderCache
 from .editors import Editor, Quality
 from .proposals import Box, Proposals
@@ -134,7 +135,7 @@ class RewardTable:
         if (box, quality) not in self._aims:
             kept = self.cache.get(self._key(box, quality, 0), self.image, box)
             edited = self.render(box, quality) if kept is None else kept
-            changed = (edited - self.image.cpu()).abs().mean(1)[0]
+            changed = difference_map(edited, self.image.cpu())[0]
             self._aims[box, quality] = float((changed * pull).sum() / (changed.sum() * pull.max()).clamp_min(1e-12))
         return self._aims[box, quality]
 

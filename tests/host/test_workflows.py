@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -58,6 +59,12 @@ def picture(server, entry, prompt, title):
     (image,) = entry["outputs"][number]["images"]
     pixels = np.asarray(Image.open(io.BytesIO(server.view(image))).convert("RGB"))
     return torch.from_numpy(pixels.copy()).movedim(-1, 0).float() / 255
+
+
+def text_of(entry, prompt, title):
+    """What the text node called ``title`` shows."""
+    (number,) = [number for number, node in prompt.items() if node["_meta"]["title"] == title]
+    return "\n".join(entry["outputs"][number]["text"])
 
 
 def psnr(a, b):
@@ -153,6 +160,20 @@ def test_layout_has_no_overlaps_and_the_file_has_its_pictures(name):
         assert min(*thumbnail.size, *preview.size) >= 200
 
 
+@pytest.mark.parametrize("name", sorted({*DEMOS, *CHECKPOINTS} - {"demo_caso_train"}))  # which edits no picture
+def test_every_edit_is_reported_on(name):
+    prompt = api(name)
+    report = node_of(prompt, "SemEdit_EditReport")
+    inputs = prompt[report]["inputs"]
+    (original,) = [node for node in prompt.values() if node["_meta"]["title"] == "Original"]
+    (made,) = [node for node in prompt.values() if node["_meta"]["title"] in ("Edited image", "Rebuilt image")]
+    assert inputs["before"] == original["inputs"]["images"] and inputs["after"] == made["inputs"]["images"]
+    true = [node["inputs"]["images"] for node in prompt.values() if node["_meta"]["title"].startswith("True edited")]
+    assert not true or inputs["true_edit"] == true[0]
+    wired = [node for node in prompt.values() if node["inputs"].get("source") == [report, 2]]
+    assert [node["class_type"] for node in wired] == ["PreviewAny"]
+
+
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_only_the_persons_own_files_are_missing(name, server):
     with pytest.raises(PromptFailed) as caught:
@@ -186,7 +207,9 @@ def with_stock_noise(prompt):
 def test_rebuilt_picture(name, server):
     prompt = api(name)
     exact = name == "demo_invert_reconstruct"
-    shown = 5  # report, rebuilt, original, plot, and the inversion with its own text and plot
+    shown = (
+        7  # report, rebuilt, original, plot, the inversion with its own, and the report on the edit with its figures
+    )
     if exact:
         prompt, shown = with_stock_noise(prompt), shown + 1
     entry = server.queue(prompt, timeout=600)
@@ -199,9 +222,10 @@ def test_rebuilt_picture(name, server):
     assert psnr(rebuilt, through_vae) > (45 if exact else 20)
     if exact:  # the noise latent carries everything: the node's own noise adds nothing to it
         assert torch.equal(picture(server, entry, prompt, "Rebuilt without noise"), rebuilt)
-    report = "\n".join(entry["outputs"][node_of(prompt, "PreviewAny")]["text"])
-    assert "50 steps" in report
+    assert "50 steps" in text_of(entry, prompt, "Report")
     assert len(entry["outputs"]) == shown
+    figures = text_of(entry, prompt, "Figures of the edit")
+    assert re.search(rf"^PSNR, dB +{psnr(rebuilt, original):.1f} ", figures, re.M)  # saved pictures have 8 bits
 
 
 @pytest.mark.slow
@@ -211,7 +235,8 @@ def test_word_edit(server):
     original = picture(server, entry, prompt, "Original")
     edited = picture(server, entry, prompt, "Edited image")
     truth = picture(server, entry, prompt, "True edited image (for comparison)")
-    assert "200 forward, 50 backward" in entry["outputs"][node_of(prompt, "PreviewAny")]["text"][0]
+    assert "200 forward, 50 backward" in text_of(entry, prompt, "Report")
+    assert "where the true edit changes something it is nearer" in text_of(entry, prompt, "Figures of the edit")
     demo = load_demo_model()
     with torch.no_grad():
         unedited = demo.decode(demo.encode_image(original[None]))[0]
@@ -240,7 +265,7 @@ def test_embedding_edit(server):
 def test_two_embeddings_with_strengths_of_their_own(server):
     prompt = short(api("demo_caso_multi"))
     entry = server.queue(prompt)
-    (report,) = entry["outputs"][node_of(prompt, "PreviewAny")]["text"]
+    report = text_of(entry, prompt, "Report")
     assert "glasses +3" in report and "beard +5" in report and "guided where it pulls most (10 %)" in report
 
 
@@ -262,6 +287,14 @@ def test_the_edit_finds_its_place_and_changes_nothing_outside(server):
     assert outside.any() and torch.equal(edited[:, outside], original[:, outside])
     labels = load_demo_model().judge.labels(torch.stack([original, edited]))
     assert [row["facial_hair"] for row in labels] == ["none", "beard"]
+    report, figures = (
+        entry["outputs"][node_of(prompt, "SemEdit_EditReport")],
+        text_of(entry, prompt, "Figures of the edit"),
+    )
+    assert figures == report["text"][0] and len(report["images"]) == 1
+    assert figures.startswith("Outside the mask every pixel is the same. All of the visible change lies inside it")
+    assert "It is nearer to the true edit than doing nothing" in figures
+    assert "CLIP sees it nearer to the target text than before" in figures and "structure distance" in figures
 
 
 @pytest.mark.slow

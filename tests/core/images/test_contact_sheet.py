@@ -41,6 +41,20 @@ def test_a_long_caption_wraps_instead_of_overlapping():
     assert long.width == short.width and long.height > short.height
 
 
+def test_a_long_title_wraps_instead_of_being_cut():
+    short = contact_sheet([("title", [(RED, "")])], width_of_text=120)
+    long = contact_sheet([("many words of a title " * 4, [(RED, "")])], width_of_text=120)
+    assert long.width == short.width and long.height > short.height
+    assert colour_boxes(long, (255, 0, 0))[1] == 600  # the title covers nothing of the picture
+
+
+def test_letters_grow_and_make_room_for_themselves():
+    small, large = (contact_sheet([("title", [(RED, "x")])], width_of_text=200, text_size=size) for size in (10, 20))
+    ink = [(np.asarray(sheet) < 200).all(-1).sum() for sheet in (small, large)]
+    assert ink[1] > 2 * ink[0] and large.height > small.height
+    assert colour_boxes(large, (255, 0, 0))[1] == 600
+
+
 def test_enlarging_repeats_pixels():
     image = torch.rand(3, 2, 3, generator=torch.Generator().manual_seed(0))
     once, twice = np.asarray(to_picture(image)), np.asarray(to_picture(image, 2))

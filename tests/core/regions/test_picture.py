@@ -4,9 +4,9 @@ image elsewhere."""
 import pytest
 import torch
 
+from semantic_editing.core.images.heat import HEAT
 from semantic_editing.core.regions.picture import (
     FAINTNESS,
-    HEAT,
     PLACES,
     SMALLEST,
     STRENGTH,
