@@ -91,13 +91,14 @@ def test_a_mask_averages_the_map(loaded):
     torch.testing.assert_close(lpips(x, y), lpips(x, y))  # a mask leaves nothing behind
 
 
-def test_it_is_torchmetrics_own_with_the_same_weights(loaded, monkeypatch):
+def test_it_is_torchmetrics_own_with_the_same_weights(loaded):
     network, lpips, layers = loaded
     import torchmetrics.functional.image.lpips as package
 
-    monkeypatch.setattr(package, "_get_tv_model_features", lambda name, pretrained=False: layers)
+    own = package._NoTrainLpips(pretrained=True, net=network, pnet_rand=True)
+    own.net.load_state_dict(dict(zip(own.net.state_dict(), layers.state_dict().values(), strict=True)))  # same order
     x, y = images(), images(seed=1)
-    expected = package.learned_perceptual_image_patch_similarity(x, y, network, reduction="none", normalize=True)
+    expected = own(x, y, normalize=True).flatten()
     torch.testing.assert_close(lpips(x, y), expected.double(), rtol=1e-5, atol=1e-7)
 
 
