@@ -18,9 +18,10 @@ from ..errors import EditingError
 from ..images.difference import changed_region, difference_map, place
 from ..models.clip import ClipScorer
 from ..models.vision_features import VisionFeatures
+from .checks import masked_mean
 from .clip import clip_accuracy, clip_score, directional_similarity
 from .edit_sentence import Finding, sentence, summary
-from .image import mse, psnr, ssim
+from .image import mse, psnr, ssim_map
 from .structure import structure_distance
 
 #: Rows on the true edit: of the picture after and before, over the whole picture and over what the true edit changes.
@@ -131,16 +132,17 @@ def edit_report(
         except EditingError as error:
             missing.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
 
-    def parted(measure: Measure, reference: Tensor) -> Callable[[], Sequence[Tensor | None]]:
-        return lambda: (
-            measure(after, reference, None),
-            _over(measure, after, reference, 1 - inner),
-            _over(measure, after, reference, inner),
-        )
+    def parted(measure: Measure, images: Tensor, reference: Tensor) -> Sequence[Tensor | None]:
+        outside, inside = (_over(measure, images, reference, part) for part in (1 - inner, inner))
+        return measure(images, reference, None), outside, inside
 
-    add("PSNR, dB", "high: 30 nearly untouched, 38 untouched", parted(psnr, before), digits=1)
-    add("MSE", "low", parted(mse, before), digits=5, higher=False)
-    add("SSIM", "high: 1 is the same", parted(ssim, before), digits=3)
+    def similarity() -> Sequence[Tensor | None]:
+        maps = ssim_map(after, before, torch.float32).double()  # the table has three digits
+        return parted(lambda values, _, part: masked_mean(values, part), maps, maps)
+
+    add("PSNR, dB", "high: 30 nearly untouched, 38 untouched", lambda: parted(psnr, after, before), digits=1)
+    add("MSE", "low", lambda: parted(mse, after, before), digits=5, higher=False)
+    add("SSIM", "high: 1 is the same", similarity, digits=3)
     add("changed visibly, %", "no more than needed", lambda: _shares(region, mask), digits=1, higher=None)
     if vision is not None:
         add(
@@ -152,7 +154,7 @@ def edit_report(
         )
     if truth is not None:
         goal = truth
-        add(f"{TRUTH} PSNR, dB", "high: nearer to it", parted(psnr, goal), digits=1)
+        add(f"{TRUTH} PSNR, dB", "high: nearer to it", lambda: parted(psnr, after, goal), digits=1)
         add(f"{IDLE} PSNR, dB", "lower", lambda: [psnr(before, goal)], digits=1)
         part = changed_region(difference_map(goal, before)).double()[:, None]
         if part.any():

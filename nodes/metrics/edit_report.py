@@ -62,8 +62,8 @@ class EditReport(io.ComfyNode):
                     ClipScorerType,
                     "clip_scorer",
                     optional=True,
-                    tooltip="From Load CLIP Scorer. With target_text: does the picture look more like the text than "
-                    "before?",
+                    tooltip="From Load CLIP Scorer. With target_text it tells whether the picture looks more like the "
+                    "text than before.",
                 ),
                 widget(
                     VisionFeaturesType,

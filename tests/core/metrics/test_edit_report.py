@@ -60,6 +60,13 @@ def test_psnr_inside_and_outside_the_mask_are_scikit_images(dtype, count):
             assert float(column[number]) == pytest.approx(expected, abs=0.02 if dtype == torch.float16 else 1e-4)
 
 
+def test_ssim_is_the_measures_own():
+    before, after = random(2), random(2, 1)
+    row = rows(edit_report(before, after, mask=mask()))["SSIM"]
+    for column, part in ((row.whole, None), (row.outside, 1 - mask()), (row.inside, mask())):
+        torch.testing.assert_close(column, image.ssim(after, before, part), atol=1e-4, rtol=0)
+
+
 def test_without_a_mask_the_parts_are_those_that_were_found():
     before = random()
     report = edit_report(before, changed(before))

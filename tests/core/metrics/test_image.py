@@ -95,9 +95,9 @@ def test_ssim_is_that_of_skimage(dtype, shape):
     assert got.dtype == inside.dtype == torch.float64
     for row in range(shape[0]):
         expected = skimage_ssim_map(x[row], y[row])
-        assert float(got[row]) == pytest.approx(expected.mean(), abs=2e-6)
+        assert float(got[row]) == pytest.approx(expected.mean(), abs=1e-9)
         weighted = numpy.average(expected.mean(0), weights=mask[row, 0].double().numpy())
-        assert float(inside[row]) == pytest.approx(weighted, abs=2e-6)
+        assert float(inside[row]) == pytest.approx(weighted, abs=1e-9)
 
 
 def test_ssim_written_out():
@@ -116,7 +116,7 @@ def test_ssim_written_out():
             both = (weights * (p - mean_p) * (q - mean_q)).sum()
             light = (2 * mean_p * mean_q + 0.01**2) / (mean_p**2 + mean_q**2 + 0.01**2)
             values.append(light * (2 * both + 0.03**2) / (var_p + var_q + 0.03**2))
-    assert float(ssim(x, y)) == pytest.approx(sum(values) / len(values), abs=2e-6)
+    assert float(ssim(x, y)) == pytest.approx(sum(values) / len(values), abs=1e-9)
 
 
 def test_ssim_is_one_for_equal_images_and_symmetric():
