@@ -416,12 +416,6 @@ def pack_nodes() -> dict[str, Any]:
         return {node.define_schema().node_id: node for node in registry.load_nodes()}
 
 
-def is_output(kind: str) -> bool:
-    """Whether a node is run though nothing is wired to it."""
-    own = pack_nodes().get(kind)
-    return kind in STOCK_OUTPUTS if own is None else getattr(own.define_schema(), "is_output_node", False)
-
-
 class DemoHost:
     """Runs workflows in the API format; what did not change from one to the next is not made again.
 
@@ -430,6 +424,7 @@ class DemoHost:
     """
 
     def __init__(self, base: Path):
+        self.nodes = pack_nodes()
         self.made: dict[str, Any] = {}  # by what it depends on
         _PLACE.base = base
         (base / "input").mkdir(parents=True, exist_ok=True)
@@ -440,7 +435,7 @@ class DemoHost:
         Raises:
             EditingError: a node that is not known here, or one failed.
         """
-        strange = sorted({node["class_type"] for node in workflow.values()} - {*STOCK, *pack_nodes()})
+        strange = sorted({node["class_type"] for node in workflow.values()} - {*STOCK, *self.nodes})
         if strange:
             raise EditingError(f"Without a ComfyUI there is no {', '.join(strange)}; {REAL}.")
         done: dict[str, str] = {}
@@ -451,7 +446,7 @@ class DemoHost:
                 links = {name: value for name, value in given.items() if isinstance(value, list)}
                 own = {name: value for name, value in given.items() if name not in links}
                 depends = {name: [make(source), number] for name, (source, number) in links.items()}
-                changes = getattr(pack_nodes().get(kind), "fingerprint_inputs", _nothing)
+                changes = getattr(self.nodes.get(kind), "fingerprint_inputs", _nothing)
                 state = json.dumps([kind, own, depends, changes(**own, **dict.fromkeys(links))], sort_keys=True)
                 done[key] = hashlib.sha256(state.encode()).hexdigest()
                 if done[key] not in self.made:
@@ -460,10 +455,15 @@ class DemoHost:
 
         with torch.inference_mode():
             for key, node in workflow.items():
-                if is_output(node["class_type"]):
+                if self._is_output(node["class_type"]):
                     make(key)
         self.made = {state: self.made[state] for state in done.values()}
         return {key: self.made[state] for key, state in done.items() if not isinstance(self.made[state], Blocked)}
+
+    def _is_output(self, kind: str) -> bool:
+        """Whether a node is run though nothing is wired to it."""
+        stock = kind in STOCK
+        return kind in STOCK_OUTPUTS if stock else getattr(self.nodes[kind].define_schema(), "is_output_node", False)
 
     def _execute(self, kind: str, inputs: dict[str, Any], depends: dict[str, Any]) -> Any:
         """A node's outputs; where an input was not made, nor are they."""
@@ -473,7 +473,7 @@ class DemoHost:
             if isinstance(inputs[name], Blocked):
                 return inputs[name]
         try:
-            made = STOCK[kind](**inputs) if kind in STOCK else pack_nodes()[kind].execute(**inputs)
+            made = STOCK[kind](**inputs) if kind in STOCK else self.nodes[kind].execute(**inputs)
         except EditingError:
             raise
         except Exception as error:
