@@ -7,9 +7,10 @@
 
 A method is a workflow (a name out of workflows/api or benchmarks/baselines, or an API file of your own that begins at
 Load Demo Image) and, behind @ signs, widgets set otherwise. A real ComfyUI is started for it ($COMFYUI_PATH, the one
-this pack lies in, or ~/comfy/ComfyUI*), in which u is counted whatever node samples. Each table holds the rows "nothing
-done" and "true picture through the VAE"; wall is the median time of a picture as a multiple of the table's first
-method's. Judged by the demo's second classifier; intervals are of 95 %. Pictures, the worst of each method and
+this pack lies in, or ~/comfy/ComfyUI*), in which u is counted whatever node samples. With --alone, or where no ComfyUI
+is found, the same nodes run without one (tools/demo_host.py says what that cannot do). Each table holds the rows
+"nothing done" and "true picture through the VAE"; wall is the median time of a picture as a multiple of the table's
+first method's. Judged by the demo's second classifier; intervals are of 95 %. Pictures, the worst of each method and
 results.json are left in --out; --resume goes on where a run ended.
 """
 
@@ -20,7 +21,9 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,40 +124,71 @@ def as_rebuilding(pairs: Sequence[DemoPair]) -> list[DemoPair]:
     ]
 
 
-class Runner:
-    """A ComfyUI of the bench's own, with the pack and the probe in it."""
+class Runner(ABC):
+    """Runs workflows; ``base`` holds the input folder."""
 
-    def __init__(self, server: ComfyServer):
-        self.server = server
-
-    def counts(self) -> dict[str, int]:
-        """u since the start."""
-        return self.server.get("/semantic_editing_bench")
+    base: Path
 
     def picture_file(self, picture: torch.Tensor) -> str:
         """The name in the input folder under which the picture ``[3, H, W]`` lies."""
         image = to_picture(picture)
         name = f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
-        save_picture(self.server.base / "input" / name, image, overwrite=True)
+        save_picture(self.base / "input" / name, image, overwrite=True)
         return name
 
+    @abstractmethod
+    def execute(self, workflow: Workflow) -> Any:
+        """Run it, for what it leaves behind (as a training leaves a file).
+
+        Raises:
+            EditingError: it failed.
+        """
+
+    @abstractmethod
     def run(self, workflow: Workflow) -> Outcome:
-        """Queue it; the picture that its Save Image node wrote, and what it cost.
+        """The picture that its Save Image node wrote, and what it cost.
 
         Raises:
             EditingError: it failed, or saves no picture.
         """
-        before = self.counts()
+
+
+def saved(workflow: Workflow, outputs: Mapping[str, Any]) -> Any:
+    """What the workflow's first Save Image node has among ``outputs``.
+
+    Raises:
+        EditingError: none saved.
+    """
+    for key, node in workflow.items():
+        if node["class_type"] == "SaveImage" and key in outputs:
+            return outputs[key]
+    raise EditingError("The workflow saves no picture; give it a Save Image node at the edited picture.")
+
+
+class ComfyRunner(Runner):
+    """A ComfyUI of the bench's own, with the pack and the probe in it."""
+
+    def __init__(self, server: ComfyServer):
+        self.server, self.base = server, server.base
+
+    def counts(self) -> dict[str, int]:
+        """u since the start."""
+        return self.server.get("/semantic_editing_bench")
+
+    def execute(self, workflow: Workflow) -> Any:
+        """Queue it; its entry in the history."""
         try:
-            entry = self.server.queue(workflow, TIMEOUT)
+            return self.server.queue(workflow, TIMEOUT)
         except PromptFailed as error:
             raise EditingError(f"The workflow failed: {str(error).splitlines()[0]}") from error
+
+    def run(self, workflow: Workflow) -> Outcome:
+        """See :meth:`Runner.run`."""
+        before = self.counts()
+        entry = self.execute(workflow)
         after = self.counts()
-        savers = [key for key, node in workflow.items() if node["class_type"] == "SaveImage"]
-        images = [image for key in savers for image in entry["outputs"].get(key, {}).get("images", ())]
-        if not images:
-            raise EditingError("The workflow saves no picture; give it a Save Image node at the edited picture.")
-        path = self.server.base / "output" / images[0]["subfolder"] / images[0]["filename"]
+        image = saved(workflow, entry["outputs"])["images"][0]
+        path = self.base / "output" / image["subfolder"] / image["filename"]
         times = {kind: message["timestamp"] for kind, message in entry["status"]["messages"] if "timestamp" in message}
         return Outcome(
             read_picture(path)[0][0],
@@ -164,13 +198,41 @@ class Runner:
         )
 
 
+class AloneRunner(Runner):
+    """The pack's nodes over the demo model's diffusers backend, in this process, without a ComfyUI."""
+
+    def __init__(self, base: Path):
+        from semantic_editing.tools.demo_host import COUNTS, DemoHost  # not where a ComfyUI runs the nodes
+
+        self.base, self.host, self.counts = base, DemoHost(base), COUNTS
+
+    def execute(self, workflow: Workflow) -> Any:
+        """Run it; the outputs of its nodes."""
+        try:
+            return self.host.run(workflow)
+        except EditingError as error:
+            raise EditingError(f"The workflow failed: {error}") from error
+
+    def run(self, workflow: Workflow) -> Outcome:
+        """See :meth:`Runner.run`."""
+        before, start = dict(self.counts), time.perf_counter()
+        outputs = self.execute(workflow)
+        seconds = time.perf_counter() - start
+        costs = (self.counts[kind] - before[kind] for kind in ("forward", "backward"))
+        return Outcome(saved(workflow, outputs)[0][0].movedim(-1, 0), *costs, seconds)
+
+
 @contextmanager
-def running(host: Host) -> Iterator[Runner]:
-    """Start ``host`` on the CPU, or on its GPU where it finds one."""
+def running(host: Host | None) -> Iterator[Runner]:
+    """Start ``host`` on the CPU, or on its GPU where it finds one; None: do without."""
     with tempfile.TemporaryDirectory() as base:
+        if host is None:
+            torch.set_num_threads(1)  # as in a host that is started here: the models are tiny
+            yield AloneRunner(Path(base))
+            return
         probe = ROOT / "benchmarks" / "probe"
         with ComfyServer(host.path, host.python, host.environment, ROOT, base, probe) as server:
-            yield Runner(server)
+            yield ComfyRunner(server)
 
 
 class Store:
@@ -283,23 +345,26 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="folder of pairs, as tools/demo_world/fresh_pairs.py writes",
     )
     parser.add_argument("--before", type=Path, help="a workflow that is run once first, for example demo_caso_train")
-    parser.add_argument("--comfyui", type=Path, help="the ComfyUI to use (default: the first that is found)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--comfyui", type=Path, help="the ComfyUI to use (default: the first that is found)")
+    where.add_argument("--alone", action="store_true", help="use none: the same nodes over diffusers, in this process")
     parser.add_argument("--resume", action="store_true", help="keep what an earlier run into the same folder made")
     parser.add_argument("--out", type=Path, default=Path("bench_out/demo"))
     return parser.parse_args(arguments)
 
 
-def chosen_host(path: Path | None) -> Host:
-    """The ComfyUI to run.
+def chosen_host(path: Path | None) -> Host | None:
+    """The ComfyUI to run; None where none is found and none was asked for.
 
     Raises:
-        EditingError: none is there.
+        EditingError: ``path`` is none.
     """
     hosts = [host for host in find_hosts() if path is None or host.path == path.expanduser().resolve()]
     if path is not None and not hosts:
         raise EditingError(f"{path} is no ComfyUI; give the folder that holds its main.py.")
     if not hosts:
-        raise EditingError("No ComfyUI was found; set COMFYUI_PATH to its folder.")
+        print("No ComfyUI was found (COMFYUI_PATH says where); the nodes run without one.", file=sys.stderr)
+        return None
     return hosts[0]
 
 
@@ -311,9 +376,9 @@ def bench(settings: argparse.Namespace) -> None:
     demo: DemoModel = load_demo_model()
     store = Store(settings.out, settings.resume)
     results = []
-    with running(chosen_host(settings.comfyui)) as runner:
+    with running(None if settings.alone else chosen_host(settings.comfyui)) as runner:
         if settings.before:
-            runner.server.queue(method(str(settings.before)).workflow, TIMEOUT)
+            runner.execute(method(str(settings.before)).workflow)
         for title, also, pairs, alike in planned:
             judgement = Judgement(demo, pairs, also, rebuild=title == REBUILT)
             rows = judgement.bounds()

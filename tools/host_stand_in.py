@@ -12,7 +12,7 @@ import importlib.abc
 import importlib.machinery
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -59,6 +59,13 @@ class NodeOutput:
         self.args, self.ui = args, ui
 
 
+@dataclass
+class Blocked:
+    """What an output carries that was not made."""
+
+    reason: str
+
+
 class _EmptyModule(ModuleType):
     """A package that has every name: an empty class."""
 
@@ -70,8 +77,11 @@ class _EmptyModule(ModuleType):
         return value
 
 
-class _EmptyComfyUI(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds every module of ComfyUI, empty."""
+class EmptyComfyUI(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds every module of ComfyUI, empty but for ``members``: module -> name -> value."""
+
+    def __init__(self, members: Mapping[str, Mapping[str, Any]] | None = None):
+        self.members = members or {}
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """An empty package for a name of ComfyUI's."""
@@ -82,7 +92,8 @@ class _EmptyComfyUI(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return _EmptyModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to run."""
+        """Put in what it is to have."""
+        vars(module).update(self.members.get(module.__name__, {}))
 
 
 class _Broken(importlib.abc.MetaPathFinder):
@@ -106,7 +117,7 @@ def make_schema(name: str) -> ModuleType:
     made.ComfyExtension = object
     made.schema = lambda **fields: SimpleNamespace(**fields)
     made.widget = lambda kind, name, **options: kind.Input(name, **options)
-    made.blocked = lambda reason: SimpleNamespace(reason=reason)
+    made.blocked = Blocked
     made.ui = SimpleNamespace(
         PreviewText=lambda text: SimpleNamespace(as_dict=lambda: {"text": (text,)}),
         PreviewImage=lambda image, cls=None: SimpleNamespace(as_dict=lambda: {"images": []}),
@@ -115,7 +126,7 @@ def make_schema(name: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _loading(pack: str, finders: list[Any]) -> Iterator[ModuleType]:
+def loading(pack: str, finders: list[Any]) -> Iterator[ModuleType]:
     """Within the ``with`` block modules of the pack called ``pack`` can be imported; its ``nodes.registry``."""
     found = {name for name in sys.modules if name.split(".")[0] in COMFYUI}
     if found:
@@ -142,7 +153,7 @@ def _loading(pack: str, finders: list[Any]) -> Iterator[ModuleType]:
 def load_pack() -> ModuleType:
     """The pack's ``nodes.registry`` under another name than ``semantic_editing``, all its nodes loaded."""
     if f"{PACK}.nodes.registry" not in sys.modules:
-        with _loading(PACK, [_EmptyComfyUI()]) as registry:
+        with loading(PACK, [EmptyComfyUI()]) as registry:
             registry.load_nodes()
     return sys.modules[f"{PACK}.nodes.registry"]
 
@@ -161,11 +172,11 @@ def fresh_pack(broken: str | None = None, error: Exception | None = None) -> Ite
         broken: a module, by its path from the root, whose import raises ``error``.
     """
     pack = f"{PACK}_{next(_FRESH)}"
-    finders: list[Any] = [_EmptyComfyUI()]
+    finders: list[Any] = [EmptyComfyUI()]
     if broken is not None and error is not None:
         finders.append(_Broken(f"{pack}.{broken}", error))
     try:
-        with _loading(pack, finders) as registry:
+        with loading(pack, finders) as registry:
             yield registry
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == pack]:
