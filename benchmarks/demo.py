@@ -6,12 +6,12 @@
     semantic-editing bench --demo demo_word_edit demo_word_edit@SemEdit_CrossAttnGuidedSampler.guidance=0
 
 A method is a workflow (a name out of workflows/api or benchmarks/baselines, or an API file of your own that begins at
-Load Demo Image) and, behind @ signs, widgets set otherwise. A real ComfyUI is started for it ($COMFYUI_PATH, the one
-this pack lies in, or ~/comfy/ComfyUI*), in which u is counted whatever node samples. With --alone, or where no ComfyUI
-is found, the same nodes run without one (tools/demo_host.py says what that cannot do). Each table holds the rows
-"nothing done" and "true picture through the VAE"; wall is the median time of a picture as a multiple of the table's
-first method's. Judged by the demo's second classifier; intervals are of 95 %. Pictures, the worst of each method and
-results.json are left in --out; --resume goes on where a run ended.
+Load Demo Image) and, behind @ signs, widgets set otherwise; TRAINING+WORKFLOW runs the first once, before. A real
+ComfyUI is started for it ($COMFYUI_PATH, the one this pack lies in, or ~/comfy/ComfyUI*), in which u is counted
+whatever node samples. With --alone, or where no ComfyUI is found, the same nodes run without one (tools/demo_host.py
+says what that cannot do). Each table holds the rows "nothing done" and "true picture through the VAE"; wall is the
+median time of a picture as a multiple of the table's first method's. Judged by the demo's second classifier; intervals
+are of 95 %. Pictures, the worst of each method and results.json are left in --out; --resume goes on where a run ended.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ METHODS = (
     "word_swap",
     "demo_word_edit",
     "demo_caso_edit",
+    "demo_caso_train+demo_caso_edit@SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors",
     "demo_region_mask_to_inpaint",
+    'demo_region_edit@SemEdit_RegionBoxGenerator.sizes="1"',  # the trivial rule: the whole picture is the box
     "demo_region_edit",
     "demo_caso_multi",
     "demo_invert_reconstruct@SemEdit_SPDInvInversion.solver=ddim",
@@ -69,11 +71,17 @@ TIMEOUT = 1800  # seconds for one picture
 
 @dataclass(frozen=True)
 class Method:
-    """A workflow and widgets set otherwise."""
+    """A workflow and widgets set otherwise.
+
+    Attributes:
+        also: what it asks for beside the edit of its pair, attribute -> label.
+        training: a workflow that is run once before the first picture.
+    """
 
     name: str
     workflow: Workflow
     also: dict[str, str]
+    training: Workflow | None = None
 
     @property
     def edit(self) -> str | None:
@@ -82,22 +90,13 @@ class Method:
 
 
 def method(text: str) -> Method:
-    """``NAME[@CLASS.widget=value]...``; a value is JSON or else a text.
+    """``[TRAINING+]NAME[@CLASS.widget=value]...``; a value is JSON or else a text.
 
     Raises:
         EditingError: no such workflow, not in the API format, or no such widget.
     """
-    name, *changes = text.split("@")
-    found = [path for folder in WORKFLOWS if (path := folder / f"{name}.json").is_file()] or [Path(name)]
-    try:
-        workflow = json.loads(found[0].read_text(encoding="utf-8"))
-        if not all("class_type" in node and "inputs" in node for node in workflow.values()):
-            raise ValueError
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise EditingError(
-            f"{name!r} is no workflow in the API format; use a file, or a name out of workflows/api such as "
-            "demo_word_edit."
-        ) from error
+    start, *changes = text.split("@")
+    training, _, name = start.rpartition("+")
     settings = {}
     for change in changes:
         key, separator, value = change.partition("=")
@@ -107,7 +106,27 @@ def method(text: str) -> Method:
             settings[key] = json.loads(value)
         except ValueError:
             settings[key] = value
-    return Method(text, with_settings(workflow, settings), ALSO.get(name, {}))
+    workflow = with_settings(workflow_called(name), settings)
+    return Method(text, workflow, ALSO.get(name, {}), workflow_called(training) if training else None)
+
+
+def workflow_called(name: str) -> Workflow:
+    """One of :data:`WORKFLOWS` by its name, or a file.
+
+    Raises:
+        EditingError: none, or not in the API format.
+    """
+    found = [path for folder in WORKFLOWS if (path := folder / f"{name}.json").is_file()] or [Path(name)]
+    try:
+        workflow: Workflow = json.loads(found[0].read_text(encoding="utf-8"))
+        if not all("class_type" in node and "inputs" in node for node in workflow.values()):
+            raise ValueError
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise EditingError(
+            f"{name!r} is no workflow in the API format; use a file, or a name out of workflows/api such as "
+            "demo_word_edit."
+        ) from error
+    return workflow
 
 
 def as_rebuilding(pairs: Sequence[DemoPair]) -> list[DemoPair]:
@@ -125,9 +144,10 @@ def as_rebuilding(pairs: Sequence[DemoPair]) -> list[DemoPair]:
 
 
 class Runner(ABC):
-    """Runs workflows; ``base`` holds the input folder."""
+    """Runs workflows; ``base`` holds the input folder, ``mark`` tells what it made from what others make."""
 
     base: Path
+    mark = ""
 
     def picture_file(self, picture: torch.Tensor) -> str:
         """The name in the input folder under which the picture ``[3, H, W]`` lies."""
@@ -201,6 +221,8 @@ class ComfyRunner(Runner):
 class AloneRunner(Runner):
     """The pack's nodes over the demo model's diffusers backend, in this process, without a ComfyUI."""
 
+    mark = "-alone"
+
     def __init__(self, base: Path):
         from semantic_editing.tools.demo_host import COUNTS, DemoHost  # not where a ComfyUI runs the nodes
 
@@ -269,13 +291,17 @@ class Store:
 
 def outcomes(method: Method, pairs: Sequence[DemoPair], runner: Runner, store: Store) -> list[Outcome]:
     """One of each pair."""
-    made = []
+    made, trained = [], method.training is None
     for number, pair in enumerate(pairs):
         source, truth = runner.picture_file(pair.source), runner.picture_file(pair.target)
         workflow = aimed_at(method.workflow, pair, source, truth)
-        key = hashlib.sha256(json.dumps(workflow, sort_keys=True).encode()).hexdigest()[:16]
+        told = json.dumps([method.training, workflow] if method.training else workflow, sort_keys=True)
+        key = hashlib.sha256(told.encode()).hexdigest()[:16] + runner.mark
         outcome = store.get(key)
         if outcome is None:
+            if not trained:
+                runner.execute(method.training)
+                trained = True
             outcome = runner.run(workflow)
             store.put(key, outcome)
         made.append(outcome)
@@ -344,7 +370,6 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=FOLDER / "unseen",
         help="folder of pairs, as tools/demo_world/fresh_pairs.py writes",
     )
-    parser.add_argument("--before", type=Path, help="a workflow that is run once first, for example demo_caso_train")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--comfyui", type=Path, help="the ComfyUI to use (default: the first that is found)")
     where.add_argument("--alone", action="store_true", help="use none: the same nodes over diffusers, in this process")
@@ -377,8 +402,6 @@ def bench(settings: argparse.Namespace) -> None:
     store = Store(settings.out, settings.resume)
     results = []
     with running(None if settings.alone else chosen_host(settings.comfyui)) as runner:
-        if settings.before:
-            runner.execute(method(str(settings.before)).workflow)
         for title, also, pairs, alike in planned:
             judgement = Judgement(demo, pairs, also, rebuild=title == REBUILT)
             rows = judgement.bounds()

@@ -11,6 +11,7 @@ from semantic_editing.core.demo.bench import Outcome
 from semantic_editing.core.demo.data import FOLDER, DemoData
 from semantic_editing.core.errors import EditingError
 
+TRAINED = "demo_caso_train+demo_caso_edit@SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors"
 GLASSES, BEARD = "glasses: none to glasses", "facial hair: none to beard"
 
 
@@ -36,8 +37,8 @@ def test_every_shipped_method_is_in_a_table_of_its_own_edit(unseen):
         (bench.REBUILT, 24),
     ]  # fmt: skip
     assert [names for *_, names in tables] == [
-        ["word_swap", "demo_word_edit", "demo_caso_edit", "demo_region_mask_to_inpaint"],
-        ["word_swap", "demo_region_edit"],
+        ["word_swap", "demo_word_edit", "demo_caso_edit", TRAINED, "demo_region_mask_to_inpaint"],
+        ["word_swap", 'demo_region_edit@SemEdit_RegionBoxGenerator.sizes="1"', "demo_region_edit"],
         ["demo_caso_multi"],
         ["demo_invert_reconstruct@SemEdit_SPDInvInversion.solver=ddim", "demo_invert_reconstruct",
          "demo_noise_regularised"],
@@ -101,6 +102,8 @@ def test_a_run_goes_on_where_it_ended(tmp_path, unseen):
 class Canned:
     """A runner that answers with the truth, and counts what it is asked."""
 
+    mark = ""
+
     def __init__(self, data):
         self.files, self.asked, self.truth = {}, [], data
 
@@ -108,6 +111,9 @@ class Canned:
         name = f"{len(self.files)}.png"
         self.files[name] = picture
         return name
+
+    def execute(self, workflow):
+        self.asked.append(workflow)
 
     def run(self, workflow):
         self.asked.append(workflow)
@@ -124,6 +130,16 @@ def test_outcomes_are_one_a_pair_and_each_is_made_once(tmp_path, unseen):
     runner.files.clear()
     again = bench.outcomes(method, pairs, runner, bench.Store(tmp_path, True))
     assert len(runner.asked) == 2 and torch.equal(again[1].picture, made[1].picture)
+
+
+def test_a_training_runs_once_before_the_first_picture(tmp_path, unseen):
+    runner, method, pairs = Canned(unseen), bench.method(TRAINED), unseen.pairs_of(GLASSES)[:2]
+    bench.outcomes(method, pairs, runner, bench.Store(tmp_path, False))
+    trainers = ["SemEdit_CASOEmbeddingTrainer" in {n["class_type"] for n in asked.values()} for asked in runner.asked]
+    assert trainers == [True, False, False]
+    runner.files.clear()
+    bench.outcomes(method, pairs, runner, bench.Store(tmp_path, True))
+    assert len(runner.asked) == 3
 
 
 def test_folders_without_pairs_and_hosts_that_are_none_are_refused(tmp_path, monkeypatch, capsys):

@@ -43,7 +43,7 @@ def test_pictures_and_u_are_those_of_a_real_comfyui(name, runners, pair):
 
 @pytest.mark.slow
 def test_a_training_leaves_the_same_embedding(runners, pair):
-    """``--before`` with both: the file is found by the loader, and the edit with it is the same."""
+    """What TRAINING+WORKFLOW does, with both: the file is found by the loader, and the edit with it is the same."""
     names = ("steps=4", "held_out=4", "check_every=2")
     training = bench.method("@".join(["demo_caso_train", *(f"SemEdit_CASOEmbeddingTrainer.{name}" for name in names)]))
     loader = "SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors"
