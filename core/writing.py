@@ -137,7 +137,7 @@ def _locked(folder: Path) -> tuple[Path, BinaryIO]:
 
 
 def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
-    """Give the finished file its name; :class:`FileExistsError` where that may not replace what has it."""
+    """Give the finished file its name; raise FileExistsError where that may not replace what has it."""
     if overwrite:
         os.replace(temporary, target)
     elif fcntl is None:
