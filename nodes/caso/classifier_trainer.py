@@ -70,8 +70,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     io.Boolean,
                     "overwrite",
                     default=False,
-                    tooltip="Replace a file of that name. Off (the default): refuse when there is one, before "
-                    "training.",
+                    tooltip="Replace a file of that name; a workflow that comes with this on does so without asking. "
+                    "Off (the default): refuse when there is one, before training.",
                 ),
                 widget(
                     io.Int,

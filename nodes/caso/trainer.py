@@ -89,7 +89,8 @@ def trainer_inputs() -> list[Any]:
             io.Boolean,
             "overwrite",
             default=False,
-            tooltip="Replace an embedding of that name. Off (the default): refuse when there is one, before training.",
+            tooltip="Replace embeddings, pictures and progress of that name; a workflow that comes with this on does "
+            "so without asking. Off (the default): refuse when there are any, before training.",
         ),
         widget(
             io.Int,
@@ -123,7 +124,7 @@ def trainer_inputs() -> list[Any]:
             "resume",
             default=False,
             tooltip="Go on where a training of this name and these settings stopped; it ends as if it never had. "
-            "steps may be raised.",
+            "steps may be raised. It replaces only what that training saved.",
         ),
         widget(
             io.Int,
