@@ -44,7 +44,7 @@ def save_or_rescue(save: Callable[[Path, bool], object], path: Path, overwrite: 
         name = _saved_in(folder, path, save)
         if name:
             return Saved(
-                "", f"{reason} It is kept as {name} in {place}; move it into the folder {path.parent.name} from there."
+                "", f"{reason} It is kept as {name} in {place}; move it from there into the folder {path.parent.name}."
             )
     return Saved(
         "",

@@ -97,7 +97,7 @@ def test_a_result_without_room_goes_elsewhere_and_replaces_nothing_there(host):
     saved = SAVING.save_or_rescue(full("models"), host / "models" / "x.safetensors", True)
     assert saved.file == "" and saved.line == (
         "x.safetensors could not be written (No space left on device); free some. It is kept as x_2.safetensors in "
-        "ComfyUI's output folder; move it into the folder models from there."
+        "ComfyUI's output folder; move it from there into the folder models."
     )
     assert (host / "output" / "x.safetensors").read_bytes() == b"another's"
     assert (host / "output" / "x_2.safetensors").read_bytes() == b"result"

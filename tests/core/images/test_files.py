@@ -236,6 +236,15 @@ def test_every_source_that_opens_pictures_names_the_formats():
     assert calls >= 2
 
 
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):
+    def denied(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(EditingError, match=r"cannot be read \(Permission denied\)"):
+        picture_files(tmp_path)
+
+
 def png(width, height, rows=b""):
     """A PNG that declares a size, whatever it holds."""
 
