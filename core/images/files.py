@@ -98,6 +98,10 @@ def decoded(path: str | Path) -> Image.Image:
             return picture.convert("RGB")
     except EditingError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, asked before ours
+        raise EditingError(
+            f"{shown} has far too many pixels; use a picture of at most {MAX_PIXELS // 10**6} million."
+        ) from error
     except Exception as error:  # decoders raise whatever the bytes provoke, and one bad file must not end a folder
         raise EditingError(f"{shown} is damaged or not a picture; use a PNG, JPEG or WebP file.") from error
 

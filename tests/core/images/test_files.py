@@ -256,11 +256,11 @@ def png(width, height, rows=b""):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("size", [(8192, 8193), (30_000, 30_000), (2**31 - 1, 1), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize("size", [(8192, 8193), (12_000, 12_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
 def test_a_picture_too_large_is_refused_undecoded(tmp_path, monkeypatch, size):
     (tmp_path / "x.png").write_bytes(png(*size))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
-    with pytest.raises(EditingError, match=r"x\.png (would be|is damaged)"):
+    with pytest.raises(EditingError, match=r"x\.png (would be|has far too many) .*at most 67 million"):
         read_picture(tmp_path / "x.png")
 
 
@@ -305,9 +305,7 @@ def test_whatever_is_wrong_with_one_file_the_folder_goes_on(tmp_path):
     assert skipped_report(skipped).startswith(f"skipped {len(skipped)} unreadable: {skipped[0]}")
 
 
-@pytest.mark.parametrize(
-    "error", [struct.error, SyntaxError, IndexError, RecursionError, MemoryError, Image.DecompressionBombError, OSError]
-)
+@pytest.mark.parametrize("error", [struct.error, SyntaxError, IndexError, RecursionError, MemoryError, OSError])
 def test_every_error_of_a_decoder_is_one_sentence(tmp_path, monkeypatch, error):
     picture(16, 16).save(tmp_path / "x.png")
 
