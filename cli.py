@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .core.errors import EditingError
+from .core.file_names import check_characters
+from .core.writing import write_whole
 
 BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 SOLVER_NAMES = ("auto", "fixed_point", "anderson", "gradient", "ddim")
@@ -46,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--steps", type=int, default=30, help="steps of every trajectory (default 30)")
     demo.add_argument("--pair", type=int, default=0, help="which portrait of each edit, from 0")
+    demo.add_argument("--overwrite", action="store_true", help="replace files of these names in that folder")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
 
     edit = commands.add_parser("edit", help="edit a picture with a local SD 1.x, SD 2.x or SDXL model")
@@ -132,7 +135,12 @@ def run_demo(options: argparse.Namespace) -> None:
     from .core.images.contact_sheet import contact_sheet, to_picture
     from .core.images.files import check_writable, save_picture
 
-    sheet_path = check_writable(options.out / "contact_sheet.png", overwrite=True)
+    check_characters(str(options.out), "path")
+    sheet_path = check_writable(options.out / "contact_sheet.png", overwrite=options.overwrite)
+    if any(options.out.iterdir()) and not options.overwrite:
+        raise EditingError(
+            f"The folder {options.out} is not empty; choose another one, or add --overwrite to replace files there."
+        )
     if options.threads > 0:
         torch.set_num_threads(options.threads)
     start = time.perf_counter()
@@ -144,10 +152,14 @@ def run_demo(options: argparse.Namespace) -> None:
     )
     result.measures["seconds"] = round(time.perf_counter() - start, 1)
     for stem, image in result.pictures.items():
-        save_picture(options.out / f"{stem}.png", to_picture(image), overwrite=True)
-    save_picture(sheet_path, contact_sheet(result.rows, scale=1, width_of_text=170), overwrite=True)
-    (options.out / "measures.json").write_text(json.dumps(result.measures, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {sheet_path}, {len(result.pictures)} single pictures and {options.out / 'measures.json'}")
+        save_picture(options.out / f"{stem}.png", to_picture(image), overwrite=options.overwrite)
+    sheet = contact_sheet(result.rows, scale=1, width_of_text=170)
+    save_picture(sheet_path, sheet, overwrite=options.overwrite)
+    measures = (json.dumps(result.measures, indent=1) + "\n").encode()
+    path = write_whole(
+        options.out / "measures.json", lambda stream: stream.write(measures), overwrite=options.overwrite
+    )
+    print(f"wrote {sheet_path}, {len(result.pictures)} single pictures and {path}")
 
 
 def run_edit(options: argparse.Namespace) -> None:
@@ -159,6 +171,7 @@ def run_edit(options: argparse.Namespace) -> None:
     from .core.pix2pix_zero.word_edit import WordEdit, choose_device, edit_by_words
     from .core.spdinv.solvers import SPDInvSettings
 
+    check_characters(str(options.out), "path")
     check_writable(options.out, overwrite=options.overwrite)
     read_picture(options.image)  # a bad picture is refused before the model loads
     device, dtype = choose_device(options.device, options.dtype)

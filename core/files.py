@@ -1,17 +1,17 @@
-"""Reading and writing tensors safely: safetensors with metadata, atomic writes, restricted loading of old formats."""
+"""Reading and writing tensors safely: safetensors with metadata, restricted loading of old formats."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from .errors import EditingError
+from .writing import write_whole
 
 FORMAT_KEY = "format"
 MAX_LEGACY_BYTES = 2 << 30
@@ -20,7 +20,7 @@ MAX_LEGACY_BYTES = 2 << 30
 def save_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, overwrite: bool = False
 ) -> Path:
-    """Write a safetensors file whole or not at all (temporary file in the same folder, fsync, rename).
+    """Write a safetensors file whole or not at all, see :func:`~.writing.write_whole`.
 
     Args:
         tensors: name -> tensor; moved to the CPU and made contiguous.
@@ -32,32 +32,20 @@ def save_tensors(
     from safetensors.torch import save
 
     target = Path(path)
-    if target.exists() and not overwrite:
-        raise EditingError(f"{target.name} exists already; choose another name or allow overwriting.")
-    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=dict(metadata))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-    return target
+    for key, value in metadata.items():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise EditingError(
+                f"{target.name} could not be written, because the text of {key} holds half of a surrogate pair; type "
+                "it again."
+            ) from error
 
+    def fill(stream: BinaryIO) -> None:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        stream.write(save(plain, metadata=dict(metadata)))
 
-def _unwritable(target: Path, error: OSError) -> EditingError:
-    return EditingError(
-        f"{target.name} could not be written ({error.strerror}); check the folder's permissions and free space."
-    )
+    return write_whole(target, fill, overwrite=overwrite)
 
 
 def load_tensors(

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from semantic_editing import cli
+from semantic_editing.core.demo import model as demo_model
 from semantic_editing.core.demo import showcase
 from semantic_editing.core.demo import showcase_caso as caso_showcase
 from semantic_editing.core.demo import showcase_regions as region_showcase
@@ -229,6 +230,27 @@ def test_models_that_cannot_be_used(tmp_path, name, make, said):
 def test_the_encoder_is_named_as_in_comfyui(tmp_path, sd1):
     assert load_checkpoint(sd1).encoder_name == f"clip_l {WIDTH}"
     assert load_checkpoint(save_pipeline(tmp_path / "xl", "sdxl")).encoder_name == f"clip_l {WIDTH} + clip_g 6"
+
+
+def test_demo_replaces_nothing_unless_told(tmp_path, monkeypatch, capsys):
+    def loaded():
+        raise EditingError("The model was loaded.")
+
+    monkeypatch.setattr(demo_model, "load_demo_model", loaded)
+    (tmp_path / "measures.json").write_text("precious")
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 2
+    assert "is not empty; choose another one, or add --overwrite" in capsys.readouterr().err
+    for more in (["--overwrite"], []):
+        out = tmp_path if more else tmp_path / "new"
+        assert cli.main(["demo", "--out", str(out), *more]) == 2 and "was loaded" in capsys.readouterr().err
+    assert (tmp_path / "measures.json").read_text() == "precious"
+
+
+@pytest.mark.parametrize("command", ["demo", "edit"])
+def test_a_path_that_cannot_be_told_is_refused_first(tmp_path, capsys, command):
+    words = ["--model", "m", "--image", "i", "--source", "a", "--target", "b"] if command == "edit" else []
+    assert cli.main([command, "--out", f"{tmp_path}/a\udcff.png", *words]) == 2
+    assert "holds half of a surrogate pair" in capsys.readouterr().err
 
 
 @pytest.mark.slow

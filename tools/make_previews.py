@@ -87,7 +87,9 @@ def main() -> None:
         for title in titles:
             (image,) = outputs[numbers[title]]["images"]
             query = urllib.parse.urlencode({key: image[key] for key in ("filename", "subfolder", "type")})
-            pictures.append((title, Image.open(io.BytesIO(ask(server, f"/view?{query}"))).convert("RGB")))
+            pictures.append(
+                (title, Image.open(io.BytesIO(ask(server, f"/view?{query}")), formats=["PNG"]).convert("RGB"))
+            )
         sheet = compose(pictures)
         sheet.save(ROOT / "workflows" / "previews" / f"{name}.png", optimize=True)
         sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=90)

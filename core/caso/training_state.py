@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..classifiers.base import ImageClassifier
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
-from .settings import TrainingProgress, ValidationResult
+from .embedding import SemanticEmbedding
+from .settings import TrainingProgress, TrainingSettings, ValidationResult
 from .training import BestFound, EmbeddingTrainer
 
 FILE_FORMAT = "semantic_editing.embedding_training"
@@ -119,6 +121,15 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
         for number, (row, result) in enumerate(history)
     ]
     trainer.scheduled = BestFound(float(progress["best_score"]), best_step, best) if best else BestFound()
+
+
+def made_by(embedding: SemanticEmbedding, settings: TrainingSettings, classifier: ImageClassifier) -> bool:
+    """Whether ``embedding`` comes from a training with these settings, however long, and this classifier."""
+    stored: Any = embedding.info.get("settings")
+    if not isinstance(stored, dict) or embedding.info.get("classifier") != classifier.fingerprint:
+        return False
+    current = json.loads(json.dumps(settings.stored()))
+    return all(stored.get(key, ABSENT.get(key)) == value for key, value in current.items() if key not in FREE)
 
 
 def _run(trainer: EmbeddingTrainer) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from ..errors import EditingError
+from ..file_names import check_characters, shown_name
 from ..images.files import picture_files, read_folder, read_picture, skipped_report
 
 
@@ -59,14 +60,19 @@ def pictures_from_folders(
     chosen = [Path(folder) for folder in folders]
     if len(chosen) == 1:
         if not chosen[0].is_dir():
-            raise EditingError(f"The folder {chosen[0].name!r} was not found; check its name.")
-        chosen = sorted(p for p in chosen[0].iterdir() if p.is_dir() and not p.name.startswith("."))
+            raise EditingError(f"The folder '{shown_name(chosen[0].name)}' was not found; check its name.")
+        try:
+            chosen = sorted(p for p in chosen[0].iterdir() if p.is_dir() and not p.name.startswith("."))
+        except OSError as error:
+            raise EditingError(
+                f"The folder '{shown_name(chosen[0].name)}' cannot be read ({error.strerror}); check its permissions."
+            ) from error
     if len(chosen) < 2:
         raise EditingError(
             "A classifier needs at least two classes; give two or more folders, or one with a sub-folder for each "
             "class."
         )
-    names = [folder.name for folder in chosen]
+    names = [check_characters(folder.name, "folder name") for folder in chosen]
     if len(set(names)) != len(names):
         raise EditingError("Two of the folders have the same name, which is their class's; rename one of them.")
     total = sum(len(picture_files(folder)) for folder in chosen)

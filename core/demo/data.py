@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..errors import EditingError
+from ..images.files import decoded
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "demo"
 #: CLIP's byte pairs, in transformers' files.
@@ -124,9 +124,8 @@ class DemoData:
         pictures = []
         for entry in self._images:
             try:
-                with Image.open(self.folder / entry["file"]) as picture:
-                    pictures.append(np.asarray(picture.convert("RGB")))
-            except (OSError, KeyError) as error:
+                pictures.append(np.asarray(decoded(self.folder / entry["file"])))
+            except (EditingError, KeyError, TypeError) as error:
                 raise damaged(str(entry.get("file", "demo.json"))) from error
         return to_unit(np.stack(pictures))
 

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from ..errors import EditingError
+from ..file_names import shown_name
+from ..writing import check_target, write_whole
 
 MULTIPLE = 8  # image pixels per latent pixel
-#: Endings of the files in a folder that count as pictures; captions and the like beside them are passed over.
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+#: The picture formats that the pack reads and writes, by the endings of their files; what else lies in a folder
+#: (captions and the like) is passed over. Pillow opens a file as one of these or not at all, whatever its name says:
+#: others run programs (PostScript starts Ghostscript), or are rarely met and rarely mended.
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".gif": "GIF",
+}
+#: Of a picture that is read or resized. Asked of the file's first bytes, before anything is decoded.
+MAX_PIXELS = 8192 * 8192
+MAX_BYTES = 512 << 20  # of a picture file: twice what as many pixels take uncompressed
 NAMED = 5  # how many unreadable pictures a report names
+MARK = "semantic_editing"  # key of the text in a PNG file that says which part of the pack made it
 
 
 def read_picture(path: str | Path, size: int | None = None, multiple: int = MULTIPLE) -> tuple[Tensor, str]:
@@ -31,28 +46,19 @@ def read_picture(path: str | Path, size: int | None = None, multiple: int = MULT
         size: shorter side in pixels; None leaves the size as it is.
 
     Raises:
-        EditingError: missing or unreadable file, a picture too small, or a size that is no positive multiple.
+        EditingError: missing or unreadable file, a picture too small or too large, or a size that is no positive
+            multiple.
     """
     source = Path(path)
     if size is not None and (size < multiple or size % multiple):
         raise EditingError(f"The size is {size}; use a positive multiple of {multiple}.")
-    if not source.is_file():
-        raise EditingError(f"{source.name} was not found; check the file name and folder.")
-    try:
-        with Image.open(source) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if picture.has_transparency_data:
-                layer = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            picture = picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise EditingError(f"{source.name} is damaged or not a picture; use a PNG, JPEG or WebP file.") from error
+    picture = decoded(source)
     note = f"{picture.width} x {picture.height}"
     if size is not None and min(picture.size) != size:
         factor = size / min(picture.size)
-        picture = picture.resize(
-            (round(picture.width * factor), round(picture.height * factor)), Image.Resampling.LANCZOS
-        )
+        resized = (round(picture.width * factor), round(picture.height * factor))
+        _refuse_large(source, resized, "resized ")
+        picture = picture.resize(resized, Image.Resampling.LANCZOS)
         note += f", resized to {picture.width} x {picture.height}"
     width, height = (side - side % multiple for side in picture.size)
     if not width or not height:
@@ -63,54 +69,90 @@ def read_picture(path: str | Path, size: int | None = None, multiple: int = MULT
         left, top = (picture.width - width) // 2, (picture.height - height) // 2
         picture = picture.crop((left, top, left + width, top + height))
         note += f", cropped to {width} x {height}"
-    pixels = torch.from_numpy(np.asarray(picture).copy())
-    return pixels.permute(2, 0, 1)[None].float() / 255, note
+    pixels = torch.from_numpy(np.array(picture))
+    del picture
+    return pixels.permute(2, 0, 1)[None].float().div_(255), note
+
+
+def decoded(path: str | Path) -> Image.Image:
+    """The picture of a file, upright, without transparency, in RGB.
+
+    Raises:
+        EditingError: missing, of a format that is none of :data:`FORMATS`, damaged, or too large (:data:`MAX_PIXELS`,
+            :data:`MAX_BYTES`).
+    """
+    source = Path(path)
+    shown = shown_name(source.name)
+    try:
+        if not source.is_file():
+            raise EditingError(f"{shown} was not found; check the file name and folder.")
+        if source.stat().st_size > MAX_BYTES:
+            raise EditingError(f"{shown} is larger than {MAX_BYTES >> 20} MB; use a smaller picture.")
+        with Image.open(source, formats=sorted(set(FORMATS.values()))) as opened:
+            _refuse_large(source, opened.size)
+            ImageOps.exif_transpose(opened, in_place=True)
+            picture: Image.Image = opened
+            if picture.has_transparency_data:
+                layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+            return picture.convert("RGB")
+    except EditingError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, asked before ours
+        raise EditingError(
+            f"{shown} has far too many pixels; use a picture of at most {MAX_PIXELS // 10**6} million."
+        ) from error
+    except Exception as error:  # decoders raise whatever the bytes provoke, and one bad file must not end a folder
+        raise EditingError(f"{shown} is damaged or not a picture; use a PNG, JPEG or WebP file.") from error
+
+
+def _refuse_large(source: Path, size: tuple[int, int], how: str = "") -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise EditingError(
+            f"{shown_name(source.name)} would be {how}{size[0]} x {size[1]} pixels; use a picture of at most "
+            f"{MAX_PIXELS // 10**6} million."
+        )
 
 
 def check_writable(path: str | Path, *, overwrite: bool = False) -> Path:
     """``path`` if :func:`save_picture` will be able to write it, asked before a long run.
 
     Raises:
-        EditingError: the file exists, its ending is no picture format's, or the folder cannot be made.
+        EditingError: its ending is no picture format's, or see :func:`~..writing.check_target`.
     """
-    target = Path(path)
-    if target.suffix.lower() not in Image.registered_extensions():
-        raise EditingError(f"{target.name} has no ending of a picture format; use .png.")
-    if target.exists() and not overwrite:
-        raise EditingError(f"{target.name} exists already; choose another name or allow overwriting.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EditingError(
-            f"The folder {target.parent.name} cannot be made ({error.strerror}); choose another one."
-        ) from error
-    return target
+    _format_of(Path(path))
+    return check_target(path, overwrite=overwrite)
 
 
-def save_picture(path: str | Path, picture: Image.Image, *, overwrite: bool = False) -> Path:
-    """Write a picture whole or not at all (temporary file in the same folder, rename); the ending says the format.
+def save_picture(path: str | Path, picture: Image.Image, *, overwrite: bool = False, mark: str = "") -> Path:
+    """Write a picture whole or not at all; the ending says the format.
+
+    Args:
+        mark: what :func:`picture_mark` will say of the file, which must be a PNG then.
 
     Raises:
-        EditingError: see :func:`check_writable`, or the disk refuses.
+        EditingError: its ending is no picture format's, or see :func:`~..writing.write_whole`.
     """
-    target = check_writable(path, overwrite=overwrite)
-    temporary = None
+    kind, options = _format_of(Path(path)), {}
+    if mark:
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_text(MARK, mark)
+    return write_whole(path, lambda stream: picture.save(stream, format=kind, **options), overwrite=overwrite)
+
+
+def picture_mark(path: str | Path) -> str:
+    """What :func:`save_picture` marked a PNG file with; "" for any other file."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
-        with os.fdopen(handle, "wb") as stream:
-            picture.save(stream, format=Image.registered_extensions()[target.suffix.lower()])
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise EditingError(
-            f"{target.name} could not be written ({error.strerror}); check the folder's permissions and free space."
-        ) from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-    return target
+        with Image.open(path, formats=["PNG"]) as opened:
+            return str(opened.info.get(MARK, ""))
+    except Exception:  # see :func:`decoded`
+        return ""
+
+
+def _format_of(target: Path) -> str:
+    if target.suffix.lower() not in FORMATS:
+        raise EditingError(f"{target.name} has no ending of a picture format; use .png.")
+    return FORMATS[target.suffix.lower()]
 
 
 def skipped_report(skipped: Sequence[str]) -> str:
@@ -118,7 +160,8 @@ def skipped_report(skipped: Sequence[str]) -> str:
     if not skipped:
         return ""
     more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
-    return f"skipped {len(skipped)} unreadable: {', '.join(skipped[:NAMED])}{more}"
+    named = ", ".join(shown_name(name) for name in skipped[:NAMED])
+    return f"skipped {len(skipped)} unreadable: {named}{more}"
 
 
 def picture_files(folder: str | Path) -> list[Path]:
@@ -128,13 +171,17 @@ def picture_files(folder: str | Path) -> list[Path]:
         EditingError: no such folder, or no picture in it.
     """
     source = Path(folder)
+    shown = shown_name(source.name)
     if not source.is_dir():
-        raise EditingError(f"The folder {source.name!r} was not found; check its name.")
-    found = sorted(
-        p for p in source.iterdir() if p.is_file() and p.suffix.lower() in ENDINGS and not p.name.startswith(".")
-    )
+        raise EditingError(f"The folder '{shown}' was not found; check its name.")
+    try:
+        found = sorted(
+            p for p in source.iterdir() if p.is_file() and p.suffix.lower() in FORMATS and not p.name.startswith(".")
+        )
+    except OSError as error:
+        raise EditingError(f"The folder '{shown}' cannot be read ({error.strerror}); check its permissions.") from error
     if not found:
-        raise EditingError(f"The folder {source.name!r} holds no pictures; put PNG, JPEG or WebP files into it.")
+        raise EditingError(f"The folder '{shown}' holds no pictures; put PNG, JPEG or WebP files into it.")
     return found
 
 
@@ -161,8 +208,8 @@ def read_folder(
             callback(number + 1, len(files))
     if not pictures:
         raise EditingError(
-            f"None of the {len(files)} pictures in the folder {Path(folder).name!r} can be read; use PNG, JPEG or WebP "
-            "files."
+            f"None of the {len(files)} pictures in the folder '{shown_name(Path(folder).name)}' can be read; use PNG, "
+            "JPEG or WebP files."
         )
     return torch.cat(pictures), skipped
 

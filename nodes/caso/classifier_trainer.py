@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -10,8 +11,10 @@ from ...core.classifiers.loaders import save_image_classifier
 from ...core.classifiers.pictures import LabelledPictures, pictures_from_batch, pictures_from_folders
 from ...core.classifiers.training import TrainedClassifier, TrainingSettings, train_classifier, training_size
 from ...core.errors import EditingError
+from ...core.writing import check_target
 from ..common.inputs import seed_input
 from ..common.reports import plot_output, report_output, shown
+from ..common.saving import Saved, save_or_rescue
 from ..host.folders import input_folder, output_path
 from ..host.managed_models import ManagedClassifier, manage_classifier, training_scope
 from ..host.progress import StoppableBar, counting_bar
@@ -67,8 +70,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     io.Boolean,
                     "overwrite",
                     default=False,
-                    tooltip="Replace a file of that name. Off (the default): refuse when there is one, before "
-                    "training.",
+                    tooltip="Replace a file of that name; a workflow that comes with this on does so without asking. "
+                    "Off (the default): refuse when there is one, before training.",
                 ),
                 widget(
                     io.Int,
@@ -230,9 +233,7 @@ class AttributeClassifierTrainer(io.ComfyNode):
             seed=seed,
         )
         settings.check()
-        path = output_path(FOLDER, filename)
-        if path.exists() and not overwrite:
-            raise EditingError(f"{path.name} exists already; choose another name or allow overwriting.")
+        path = check_target(output_path(FOLDER, filename), overwrite=overwrite)
         start = None if backbone is None else backbone.classifier
         size = training_size(start, input_size)
         bar = StoppableBar()
@@ -244,16 +245,21 @@ class AttributeClassifierTrainer(io.ComfyNode):
             trained = train_classifier(
                 pictures, settings, start, device=device, callback=lambda at: bar(at.step, at.steps)
             )
-        save_image_classifier(trained.classifier, path, trained.facts(), overwrite=overwrite)
-        bar.finish()
-        return cls.outputs(trained, path.name)
+
+        def save(target: Path, replacing: bool) -> None:
+            save_image_classifier(trained.classifier, target, trained.facts(), overwrite=replacing)
+
+        saved = save_or_rescue(save, path, overwrite)
+        if saved.file:
+            bar.finish()  # else it would be lost, or nobody would hear where it went
+        return cls.outputs(trained, saved)
 
     @classmethod
-    def outputs(cls, trained: TrainedClassifier, file: str) -> Any:
+    def outputs(cls, trained: TrainedClassifier, saved: Saved) -> Any:
         """The node's outputs and what it shows."""
-        report, plot = f"saved {file}\n{trained.report()}", trained.plot()[None]
+        report, plot = f"{saved.line}\n{trained.report()}", trained.plot()[None]
         managed = manage_classifier(lambda: trained.classifier)
-        return io.NodeOutput(managed, trained.accuracy, plot, report, file, ui=shown(report, plot, cls))
+        return io.NodeOutput(managed, trained.accuracy, plot, report, saved.file, ui=shown(report, plot, cls))
 
 
 def gathered(folders: str, labels: str, images: Tensor | None, size: tuple[int, int]) -> LabelledPictures:

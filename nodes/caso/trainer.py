@@ -1,4 +1,4 @@
-"""CASO Embedding Trainer: its inputs, the files it writes and what it shows, and the node."""
+"""CASO Embedding Trainer: its inputs, what it shows, and the node."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ...core.caso.embedding import SemanticEmbedding
 from ...core.caso.settings import LEVELS, TrainingSettings
 from ...core.caso.training import EmbeddingTrainer
 from ...core.caso.training_report import last_pictures, progress_line, sample_contact_sheet, training_plot
-from ...core.caso.training_state import resume_training, save_training
+from ...core.caso.training_state import resume_training
 from ...core.denoiser import Evaluations
 from ...core.errors import EditingError
 from ...core.images.contact_sheet import to_picture
-from ...core.images.files import save_picture, skipped_report
+from ...core.images.files import skipped_report
 from ...core.token_vectors import MAX_TOKENS, empty_condition
 from ..common.image_inputs import gathered
 from ..common.inputs import seed_input
 from ..common.reports import plot_output, report_output, shown
-from ..host.folders import output_path
+from ..common.saving import Saved
 from ..host.latents import latent_to_model
 from ..host.managed_models import ManagedClassifier
 from ..host.progress import StoppableBar
@@ -34,12 +34,12 @@ from ..host.session import Session
 from ..host.tokens import HostVectorEncoder, SessionVectorEncoder
 from ..host.vae import SessionDecoder, encode_images
 from .classifier_loader import AttributeClassifierType, names_in
-from .embeddings import CATEGORY, FOLDER, embedding_output
+from .embeddings import CATEGORY, embedding_output
+from .trainer_files import TrainingFiles
 
 #: Socket that can carry a :class:`~semantic_editing.core.caso.settings.TrainingSettings`.
 TrainingSettingsType = io.Custom("SEMEDIT_CASO_TRAINING_SETTINGS")
 DEFAULTS = TrainingSettings("attribute", ("class",))
-TRAININGS = "embedding_trainings"  # ComfyUI's folder for states to go on from
 VALIDATION_PART = 4  # one picture of so many is a validation picture at most (rounded up)
 SAVE_EVERY = 10  # steps, besides every validation; the picture that is shown is new then, too
 ADVICE = "lower batch_size or the size of the pictures, or switch checkpointing on"
@@ -89,7 +89,8 @@ def trainer_inputs() -> list[Any]:
             io.Boolean,
             "overwrite",
             default=False,
-            tooltip="Replace an embedding of that name. Off (the default): refuse when there is one, before training.",
+            tooltip="Replace embeddings, pictures and progress of that name; a workflow that comes with this on does "
+            "so without asking. Off (the default): refuse when there are any, before training.",
         ),
         widget(
             io.Int,
@@ -123,7 +124,7 @@ def trainer_inputs() -> list[Any]:
             "resume",
             default=False,
             tooltip="Go on where a training of this name and these settings stopped; it ends as if it never had. "
-            "steps may be raised.",
+            "steps may be raised. It replaces only what that training saved.",
         ),
         widget(
             io.Int,
@@ -292,37 +293,6 @@ def chosen_attribute(heads: Mapping[str, Sequence[str]], attribute: str) -> str:
     return attribute.strip() or next(iter(heads))
 
 
-@dataclass(frozen=True)
-class Files:
-    """Where a training writes: an embedding for each target class, two pictures, and the state to go on from."""
-
-    embeddings: list[Path]
-    samples: Path
-    plot: Path
-    state: Path
-
-    @staticmethod
-    def named(filename: str, targets: tuple[str, ...]) -> Files:
-        """One class is saved under ``filename`` itself, several with the class's name added.
-
-        Raises:
-            EditingError: an unusable name.
-        """
-        first = output_path(FOLDER, filename)
-        stems = (
-            [first.stem] if len(targets) == 1 else [f"{first.stem}_{target.replace(' ', '_')}" for target in targets]
-        )
-        embeddings = [output_path(FOLDER, stem) for stem in stems]
-        pictures = (first.with_name(f"{first.stem}.{kind}.png") for kind in ("preview", "training"))
-        return Files(embeddings, *pictures, output_path(TRAININGS, filename))
-
-    def check(self, overwrite: bool) -> None:
-        """Raise :class:`EditingError` if an embedding exists and may not be replaced."""
-        for path in self.embeddings:
-            if path.exists() and not overwrite:
-                raise EditingError(f"{path.name} exists already; choose another name or allow overwriting.")
-
-
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What a training has come to so far.
@@ -380,23 +350,20 @@ class Outcome:
         padded = [torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[1]), value=1.0) for part in parts]
         return to_picture(torch.cat(padded).movedim(-1, 0))
 
-    def save(self, files: Files) -> None:
+    def save(self, files: TrainingFiles) -> list[Saved]:
         """Write embeddings and pictures; a file is never left half written."""
-        for embedding, path in zip(self.embeddings, files.embeddings, strict=True):
-            embedding.save(path, overwrite=True)
         pictures = {files.plot: self.plot}
         if (
             self.samples is not None or not self.validation_count
         ):  # never curves in place of samples that a resumed run lacks
             pictures[files.samples] = self.shown()
-        for path, picture in pictures.items():
-            save_picture(path, to_picture(picture.movedim(-1, 0)), overwrite=True)
+        return files.save(self.embeddings, pictures)
 
-    def report(self, files: Files, pictures: int) -> str:
+    def report(self, pictures: int) -> str:
         """A few lines for people."""
         cost = self.evaluations
         return (
-            f"saved {', '.join(path.name for path in files.embeddings)}\n{self.steps} steps on {pictures} pictures, "
+            f"{self.steps} steps on {pictures} pictures, "
             f"{self.validation_count} held out; best at step {self.best_step}\n{self.figures_of}: loss "
             f"{self.loss:.3f}, {100 * self.accuracy:.0f} % classified as asked\nnetwork evaluations: "
             f"{cost.forward:.0f} forward, {cost.backward:.0f} backward"
@@ -508,8 +475,9 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         )
         for target in settings.targets:
             classifier.class_index(settings.attribute, target)  # refuses one that the classifier does not know
-        files = Files.named(filename, settings.targets)
-        files.check(overwrite or (resume and files.state.exists()))
+        files = TrainingFiles.named(filename, settings.targets)
+        going_on = resume and files.state.exists()
+        files.claim(overwrite, files.ownership(settings, classifier) if going_on else None)
         pictures, skipped = gathered(folder, images, image_size)
         latents = latent_to_model(model, encode_images(vae, pictures)).clone()
         validation_count = min(held_out, math.ceil(len(latents) / VALIDATION_PART), len(latents) - 1)
@@ -517,7 +485,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         draft = None if draft_vae is None else SessionDecoder(draft_vae, checkpointing)
         bar = StoppableBar()
 
-        def work(session: Session) -> Outcome:
+        def work(session: Session) -> tuple[Outcome, list[Saved]]:
             own = latents.to(session.latent.device)
             trainer = EmbeddingTrainer(
                 session.denoiser,
@@ -529,14 +497,14 @@ class CASOEmbeddingTrainer(io.ComfyNode):
                 own[:validation_count],
                 None if draft is None else draft.bind(session),
             )
-            if resume and files.state.exists():
+            if going_on:
                 resume_training(trainer, files.state)
 
             def report(_: Any) -> None:
                 validated = trainer.history[-1].validation is not None
                 saving = validated or trainer.step % SAVE_EVERY == 0 or trainer.step == settings.steps
                 if saving:
-                    save_training(trainer, files.state, overwrite=True)
+                    files.save_state(trainer)
                 bar.show(
                     trainer.step,
                     settings.steps,
@@ -547,19 +515,18 @@ class CASOEmbeddingTrainer(io.ComfyNode):
             with bar.catching():
                 trainer.run(report)
             if bar.cancelled is not None and trainer.step:
-                save_training(trainer, files.state, overwrite=True)
+                files.save_state(trainer)
                 with bar.catching():
                     trainer.validate_if_never()  # so that there is something to keep and to show
             outcome = Outcome.of(trainer)
-            if trainer.best_found.vectors:  # else Cancel was pressed in the first step, or again in that validation
-                outcome.save(files)
-            return outcome
+            # Without vectors Cancel was pressed in the first step, or again in that validation.
+            return outcome, outcome.save(files) if trainer.best_found.vectors else []
 
         decoders = [decoder] if draft is None else [decoder, draft]
         additional_models = [vector_encoder.patcher, *(part.patcher for part in decoders), attribute_classifier.patcher]
         sizes = {"samples": torch.zeros(settings.batch, *latents.shape[1:])}
         empty = {"positive": empty_condition(HostVectorEncoder(clip))}
-        outcome = run(
+        outcome, saved = run(
             model,
             sizes,
             empty,
@@ -570,12 +537,13 @@ class CASOEmbeddingTrainer(io.ComfyNode):
             advice=ADVICE,
             additional_models=additional_models,
         )
-        bar.finish()
-        report = "\n".join(
-            filter(None, [outcome.report(files, len(pictures) - validation_count), skipped_report(skipped)])
-        )
+        if not files.trouble and all(part.file for part in saved):
+            bar.finish()  # else what could not be saved would be lost, or nobody would hear where it went
+        told = [part.line for part in saved]
+        told += [outcome.report(len(pictures) - validation_count), files.trouble, skipped_report(skipped)]
+        report = "\n".join(filter(None, told))
         samples, plot = outcome.shown()[None], outcome.plot[None]
-        text = "\n".join(f"embedding:{path.stem}" for path in files.embeddings)
+        text = "\n".join(f"embedding:{Path(part.file).stem}" for part in saved if part.file)
         return io.NodeOutput(
             ((outcome.embeddings[0], 1.0),), samples, plot, report, text, ui=shown(report, samples, cls)
         )

@@ -50,7 +50,8 @@ def saved_name_inputs(default: str) -> list[Any]:
             io.Boolean,
             "overwrite",
             default=False,
-            tooltip="Replace a file of that name. Off (the default): refuse when there is one.",
+            tooltip="Replace a file of that name; a workflow that comes with this on does so without asking. Off (the "
+            "default): refuse when there is one.",
         ),
     ]
 

@@ -1,5 +1,7 @@
-"""The pack's model folders (``models/edit_directions`` and so on) and pictures under ``input``, through
-``folder_paths``.
+"""The pack's model folders (``models/edit_directions`` and so on), pictures under ``input``, and where a result goes
+whose folder is full, through ``folder_paths``.
+
+No sentence says where a folder lies: whoever calls the server's API reads it, too.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from pathlib import Path
 import folder_paths
 
 from ...core.errors import EditingError
+from ...core.file_names import check_name, shown_name
 
 EDIT_DIRECTIONS = "edit_directions"
 INVERSIONS = "inversions"
@@ -50,13 +53,12 @@ def resolve_file(kind: str, name: str) -> Path:
         EditingError: ``name`` is not one of :func:`list_files` (which leaves no room for ``..`` or absolute paths).
     """
     if name not in list_files(kind):
-        home = folder_paths.get_folder_paths(kind)[0]
         raise EditingError(
-            f"{name!r} is not in ComfyUI's {kind} folder; put the file into {home} and refresh the node."
+            f"'{shown_name(name)}' is not in ComfyUI's models/{kind} folder; put the file there and refresh the node."
         )
     path = folder_paths.get_full_path(kind, name)
     if path is None:
-        raise EditingError(f"{name!r} has disappeared from ComfyUI's {kind} folder; refresh the node.")
+        raise EditingError(f"'{shown_name(name)}' has disappeared from ComfyUI's {kind} folder; refresh the node.")
     return Path(path)
 
 
@@ -91,31 +93,36 @@ def _model_folders(kind: str, mark: str) -> dict[str, Path]:
     return found
 
 
-def output_path(kind: str, name: str) -> Path:
-    """Where to write a new file ``name`` of folder ``kind``; ``.safetensors`` is added when missing.
+def output_path(kind: str, name: str, ending: str = ".safetensors") -> Path:
+    """Where to write a new file ``name`` of folder ``kind``; ``ending`` is added when missing.
 
     Raises:
-        EditingError: empty name, ``..``, a path separator, a drive or a hidden file.
+        EditingError: see :func:`~...core.file_names.check_name`.
     """
-    stem = name.strip()
-    if not stem or stem.startswith(".") or any(mark in stem for mark in ("/", "\\", ":", "\0", "\n")) or ".." in stem:
-        raise EditingError(f"The file name {name!r} is not usable; give a plain name without folders, '..' or ':'.")
+    plain = check_name(name.strip().removesuffix(ending), added=ending)
     register_folders()
-    if not stem.endswith(".safetensors"):
-        stem += ".safetensors"
-    return Path(folder_paths.get_folder_paths(kind)[0]) / stem
+    return Path(folder_paths.get_folder_paths(kind)[0]) / plain
+
+
+def rescue_folders() -> list[tuple[str, Path]]:
+    """Where else a result may go, the best first: name for a sentence, and folder."""
+    return [
+        ("ComfyUI's output folder", Path(folder_paths.get_output_directory())),
+        ("ComfyUI's temp folder, which is emptied when it starts", Path(folder_paths.get_temp_directory())),
+    ]
 
 
 def input_folder(name: str) -> Path:
     """The folder ``name`` inside ComfyUI's input folder; ``/`` separates levels.
 
     Raises:
-        EditingError: there is none, or ``name`` leads out of the input folder.
+        EditingError: there is none, or ``name`` is unusable or leads out of the input folder.
     """
-    home, wanted = Path(folder_paths.get_input_directory()), name.strip().replace("\\", "/")
-    leads_out = wanted.startswith("/") or ".." in wanted.split("/") or any(mark in wanted for mark in (":", "\0", "\n"))
-    if not wanted or leads_out or not (home / wanted).is_dir():
+    home, wanted = folder_paths.get_input_directory(), name.strip().replace("\\", "/")
+    parts = [check_name(part, "folder name") for part in wanted.split("/") if part]
+    found = Path(home, *parts)
+    if not parts or wanted.startswith("/") or not os.path.isdir(found):
         raise EditingError(
-            f"{name!r} is no folder inside ComfyUI's input folder; put the pictures into a folder in {home}."
+            f"'{shown_name(wanted)}' is no folder inside ComfyUI's input folder; put the pictures into one there."
         )
-    return home / wanted
+    return found

@@ -69,7 +69,7 @@ def test_train_load_and_train_on(folders):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"folders": "../models"}, "is no folder inside"),
+        ({"folders": "../models"}, "leads to another folder"),
         ({"folders": "tones/dark"}, "at least two classes"),
         ({"filename": "../escape"}, "file name"),
         ({"folders": ""}, "nothing to learn from"),

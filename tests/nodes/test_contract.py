@@ -103,3 +103,24 @@ def test_help_page(schema):
     workflows = {path.stem for path in (ROOT / "workflows").glob("*.json")}
     assert any(f"`{name}`" in text for name in workflows), "name a workflow that shows the node"
     assert all(f"**{slot.id}**" in text for slot in schema.inputs)
+
+
+SAVING = [schema for schema in SCHEMAS.values() if any(slot.id == "overwrite" for slot in schema.inputs)]
+
+
+@pytest.mark.parametrize("schema", SAVING, ids=[schema.node_id for schema in SAVING])
+def test_what_overwriting_means_is_said_wherever_a_node_writes(schema):
+    (slot,) = [slot for slot in schema.inputs if slot.id == "overwrite"]
+    assert slot.options["default"] is False
+    for language, word in zip(LANGUAGES, ("workflow", "工作流", "ワークフロー"), strict=True):
+        words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))[schema.node_id]
+        assert word in words["inputs"]["overwrite"]["tooltip"]
+    pitfalls = (ROOT / "web" / "docs" / f"{schema.node_id}.md").read_text("utf-8").partition("## Pitfalls")[2]
+    assert "**overwrite**" in pitfalls and "workflow from somebody else may have it on" in pitfalls
+
+
+def test_every_node_that_writes_asks_before_it_replaces():
+    """Whoever makes the path of a new file has the widget."""
+    writers = [path for path in (ROOT / "nodes").rglob("*.py") if "output_path(" in path.read_text("utf-8")]
+    rooms = {path.stem for path in writers} - {"folders", "trainer_files"}
+    assert rooms == {"files", "direction_files", "models", "classifier_trainer"} and len(SAVING) == 5

@@ -239,6 +239,7 @@ def test_folders_that_are_refused(tmp_path):
     (broken / "a.png").write_bytes(b"x")
     for folders, said in (
         ([good], "at least two classes"),
+        ([good, tmp_path / "a\udcff"], r"folder name 'a\\udcff' holds half of a surrogate pair"),
         ([good, other], "same name"),
         ([good, empty], "'empty' holds no pictures"),
         ([good, single], "'single' has 1 readable"),

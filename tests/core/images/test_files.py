@@ -1,6 +1,11 @@
 """Picture files: any mode, orientation and size in; whole files out."""
 
-import os
+import ast
+import io
+import random
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +13,18 @@ import torch
 from PIL import Image
 
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.images import files as pictures
-from semantic_editing.core.images.files import check_writable, read_picture, save_picture, square_pictures
+from semantic_editing.core.images.files import (
+    FORMATS,
+    check_writable,
+    picture_files,
+    picture_mark,
+    read_picture,
+    save_picture,
+    skipped_report,
+    square_pictures,
+)
+
+ROOT = Path(__file__).parents[3]
 
 
 def picture(width, height):
@@ -114,14 +129,12 @@ def test_an_existing_picture_is_kept_unless_allowed(tmp_path):
     assert Image.open(tmp_path / "x.png").size == (8, 8)
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
-    def full_disk(_descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pictures.os, "fsync", full_disk)
-    with pytest.raises(EditingError, match="No space left"):
-        save_picture(tmp_path / "x.png", picture(16, 8))
-    assert os.listdir(tmp_path) == []
+def test_a_mark_is_kept_and_others_have_none(tmp_path):
+    save_picture(tmp_path / "x.png", picture(16, 8), mark="me")
+    save_picture(tmp_path / "y.png", picture(16, 8))
+    (tmp_path / "z.png").write_bytes(b"no picture")
+    assert [picture_mark(tmp_path / f"{name}.png") for name in "xyz?"] == ["me", "", "", ""]
+    assert (np.asarray(Image.open(tmp_path / "x.png")) == np.asarray(picture(16, 8))).all()
 
 
 def test_an_ending_of_no_picture_format_is_refused(tmp_path):
@@ -156,3 +169,159 @@ def test_folders_that_give_no_squares_are_refused(tmp_path):
         square_pictures(tmp_path, 16)
     with pytest.raises(EditingError, match="multiple of 8"):
         square_pictures(tmp_path, 20)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_every_format_is_written_and_read(tmp_path, ending):
+    save_picture(tmp_path / f"x{ending}", picture(64, 32))
+    image, _ = read_picture(tmp_path / f"x{ending}")
+    expected = torch.from_numpy(np.asarray(picture(64, 32)).copy()).permute(2, 0, 1) / 255
+    assert float((image[0] - expected).abs().mean()) < 0.03
+
+
+def test_a_phone_s_picture_of_several_frames_is_read_as_jpeg(tmp_path):
+    picture(64, 32).save(tmp_path / "x.jpg", format="MPO", save_all=True, append_images=[picture(64, 32)])
+    with Image.open(tmp_path / "x.jpg") as opened:
+        assert opened.format == "MPO"
+    assert read_picture(tmp_path / "x.jpg")[0].shape == (1, 3, 32, 64)
+
+
+def ghostscript(monkeypatch):
+    """Pictures that Pillow hands to Ghostscript."""
+    from PIL import EpsImagePlugin
+
+    started = []
+
+    def start(*_, **__):
+        started.append(1)
+        return Image.new("RGB", (10, 10)).im
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", start)
+    return started
+
+
+def test_an_eps_named_png_starts_nothing(tmp_path, monkeypatch):
+    picture(16, 16).save(tmp_path / "x.png", format="EPS")
+    started = ghostscript(monkeypatch)
+    with Image.open(tmp_path / "x.png") as opened:
+        opened.load()
+    assert started, "Pillow left to itself would start it"
+    started.clear()
+    with pytest.raises(EditingError, match=r"x\.png is damaged or not a picture"):
+        read_picture(tmp_path / "x.png")
+    assert picture_mark(tmp_path / "x.png") == "" and not started
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "TGA", "PCX", "ICO", "PDF", "SGI", "IM", "DDS"])
+def test_other_formats_are_no_pictures(tmp_path, kind):
+    picture(16, 16).save(tmp_path / "x.png", format=kind)
+    with pytest.raises(EditingError, match="damaged or not a picture"):
+        read_picture(tmp_path / "x.png")
+
+
+def sources():
+    """Every shipped source, and the scripts."""
+    return [path for folder in ("core", "nodes", "benchmarks", "tools") for path in (ROOT / folder).rglob("*.py")] + [
+        ROOT / "cli.py"
+    ]
+
+
+def test_every_source_that_opens_pictures_names_the_formats():
+    calls = 0
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
+                calls += 1
+                assert "formats" in [word.arg for word in node.keywords], f"{path.name}:{node.lineno}"
+    assert calls >= 2
+
+
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):
+    def denied(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(EditingError, match=r"cannot be read \(Permission denied\)"):
+        picture_files(tmp_path)
+
+
+def png(width, height, rows=b""):
+    """A PNG that declares a size, whatever it holds."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(8192, 8193), (12_000, 12_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
+def test_a_picture_too_large_is_refused_undecoded(tmp_path, monkeypatch, size):
+    (tmp_path / "x.png").write_bytes(png(*size))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    with pytest.raises(EditingError, match=r"x\.png (would be|has far too many) .*at most 67 million"):
+        read_picture(tmp_path / "x.png")
+
+
+def test_a_thread_of_pixels_is_not_blown_up(tmp_path):
+    Image.new("L", (1, 60_000)).save(tmp_path / "x.png")
+    with pytest.raises(EditingError, match="would be resized 512 x 30720000 pixels; use a picture of at most 67 mill"):
+        read_picture(tmp_path / "x.png", 512)
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    with (tmp_path / "x.webp").open("wb") as stream:
+        stream.truncate(600 << 20)
+    with pytest.raises(EditingError, match=r"x\.webp is larger than 512 MB"):
+        read_picture(tmp_path / "x.webp")
+
+
+def mutations(seed, count):
+    """``(ending, bytes)`` of damaged pictures of every format, the same for a seed."""
+    chance = random.Random(seed)
+    whole = {}
+    for ending, kind in FORMATS.items():
+        stream = io.BytesIO()
+        picture(24, 24).save(stream, format=kind)
+        whole[ending] = stream.getvalue()
+    for _ in range(count):
+        ending, data = chance.choice(list(whole.items()))
+        damaged = bytearray(data)
+        for _ in range(chance.randint(1, 6)):
+            damaged[chance.randrange(min(len(damaged), chance.choice((16, 64, 10**6))))] = chance.choice(
+                (0, 255, 127, chance.randrange(256))
+            )
+        yield ending, bytes(damaged[: chance.choice((len(damaged), len(damaged), chance.randrange(len(damaged))))])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+def test_whatever_is_wrong_with_one_file_the_folder_goes_on(tmp_path):
+    for number, (ending, data) in enumerate(mutations(0, 300)):
+        (tmp_path / f"{number:03}{ending}").write_bytes(data)
+    picture(24, 24).save(tmp_path / "good.png")
+    images, skipped = square_pictures(tmp_path, 16)
+    assert len(images) + len(skipped) == 301 and 50 < len(skipped) < 301 and "good.png" not in skipped
+    assert skipped_report(skipped).startswith(f"skipped {len(skipped)} unreadable: {skipped[0]}")
+
+
+@pytest.mark.parametrize("error", [struct.error, SyntaxError, IndexError, RecursionError, MemoryError, OSError])
+def test_every_error_of_a_decoder_is_one_sentence(tmp_path, monkeypatch, error):
+    picture(16, 16).save(tmp_path / "x.png")
+
+    def load(self):
+        raise error("anything")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(EditingError, match=r"^x\.png is damaged or not a picture; use a PNG, JPEG or WebP file\.$"):
+        read_picture(tmp_path / "x.png")
+
+
+def test_names_that_cannot_be_sent_are_told_all_the_same(tmp_path):
+    (tmp_path / "a\udcff.png").write_bytes(b"no picture")
+    picture(16, 16).save(tmp_path / "b.png")
+    _, skipped = square_pictures(tmp_path, 16)
+    assert skipped_report(skipped) == r"skipped 1 unreadable: a\udcff.png"
+    with pytest.raises(EditingError, match=r"a\\udcff\.png is damaged") as caught:
+        read_picture(picture_files(tmp_path)[0])
+    assert str(caught.value).encode()

@@ -1,5 +1,6 @@
 """The CASO nodes in the host, in a prompt, on the demo model: trained, saved, loaded, applied, cancelled, resumed."""
 
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -167,6 +168,66 @@ def test_cancel_before_the_first_look_keeps_something_and_shows_the_curves(pack,
     straight = vectors_of(train(pack, demo, images, check_every=0, filename="straight")[0])
     resumed = vectors_of(train(pack, demo, images, check_every=0, resume=True)[0])
     torch.testing.assert_close(resumed, straight, rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_overwrite_off_protects_the_pictures_and_the_progress(pack, demo, images, folders, monkeypatch):
+    embeddings, states = folders / "embeddings", folders / "embedding_trainings"
+    train(pack, demo, images)
+    (embeddings / "mine.safetensors").unlink()
+    before = {path: path.read_bytes() for path in (*embeddings.iterdir(), *states.iterdir())}
+    assert len(before) == 3
+    with pytest.raises(ValueError, match=r"mine\.preview\.png exists already"):
+        train(pack, demo, images)
+    for name in ("preview", "training"):
+        (embeddings / f"mine.{name}.png").rename(folders / f"{name}.png")
+    with pytest.raises(ValueError, match="progress of another training of this name"):
+        train(pack, demo, images)
+    (folders / "preview.png").rename(embeddings / "mine.preview.png")
+    (folders / "training.png").rename(embeddings / "mine.training.png")
+    assert {path: path.read_bytes() for path in before} == before
+    train(pack, demo, images, resume=True)
+    assert (embeddings / "mine.safetensors").is_file()
+    (embeddings / "mine.preview.png").write_bytes(b"a person's own")
+    with pytest.raises(ValueError, match=r"mine\.preview\.png exists already and is not from the training"):
+        train(pack, demo, images, resume=True)
+    assert (embeddings / "mine.preview.png").read_bytes() == b"a person's own"
+    train(pack, demo, images, resume=True, overwrite=True)
+    assert (embeddings / "mine.preview.png").read_bytes() != b"a person's own"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("cancel", [False, True])
+def test_a_full_disk_loses_no_training(pack, demo, images, folders, monkeypatch, cancel):
+    """The models' disk fills up at the second step; the output folder is on another one."""
+    straight = vectors_of(train(pack, demo, images, filename="straight", steps=2)[0])
+    writing, fsync, full = pack("core.writing"), os.fsync, []
+
+    def filling(handle):
+        if full and os.readlink(f"/proc/self/fd/{handle}").startswith(str(folders / "embedding")):
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    def fill(value, total, preview=None, **named):
+        if value == 2:
+            full.append(True)
+            if cancel:
+                mm.interrupt_current_processing(True)
+
+    (folders / "output").mkdir()
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(folders / "output"))
+    monkeypatch.setattr(writing.os, "fsync", filling)
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", fill)
+    chosen, *_, report, text = train(pack, demo, images, check_every=1, steps=4 if cancel else 2)
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", None)
+    assert "It is kept as mine.safetensors in ComfyUI's output folder" in report and text == ""
+    assert str(folders) not in report and "The picture is in this node's output." in report
+    kept = pack("core.caso.embedding").SemanticEmbedding.load(folders / "output" / "mine.safetensors")
+    assert torch.equal(kept.vectors["clip_l"], vectors_of(chosen))
+    if not cancel:
+        torch.testing.assert_close(vectors_of(chosen), straight, rtol=0, atol=0)
+    assert [path.name for path in (folders / "embeddings").iterdir() if "mine" in path.name] == []
+    assert not list(folders.rglob("*.part"))
 
 
 @torch.inference_mode()

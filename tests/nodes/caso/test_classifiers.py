@@ -127,6 +127,34 @@ def test_an_existing_file_is_refused_before_training(host, monkeypatch):
     assert "exists already" in refusal(train, images=images(), labels=LABELS)
 
 
+@pytest.mark.parametrize("cancel", [False, True])
+@pytest.mark.parametrize("room", ["output", "temp", None])
+def test_a_full_disk_loses_no_training(host, monkeypatch, room, cancel):
+    trainer, saving = (host_stand_in.module(f"nodes.{name}") for name in ("caso.classifier_trainer", "common.saving"))
+    save = trainer.save_image_classifier
+
+    def full(classifier, path, info, overwrite):
+        if path.parent.name != room:
+            raise EditingError(f"{path.name} could not be written (No space left on device); free some.")
+        return save(classifier, path, info, overwrite=overwrite)
+
+    monkeypatch.setattr(trainer, "save_image_classifier", full)
+    monkeypatch.setattr(saving, "rescue_folders", lambda: [(name, host.folder / name) for name in ("output", "temp")])
+    host.bar.press_at = 2 if cancel else None
+    managed, *_, report, file = train(images=images(), labels=LABELS).args  # Cancel is not obeyed: it would lose this
+    assert file == "" and managed.classifier.heads == {"tone": ["dark", "light"]}
+    assert report.startswith("tone.safetensors could not be written (No space left on device)")
+    if room:
+        assert f"kept as tone.safetensors in {room}" in report
+        monkeypatch.undo()
+        kept = host_stand_in.module("core.classifiers.loaders").load_image_classifier(
+            host.folder / room / "tone.safetensors"
+        )
+        assert kept.fingerprint == managed.classifier.fingerprint
+    else:
+        assert "in this node's output alone" in report
+
+
 def test_what_cannot_be_learned_from(host):
     (host.folder / "empty").mkdir()
     assert "nothing to learn from" in refusal(train)
