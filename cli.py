@@ -48,7 +48,11 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--steps", type=int, default=30, help="steps of every trajectory (default 30)")
     demo.add_argument("--pair", type=int, default=0, help="which portrait of each edit, from 0")
-    demo.add_argument("--overwrite", action="store_true", help="replace files of these names in that folder")
+    demo.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files of these names in a folder that holds others than an earlier demo's",
+    )
     demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
 
     edit = commands.add_parser("edit", help="edit a picture with a local SD 1.x, SD 2.x or SDXL model")
@@ -136,8 +140,9 @@ def run_demo(options: argparse.Namespace) -> None:
     from .core.images.files import check_writable, save_picture
 
     check_characters(str(options.out), "path")
-    sheet_path = check_writable(options.out / "contact_sheet.png", overwrite=options.overwrite)
-    if any(options.out.iterdir()) and not options.overwrite:
+    overwrite = options.overwrite or is_demo_folder(options.out)
+    sheet_path = check_writable(options.out / "contact_sheet.png", overwrite=overwrite)
+    if any(options.out.iterdir()) and not overwrite:
         raise EditingError(
             f"The folder {options.out} is not empty; choose another one, or add --overwrite to replace files there."
         )
@@ -152,14 +157,21 @@ def run_demo(options: argparse.Namespace) -> None:
     )
     result.measures["seconds"] = round(time.perf_counter() - start, 1)
     for stem, image in result.pictures.items():
-        save_picture(options.out / f"{stem}.png", to_picture(image), overwrite=options.overwrite)
+        save_picture(options.out / f"{stem}.png", to_picture(image), overwrite=overwrite)
     sheet = contact_sheet(result.rows, scale=1, width_of_text=170)
-    save_picture(sheet_path, sheet, overwrite=options.overwrite)
+    save_picture(sheet_path, sheet, overwrite=overwrite)
     measures = (json.dumps(result.measures, indent=1) + "\n").encode()
-    path = write_whole(
-        options.out / "measures.json", lambda stream: stream.write(measures), overwrite=options.overwrite
-    )
+    path = write_whole(options.out / "measures.json", lambda stream: stream.write(measures), overwrite=overwrite)
     print(f"wrote {sheet_path}, {len(result.pictures)} single pictures and {path}")
+
+
+def is_demo_folder(folder: Path) -> bool:
+    """Whether an earlier ``semantic-editing demo`` filled the folder, so that the next may replace its files."""
+    try:
+        measures = json.loads((folder / "measures.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(measures, dict) and "seconds" in measures and (folder / "contact_sheet.png").is_file()
 
 
 def run_edit(options: argparse.Namespace) -> None:

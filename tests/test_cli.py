@@ -244,6 +244,9 @@ def test_demo_replaces_nothing_unless_told(tmp_path, monkeypatch, capsys):
         out = tmp_path if more else tmp_path / "new"
         assert cli.main(["demo", "--out", str(out), *more]) == 2 and "was loaded" in capsys.readouterr().err
     assert (tmp_path / "measures.json").read_text() == "precious"
+    (tmp_path / "measures.json").write_text('{"seconds": 5}')  # an earlier demo's: it may run again
+    (tmp_path / "contact_sheet.png").touch()
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 2 and "was loaded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["demo", "edit"])
