@@ -7,7 +7,8 @@ workflows use are written anew, by what they mean.
 What it is not: it knows the demo model only, on the CPU in fp32; no LoRA, ControlNet, area, hook or model patch; the
 sampler euler and, in KSampler, the schedule ddim_uniform; texts of up to 75 tokens without emphasis or embedding:name;
 opaque pictures. Other stock nodes, samplers, texts and conditionings are refused; widgets out of their range are not.
-Times are diffusers', not ComfyUI's.
+Times are diffusers', not ComfyUI's; u is the same but for solvers that stop at a tolerance, which rounding can move by
+an iteration.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,7 +271,7 @@ class Euler:
 
 def load_image(image: str) -> tuple[Tensor]:
     """A picture of the input folder."""
-    with Image.open(_PLACE.base / "input" / image) as picture:
+    with Image.open(_PLACE.base / "input" / image, formats=["PNG"]) as picture:
         return (torch.from_numpy(np.array(picture.convert("RGB")))[None].float() / 255,)
 
 
@@ -403,10 +403,14 @@ MEMBERS: dict[str, dict[str, Any]] = {
 }
 
 
-@cache
 def pack_nodes() -> dict[str, Any]:
-    """The pack's nodes by id, loaded once a process; what they reach of ComfyUI's is of this module."""
+    """The pack's nodes by id; what they reach of ComfyUI's is of this module.
+
+    Loaded anew each time, as in a ComfyUI that starts: the region search remembers its renders as long as it runs.
+    """
     pack = __package__.partition(".")[0]
+    for name in [name for name in sys.modules if name.startswith(f"{pack}.nodes")]:
+        del sys.modules[name]
     with loading(pack, [EmptyComfyUI(MEMBERS)]) as registry:
         importlib.reload(sys.modules[f"{pack}.nodes.host.folders"])  # the stand-in emptied it
         names = ("host.denoiser", "host.attention", "demo.comfy_model")
