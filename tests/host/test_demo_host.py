@@ -45,15 +45,9 @@ def test_pictures_and_u_are_those_of_a_real_comfyui(name, apart, runners, pair):
 
 @pytest.mark.slow
 def test_a_training_leaves_the_same_embedding(runners, pair):
-<<<<<<< HEAD
     """What TRAINING+WORKFLOW does, with both: the file is found by the loader, and the edit with it is the same."""
-    names = ("steps=4", "held_out=4", "check_every=2")
-    training = bench.method("@".join(["demo_caso_train", *(f"SemEdit_CASOEmbeddingTrainer.{name}" for name in names)]))
-=======
-    """``--before`` with both: the file is found by the loader, and the edit with it is the same."""
     few = "@SemEdit_LoadDemoImage.count=8@SemEdit_CASOEmbeddingTrainer.steps=3@SemEdit_CASOEmbeddingTrainer.held_out=2"
     training = bench.method(f"demo_caso_train{few}")
->>>>>>> w-alone
     loader = "SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors"
     edit = bench.method(f"demo_caso_edit@{loader}@SemEdit_CASOEditSampler.steps=4").workflow
     pictures = []
