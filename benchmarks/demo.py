@@ -49,6 +49,11 @@ from semantic_editing.core.images.files import read_picture, save_picture
 from semantic_editing.tools.comfy_server import ROOT, ComfyServer, Host, PromptFailed, find_hosts
 
 WORKFLOWS = (ROOT / "workflows" / "api", ROOT / "benchmarks" / "baselines")
+#: The trivial rules of a box search: boxes as large as the picture at what is attended; frames of the map beside one
+#: large box, no sizes to choose from.
+BOXES = "demo_region_edit@SemEdit_RegionBoxGenerator.sizes="
+LARGEST_BOX = f'{BOXES}"1"@SemEdit_RegionBoxGenerator.change_anchors=0@SemEdit_RegionBoxGenerator.refine=false'
+MAP_ONLY = f'{BOXES}"1"'
 #: Every technique's workflow and, first, the baseline its table is read against.
 METHODS = (
     "word_swap",
@@ -56,7 +61,8 @@ METHODS = (
     "demo_caso_edit",
     "demo_caso_train+demo_caso_edit@SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors",
     "demo_region_mask_to_inpaint",
-    'demo_region_edit@SemEdit_RegionBoxGenerator.sizes="1"',  # the trivial rule: the whole picture is the box
+    LARGEST_BOX,
+    MAP_ONLY,
     "demo_region_edit",
     "demo_caso_multi",
     "demo_invert_reconstruct@SemEdit_SPDInvInversion.solver=ddim",

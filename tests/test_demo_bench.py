@@ -38,7 +38,7 @@ def test_every_shipped_method_is_in_a_table_of_its_own_edit(unseen):
     ]  # fmt: skip
     assert [names for *_, names in tables] == [
         ["word_swap", "demo_word_edit", "demo_caso_edit", TRAINED, "demo_region_mask_to_inpaint"],
-        ["word_swap", 'demo_region_edit@SemEdit_RegionBoxGenerator.sizes="1"', "demo_region_edit"],
+        ["word_swap", bench.LARGEST_BOX, bench.MAP_ONLY, "demo_region_edit"],
         ["demo_caso_multi"],
         ["demo_invert_reconstruct@SemEdit_SPDInvInversion.solver=ddim", "demo_invert_reconstruct",
          "demo_noise_regularised"],
