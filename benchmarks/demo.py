@@ -407,19 +407,20 @@ def bench(settings: argparse.Namespace) -> None:
     demo: DemoModel = load_demo_model()
     store = Store(settings.out, settings.resume)
     results = []
-    with running(None if settings.alone else chosen_host(settings.comfyui)) as runner:
-        for title, also, pairs, alike in planned:
-            judgement = Judgement(demo, pairs, also, rebuild=title == REBUILT)
-            rows = judgement.bounds()
-            for one in alike:
+    host = None if settings.alone else chosen_host(settings.comfyui)
+    for title, also, pairs, alike in planned:
+        judgement = Judgement(demo, pairs, also, rebuild=title == REBUILT)
+        rows = judgement.bounds()
+        for one in alike:
+            with running(host) as runner:  # a fresh one each: what another method left in caches would look free
                 made = outcomes(one, pairs, runner, store)
-                row = judgement.row(one.name, made)
-                rows.append(row)
-                save_worst(settings.out, title, row, pairs, made)
-            reference = next(row for row in rows if row.seconds is not None)
-            print(f"\n## {title}\n\n{table(rows, reference)}\n", flush=True)
-            results.append({"title": title, "rows": [as_json(row) for row in rows]})
-            (settings.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            row = judgement.row(one.name, made)
+            rows.append(row)
+            save_worst(settings.out, title, row, pairs, made)
+        reference = next(row for row in rows if row.seconds is not None)
+        print(f"\n## {title}\n\n{table(rows, reference)}\n", flush=True)
+        results.append({"title": title, "rows": [as_json(row) for row in rows]})
+        (settings.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"pictures, the worst of each method and results.json are in {settings.out}")
 
 
