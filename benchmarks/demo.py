@@ -354,7 +354,8 @@ def save_worst(folder: Path, title: str, row: Row, pairs: Sequence[DemoPair], ma
     """The picture farthest from the truth, between its source and the truth."""
     number = row.worst
     pair = pairs[number]
-    cells = [(pair.source, "source"), (made[number].picture, f"{row.name}, picture {number}"), (pair.target, "truth")]
+    cells = [(pair.source, "source"), (made[number].picture, f"{row.name}, picture {number}")]
+    cells += [(pair.target, "truth")] if "psnr" in row.figures else []  # nobody drew what more labels ask for
     name = hashlib.sha256(f"{title} {row.name}".encode()).hexdigest()[:8]
     path = folder / "worst" / f"{Path(row.name.partition('@')[0]).stem}-{name}.png"
     save_picture(path, contact_sheet([(title, cells)], scale=2), overwrite=True)
