@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 #: The rooms of core from the ground up; those of one line stand side by side.
 ORDER = (
     {"errors"},
+    {"reading"},
     {"files", "content_hash", "gradient_checkpointing"},
     {"denoiser", "attention", "inversion", "sampling", "token_vectors"},  # the seams, which may import each other
     {"images"},
@@ -23,7 +24,7 @@ ORDER = (
     {"caso", "regions", "deltaedit"},
     {"demo"},
 )
-SEAMS = ORDER[2]
+SEAMS = ORDER[3]
 FLOOR = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
 #: Which room of core belongs to a room of nodes, where it is called otherwise.
 CORE_OF = {"inversion": "spdinv"}
