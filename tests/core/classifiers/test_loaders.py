@@ -220,7 +220,7 @@ def test_transformers_folders_that_are_refused(tmp_path):
         {"format": "pt"},
         overwrite=True,
     )
-    with pytest.raises(EditingError, match="lacks weights that its config.json promises"):
+    with pytest.raises(EditingError, match=r"lacks weights that its config\.json promises"):
         load_image_classifier(folder)
     with pytest.raises(EditingError, match=r"no readable config\.json"):
         load_image_classifier(tmp_path)
