@@ -17,7 +17,7 @@ from ..models.model_folder import (
     layers_of,
     load_transformers,
     read_config,
-    refused,
+    refusing,
     transformers_settings,
     weight_files,
 )
@@ -80,12 +80,9 @@ def load_transformers_folder(folder: str | Path) -> ImageClassifier:
     weight_files(source, "model", source.name)  # named before the preprocessor, which a person may forget later
     size, mean, std, interpolation = input_of(preprocessor(source), config, source.name)
     model = load_transformers(source, class_name, settings, source.name).float().eval().requires_grad_(False)
-    try:
+    blind = f"{source.name} cannot see pictures of {size[1]} x {size[0]} pixels; download the whole model again."
+    with refusing(blind, "transformers"):
         trunk, last, name = _split(model, size)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:  # a network that cannot see that size
-        raise refused(
-            error, f"{source.name} cannot see pictures of {size[1]} x {size[0]} pixels; download the whole model again."
-        ) from error
     labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
     # What was passed on is what the network is built from again.
     described = {key: config[key] for key in ("model_type", *SETTINGS, *PARTS_OF_CLIP) if key in config}
@@ -125,19 +122,15 @@ def empty_transformers(config: Mapping[str, Any], weights: int, name: str) -> nn
     cls = getattr(library("transformers", name, class_name), class_name)
     if layers_of(settings) > MOST_LAYERS:
         raise EditingError(f"{name} describes its network in a damaged way; save it again.")
-    try:
+    unknown = f"{name} holds a network that the installed transformers does not know; update transformers."
+    with refusing(unknown, "transformers"), torch.random.fork_rng(devices=[]):  # constructors fill in random weights
         known = cls.config_class(**settings)
         known._attn_implementation = "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
-        with torch.random.fork_rng(devices=[]):  # the constructor fills in random weights
-            with torch.device("meta"):
-                wanted = sum(parameter.numel() for parameter in cls(known).parameters())
-            if wanted > weights:
-                raise EditingError(f"{name} lacks a part of its weights; save it again.")
-            model: nn.Module = cls(known)
-    except Exception as error:  # the constructors raise many types for a configuration that is not theirs
-        raise refused(
-            error, f"{name} holds a network that the installed transformers does not know; update transformers."
-        ) from error
+        with torch.device("meta"):
+            wanted = sum(parameter.numel() for parameter in cls(known).parameters())
+        if wanted > weights:
+            raise EditingError(f"{name} lacks a part of its weights; save it again.")
+        model: nn.Module = cls(known)
     return model
 
 

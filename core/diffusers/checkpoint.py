@@ -16,7 +16,7 @@ from ..models.model_folder import (
     load_scheduler,
     load_text_encoder,
     read_index,
-    refused,
+    refusing,
 )
 from ..reading.libraries import library
 from .checkpoint_shapes import Prediction
@@ -146,10 +146,8 @@ def _from_folder(folder: Path) -> Any:
         **texts,
         **{part: load_clip_tokenizer(folder / part, name) for part in tokenizers},
     }
-    try:
+    with refusing(f"{name} is incomplete or damaged; download the model again."):
         if kind == "StableDiffusionPipeline":
             return pipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         zeros = index.get("force_zeros_for_empty_prompt", True)
         return pipeline(**parts, force_zeros_for_empty_prompt=zeros is not False)
-    except Exception as error:  # diffusers raises many types for parts that do not fit together
-        raise refused(error, f"{name} is incomplete or damaged; download the model again.") from error

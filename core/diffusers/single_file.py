@@ -18,7 +18,7 @@ import torch
 
 from ..errors import EditingError
 from ..files import tensor_shapes
-from ..models.model_folder import SETTINGS, offline, refused
+from ..models.model_folder import SETTINGS, offline, refusing
 from ..reading.libraries import library
 from .checkpoint_shapes import TOWERS, UNET, VAE, Family, Prediction, configurations, count_modules, family_of
 
@@ -68,10 +68,8 @@ def load_single_file(file: Path, prediction: Prediction | None = None) -> Any:
             (Path(folder) / part / "config.json").write_text(json.dumps(config), encoding="utf-8")
         kind, index, given = _pipeline(found, diffusers)
         (Path(folder) / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-        try:
+        with refusing(str(_incomplete(file))):
             pipeline = kind.from_single_file(str(file), config=folder, local_files_only=True, **given)
-        except Exception as error:  # diffusers raises many types for parts that are missing or do not fit
-            raise refused(error, str(_incomplete(file))) from error
     for part, stored in found.sizes.items():  # diffusers leaves random what it does not find
         if stored < sum(parameter.numel() for parameter in getattr(pipeline, part).parameters()):
             raise _incomplete(file)
@@ -127,15 +125,12 @@ def _check_sizes(found: SingleFile, diffusers: Any, file: Path) -> None:
     """Raise :class:`EditingError` where a part would have more weights than the file holds for it; nothing is built."""
     transformers = library("transformers", "Editing", "CLIPTextModel")
     for part, config in found.parts.items():
-        try:
-            with torch.device("meta"):
-                if part.startswith("text_encoder"):
-                    kind = getattr(transformers, config["architectures"][0])
-                    network = kind(kind.config_class(**{k: v for k, v in config.items() if k in SETTINGS}))
-                else:
-                    network = getattr(diffusers, config["_class_name"]).from_config(dict(config))
-        except Exception as error:  # the constructors raise many types for sizes that do not fit together
-            raise refused(error, str(_incomplete(file))) from error
+        with refusing(str(_incomplete(file))), torch.device("meta"):
+            if part.startswith("text_encoder"):
+                kind = getattr(transformers, config["architectures"][0])
+                network = kind(kind.config_class(**{k: v for k, v in config.items() if k in SETTINGS}))
+            else:
+                network = getattr(diffusers, config["_class_name"]).from_config(dict(config))
         if found.sizes[part] < sum(parameter.numel() for parameter in network.parameters()):
             raise _incomplete(file)
 

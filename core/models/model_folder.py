@@ -326,10 +326,8 @@ def load_scheduler(folder: Path, class_name: str, name: str) -> Any:
         raise EditingError(f"{name} has an unknown scheduler ({class_name[:60]}); use one with {SCHEDULERS[0]}.")
     cls = getattr(library("diffusers", name, class_name), class_name)
     settings = _diffusers_settings(folder / "scheduler_config.json", cls, name)
-    try:
+    with refusing(f"{name} has a damaged scheduler_config.json; download the model again."):
         return cls.from_config(settings)
-    except Exception as error:  # the constructors raise many types for settings that do not fit together
-        raise refused(error, f"{name} has a damaged scheduler_config.json; download the model again.") from error
 
 
 def _diffusers_settings(file: Path, cls: Any, name: str) -> dict[str, Any]:
@@ -390,31 +388,34 @@ def _load(
     lacking = f"{name} lacks weights that its {CONFIG} promises; download the whole model again."
     if layers > len(shapes):
         raise EditingError(lacking)
-    try:
-        with torch.random.fork_rng(devices=[]), offline():
-            with torch.device("meta"):
-                wanted = sum(parameter.numel() for parameter in empty().parameters())
-            if wanted > sum(map(prod, shapes)):
-                raise EditingError(lacking)
-            with tempfile.TemporaryDirectory() as place:
-                _lay_out(files, stem, config, Path(place))
-                network, report = load(Path(place))
-    except Exception as error:  # these libraries raise many types for a damaged part
-        raise refused(
-            error, f"{name} is damaged or unknown to the installed {package}; download it again.", package
-        ) from error
+    damaged = f"{name} is damaged or unknown to the installed {package}; download it again."
+    with refusing(damaged, package), torch.random.fork_rng(devices=[]), offline():
+        with torch.device("meta"):
+            wanted = sum(parameter.numel() for parameter in empty().parameters())
+        if wanted > sum(map(prod, shapes)):
+            raise EditingError(lacking)
+        with tempfile.TemporaryDirectory() as place:
+            _lay_out(files, stem, config, Path(place))
+            network, report = load(Path(place))
     if report.get("missing_keys") or report.get("mismatched_keys"):
         raise EditingError(lacking)
     return network
 
 
-def refused(error: Exception, sentence: str, package: str = "diffusers") -> BaseException:
-    """What to raise for an error inside a library: the sentence for a damaged file, unless the file is not at fault."""
-    if isinstance(error, EditingError):
-        return error
-    if any(isinstance(part, MemoryError) or "enough memory" in str(part) for part in chain(error)):
-        return error
-    return broken(package, error) if is_broken_library(error) else EditingError(sentence)
+@contextmanager
+def refusing(sentence: str, package: str = "diffusers") -> Iterator[None]:
+    """Whatever a library raises inside becomes ``sentence``, for they raise many types for a damaged file.
+
+    Where the file is not at fault, that is said: a library that cannot import its own parts, a machine without memory.
+    """
+    try:
+        yield
+    except EditingError:
+        raise
+    except Exception as error:
+        if any(isinstance(part, MemoryError) or "enough memory" in str(part) for part in chain(error)):
+            raise
+        raise (broken(package, error) if is_broken_library(error) else EditingError(sentence)) from error
 
 
 def _lay_out(files: list[Path], stem: str, config: Mapping[str, Any], place: Path) -> None:
@@ -505,12 +506,10 @@ def load_clip_tokenizer(folder: Path, name: str) -> Any:
         "pad_token": padding if isinstance(padding, str) and padding in vocabulary else SPECIAL[1],
         "model_max_length": length if type(length) is int and 1 <= length <= 4096 else 77,
     }
-    try:
-        with tempfile.TemporaryDirectory() as place, offline():
-            root = Path(place)
-            (root / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-            (root / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-            (root / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-            return cls.from_pretrained(root, local_files_only=True)
-    except Exception as error:  # the library raises many types for byte pairs that do not fit together
-        raise refused(error, f"{name}'s tokenizer is damaged; {remedy}.", "transformers") from error
+    damaged = f"{name}'s tokenizer is damaged; {remedy}."
+    with refusing(damaged, "transformers"), tempfile.TemporaryDirectory() as place, offline():
+        root = Path(place)
+        (root / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        (root / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+        (root / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        return cls.from_pretrained(root, local_files_only=True)

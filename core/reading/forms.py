@@ -19,6 +19,7 @@ Form = Callable[[Any, str], None]
 DEEPEST = 32  # objects and lists inside each other
 LONGEST_TEXT = 2000  # characters of a name, a prompt, a sentence
 LARGEST_WHOLE = 2**63 - 1
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # of a pair in UTF-16; no file or screen can take one alone
 
 
 class Unfit(ValueError):
@@ -61,7 +62,7 @@ def _check_sound(value: Any) -> None:
             elif isinstance(part, list):
                 below += part
             elif isinstance(part, str):
-                if any("\ud800" <= character <= "\udfff" for character in part):
+                if HALF_CHARACTER.search(part):
                     raise Unfit("it holds half a character")
             elif isinstance(part, int) and abs(part) > LARGEST_WHOLE:
                 raise Unfit("it holds a whole number of more than 64 bits")
