@@ -161,7 +161,6 @@ def child(options: argparse.Namespace) -> None:
             folder, path = original(samples, name, options.home)
             samples[name].load(path)
             ready.add(name)
-            resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + ADDRESS_SPACE, resource.RLIM_INFINITY))
         folder, path = original(samples, name, options.home)
         with tempfile.TemporaryDirectory() as place:
             copy = Path(place) / "x"
@@ -169,7 +168,9 @@ def child(options: argparse.Namespace) -> None:
             target = copy / path.relative_to(folder)
             how = spoil(rng, target)
             print(json.dumps({"begin": index, "kind": name, "how": how, "limit": SECONDS + 5}), file=report, flush=True)
+            resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + ADDRESS_SPACE, resource.RLIM_INFINITY))
             result = tried(samples[name], target, watch, copy)
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         print(json.dumps({"end": index, "kind": name, "how": how, **result}), file=report, flush=True)
 
 

@@ -298,12 +298,16 @@ def zip_file(rng: random.Random, data: bytes) -> bytes:
         )
     elif roll < 0.72:
         compression = zipfile.ZIP_DEFLATED
-        for name in blocks:
-            members[name] = b"\0" * rng.choice((len(members[name]), 50_000_000))
+        members[rng.choice(blocks)] = b"\0" * 100_000_000
     elif roll < 0.82 and blocks:
         name = rng.choice(blocks)
         members[name] = rng.choice(
-            (b"", members[name][:-1], members[name] * 1000, rng.choice(BLIND)(rng, members[name]))
+            (
+                b"",
+                members[name][:-1],
+                members[name] * rng.choice((2, 100_000_000 // max(1, len(members[name])) + 1)),
+                rng.choice(BLIND)(rng, members[name]),
+            )
         )
     elif roll < 0.88:
         del members[rng.choice(list(members))]

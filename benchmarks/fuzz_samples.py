@@ -34,7 +34,7 @@ from semantic_editing.core.denoiser import ModelIdentity
 from semantic_editing.core.diffusers.checkpoint import load_checkpoint
 from semantic_editing.core.diffusers.single_file import load_single_file
 from semantic_editing.core.files import load_legacy_tensor, load_tensors, load_weights, save_tensors
-from semantic_editing.core.images.files import read_folder, read_picture
+from semantic_editing.core.images.files import read_picture, square_pictures
 from semantic_editing.core.inversion import Inversion
 from semantic_editing.core.metrics.identity import load_identity
 from semantic_editing.core.metrics.lpips import load_lpips
@@ -419,10 +419,6 @@ def _pie_bench(folder: Path) -> Path:
     return place
 
 
-def _folder_of_pictures(path: Path) -> Any:
-    return read_folder(path, lambda file: read_picture(file)[0])
-
-
 def _remove(folder: Path) -> None:
     """Delete a folder of files."""
     import shutil
@@ -539,6 +535,10 @@ SAMPLES: dict[str, Sample] = {
     "WebP": Sample(_picture(".webp"), read_picture, ()),
     "TIFF": Sample(_picture(".tif"), read_picture, ()),
     "GIF": Sample(_picture(".gif"), read_picture, ()),
-    "folder of pictures": Sample(_picture_folder, _folder_of_pictures, ("core.images.files.read_folder",)),
+    "folder of pictures": Sample(
+        _picture_folder,
+        lambda path: square_pictures(path, 16),
+        ("core.images.files.read_folder", "core.images.files.square_pictures"),
+    ),
     "PIE-Bench": Sample(_pie_bench, read_pie_bench, ("core.metrics.pie_bench.read_pie_bench", "core.files.load_json")),
 }

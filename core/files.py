@@ -84,6 +84,7 @@ def load_tensors(
     with _opened(source, kind) as (stream, _, metadata):
         if expected_format is not None and metadata.get(FORMAT_KEY) not in (expected_format, *older_names):
             found = metadata.get(FORMAT_KEY, "another program's file")[:80]
+            found = found if found.isprintable() else "nothing readable"
             raise EditingError(
                 f"{source.name} is not a {expected_format} file (it says: {found}); choose a file saved by the "
                 "matching node."

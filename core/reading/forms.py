@@ -52,10 +52,10 @@ def _check_sound(value: Any) -> None:
     """Raise :class:`Unfit` for what JSON can say but no program should have to take. Walks without recursion."""
     level, depth = [value], 0
     while level:
-        if depth > DEEPEST:
-            raise Unfit(f"it is nested more than {DEEPEST} deep")
         below: list[Any] = []
         for part in level:
+            if isinstance(part, (dict, list)) and depth == DEEPEST:
+                raise Unfit(f"it is nested more than {DEEPEST} deep")
             if isinstance(part, dict):
                 below += part.keys()
                 below += part.values()
