@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import EditingError
 from .reading.forms import Unfit, parse_json
 from .reading.kinds import KINDS, LARGEST_HEADER, check_size
+from .reading.libraries import is_out_of_memory
 from .reading.pickles import read_table_pickle, read_tensor_pickle
 
 FORMAT_KEY = "format"
@@ -142,7 +143,7 @@ def _opened(source: Path, kind: str) -> Iterator[tuple[Any, dict[str, list[int]]
                     )
             yield stream, shapes, dict(stream.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as error:
-        if isinstance(error, EditingError):
+        if isinstance(error, EditingError) or is_out_of_memory(error):
             raise
         raise EditingError(f"{source.name} is damaged or not a safetensors file; save or download it again.") from error
 

@@ -26,7 +26,7 @@ from ..errors import EditingError
 from ..files import load_json, tensor_shapes
 from ..reading.forms import Form, Unfit, digits, either, flag, listed, mapped, maybe, number, one_of, text, whole
 from ..reading.kinds import check_size
-from ..reading.libraries import broken, chain, is_broken_library, library
+from ..reading.libraries import broken, is_broken_library, is_out_of_memory, library
 
 CONFIG = "config.json"
 #: Endings of files that Python can run or load.
@@ -413,7 +413,7 @@ def refusing(sentence: str, package: str = "diffusers") -> Iterator[None]:
     except EditingError:
         raise
     except Exception as error:
-        if any(isinstance(part, MemoryError) or "enough memory" in str(part) for part in chain(error)):
+        if is_out_of_memory(error):
             raise
         raise (broken(package, error) if is_broken_library(error) else EditingError(sentence)) from error
 

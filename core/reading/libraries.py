@@ -62,6 +62,11 @@ def is_broken_library(error: BaseException) -> bool:
     return any(isinstance(part, ImportError) for part in chain(error))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine's memory did not suffice, which is not the fault of a file either."""
+    return any(isinstance(part, MemoryError) or "memory" in str(part).lower() for part in chain(error))
+
+
 def chain(error: BaseException) -> list[BaseException]:
     """An exception and those that led to it, the last one first."""
     found: list[BaseException] = []

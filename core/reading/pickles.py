@@ -29,7 +29,7 @@ from .kinds import KINDS, MIB, check_size
 
 MAX_PICKLE_BYTES = 16 * MIB  # the part without the weights
 MAX_OPCODES = 200_000  # ResNet50 as a whole network has 21,000
-MAX_DIRECTORY = 8 * MIB  # a zip's table of contents
+MAX_DIRECTORY = 4 * MIB  # a zip's table of contents
 MAX_DEPTH = 64  # of networks inside networks
 MAX_NAME = 300  # characters of a layer's or tensor's name
 MAX_SIDES = 16  # dimensions of a tensor
@@ -163,7 +163,7 @@ def _read(
                 raise EditingError(f"{source.name} holds {len(views)} tensors, more than a {KINDS[kind].title} has.")
             _check_views(views, stored.lengths(), size, source.name)
             return chosen, _tensors(views, stored.block)
-    except EditingError:
+    except (EditingError, MemoryError):
         raise
     except Exception as error:  # a pickle can provoke any exception; nothing of it may pass as success
         raise EditingError(f"{source.name} is damaged or was not saved by torch.save; download it again.") from error
@@ -465,8 +465,12 @@ class _Reader:
             raise ValueError("a state of something that has none")
 
     def _binpersid(self, _: Any) -> None:
-        """A stored block: ``("storage", type, key, device, length)``, in old files a sixth."""
+        """A stored block: ``("storage", type, key, device, length)``, in old files a sixth. Those also keep the source
+        of a layer's class, ``("module", class, file, source)``, of which only the class is taken."""
         pid = _as(self.stack.pop(), tuple)
+        if pid[0] == "module":
+            self.stack.append(_as(pid[1], _Part))
+            return
         _, storage, key, _, _ = pid[:5]
         if not (isinstance(storage, _Storage) and isinstance(key, str) and len(key) < 40 and key.isdecimal()):
             raise EditingError(f"{self.name} holds weights of an unknown kind; save it as safetensors.")

@@ -203,7 +203,7 @@ def bad(deed):
         if path.read_bytes() == UNDAMAGED: return
         if deed == "raises": {}["x"]
         if deed == "waits": time.sleep(60)
-        if deed == "takes": numpy.ones(2**28 + 2**27)
+        if deed == "takes": numpy.ones(2**27)
         if deed == "claims": numpy.empty(2**40)
         if deed == "hides":
             try: numpy.empty(2**40)
@@ -218,7 +218,7 @@ def bad(deed):
         if deed == "mumbles": raise EditingError("It is\\ndamaged.")
     return load
 
-fuzz.SECONDS = 3.0
+fuzz.SECONDS, fuzz.PEAK = 3.0, 2**29
 fuzz_samples.SAMPLES.clear()
 for deed in DEEDS:
     fuzz_samples.SAMPLES[deed] = fuzz_samples.Sample(make, bad(deed), ())
