@@ -492,14 +492,19 @@ def test_a_model_that_no_model_is(tmp_path, identity):
 def package(tmp_path, monkeypatch):
     """Writes a package that is imported from now on under the name of another."""
 
+    written = []
+
     def write(name, code):
+        written.append(name)
         (tmp_path / "packages" / name).mkdir(parents=True)
         (tmp_path / "packages" / name / "__init__.py").write_text(code)
         monkeypatch.syspath_prepend(tmp_path / "packages")
         for module in [module for module in sys.modules if module.split(".")[0] == name]:
             monkeypatch.delitem(sys.modules, module)
 
-    return write
+    yield write
+    for module in [module for module in sys.modules if module.split(".")[0] in written]:
+        del sys.modules[module]
 
 
 @pytest.mark.parametrize(
