@@ -18,7 +18,7 @@ import torch
 
 from ..errors import EditingError
 from ..files import tensor_shapes
-from ..models.model_folder import SETTINGS, offline, refusing
+from ..models.model_folder import SETTINGS, load_clip_tokenizer, offline, refusing
 from ..reading.libraries import library
 from .checkpoint_shapes import TOWERS, UNET, VAE, Family, Prediction, configurations, count_modules, family_of
 
@@ -137,8 +137,6 @@ def _check_sizes(found: SingleFile, diffusers: Any, file: Path) -> None:
 
 def _pipeline(found: SingleFile, diffusers: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """``(pipeline class, model_index.json, parts given to it as objects)``."""
-    from transformers import CLIPTokenizer
-
     scheduler = diffusers.DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -150,8 +148,8 @@ def _pipeline(found: SingleFile, diffusers: Any) -> tuple[Any, dict[str, Any], d
         rescale_betas_zero_snr=found.zero_terminal_snr,
     )
     # OpenCLIP's texts are padded with token 0 ("!"), OpenAI's with the end of text.
-    padded_with_end = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
-    padded_with_zero = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True, pad_token="!")
+    padded_with_end = load_clip_tokenizer(TOKENIZER, TOKENIZER.name)
+    padded_with_zero = load_clip_tokenizer(TOKENIZER, TOKENIZER.name, padding="!")
     index: dict[str, Any] = {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],

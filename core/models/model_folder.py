@@ -465,11 +465,12 @@ def offline() -> Iterator[None]:
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
-def load_clip_tokenizer(folder: Path, name: str) -> Any:
+def load_clip_tokenizer(folder: Path, name: str, padding: str = "") -> Any:
     """CLIP's tokenizer from its byte pairs; of all else in the folder only the padding and the length are taken.
 
     Args:
         folder: holds ``vocab.json`` and ``merges.txt``, or ``tokenizer.json``.
+        padding: the word that fills a text up, "" for the folder's own.
 
     Raises:
         EditingError: no byte pairs, or damaged ones.
@@ -498,12 +499,11 @@ def load_clip_tokenizer(folder: Path, name: str) -> Any:
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
             given |= load_json(folder / file, "configuration", name, remedy)
-    padding, length = given.get("pad_token"), given.get("model_max_length")
-    if isinstance(padding, dict):
-        padding = padding.get("content")
+    own, length = given.get("pad_token"), given.get("model_max_length")
+    own = padding or (own.get("content") if isinstance(own, dict) else own)
     settings = {
         "tokenizer_class": "CLIPTokenizer",
-        "pad_token": padding if isinstance(padding, str) and padding in vocabulary else SPECIAL[1],
+        "pad_token": own if isinstance(own, str) and own in vocabulary else SPECIAL[1],
         "model_max_length": length if type(length) is int and 1 <= length <= 4096 else 77,
     }
     damaged = f"{name}'s tokenizer is damaged; {remedy}."

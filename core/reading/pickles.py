@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import math
-import pickletools
+import pickletools  # nosec B403 # it names instructions and follows none
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -34,7 +34,7 @@ MAY_READ = {
     "core/reading/forms.py": {"loads"},
     "core/reading/pickles.py": {"open", "ZipFile", "frombuffer"},
     "core/models/model_folder.py": {"from_pretrained", "read_bytes"},
-    "core/diffusers/single_file.py": {"from_pretrained", "from_single_file", "safe_open"},
+    "core/diffusers/single_file.py": {"from_single_file", "safe_open"},
     "core/images/files.py": {"open"},
     # The pack's own assets
     "core/demo/data.py": {"open", "load"},
