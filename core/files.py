@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor
 
 from .errors import EditingError
+from .reading.forms import Unfit, parse_json
+from .reading.kinds import KINDS, LARGEST_HEADER, check_size
+from .reading.libraries import is_out_of_memory
+from .reading.pickles import read_table_pickle, read_tensor_pickle
 from .writing import write_whole
 
 FORMAT_KEY = "format"
-MAX_LEGACY_BYTES = 2 << 30
+#: Numbers that torch computes with everywhere.
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+LONGEST_NAME = 300  # characters
+#: What the sides of a tensor without elements may multiply to, those of length 0 left out.
+MOST_OF_NOTHING = 2**16
 
 
 def save_tensors(
@@ -49,87 +57,133 @@ def save_tensors(
 
 
 def load_tensors(
-    path: str | Path, expected_format: str | None = None, *older_names: str
+    path: str | Path, expected_format: str | None = None, *older_names: str, kind: str = "network"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file: ``(tensors, metadata)``.
 
     Args:
         older_names: of the same format; files that bear one are read too.
+        kind: of file, a key of :data:`~.reading.kinds.KINDS`; it says how large the file may be.
 
     Raises:
-        EditingError: missing, damaged, or of another format than ``expected_format``.
+        EditingError: missing, too large, damaged, or of another format than ``expected_format``.
+    """
+    source = Path(path)
+    with _opened(source, kind) as (stream, _, metadata):
+        if expected_format is not None and metadata.get(FORMAT_KEY) not in (expected_format, *older_names):
+            found = metadata.get(FORMAT_KEY, "another program's file")[:80]
+            found = found if found.isprintable() else "nothing readable"
+            raise EditingError(
+                f"{source.name} is not a {expected_format} file (it says: {found}); choose a file saved by the "
+                "matching node."
+            )
+        for key, form in KINDS[kind].texts.items():
+            try:
+                form(metadata.get(key, ""), f".{key}") if key in metadata else None
+            except Unfit as error:
+                raise EditingError(f"{source.name} is damaged: {error}; save it again.") from error
+        return {key: stream.get_tensor(key) for key in stream.keys()}, metadata  # noqa: SIM118 (a handle, not a dict)
+
+
+def tensor_shapes(path: str | Path, kind: str = "network") -> tuple[dict[str, list[int]], dict[str, str]]:
+    """The shapes of a safetensors file's tensors, and its metadata, without reading the tensors.
+
+    Raises:
+        EditingError: missing, too large or damaged.
+    """
+    with _opened(Path(path), kind) as (_, shapes, metadata):
+        return shapes, metadata
+
+
+@contextmanager
+def _opened(source: Path, kind: str) -> Iterator[tuple[Any, dict[str, list[int]], dict[str, str]]]:
+    """``(handle, shapes, metadata)`` of a safetensors file that has been looked at.
+
+    The library compares every shape with the bytes that the file holds. What it lets through: a header of any length,
+    and tensors without elements that claim sides of any length.
     """
     from safetensors import SafetensorError, safe_open
 
-    source = Path(path)
-    if not source.is_file():
-        raise EditingError(f"{source.name} was not found; check the file name and folder.")
+    size, known = check_size(source, kind), KINDS[kind]
     try:
+        with source.open("rb") as raw:
+            header = int.from_bytes(raw.read(8), "little")
+        if header > size:
+            raise ValueError("a header longer than the file")
+        if header > LARGEST_HEADER:
+            raise EditingError(f"{source.name} describes itself at a length that no {known.title} has; choose another.")
         with safe_open(source, framework="pt", device="cpu") as stream:
-            metadata = dict(stream.metadata() or {})
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (a handle, not a dict)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            names = list(stream.keys())
+            if len(names) > known.tensors:
+                raise EditingError(
+                    f"{source.name} holds {len(names)} tensors, and a {known.title} at most {known.tensors}; choose "
+                    "another file."
+                )
+            slices = {name: stream.get_slice(name) for name in names}
+            shapes = {name: list(part.get_shape()) for name, part in slices.items()}
+            for name, part in slices.items():
+                empty = 0 in shapes[name] and math.prod(max(side, 1) for side in shapes[name]) > MOST_OF_NOTHING
+                if empty or part.get_dtype() not in DTYPES or len(name) > LONGEST_NAME:
+                    raise EditingError(
+                        f"{source.name} holds a tensor of an unknown kind ({name[:40]}); use a file with numbers of 16 "
+                        "or 32 bits."
+                    )
+            yield stream, shapes, dict(stream.metadata() or {})
+    except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as error:
+        if isinstance(error, EditingError) or is_out_of_memory(error):
+            raise
         raise EditingError(f"{source.name} is damaged or not a safetensors file; save or download it again.") from error
-    if expected_format is not None and metadata.get(FORMAT_KEY) not in (expected_format, *older_names):
-        found = metadata.get(FORMAT_KEY, "another program's file")
-        raise EditingError(
-            f"{source.name} is not a {expected_format} file (it says: {found}); choose a file saved by the matching "
-            "node."
-        )
-    return tensors, metadata
 
 
-def load_legacy_tensor(path: str | Path) -> Tensor:
-    """Read one tensor from a published ``.pt`` file with torch's restricted unpickler (no code can run).
+def load_legacy_tensor(path: str | Path, kind: str = "edit direction") -> Tensor:
+    """Read one tensor from a published ``.pt`` file (no code can run).
 
     Raises:
         EditingError: missing, too large, damaged, hostile, or anything else than a single tensor.
     """
-    source = Path(path)
-    value = _restricted(source, "edit direction")
-    if not isinstance(value, Tensor):
-        raise EditingError(
-            f"{source.name} holds a {type(value).__name__} instead of one tensor; use a file saved with "
-            "torch.save(tensor)."
-        )
-    return value
+    return read_tensor_pickle(path, kind)
 
 
-def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """A network's weights by name: a safetensors file, or a published ``.pt`` or ``.pth`` state dict read with torch's
-    restricted unpickler (no code can run).
+def load_weights(path: str | Path, kind: str = "network") -> dict[str, Tensor]:
+    """A network's weights by name: a safetensors file, or a published ``.pt`` or ``.pth`` state dict (no code can run).
 
     Raises:
         EditingError: missing, too large, damaged, hostile, or anything else than a table of tensors.
     """
     source = Path(path)
     if source.suffix == ".safetensors":
-        return load_tensors(source)[0]
-    value = _restricted(source, "network of this kind")
-    if not isinstance(value, dict) or not all(
-        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items()
-    ):
-        raise EditingError(f"{source.name} holds no table of weights by name; use a file saved as a state_dict.")
-    return dict(value)
+        return load_tensors(source, kind=kind)[0]
+    return read_table_pickle(source, kind)
 
 
-def _restricted(source: Path, what: str) -> object:
-    """What torch's restricted unpickler makes of a file."""
+def load_json(path: str | Path, kind: str, what: str = "", remedy: str = "save or download it again") -> Any:
+    """The value in a JSON file, of the form that :data:`~.reading.kinds.KINDS` declares for its kind.
+
+    Args:
+        what: what the file belongs to, for messages; its own name by default.
+
+    Raises:
+        EditingError: missing, too large, damaged, or of another form.
+    """
+    source = Path(path)
+    what = f"{what}'s {source.name}" if what else source.name
     if not source.is_file():
-        raise EditingError(f"{source.name} was not found; check the file name and folder.")
-    if source.stat().st_size > MAX_LEGACY_BYTES:
-        raise EditingError(f"{source.name} is larger than 2 GiB, which no {what} is; choose another file.")
+        raise EditingError(f"{what} was not found; {remedy}.")
+    check_size(source, kind)
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever the bytes provoke; nothing of it may pass as success
-        raise EditingError(
-            f"{source.name} is damaged or holds more than plain tensors and was refused; use a safetensors file."
-        ) from error
+        content = source.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EditingError(f"{what} cannot be read; {remedy}.") from error
+    return parse_json(content, KINDS[kind].json[""], what, remedy)
 
 
-def metadata_json(metadata: Mapping[str, str], key: str, file_name: str) -> object:
-    """Parse the JSON text under ``key``; a damaged one is an :class:`EditingError` naming ``file_name``."""
-    try:
-        return json.loads(metadata[key])
-    except (KeyError, ValueError) as error:
-        raise EditingError(f"{file_name} lacks readable {key} metadata; save it again with this pack.") from error
+def metadata_json(metadata: Mapping[str, str], key: str, file_name: str, kind: str = "network") -> Any:
+    """The value of the JSON text under ``key``, of the form that :data:`~.reading.kinds.KINDS` declares for it.
+
+    Raises:
+        EditingError: absent, damaged or of another form; it names ``file_name``.
+    """
+    if key not in metadata:
+        raise EditingError(f"{file_name} lacks readable {key} metadata; save it again with this pack.")
+    form = KINDS[kind].json.get(key, lambda value, where: None)
+    return parse_json(metadata[key], form, f"{file_name} ({key})", "save it again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,22 +121,20 @@ class Inversion:
         Raises:
             EditingError: missing, damaged or foreign file, or parts that do not fit together.
         """
-        tensors, metadata = load_tensors(path, FILE_FORMAT)
+        tensors, metadata = load_tensors(path, FILE_FORMAT, kind="inversion")
         name = Path(path).name
-        fields: Any = metadata_json(metadata, "identity", name)
-        info = metadata_json(metadata, "info", name)
+        fields = metadata_json(metadata, "identity", name, "inversion")
+        info = metadata_json(metadata, "info", name, "inversion")
+        identity = ModelIdentity(
+            fields["family"], fields["latent_channels"], fields["prediction"], tuple(map(float, fields["signature"]))
+        )
         parts = ("latents", "sigmas", "residuals", "forward_evaluations", "backward_evaluations")
-        try:
-            latents, sigmas, *counts = (tensors[key] for key in parts)
-            identity = ModelIdentity(**{**fields, "signature": tuple(fields["signature"])})
-        except (KeyError, TypeError) as error:
-            raise EditingError(f"{name} is incomplete; invert the image again.") from error
-        steps, batch = len(sigmas) - 1, latents.shape[1] if latents.ndim == 5 else -1
-        if latents.ndim != 5 or len(latents) != steps + 1 or any(c.shape != (steps, batch) for c in counts):
-            raise EditingError(f"{name} has parts that do not fit together; invert the image again.")
-        check_finite(latents, f"{name}'s latents")
+        if not set(parts) <= set(tensors):
+            raise EditingError(f"{name} is incomplete; invert the image again.")
+        latents, sigmas, residuals, *counts = (tensors[key] for key in parts)
         cond = {key.removeprefix("cond."): value for key, value in tensors.items() if key.startswith("cond.")}
-        residuals, forward, backward = counts
+        _check_parts(name, latents, sigmas, residuals, counts, cond, identity)
+        forward, backward = counts
         return Inversion(
             latents,
             sigmas,
@@ -146,8 +144,42 @@ class Inversion:
             identity,
             metadata.get("method", ""),
             cond or None,
-            info if isinstance(info, dict) else {},
+            info,
         )
+
+
+def _check_parts(
+    name: str,
+    latents: Tensor,
+    sigmas: Tensor,
+    residuals: Tensor,
+    counts: Sequence[Tensor],
+    cond: Mapping[str, Tensor],
+    identity: ModelIdentity,
+) -> None:
+    """Raise :class:`EditingError` unless the parts of a file fit together and can be edited from; ``name`` is its."""
+    steps, batch = sigmas.numel() - 1, latents.shape[1] if latents.ndim == 5 else -1
+    per_step = all(tuple(part.shape) == (steps, batch) for part in (residuals, *counts))
+    if (
+        latents.ndim != 5
+        or sigmas.ndim != 1
+        or len(latents) != steps + 1
+        or not per_step
+        or latents.shape[2] != identity.latent_channels
+        or not latents.numel()
+        or not all(part.is_floating_point() for part in (latents, sigmas, residuals))
+    ):
+        raise EditingError(f"{name} has parts that do not fit together; invert the image again.")
+    rising = bool((sigmas[1:] > sigmas[:-1]).all()) and bool(sigmas.isfinite().all())
+    if steps < 1 or not rising or float(sigmas[0]) < 0:
+        raise EditingError(
+            f"{name} has noise levels that are missing, not numbers, negative or out of order; invert the image again."
+        )
+    check_finite(latents, f"{name}'s latents")
+    for key, part in cond.items():
+        check_finite(part, f"{name}'s conditioning ({key})")
+    if any((part < 0).any() or not part.isfinite().all() for part in counts):
+        raise EditingError(f"{name} counts its evaluations in a damaged way; invert the image again.")
 
 
 def check_latent(latent: Tensor, identity: ModelIdentity) -> Tensor:

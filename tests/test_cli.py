@@ -214,7 +214,7 @@ def test_out_of_memory_is_a_sentence(tmp_path, sd1, image, monkeypatch, capsys):
                 path.mkdir(),
                 (path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}'),
             ),
-            "incomplete or damaged",
+            "has an unknown unet",
         ),
         ("model.ckpt", lambda path: path.write_bytes(b"x"), "pickle"),
         ("model.safetensors", lambda path: path.write_bytes(b"x"), "damaged or not a safetensors"),

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     {"errors"},
     {"writing", "file_names"},
+    {"reading"},
     {"files", "content_hash", "gradient_checkpointing"},
     {"denoiser", "attention", "inversion", "sampling", "token_vectors"},  # the seams, which may import each other
     {"images"},

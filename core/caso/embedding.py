@@ -45,7 +45,7 @@ class SemanticEmbedding:
     def __post_init__(self) -> None:
         matrices = all(tensor.ndim == 2 for tensor in self.vectors.values())
         counts = {len(tensor) for tensor in self.vectors.values()} if matrices else set()
-        if len(counts) != 1 or not 1 <= min(counts) <= MAX_TOKENS:
+        if len(counts) != 1 or not 1 <= min(counts) <= MAX_TOKENS or 0 in self.widths.values():
             shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.vectors.items())
             raise EditingError(
                 f"A semantic embedding has 1 to {MAX_TOKENS} token vectors, [tokens, width] for each text encoder, not "
@@ -130,7 +130,7 @@ class SemanticEmbedding:
             vectors, released = pickled_vectors(source)
             facts: dict[str, Any] = {"method": "caso", "info": {"file": source.name}} if released else {}
             return SemanticEmbedding(vectors, target=source.stem, **facts)
-        tensors, metadata = load_tensors(source)
+        tensors, metadata = load_tensors(source, kind="embedding")
         if (
             metadata.get(FORMAT_KEY, FILE_FORMAT).startswith("semantic_editing.")
             and metadata.get(FORMAT_KEY, FILE_FORMAT) != FILE_FORMAT
@@ -139,14 +139,14 @@ class SemanticEmbedding:
         vectors = named_vectors(tensors, metadata.get("base_model", ""), source.name)
         if metadata.get(FORMAT_KEY) != FILE_FORMAT:
             return SemanticEmbedding(vectors, target=source.stem)
-        info = metadata_json(metadata, "info", source.name)
+        info = metadata_json(metadata, "info", source.name, "embedding")
         return SemanticEmbedding(
             vectors,
             metadata.get("base_model", ""),
             metadata.get("attribute", ""),
             metadata.get("target", ""),
             metadata.get("method", ""),
-            info if isinstance(info, dict) else {},
+            info,
         )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..classifiers.pickles import read_network_pickle
 from ..errors import EditingError
+from ..reading.pickles import read_network_pickle
 from ..token_vectors import ENCODER_OF_WIDTH
 
 SINGLE_KEY = "emb_params"  # of safetensors files with one text encoder; ComfyUI also accepts the encoder's name

@@ -26,6 +26,7 @@ FIGURES = ("loss", "classification", "reconstruction", "others", "accuracy")
 FREE = {"steps", "check_every"}
 #: Settings that older files lack, and the value they were trained with.
 ABSENT = {"start_words": ""}
+MOST_STEPS = 1_000_000
 
 
 def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -70,46 +71,46 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
         EditingError: missing, damaged or foreign file, or one of a training with other pictures, settings, model or
             classifier.
     """
-    tensors, metadata = load_tensors(path, FILE_FORMAT)
+    tensors, metadata = load_tensors(path, FILE_FORMAT, kind="training")
     name = Path(path).name
-    saved: Any = metadata_json(metadata, "run", name)
-    progress: Any = metadata_json(metadata, "progress", name)
+    saved = metadata_json(metadata, "run", name, "training")
+    progress = metadata_json(metadata, "progress", name, "training")
     current = json.loads(json.dumps(_run(trainer)))
-    different = [
-        key for key in current if not isinstance(saved, dict) or saved.get(key, ABSENT.get(key)) != current[key]
-    ]
+    different = [key for key in current if saved.get(key, ABSENT.get(key)) != current[key]]
     if different:
         raise EditingError(
             f"{name} belongs to a training with another {different[0].replace('_', ' ')}; use the same ones or start "
             "anew."
         )
-    try:
-        best = (
-            {encoder: tensors[f"best.{encoder}"] for encoder in trainer.moves}
-            if progress["best_score"] is not None
-            else {}
-        )
-        step, smoothed, best_step = int(progress["step"]), float(progress["smoothed"]), int(progress["best_step"])
-        figures = [dict(zip(FIGURES, row, strict=True)) for row in tensors["history"].tolist()]
-        rows = tensors["held"].tolist() if "held" in tensors else [(math.nan, math.nan)] * step  # older files lack it
-        results = [None if math.isnan(loss) else ValidationResult(loss, accuracy, None) for loss, accuracy in rows]
-        history = list(zip(figures, results, strict=True))
-        moves = {encoder: tensors[f"move.{encoder}"] for encoder in trainer.moves}
-        moments = (
-            {encoder: {key: tensors[f"{key}.{encoder}"] for key in MOMENTS} for encoder in trainer.moves}
-            if step
-            else {}
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise EditingError(f"{name} is incomplete; start the training anew.") from error
-    parts = [*moves.values(), *best.values(), *(tensor for both in moments.values() for tensor in both.values())]
-    shapes = [tuple(tensor.shape) for tensor in trainer.moves.values()]
-    if (
-        [tuple(part.shape) for part in moves.values()] != shapes
-        or len(history) != step
-        or not all(bool(t.isfinite().all()) for t in parts)
-    ):
+    step, smoothed, best_step = progress["step"], float(progress["smoothed"]), progress["best_step"]
+    if step > MOST_STEPS:
+        raise EditingError(f"{name} says that it trained for {step} steps, which nobody does; start the training anew.")
+    tables = {"history": (step, len(FIGURES)), "held": (step, 2)}
+    wanted = {f"move.{encoder}": move.shape for encoder, move in trainer.moves.items()}
+    if progress["best_score"] is not None:
+        wanted |= {f"best.{encoder}": vectors.shape for encoder, vectors in trainer.vectors.items()}
+    if step:
+        wanted |= {f"{moment}.{encoder}": move.shape for moment in MOMENTS for encoder, move in trainer.moves.items()}
+    tensors.setdefault("held", torch.full((step, 2), math.nan, dtype=torch.float64))  # older files lack it
+    if not set(wanted) | set(tables) <= set(tensors):
+        raise EditingError(f"{name} is incomplete; start the training anew.")
+    fits = all(tensors[key].shape == shape for key, shape in (wanted | tables).items())
+    sound = all(tensors[key].is_floating_point() and bool(tensors[key].isfinite().all()) for key in wanted)
+    if not fits or not sound or not all(tensors[key].is_floating_point() for key in tables):
         raise EditingError(f"{name} has parts that do not fit together; start the training anew.")
+    best = (
+        {encoder: tensors[f"best.{encoder}"] for encoder in trainer.moves} if progress["best_score"] is not None else {}
+    )
+    figures = [dict(zip(FIGURES, row, strict=True)) for row in tensors["history"].tolist()]
+    results = [
+        None if math.isnan(loss) else ValidationResult(loss, accuracy, None)
+        for loss, accuracy in tensors["held"].tolist()
+    ]
+    history = list(zip(figures, results, strict=True))
+    moves = {encoder: tensors[f"move.{encoder}"] for encoder in trainer.moves}
+    moments = (
+        {encoder: {key: tensors[f"{key}.{encoder}"] for key in MOMENTS} for encoder in trainer.moves} if step else {}
+    )
     with torch.inference_mode(False), torch.no_grad():
         for encoder, move in trainer.moves.items():
             move.copy_(moves[encoder])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import EditingError
 from ..files import load_tensors, metadata_json
+from ..reading.kinds import LARGEST_SIDE
 
 CONVOLUTIONAL = "convolutional"  # the kind of network, in files
 INPUT_SIZE = 64  # pixels; a file may say otherwise in its metadata ("size")
@@ -93,22 +93,33 @@ def load_classifier(path: str | Path) -> AttributeClassifier:
         EditingError: missing, damaged or not such a file.
     """
     name = Path(path).name
-    tensors, metadata = load_tensors(path)
-    classes: Any = metadata_json(metadata, "classes", name)
+    tensors, metadata = load_tensors(path, kind="classifier")
+    classes = metadata_json(metadata, "classes", name, "classifier")
+    if not isinstance(classes, dict):
+        raise EditingError(f"{name} does not name its attributes; save it or install the pack again.")
     convolutions = [value for key, value in tensors.items() if key.startswith("features.") and value.ndim == 4]
-    indices = sorted(
-        {int(key.split(".")[1]) for key, value in tensors.items() if key.startswith("features.") and value.ndim == 4}
-    )
     try:
+        indices = sorted(
+            {
+                int(key.split(".")[1])
+                for key, value in tensors.items()
+                if key.startswith("features.") and value.ndim == 4
+            }
+        )
         widths = [tensors[f"features.{index}.weight"].shape[0] for index in indices[::2]]
         if len(convolutions) != 2 * len(widths):
             raise EditingError(f"{name} is not an attribute classifier of this pack; install the pack again.")
         size = int(metadata.get("size", INPUT_SIZE))
         fold = tensors["features.0.weight"].shape[-1] // 3
-        net = AttributeClassifier(widths, tensors["fc.2.weight"].shape[0], classes, size, fold)
+        if not 1 <= size <= LARGEST_SIDE or not 1 <= fold <= size:
+            raise EditingError(f"{name} asks for pictures of {size} pixels; save it or install the pack again.")
+        with torch.device("meta"):  # the shapes are the file's claims until its tensors fit them
+            net = AttributeClassifier(widths, tensors["fc.2.weight"].shape[0], classes, size, fold)
         net.load_state_dict(
-            {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+            {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}, assign=True
         )
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, EditingError):
+            raise
         raise EditingError(f"{name} is a damaged attribute classifier; save it or install the pack again.") from error
     return net.eval().requires_grad_(False)

@@ -7,7 +7,6 @@ What a file is follows from its content, never from its name alone. Nothing is d
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,13 @@ from torch import Tensor, nn
 
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
-from ..models.transformers_files import CONFIG, NORMALISATIONS
+from ..models.model_folder import CONFIG
+from ..models.transformers_files import NORMALISATIONS
+from ..reading.forms import facts, listed, table, text, whole
+from ..reading.libraries import library
+from ..reading.pickles import is_zip, read_network_pickle
 from .base import ImageClassifier
 from .convnet import CONVOLUTIONAL, AttributeClassifier, convolutional_trunk, load_classifier
-from .pickles import read_network_pickle
 from .transformers_folder import (
     TRANSFORMERS,
     TransformersTrunk,
@@ -34,6 +36,12 @@ FILE_VERSION = "1"
 AUTO = "auto"
 VGG16, RESNET50 = "vgg16", "resnet50"  # kinds of network, in files
 YES_NO = ["no", "yes"]
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+#: Width of the features of torchvision's networks.
+FEATURES = {VGG16: 4096, RESNET50: 2048}
+#: Descriptions of networks in files.
+CONVOLUTIONAL_FORM = table({"widths": listed(whole(1, 8192), 1, 8), "hidden": whole(1, 65_536)}, {"fold": whole(1, 64)})
+TRANSFORMERS_FORM = table({"config": facts, "linear": text(300)})
 IMAGENET_SIZE = 224
 #: CASO's published classifiers see whole 512 x 512 pictures in -1..1.
 PUBLISHED_SIZE = 512
@@ -80,29 +88,27 @@ def _load(source: Path, classes: list[str], attribute: str) -> ImageClassifier:
     if source.is_dir() or (source.name.startswith("model") and (source.parent / CONFIG).is_file()):
         folder = source if source.is_dir() else source.parent
         return _renamed(load_transformers_folder(folder), classes, attribute)
-    if source.is_file() and zipfile.is_zipfile(source):
+    if source.is_file() and (source.suffix.lower() in PICKLES or is_zip(source)):
         return torchvision_classifier(read_network_pickle(source).tensors, source.name, classes, attribute)
-    if source.suffix.lower() in (".pt", ".pth", ".bin", ".pkl", ".ckpt") and source.is_file():
-        raise EditingError(
-            f"{source.name} is a pickle of an old kind and was refused; save it anew with torch 1.6 or later."
-        )
-    tensors, metadata = load_tensors(source)
+    tensors, metadata = load_tensors(source, kind="classifier")
     if metadata.get(FORMAT_KEY) == FILE_FORMAT:
         return _renamed(_own_file(tensors, metadata, source.name), classes, attribute)
     if any(key.startswith("heads.") for key in tensors):
         return _renamed(demo_classifier(load_classifier(source), source.name), classes, attribute)
-    declared = metadata_json(metadata, "classes", source.name) if "classes" in metadata and not classes else classes
+    named = "classes" in metadata and not classes
+    declared = metadata_json(metadata, "classes", source.name, "classifier") if named else classes
     if not isinstance(declared, list):
         raise EditingError(f"{source.name} names its classes in an unknown way; give the class names yourself.")
     return torchvision_classifier(tensors, source.name, declared, attribute)
 
 
-def build_trunk(architecture: Mapping[str, Any], name: str) -> nn.Module:
+def build_trunk(architecture: Mapping[str, Any], weights: int, name: str) -> nn.Module:
     """The trunk that ``architecture`` describes, its weights to be filled in (``load_state_dict(..., assign=True)``).
 
     Args:
         architecture: ``{"kind": "convolutional", "widths", "hidden", "fold"}``, ``{"kind": "vgg16"}``, ``{"kind":
             "resnet50"}`` or ``{"kind": "transformers", "config", "linear"}``.
+        weights: how many numbers there are to fill it with; a larger one is not built.
         name: of the file, for errors.
 
     Raises:
@@ -111,19 +117,22 @@ def build_trunk(architecture: Mapping[str, Any], name: str) -> nn.Module:
     kind = architecture.get("kind")
     try:
         if kind == CONVOLUTIONAL:
+            CONVOLUTIONAL_FORM(architecture, "architecture")
             with torch.device("meta"):
-                widths, fold = list(architecture["widths"]), int(architecture.get("fold", 1))
-                return convolutional_trunk(AttributeClassifier(widths, int(architecture["hidden"]), {}, fold=fold))
+                widths, fold = architecture["widths"], architecture.get("fold", 1)
+                return convolutional_trunk(AttributeClassifier(widths, architecture["hidden"], {}, fold=fold))
         if kind in (VGG16, RESNET50):
             return torchvision_trunk(str(kind), name)
         if kind == TRANSFORMERS:
-            return TransformersTrunk(empty_transformers(architecture["config"], name), architecture["linear"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+            TRANSFORMERS_FORM(architecture, "architecture")
+            made = empty_transformers(architecture["config"], weights, name)
+            return TransformersTrunk(made, architecture["linear"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, EditingError):
             raise
         raise EditingError(f"{name} describes its network in a damaged way; save it again.") from error
     raise EditingError(
-        f"{name} holds a network of an unknown kind ({kind}); it was saved by a newer version of this pack."
+        f"{name} holds a network of an unknown kind ({str(kind)[:80]}); it was saved by a newer version of this pack."
     )
 
 
@@ -160,10 +169,8 @@ def torchvision_classifier(
     (kind,) = kinds[:1]
     layer = LAST_LAYERS[kind][0]
     weight, bias = state.pop(f"{layer}.weight"), state.pop(f"{layer}.bias", None)
-    if weight.ndim != 2:
-        raise EditingError(f"{name} ends in a layer of shape {list(weight.shape)}; a classifier ends in a linear one.")
-    last = linear(weight, bias)
-    trunk = build_trunk({"kind": kind}, name)
+    last = linear(weight, bias, FEATURES[kind], name)
+    trunk = build_trunk({"kind": kind}, sum(value.numel() for value in state.values()), name)
     fill(trunk, state, name)
     outputs = len(weight)
     published = outputs == 1
@@ -197,15 +204,9 @@ def torchvision_models(name: str) -> Any:
     """``torchvision.models``.
 
     Raises:
-        EditingError: torchvision is not installed.
+        EditingError: torchvision is not installed or broken.
     """
-    try:
-        from torchvision import models
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
-        raise EditingError(
-            f"{name} is a VGG16 or ResNet50 and needs torchvision, which this Python lacks; install it."
-        ) from error
-    return models
+    return library("torchvision.models", f"{name}, a VGG16 or ResNet50,")
 
 
 def _bare(key: str) -> str:
@@ -221,8 +222,23 @@ def default_names(outputs: int, name: str) -> list[str]:
     return [f"class {index}" for index in range(outputs)]
 
 
-def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer over ``weight [n, F]`` and ``bias [n]``."""
+def linear(weight: Tensor, bias: Tensor | None, features: int, name: str) -> nn.Linear:
+    """A linear layer over ``weight [n, F]`` and ``bias [n]`` of the file ``name``.
+
+    Args:
+        features: F of the network before it, 0 if that is not known.
+
+    Raises:
+        EditingError: other shapes, or whole numbers.
+    """
+    if weight.ndim != 2 or not weight.numel() or features not in (0, weight.shape[-1]):
+        raise EditingError(
+            f"{name} ends in a layer of shape {list(weight.shape)}; a classifier ends in a linear one over its "
+            "features."
+        )
+    fits = bias is None or tuple(bias.shape) == (len(weight),)
+    if not fits or not all(part.is_floating_point() for part in (weight, bias) if part is not None):
+        raise EditingError(f"{name} ends in a layer whose parts do not fit together; train or download it again.")
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}), assign=True)
     return layer
@@ -287,17 +303,23 @@ def save_image_classifier(
 
 def _own_file(tensors: dict[str, Tensor], metadata: dict[str, str], name: str) -> ImageClassifier:
     fields: dict[str, Any] = {
-        key: metadata_json(metadata, key, name) for key in ("heads", "size", "mean", "std", "architecture")
+        key: metadata_json(metadata, key, name, "classifier")
+        for key in ("heads", "size", "mean", "std", "architecture")
     }
-    trunk = build_trunk(fields["architecture"], name)
+    trunk = build_trunk(fields["architecture"], sum(value.numel() for value in tensors.values()), name)
     fill(trunk, {key.removeprefix("trunk."): value for key, value in tensors.items() if key.startswith("trunk.")}, name)
-    try:
-        last = [
-            linear(tensors[f"last.{index}.weight"], tensors.get(f"last.{index}.bias"))
-            for index in range(len(fields["heads"]))
-        ]
-    except (KeyError, IndexError, RuntimeError) as error:
-        raise EditingError(f"{name} lacks a part of its weights; save it again.") from error
+    if not all(f"last.{index}.weight" in tensors for index in range(len(fields["heads"]))):
+        raise EditingError(f"{name} lacks a part of its weights; save it again.")
+    kind = fields["architecture"]["kind"]
+    width = (
+        trunk.width
+        if isinstance(trunk, TransformersTrunk)
+        else FEATURES.get(kind, fields["architecture"].get("hidden"))
+    )
+    last = [
+        linear(tensors[f"last.{index}.weight"], tensors.get(f"last.{index}.bias"), width, name)
+        for index in range(len(fields["heads"]))
+    ]
     interpolation = metadata.get("interpolation", "bilinear")
     return ImageClassifier(
         trunk,

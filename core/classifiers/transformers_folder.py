@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EditingError
-from ..models.transformers_files import (
-    CONFIG,
-    input_of,
-    preprocessor,
-    read_json,
-    transformers_package,
+from ..models.model_folder import (
+    CLASSIFIERS,
+    PARTS_OF_CLIP,
+    SETTINGS,
+    layers_of,
+    load_transformers,
+    read_config,
+    refusing,
+    transformers_settings,
+    weight_files,
 )
+from ..models.transformers_files import input_of, preprocessor
+from ..reading.libraries import library
 from .base import ImageClassifier
 
 TRANSFORMERS = "transformers"  # the kind of network, in files
 PROBES = 2  # random pictures with which the last layer is looked for
+MOST_LAYERS = 1000
 AGREEMENT = 1e-3  # relative error up to which logits count as equal
 
 
@@ -36,8 +42,11 @@ class TransformersTrunk(nn.Module):
     def __init__(self, model: nn.Module, linear: str):
         super().__init__()
         self.model = model
+        #: Width of the features, 0 where the network is whole.
+        self.width = 0
         if linear:
             parent, _, child = linear.rpartition(".")
+            self.width = int(model.get_submodule(linear).in_features)  # type: ignore[arg-type]
             setattr(model.get_submodule(parent), child, nn.Identity())
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -58,35 +67,26 @@ def load_transformers_folder(folder: str | Path) -> ImageClassifier:
             transformers.
     """
     source = Path(folder)
-    transformers = transformers_package(source.name)
-    config = read_json(source / CONFIG, source.name)
+    config = read_config(source, source.name)
     kinds = config.get("architectures") or [""]
-    if not kinds[0].endswith("ForImageClassification"):
+    kind = kinds[0] if isinstance(kinds, list) and isinstance(kinds[0], str) else ""
+    if not kind.endswith("ForImageClassification"):
         raise EditingError(
-            f"{source.name} holds a {kinds[0] or 'network of an unnamed kind'}; use one that ends in "
+            f"{source.name} holds a {kind[:80] or 'network of an unnamed kind'}; use one that ends in "
             "ForImageClassification."
         )
-    if not any(source.glob("*.safetensors")):
-        raise EditingError(f"{source.name} has no .safetensors weights; download or convert the model to safetensors.")
+    class_name = classifier_of(config, source.name)
+    settings = transformers_settings(config, source.name)
+    weight_files(source, "model", source.name)  # named before the preprocessor, which a person may forget later
     size, mean, std, interpolation = input_of(preprocessor(source), config, source.name)
-    try:
-        model, report = transformers.AutoModelForImageClassification.from_pretrained(
-            source, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
-    except Exception as error:  # transformers raises many types for a missing or damaged part
-        raise EditingError(
-            f"{source.name} is damaged or unknown to the installed transformers; download it again."
-        ) from error
-    if report["missing_keys"] or report["mismatched_keys"]:
-        raise EditingError(f"{source.name} lacks weights of its classifier; use a model that was trained to classify.")
-    model = model.float().eval().requires_grad_(False)
-    trunk, last, name = _split(model, size)
+    model = load_transformers(source, class_name, settings, source.name).float().eval().requires_grad_(False)
+    blind = f"{source.name} cannot see pictures of {size[1]} x {size[0]} pixels; download the whole model again."
+    with refusing(blind, "transformers"):
+        trunk, last, name = _split(model, size)
     labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
-    architecture = (
-        {"kind": TRANSFORMERS, "config": json.loads(model.config.to_json_string(use_diff=False)), "linear": name}
-        if name
-        else {}
-    )
+    # What was passed on is what the network is built from again.
+    described = {key: config[key] for key in ("model_type", *SETTINGS, *PARTS_OF_CLIP) if key in config}
+    architecture = {"kind": TRANSFORMERS, "config": described, "linear": name} if name else {}
     if isinstance(last, nn.Linear) and (model.config.problem_type == "multi_label_classification" or len(labels) == 1):
         rows = [_row(last, index) for index in range(last.out_features)]
         heads = {label: ["no", "yes"] for label in unique(labels)}
@@ -96,21 +96,41 @@ def load_transformers_folder(folder: str | Path) -> ImageClassifier:
     )
 
 
-def empty_transformers(config: Mapping[str, Any], name: str) -> nn.Module:
-    """A transformers image classifier from its configuration, weights arbitrary.
+def classifier_of(config: Mapping[str, Any], name: str) -> str:
+    """transformers' class of the image classifier that a configuration describes.
 
     Raises:
-        EditingError: transformers is missing or does not know this configuration.
+        EditingError: it is none of those that are read.
     """
-    transformers = transformers_package(name)
-    try:
-        known = transformers.AutoConfig.for_model(**config)
-        with torch.random.fork_rng(devices=[]):  # the constructor fills in random weights
-            model: nn.Module = transformers.AutoModelForImageClassification.from_config(known, trust_remote_code=False)
-    except Exception as error:  # the constructors raise many types for a configuration that is not theirs
-        raise EditingError(
-            f"{name} holds a network that the installed transformers does not know; update transformers."
-        ) from error
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in CLASSIFIERS:
+        raise EditingError(f"{name} holds a {str(kind)[:80]} network; use one of {', '.join(sorted(CLASSIFIERS))}.")
+    return CLASSIFIERS[kind]
+
+
+def empty_transformers(config: Mapping[str, Any], weights: int, name: str) -> nn.Module:
+    """A transformers image classifier from its configuration, weights arbitrary.
+
+    Args:
+        weights: how many numbers there are to fill it with; a larger one is not built.
+
+    Raises:
+        EditingError: an unknown kind of network, a damaged configuration, or transformers is missing.
+    """
+    class_name = classifier_of(config, name)
+    settings = transformers_settings(config, name)
+    cls = getattr(library("transformers", name, class_name), class_name)
+    if layers_of(settings) > MOST_LAYERS:
+        raise EditingError(f"{name} describes its network in a damaged way; save it again.")
+    unknown = f"{name} holds a network that the installed transformers does not know; update transformers."
+    with refusing(unknown, "transformers"), torch.random.fork_rng(devices=[]):  # constructors fill in random weights
+        known = cls.config_class(**settings)
+        known._attn_implementation = "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
+        with torch.device("meta"):
+            wanted = sum(parameter.numel() for parameter in cls(known).parameters())
+        if wanted > weights:
+            raise EditingError(f"{name} lacks a part of its weights; save it again.")
+        model: nn.Module = cls(known)
     return model
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EditingError
+from ..files import load_json
 from ..images.files import decoded
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "demo"
@@ -102,7 +102,7 @@ class DemoData:
     def __init__(self, folder: str | Path | None = None):
         self.folder = FOLDER if folder is None else Path(folder)
         try:
-            listing: Any = json.loads((self.folder / "demo.json").read_text(encoding="utf-8"))
+            listing = load_json(self.folder / "demo.json", "configuration")
             self._images: list[dict[str, Any]] = list(listing["images"])
             self._pairs: list[dict[str, Any]] = list(listing["pairs"])
             #: One caption for each of :attr:`images`.
@@ -111,7 +111,7 @@ class DemoData:
             self.attributes: list[dict[str, str]] = [dict(entry["attributes"]) for entry in self._images]
             #: Names of the edits that :attr:`pairs` has, in order.
             self.edits: list[str] = list(dict.fromkeys(entry["edit"] for entry in self._pairs))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise damaged("demo.json") from error
 
     @cached_property

@@ -6,7 +6,6 @@ pixels, with its CLIP and two attribute classifiers. diffusers and transformers 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,17 @@ from torch import Tensor
 
 from ..classifiers.convnet import AttributeClassifier, load_classifier
 from ..errors import EditingError
+from ..files import load_json
+from ..models.model_folder import (
+    load_clip_tokenizer,
+    load_diffusers,
+    load_scheduler,
+    load_transformers,
+    read_config,
+    refuse_code,
+    transformers_settings,
+)
+from ..reading.libraries import library
 from .data import FOLDER, TOKENIZER, DemoData, DemoPair, damaged
 
 if TYPE_CHECKING:
@@ -185,21 +195,19 @@ def load_demo_model(folder: str | Path | None = None, device: str | torch.device
 
 
 def _load_parts(folder: Path) -> tuple[Any, ...]:
+    library("diffusers", "The demo model", "AutoencoderKL", "DDIMScheduler", "UNet2DConditionModel")
+    library("transformers", "The demo model", "CLIPModel", "CLIPTokenizer")
     try:
-        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-        from transformers import CLIPModel, CLIPTokenizer
-    except ImportError as error:
-        raise EditingError(
-            f"The demo model needs {error.name}; install the pack with its demo extra (semantic-editing[demo])."
-        ) from error
-    try:
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True)
-        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-        vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
-        clip = CLIPModel.from_pretrained(folder / "clip", local_files_only=True)
-        tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
-        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    except Exception as error:  # these libraries raise many types for a missing or damaged file
+        refuse_code(folder)
+        unet = load_diffusers(folder / "unet", "UNet2DConditionModel", "unet")
+        scheduler = load_scheduler(folder / "scheduler", "DDIMScheduler", "scheduler")
+        vae = load_diffusers(folder / "vae", "AutoencoderKL", "vae")
+        clip = load_transformers(
+            folder / "clip", "CLIPModel", transformers_settings(read_config(folder / "clip", "clip"), "clip"), "clip"
+        )
+        tokenizer = load_clip_tokenizer(TOKENIZER, "clip_tokenizer")
+        vocab = load_json(folder / "vocab.json", "words")
+    except EditingError as error:
         raise EditingError(
             f"The demo model in {folder.name} is incomplete or damaged; install the pack again with its assets."
         ) from error

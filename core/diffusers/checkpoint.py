@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,30 @@ import torch
 from torch import Tensor
 
 from ..errors import EditingError
+from ..models.model_folder import (
+    load_clip_tokenizer,
+    load_diffusers,
+    load_scheduler,
+    load_text_encoder,
+    read_index,
+    refusing,
+)
+from ..reading.libraries import library
 from .checkpoint_shapes import Prediction
 from .denoiser import DiffusersDenoiser, TextCond
 from .single_file import load_single_file
 
 SINGLE_FILES = (".safetensors", ".ckpt")
+#: Kinds of diffusers folders, and the parts that each must have.
+PIPELINES = {
+    "StableDiffusionPipeline": {
+        "unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel",
+    },
+    "StableDiffusionXLPipeline": {
+        "unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    },
+}  # fmt: skip
 
 
 class Checkpoint:
@@ -97,28 +115,39 @@ def load_checkpoint(
     source = Path(path)
     if not source.exists():
         raise EditingError(f"{source.name} was not found; give a diffusers folder or a .safetensors checkpoint.")
-    try:
-        import diffusers
-    except ImportError as error:
-        raise EditingError("Editing needs diffusers and transformers; install the pack with its demo extra.") from error
     if source.is_dir():
-        return Checkpoint(_from_folder(source, diffusers), device, dtype)
+        return Checkpoint(_from_folder(source), device, dtype)
     if source.suffix.lower() not in SINGLE_FILES:
         raise EditingError(f"{source.name} is no checkpoint; give a diffusers folder or a .safetensors file.")
     return Checkpoint(load_single_file(source, prediction), device, dtype)
 
 
-def _from_folder(folder: Path, diffusers: Any) -> Any:
-    try:
-        kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError) as error:
-        raise EditingError(
-            f"{folder.name} is no diffusers model (no readable model_index.json); choose the folder that has one."
-        ) from error
-    if kind not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
-        raise EditingError(f"{folder.name} is a {kind}; use a Stable Diffusion 1.x, 2.x or SDXL text-to-image model.")
-    extra = {"safety_checker": None, "requires_safety_checker": False} if kind == "StableDiffusionPipeline" else {}
-    try:
-        return getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, **extra)
-    except Exception as error:  # diffusers raises many types for a missing or damaged part
-        raise EditingError(f"{folder.name} is incomplete or damaged; download the model again.") from error
+def _from_folder(folder: Path) -> Any:
+    """The pipeline in a diffusers folder, put together from its parts; of ``model_index.json`` only names are taken."""
+    name, index = folder.name, read_index(folder)
+    kind = index["_class_name"]
+    if kind not in PIPELINES:
+        raise EditingError(f"{name} is a {kind}; use a Stable Diffusion 1.x, 2.x or SDXL text-to-image model.")
+    said = {part: entry[1] for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
+    for part, class_name in PIPELINES[kind].items():
+        if said.get(part) != class_name:
+            raise EditingError(f"{name} has an unknown {part} ({str(said.get(part))[:80]}); use one with {class_name}.")
+    pipeline = getattr(library("diffusers", "Editing", kind), kind)
+    texts = {
+        part: load_text_encoder(folder / part, class_name, name)
+        for part, class_name in PIPELINES[kind].items()
+        if part.startswith("text_encoder")
+    }
+    tokenizers = {part.replace("text_encoder", "tokenizer"): "" for part in texts}
+    parts = {
+        "unet": load_diffusers(folder / "unet", "UNet2DConditionModel", name),
+        "vae": load_diffusers(folder / "vae", "AutoencoderKL", name),
+        "scheduler": load_scheduler(folder / "scheduler", str(said.get("scheduler")), name),
+        **texts,
+        **{part: load_clip_tokenizer(folder / part, name) for part in tokenizers},
+    }
+    with refusing(f"{name} is incomplete or damaged; download the model again."):
+        if kind == "StableDiffusionPipeline":
+            return pipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        zeros = index.get("force_zeros_for_empty_prompt", True)
+        return pipeline(**parts, force_zeros_for_empty_prompt=zeros is not False)

@@ -24,6 +24,7 @@ TEXT_XL = ("conditioner.embedders.0.transformer.text_model.", "conditioner.embed
 TOWERS: dict[Family, tuple[str, ...]] = {"sd1": (TEXT_L,), "sd2": (TEXT_H,), "sdxl": TEXT_XL}
 HEAD_SIZE = 64  # of every CLIP tower, and of the U-Nets from SD 2 on
 SD1_HEADS = 8
+MOST_MODULES = 100  # of one kind in a row
 
 
 def family_of(shapes: Shapes, name: str = "the file") -> Family:
@@ -151,6 +152,12 @@ def _text_config(shapes: Shapes, prefix: str, drop_last: bool) -> dict[str, Any]
 
 
 def count_modules(shapes: Shapes, prefix: str) -> int:
-    """How many numbered modules there are: one more than the largest number that follows ``prefix``."""
+    """How many numbered modules there are: one more than the largest number that follows ``prefix``.
+
+    Raises:
+        ValueError: no number, or one that no model reaches.
+    """
     numbers = [int(key.removeprefix(prefix).split(".")[0]) for key in shapes if key.startswith(prefix)]
+    if max(numbers, default=0) >= MOST_MODULES:
+        raise ValueError("more modules than any model has")
     return max(numbers, default=-1) + 1

@@ -14,7 +14,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import EditingError
+from ..files import tensor_shapes
+from ..models.model_folder import SETTINGS, load_clip_tokenizer, offline, refusing
+from ..reading.libraries import library
 from .checkpoint_shapes import TOWERS, UNET, VAE, Family, Prediction, configurations, count_modules, family_of
 
 #: CLIP's byte pairs, the same for every Stable Diffusion.
@@ -52,21 +57,19 @@ def load_single_file(file: Path, prediction: Prediction | None = None) -> Any:
     Raises:
         EditingError: damaged, a pickle, another kind of model, or parts missing.
     """
-    import diffusers
-
     if file.suffix.lower() != ".safetensors":
         raise EditingError(f"{file.name} is a pickle, which can run code; use the .safetensors version of the model.")
     found = describe(file, prediction)
-    with tempfile.TemporaryDirectory() as folder:
+    diffusers = library("diffusers", "Editing", "StableDiffusionPipeline", "StableDiffusionXLPipeline")
+    _check_sizes(found, diffusers, file)
+    with tempfile.TemporaryDirectory() as folder, offline():
         for part, config in found.parts.items():
             (Path(folder) / part).mkdir()
             (Path(folder) / part / "config.json").write_text(json.dumps(config), encoding="utf-8")
         kind, index, given = _pipeline(found, diffusers)
         (Path(folder) / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-        try:
+        with refusing(str(_incomplete(file))):
             pipeline = kind.from_single_file(str(file), config=folder, local_files_only=True, **given)
-        except Exception as error:  # diffusers raises many types for parts that are missing or do not fit
-            raise _incomplete(file) from error
     for part, stored in found.sizes.items():  # diffusers leaves random what it does not find
         if stored < sum(parameter.numel() for parameter in getattr(pipeline, part).parameters()):
             raise _incomplete(file)
@@ -82,20 +85,15 @@ def describe(file: Path, prediction: Prediction | None = None) -> SingleFile:
     Raises:
         EditingError: unreadable, or no SD 1.x, SD 2.x or SDXL checkpoint.
     """
-    from safetensors import SafetensorError, safe_open
-
+    shapes, metadata = tensor_shapes(file, "checkpoint")
+    family = family_of(shapes, file.name)
+    said = metadata.get("modelspec.prediction_type", "")
     try:
-        with safe_open(file, framework="pt") as stream:
-            names = stream.keys()
-            shapes = {name: stream.get_slice(name).get_shape() for name in names}
-            family = family_of(shapes, file.name)
-            said = (stream.metadata() or {}).get("modelspec.prediction_type", "")
-            last = count_modules(shapes, f"{UNET}output_blocks.") - 1
-            bias = f"{UNET}output_blocks.{last}.1.transformer_blocks.0.norm1.bias"
-            known = family == "sd2" and bias in shapes
-            spread = float(stream.get_tensor(bias).float().std(unbiased=False)) if known else 0.0
-    except (SafetensorError, OSError) as error:
-        raise EditingError(f"{file.name} is damaged or not a safetensors file; download the model again.") from error
+        last = count_modules(shapes, f"{UNET}output_blocks.") - 1
+        bias = f"{UNET}output_blocks.{last}.1.transformer_blocks.0.norm1.bias"
+        spread = _spread(file, bias) if family == "sd2" and bias in shapes else 0.0
+    except ValueError as error:
+        raise _incomplete(file) from error
     if any(key in shapes for key in OTHER_SCHEDULES):
         raise EditingError(
             f"{file.name} uses the EDM noise schedule; use an SD 1.x, SD 2.x or SDXL model of the usual kind."
@@ -105,7 +103,7 @@ def describe(file: Path, prediction: Prediction | None = None) -> SingleFile:
         prediction = "v_prediction" if is_v else "epsilon"
     try:
         parts = configurations(shapes, family, prediction)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise _incomplete(file) from error
     prefixes = dict(zip(parts, (UNET, VAE, *TOWERS[family]), strict=True))
     sizes = {
@@ -115,10 +113,30 @@ def describe(file: Path, prediction: Prediction | None = None) -> SingleFile:
     return SingleFile(family, prediction, "ztsnr" in shapes, parts, sizes)
 
 
+def _spread(file: Path, name: str) -> float:
+    """Standard deviation of a tensor."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as stream:
+        return float(stream.get_tensor(name).float().std(unbiased=False))
+
+
+def _check_sizes(found: SingleFile, diffusers: Any, file: Path) -> None:
+    """Raise :class:`EditingError` where a part would have more weights than the file holds for it; nothing is built."""
+    transformers = library("transformers", "Editing", "CLIPTextModel")
+    for part, config in found.parts.items():
+        with refusing(str(_incomplete(file))), torch.device("meta"):
+            if part.startswith("text_encoder"):
+                kind = getattr(transformers, config["architectures"][0])
+                network = kind(kind.config_class(**{k: v for k, v in config.items() if k in SETTINGS}))
+            else:
+                network = getattr(diffusers, config["_class_name"]).from_config(dict(config))
+        if found.sizes[part] < sum(parameter.numel() for parameter in network.parameters()):
+            raise _incomplete(file)
+
+
 def _pipeline(found: SingleFile, diffusers: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """``(pipeline class, model_index.json, parts given to it as objects)``."""
-    from transformers import CLIPTokenizer
-
     scheduler = diffusers.DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -130,8 +148,8 @@ def _pipeline(found: SingleFile, diffusers: Any) -> tuple[Any, dict[str, Any], d
         rescale_betas_zero_snr=found.zero_terminal_snr,
     )
     # OpenCLIP's texts are padded with token 0 ("!"), OpenAI's with the end of text.
-    padded_with_end = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
-    padded_with_zero = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True, pad_token="!")
+    padded_with_end = load_clip_tokenizer(TOKENIZER, TOKENIZER.name)
+    padded_with_zero = load_clip_tokenizer(TOKENIZER, TOKENIZER.name, padding="!")
     index: dict[str, Any] = {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],

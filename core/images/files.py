@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import EditingError
 from ..file_names import shown_name
+from ..reading.kinds import check_size
 from ..writing import check_target, write_whole
 
 MULTIPLE = 8  # image pixels per latent pixel
@@ -30,7 +31,6 @@ FORMATS = {
 }
 #: Of a picture that is read or resized. Asked of the file's first bytes, before anything is decoded.
 MAX_PIXELS = 8192 * 8192
-MAX_BYTES = 512 << 20  # of a picture file: twice what as many pixels take uncompressed
 NAMED = 5  # how many unreadable pictures a report names
 MARK = "semantic_editing"  # key of the text in a PNG file that says which part of the pack made it
 
@@ -79,15 +79,12 @@ def decoded(path: str | Path) -> Image.Image:
 
     Raises:
         EditingError: missing, of a format that is none of :data:`FORMATS`, damaged, or too large (:data:`MAX_PIXELS`,
-            :data:`MAX_BYTES`).
+            :data:`~..reading.kinds.KINDS`).
     """
     source = Path(path)
     shown = shown_name(source.name)
     try:
-        if not source.is_file():
-            raise EditingError(f"{shown} was not found; check the file name and folder.")
-        if source.stat().st_size > MAX_BYTES:
-            raise EditingError(f"{shown} is larger than {MAX_BYTES >> 20} MB; use a smaller picture.")
+        check_size(source, "picture")
         with Image.open(source, formats=sorted(set(FORMATS.values()))) as opened:
             _refuse_large(source, opened.size)
             ImageOps.exif_transpose(opened, in_place=True)

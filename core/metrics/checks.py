@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from torch import Tensor
 
 from ..denoiser import check_finite
 from ..errors import EditingError
+from ..reading.libraries import library
 
 
 def check_pair(images: Tensor, reference: Tensor) -> None:
@@ -68,11 +68,6 @@ def torchmetrics_part(name: str, what: str) -> Any:
         what: the measure that needs it, for the message.
 
     Raises:
-        EditingError: the package is not installed.
+        EditingError: the package is not installed or broken.
     """
-    try:
-        return importlib.import_module(f"torchmetrics.{name}")
-    except ImportError as error:
-        raise EditingError(
-            f"{what} needs torchmetrics, which this Python lacks; install it with: pip install torchmetrics"
-        ) from error
+    return library(f"torchmetrics.{name}", what)

@@ -24,7 +24,7 @@ def load_identity(file: str | Path) -> IdentityNetwork:
         EditingError: missing, damaged, or another network's.
     """
     source = Path(file)
-    weights = load_weights(source)
+    weights = load_weights(source, "face network")
     try:
         return IdentityNetwork(weights)
     except EditingError as error:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import EditingError
 from ..files import load_weights
+from ..reading.libraries import library
 from .checks import check_pair, masked_mean, torchmetrics_part
 
 #: Networks by torchmetrics' names -> torchvision's, whose weights they take.
@@ -75,14 +76,9 @@ def load_lpips(file: str | Path, network: str = "alex") -> Lpips:
     if network not in NETWORKS:
         raise EditingError(f"LPIPS has no network {network!r}; use one of {', '.join(NETWORKS)}.")
     package = torchmetrics_part("functional.image.lpips", "LPIPS")
-    try:
-        import torchvision  # noqa: F401 (torchmetrics takes the layers from it)
-    except (ImportError, RuntimeError) as error:  # a build for another torch raises the second
-        raise EditingError(
-            "LPIPS needs a working torchvision, which this Python lacks; install the one that belongs to its torch."
-        ) from error
+    library("torchvision", "LPIPS", "models")  # torchmetrics takes the layers from it
     source = Path(file)
-    weights = load_weights(source)
+    weights = load_weights(source, "perceptual network")
     # The learned layer weights come with torchmetrics; pnet_rand leaves the network itself without weights.
     layers = package._LPIPS(pretrained=True, net=network, pnet_rand=True)
     # torchmetrics keeps torchvision's layers under their numbers, in slices: slices.1.3.squeeze.weight is

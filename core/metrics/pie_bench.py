@@ -21,7 +21,6 @@ nothing is inside the mask, the similarity of the edited part is left out as wel
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +34,10 @@ from torch import Tensor
 
 from ..denoiser import check_finite
 from ..errors import EditingError
+from ..files import load_json
 from ..images.files import read_picture
 from ..models.clip import ClipScorer
+from ..reading.forms import LONGEST_TEXT
 from .checks import torchmetrics_part
 from .clip import clip_score
 from .image import mse, psnr, ssim
@@ -44,6 +45,8 @@ from .structure import self_similarity
 
 SIDE = 512  # pixels of the benchmark's pictures and masks
 VISION_SIDE = 224  # pixels that DINO gets
+MOST_ENTRIES = 20_000  # PIE-Bench has 700
+LONGEST_PATH = 250  # bytes; longer ones are no file's name anywhere
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
 #: What ``editing_type_id`` 0 to 9 asks for.
 EDIT_TYPES = (
@@ -171,17 +174,27 @@ def decode_mask(runs: Sequence[int], side: int = SIDE) -> Tensor:
     Raises:
         EditingError: no such list, or a run that starts outside the picture.
     """
+    check_mask_runs(runs, side)
+    pixels = side * side
+    # Runs may lie over each other: count at every pixel how many have begun and not ended.
+    steps = torch.zeros(pixels + 1, dtype=torch.long)
+    starts = torch.tensor(runs[::2], dtype=torch.long)
+    ends = torch.tensor([min(start + length, pixels) for start, length in zip(runs[::2], runs[1::2], strict=True)])
+    steps.index_add_(0, starts, torch.ones_like(starts))
+    steps.index_add_(0, ends.long(), -torch.ones_like(starts))
+    return (steps.cumsum(0)[:pixels] > 0).float().reshape(1, 1, side, side)
+
+
+def check_mask_runs(runs: Any, side: int = SIDE) -> None:
+    """Raise :class:`EditingError` unless ``runs`` is what :func:`decode_mask` takes."""
     if not isinstance(runs, (list, tuple)) or any(type(number) is not int for number in runs) or len(runs) % 2:
         raise EditingError("The mask is no list of whole numbers start, length, start, length, ...; download it again.")
-    mask = torch.zeros(side * side)
     for start, length in zip(runs[::2], runs[1::2], strict=True):
         if not 0 <= start < side * side or length < 0:
             raise EditingError(
                 f"The mask has a run of {length} pixels from pixel {start}, outside a picture of {side} x {side}; "
                 "download it again."
             )
-        mask[start : start + length] = 1
-    return mask.reshape(1, 1, side, side)
 
 
 def with_ring(mask: Tensor) -> Tensor:
@@ -197,16 +210,11 @@ def read_pie_bench(folder: str | Path, side: int = SIDE) -> list[PieCase]:
         EditingError: a file is missing or damaged, or an entry is not as the format has it; the sentence names it.
     """
     source = Path(folder)
-    try:
-        mapping = json.loads((source / MAPPING).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EditingError(
-            f"The folder {source.name!r} has no readable {MAPPING}; choose the folder of PIE-Bench."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise EditingError(f"{MAPPING} is damaged; download it again.") from error
-    if not isinstance(mapping, dict) or not mapping:
-        raise EditingError(f"{MAPPING} holds no entries; download it again.")
+    if not (source / MAPPING).is_file():
+        raise EditingError(f"The folder {source.name!r} has no readable {MAPPING}; choose the folder of PIE-Bench.")
+    mapping = load_json(source / MAPPING, "PIE-Bench", remedy="download it again")
+    if not 0 < len(mapping) <= MOST_ENTRIES:
+        raise EditingError(f"{MAPPING} holds {len(mapping)} entries, PIE-Bench has 700; download it again.")
     return [_case(source / PICTURES, key, entry, side) for key, entry in mapping.items()]
 
 
@@ -215,7 +223,7 @@ def _case(pictures: Path, key: str, entry: Any, side: int) -> PieCase:
 
     def text(name: str, default: str | None = None) -> str:
         value = entry.get(name, default)
-        if not isinstance(value, str):
+        if not isinstance(value, str) or len(value) > LONGEST_TEXT:
             raise EditingError(f"Entry {key} of {MAPPING} has no text {name}; download the file again.")
         return value
 
@@ -237,10 +245,10 @@ def _case(pictures: Path, key: str, entry: Any, side: int) -> PieCase:
         raise EditingError(f'Entry {key} of {MAPPING} has the editing_type_id {edit_type!r}; it must be "0" to "9".')
     runs: Any = entry.get("mask")
     try:
-        decode_mask(runs, side)
+        check_mask_runs(runs, side)
     except EditingError as error:
         raise EditingError(f"Entry {key} of {MAPPING} cannot be used: {error}") from error
-    if not (pictures / path).is_file():
+    if len(path.encode()) > LONGEST_PATH or not (pictures / path).is_file():
         raise EditingError(f"The picture {path} of entry {key} is not in {PICTURES}; download the pictures again.")
     return PieCase(
         key=key,

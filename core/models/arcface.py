@@ -73,6 +73,21 @@ class IdentityNetwork(nn.Module):
 
     def __init__(self, weights: Mapping[str, Tensor]):
         super().__init__()
+        self._build()
+        # Counters of batches, which older files lack and which nothing here reads.
+        counters = {name: torch.zeros((), dtype=torch.long) for name in self.state_dict() if _is_counter(name)}
+        given = {name: tensor.float() for name, tensor in weights.items() if not _is_counter(name)}
+        try:
+            self.load_state_dict(given | counters, assign=True)
+        except RuntimeError as error:
+            raise EditingError(
+                "It does not hold the layers of ArcFace's IR-SE50; use model_ir_se50.pth as pixel2style2pixel, e4e or "
+                "DeltaEdit publish it."
+            ) from error
+        self.eval().requires_grad_(False)
+
+    def _build(self) -> None:
+        """The layers, without weights."""
         with torch.device("meta"):  # the weights are given; making and throwing away 44 million takes seconds
             first = STAGES[0][0]
             self.input_layer = nn.Sequential(
@@ -91,17 +106,6 @@ class IdentityNetwork(nn.Module):
                 nn.Linear(channels * side * side, FEATURES),
                 nn.BatchNorm1d(FEATURES),
             )
-        # Counters of batches, which older files lack and which nothing here reads.
-        counters = {name: torch.zeros((), dtype=torch.long) for name in self.state_dict() if _is_counter(name)}
-        given = {name: tensor.float() for name, tensor in weights.items() if not _is_counter(name)}
-        try:
-            self.load_state_dict(given | counters, assign=True)
-        except RuntimeError as error:
-            raise EditingError(
-                "It does not hold the layers of ArcFace's IR-SE50; use model_ir_se50.pth as pixel2style2pixel, e4e or "
-                "DeltaEdit publish it."
-            ) from error
-        self.eval().requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, faces: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ from ..content_hash import content_hash
 from ..denoiser import check_finite
 from ..errors import EditingError
 from ..files import load_tensors
+from ..reading.libraries import library
+from .model_folder import CONFIG, load_clip_tokenizer, load_transformers, offline, read_config, transformers_settings
+from .transformers_files import PREPROCESSORS, input_of, preprocessor
 
 Triple = tuple[float, float, float]
 #: Mean and standard deviation of images in 0..1 that OpenAI's CLIP was trained with; OpenCLIP keeps them.
@@ -127,36 +130,25 @@ def load_transformers_clip(folder: str | Path, device: str | torch.device = "cpu
     Raises:
         EditingError: no such folder, another model, files missing or damaged, or no transformers.
     """
-    from .transformers_files import transformers_package
-
     source = Path(folder)
-    transformers = transformers_package(source.name)
-    if not (source / "config.json").is_file():
+    if not (source / CONFIG).is_file():
         raise EditingError(
             f"{source.name} is no transformers model (no config.json); choose the folder of a CLIPModel."
         )
-    if not any(source.glob("*.safetensors")):
-        raise EditingError(f"{source.name} has no .safetensors weights; download or convert the model to safetensors.")
-    try:
-        config = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
-        if config.model_type != "clip":
-            raise EditingError(
-                f"{source.name} holds a {config.model_type} model; choose a CLIPModel, for example CLIP ViT-B/16."
-            )
-        model, report = transformers.CLIPModel.from_pretrained(
-            source, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except EditingError:
-        raise
-    except Exception as error:  # transformers raises many types for a missing or damaged part
+    config = read_config(source, source.name)
+    if config.get("model_type") != "clip":
         raise EditingError(
-            f"{source.name} is incomplete or damaged; download the model again with its tokenizer files."
-        ) from error
-    if report["missing_keys"] or report["mismatched_keys"]:
-        raise EditingError(f"{source.name} lacks weights of CLIP; download the whole model, image and text side.")
+            f"{source.name} holds a {str(config.get('model_type'))[:80]} model; choose a CLIPModel, for example CLIP "
+            "ViT-B/16."
+        )
+    model = load_transformers(source, "CLIPModel", transformers_settings(config, source.name), source.name)
+    tokenizer = load_clip_tokenizer(source, source.name)
     model = model.to(device).float().eval().requires_grad_(False)
     length = model.config.text_config.max_position_embeddings
+    if len(tokenizer) > model.config.text_config.vocab_size:
+        raise EditingError(
+            f"{source.name}'s tokenizer is another model's; download the model again with its own files."
+        )
     mean, std = _preprocessor_normalisation(source)
 
     def texts(strings: list[str]) -> Tensor:
@@ -183,12 +175,7 @@ def load_open_clip(path: str | Path, architecture: str = "ViT-B-16", device: str
         EditingError: the package is missing, the name is unknown or needs downloads, the file does not fit it, or the
             image tower has no patches.
     """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise EditingError(
-            "OpenCLIP files need the open_clip_torch package; install it or use a transformers CLIPModel folder."
-        ) from error
+    open_clip = library("open_clip", "An OpenCLIP file", instead="use a transformers CLIPModel folder")
     if architecture not in open_clip.list_models():  # other names could be addresses of a hub
         raise EditingError(
             f"OpenCLIP knows no architecture {architecture!r}; use one of its names, for example ViT-B-16 or ViT-L-14."
@@ -201,7 +188,8 @@ def load_open_clip(path: str | Path, architecture: str = "ViT-B-16", device: str
     if not isinstance(config["vision_cfg"].get("layers"), int):
         raise EditingError(f"{architecture} has no patches to compare; use a ViT, for example ViT-B-16.")
     weights, _ = load_tensors(path)
-    model = open_clip.create_model(architecture, pretrained=None, load_weights=False)
+    with offline():
+        model = open_clip.create_model(architecture, pretrained=None, load_weights=False)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -238,8 +226,6 @@ def transformers_tower(model: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 def _preprocessor_normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
     """A folder's own normalisation of images in 0..1, CLIP's where it has no preprocessor."""
-    from .transformers_files import PREPROCESSORS, input_of, preprocessor
-
     if not any((folder / name).is_file() for name in PREPROCESSORS):
         return CLIP_NORMALISATION
     _, mean, std, _ = input_of(preprocessor(folder), {"image_size": 224}, folder.name)

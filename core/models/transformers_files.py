@@ -5,11 +5,12 @@ Used for classifiers, CLIPs and vision models in folders that ``save_pretrained`
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import EditingError
+from ..files import load_json
+from ..reading.forms import listed, number
 
 Triple = tuple[float, float, float]
 #: Normalisations by name: ``(mean, std)`` of images in 0..1.
@@ -18,11 +19,12 @@ NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "0..1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-CONFIG = "config.json"
 #: Files that may hold the image preprocessor's settings, the first that is there counts.
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 #: PIL's numbers of the ways to resize that are used.
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+LARGEST_INPUT = 1344  # pixels a side
+SMALLEST_FACTOR = 1e-6
 #: How images in 0..1 become the network's input: ``((h, w), mean, std, interpolation)``.
 Preparation = tuple[tuple[int, int], list[float], list[float], str]
 
@@ -35,7 +37,7 @@ def preprocessor(folder: Path) -> dict[str, Any]:
     """
     for name in PREPROCESSORS:
         if (folder / name).is_file():
-            settings = read_json(folder / name, folder.name)
+            settings = load_json(folder / name, "configuration", folder.name)
             nested = settings.get("image_processor")
             return nested if isinstance(nested, dict) else settings
     raise EditingError(
@@ -50,21 +52,26 @@ def input_of(settings: dict[str, Any], config: dict[str, Any], name: str) -> Pre
     ``(m + o) / (255 r)`` and std ``s / (255 r)``.
 
     Raises:
-        EditingError: settings of another kind.
+        EditingError: settings of another kind, or out of all measure.
     """
     try:
         chosen = settings.get("crop_size") if settings.get("do_center_crop") else None
         size = _size(chosen or settings.get("size") or config.get("image_size"))
-        if min(size) < 1:
+        if not 1 <= min(size) <= max(size) <= LARGEST_INPUT:
             raise ValueError("no size")
         factor = 255 * (float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0)
         offset = 1.0 if settings.get("rescale_offset") else 0.0
         normalises = settings.get("do_normalize", True)
-        mean = [float(value) for value in settings["image_mean"]] if normalises else [0.0] * 3
-        std = [float(value) for value in settings["image_std"]] if normalises else [1.0] * 3
-        interpolation = INTERPOLATIONS.get(settings.get("resample", 2), "bilinear")
+        for key in ("image_mean", "image_std") if normalises else ():
+            listed(number(-1e6, 1e6), 3, 3)(list(settings[key]), key)
+        mean = settings["image_mean"] if normalises else [0.0] * 3
+        std = settings["image_std"] if normalises else [1.0] * 3
+        if not abs(factor) > SMALLEST_FACTOR or not all(abs(value) > SMALLEST_FACTOR for value in std):
+            raise ValueError("a normalisation that nothing survives")
+        resample = settings.get("resample", 2)
+        interpolation = INTERPOLATIONS.get(resample, "bilinear") if isinstance(resample, int) else "bilinear"
         return size, [(value + offset) / factor for value in mean], [value / factor for value in std], interpolation
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise EditingError(
             f"{name} has a preprocessor of an unknown kind; use a classifier of pictures in RGB."
         ) from error
@@ -77,30 +84,3 @@ def _size(value: Any) -> tuple[int, int]:
     if isinstance(value, (list, tuple)):
         return int(value[0]), int(value[1])
     return int(value), int(value)
-
-
-def read_json(path: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file of the model ``name``.
-
-    Raises:
-        EditingError: missing or unreadable.
-    """
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise EditingError(
-            f"{name} has no readable {path.name}; choose the folder of a whole transformers model."
-        ) from error
-
-
-def transformers_package(name: str) -> Any:
-    """The ``transformers`` package.
-
-    Raises:
-        EditingError: it is not installed.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise EditingError(f"{name} needs transformers, which this Python lacks; install it.") from error
-    return transformers

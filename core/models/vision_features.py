@@ -6,7 +6,6 @@ DINO (Caron et al., arXiv 2104.14294) and DINOv2 are made for it; any ViT with a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from ..denoiser import check_finite
 from ..errors import EditingError
 from ..files import load_tensors
 from .clip import CLIP_NORMALISATION
-from .transformers_files import NORMALISATIONS
+from .model_folder import load_transformers, numbers_in, read_config, transformers_settings
+from .transformers_files import NORMALISATIONS, PREPROCESSORS, input_of, preprocessor
 from .vit import VisionTransformer
 
 LARGEST_SIDE = 1344  # pixels: attention over more patches than that needs gigabytes
@@ -208,39 +208,17 @@ def load_vision_folder(
     Args:
         normalisation: mean and standard deviation to use instead of the folder's own.
     """
-    from .transformers_files import PREPROCESSORS, input_of, preprocessor, transformers_package
-
-    transformers = transformers_package(folder.name)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name, interpolates_on_request = TRANSFORMERS_CLASSES[config["model_type"]]
-    except KeyError as error:
-        kinds = "a DINO, DINOv2 or CLIP vision transformer"
+    config = read_config(folder, folder.name)
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in TRANSFORMERS_CLASSES:
         raise EditingError(
-            f"{folder.name} holds a model of another kind ({config.get('model_type')}); use {kinds}."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise EditingError(
-            f"{folder.name} is no transformers model (no readable config.json); choose the model's folder."
-        ) from error
-    if not any(folder.glob("*.safetensors")):
-        raise EditingError(f"{folder.name} has no .safetensors weights; download or convert the model to safetensors.")
-    pooling = {"add_pooling_layer": False} if name == "ViTModel" else {}
-    try:
-        model, report = getattr(transformers, name).from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            attn_implementation="eager",
-            output_loading_info=True,
-            **pooling,
+            f"{folder.name} holds a model of another kind ({str(kind)[:80]}); use a DINO, DINOv2 or CLIP vision "
+            "transformer."
         )
-    except Exception as error:  # transformers raises many types for a missing or damaged part
-        raise EditingError(
-            f"{folder.name} is damaged or unknown to the installed transformers; download it again."
-        ) from error
-    if report["missing_keys"] or report["mismatched_keys"]:
-        raise EditingError(f"{folder.name} lacks weights of its vision transformer; download the whole model.")
+    name, interpolates_on_request = TRANSFORMERS_CLASSES[kind]
+    pooling = {"add_pooling_layer": False} if name == "ViTModel" else {}
+    settings = transformers_settings(config, folder.name)
+    model = load_transformers(folder, name, settings, folder.name, eager=True, **pooling)
     if name == "CLIPModel":
         model = model.vision_model
     if normalisation is None and any((folder / file).is_file() for file in PREPROCESSORS):
@@ -248,7 +226,8 @@ def load_vision_folder(
         normalisation = mean, std
     if normalisation is None:
         normalisation = CLIP_NORMALISATION if name.startswith("CLIP") else NORMALISATIONS["imagenet"]
+    sides = [numbers_in(value) for value in (model.config.patch_size, model.config.image_size)]
+    if any(len(set(part)) != 1 for part in sides):
+        raise EditingError(f"{folder.name} sees pictures or patches that are not square; use a DINO, DINOv2 or CLIP.")
     network = _TransformersNetwork(model, interpolates_on_request)
-    return VisionFeatures(
-        network, int(model.config.patch_size), int(model.config.image_size), *normalisation, folder.name
-    )
+    return VisionFeatures(network, sides[0][0], sides[1][0], *normalisation, folder.name)

@@ -125,6 +125,8 @@ class VisionTransformer(nn.Module):
             kernel = weights["patch_embed.proj.weight"]
             self.width, _, self.patch, _ = kernel.shape
             depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+            if depth > len(weights):
+                raise EditingError("Its blocks are numbered with gaps; download it again.")
             if heads is None and self.width % HEAD_WIDTH:
                 raise EditingError(
                     f"Its {self.width} channels do not divide into heads of {HEAD_WIDTH}; use a DINO or DINOv2 ViT."
@@ -134,20 +136,23 @@ class VisionTransformer(nn.Module):
                     f"Its {self.width} channels do not divide into {heads} heads; give the number its page names."
                 )
             self.heads = heads or self.width // HEAD_WIDTH
-            self.patch_embed = nn.Module()
-            self.patch_embed.proj = nn.Conv2d(
-                3, self.width, self.patch, self.patch, bias="patch_embed.proj.bias" in weights
-            )
-            self.cls_token = nn.Parameter(torch.zeros(1, 1, self.width))
-            self.pos_embed = nn.Parameter(torch.zeros_like(weights["pos_embed"]))
-            registers = weights.get("register_tokens")
-            self.register_tokens = nn.Parameter(torch.zeros_like(registers)) if registers is not None else None
-            self.blocks = nn.ModuleList(
-                Block(self.width, self.heads, _below(weights, f"blocks.{index}.")) for index in range(depth)
-            )
-            self.norm = nn.LayerNorm(self.width, eps=EPSILON)
-            self.load_state_dict(weights)
-        except (KeyError, ValueError, RuntimeError) as error:
+            with torch.device("meta"):  # the sizes are claims of single tensors until all of them fit
+                self.patch_embed = nn.Module()
+                self.patch_embed.proj = nn.Conv2d(
+                    3, self.width, self.patch, self.patch, bias="patch_embed.proj.bias" in weights
+                )
+                self.cls_token = nn.Parameter(torch.zeros(1, 1, self.width))
+                self.pos_embed = nn.Parameter(torch.zeros(1, weights["pos_embed"].shape[1], self.width))
+                registers = weights.get("register_tokens")
+                self.register_tokens = (
+                    nn.Parameter(torch.zeros(1, registers.shape[1], self.width)) if registers is not None else None
+                )
+                self.blocks = nn.ModuleList(
+                    Block(self.width, self.heads, _below(weights, f"blocks.{index}.")) for index in range(depth)
+                )
+                self.norm = nn.LayerNorm(self.width, eps=EPSILON)
+            self.load_state_dict(weights, assign=True)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
             if isinstance(error, EditingError):
                 raise
             raise EditingError(

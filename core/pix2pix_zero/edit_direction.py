@@ -43,11 +43,11 @@ class EditDirection:
     sentences: int
 
     def __post_init__(self) -> None:
-        if self.embeds.ndim != 3 or len(self.embeds) != 1:
+        if self.embeds.ndim != 3 or len(self.embeds) != 1 or not self.embeds.numel():
             raise EditingError(
                 f"An edit direction has shape [1, tokens, width], not {list(self.embeds.shape)}; make it again."
             )
-        if self.pooled is not None and (self.pooled.ndim != 2 or len(self.pooled) != 1):
+        if self.pooled is not None and (self.pooled.ndim != 2 or len(self.pooled) != 1 or not self.pooled.numel()):
             raise EditingError(
                 f"The pooled part of an edit direction has shape [1, width], not {list(self.pooled.shape)}; make it "
                 "again."
@@ -176,9 +176,9 @@ class EditDirection:
 
 
 def _load_safetensors(path: str | Path) -> EditDirection:
-    tensors, metadata = load_tensors(path, FILE_FORMAT)
+    tensors, metadata = load_tensors(path, FILE_FORMAT, kind="edit direction")
     name = Path(path).name
-    if "embeds" not in tensors or not metadata.get("sentences", "").isdigit():
+    if "embeds" not in tensors or "sentences" not in metadata:
         raise EditingError(f"{name} is incomplete; save the edit direction again.")
     pooled = tensors.get("pooled")
     return EditDirection(
@@ -194,7 +194,7 @@ def _load_safetensors(path: str | Path) -> EditDirection:
 def _load_legacy(path: str | Path) -> EditDirection:
     value = load_legacy_tensor(path)
     name = Path(path).name
-    if value.ndim != 3 or value.shape[1] != TOKENS or not value.is_floating_point() or len(value) == 0:
+    if value.ndim != 3 or value.shape[1] != TOKENS or not value.is_floating_point() or not value.numel():
         raise EditingError(
             f"{name} has shape {list(value.shape)}; a published embedding has [N, {TOKENS}, width]. Choose another "
             "file."

@@ -8,7 +8,6 @@ imported on first use.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +20,13 @@ from torch import Tensor
 from ..content_hash import fingerprint
 from ..denoiser import Callback, Evaluations, Progress, check_finite, weight_signature
 from ..errors import EditingError
+from ..models.model_folder import (
+    load_clip_tokenizer,
+    load_diffusers,
+    load_scheduler,
+    load_text_encoder,
+    read_index,
+)
 from .editors import Quality
 from .paste import Framing, check_quality, paste, repainted_cells
 
@@ -277,29 +283,14 @@ def load_token_model(
             installed.
     """
     source = Path(folder)
-    try:
-        kind = json.loads((source / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EditingError(
-            f"{source.name} is no diffusers model (no readable model_index.json); choose the folder of an aMUSEd model."
-        ) from error
+    kind, name = read_index(source)["_class_name"], source.name
     if kind not in PIPELINES:
-        raise EditingError(f"{source.name} is a {kind}; the token editor needs an aMUSEd model.")
-    try:
-        from diffusers import AmusedScheduler, UVit2DModel, VQModel
-        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-    except ImportError as error:
-        raise EditingError(
-            f"The token editor needs {error.name}; install the pack with its demo extra (semantic-editing[demo])."
-        ) from error
-    try:
-        vqvae = VQModel.from_pretrained(source / "vqvae", local_files_only=True)
-        transformer = UVit2DModel.from_pretrained(source / "transformer", local_files_only=True)
-        scheduler = AmusedScheduler.from_pretrained(source / "scheduler", local_files_only=True)
-        text_encoder = CLIPTextModelWithProjection.from_pretrained(source / "text_encoder", local_files_only=True)
-        tokenizer = CLIPTokenizer.from_pretrained(source / "tokenizer", local_files_only=True)
-    except Exception as error:  # these libraries raise many types for a missing or damaged file
-        raise EditingError(f"{source.name} is incomplete or damaged; download the model again.") from error
+        raise EditingError(f"{name} is a {kind}; the token editor needs an aMUSEd model.")
+    vqvae = load_diffusers(source / "vqvae", "VQModel", name)
+    transformer = load_diffusers(source / "transformer", "UVit2DModel", name)
+    scheduler = load_scheduler(source / "scheduler", "AmusedScheduler", name)
+    text_encoder = load_text_encoder(source / "text_encoder", "CLIPTextModelWithProjection", name)
+    tokenizer = load_clip_tokenizer(source / "tokenizer", name)
     networks: list[tuple[Any, torch.dtype]] = [(vqvae, torch.float32), (transformer, dtype), (text_encoder, dtype)]
     for network, precision in networks:
         network.to(device=device, dtype=precision)

@@ -71,6 +71,16 @@ def _unit(position: Tensor, count: int) -> Tensor:
     return position * (2 / (count - 1)) - 1 if count > 1 else torch.zeros_like(position)
 
 
+def _layers(channels: int, slots: int, bins: int) -> nn.Sequential:
+    """The layers of :class:`RegionNetwork`, without memory."""
+    with torch.device("meta"):
+        return nn.Sequential(
+            nn.Conv2d(slots * channels, CONVOLUTION, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(CONVOLUTION, CONVOLUTION, 3, padding=1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(CONVOLUTION * bins * bins, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, slots),
+        )  # fmt: skip
+
+
 class RegionNetwork(nn.Module):
     """Two convolutions and two linear layers with ReLU between them: features of an anchor's M boxes -> M logits.
 
@@ -85,12 +95,8 @@ class RegionNetwork(nn.Module):
     def __init__(self, channels: int, slots: int, bins: int = BINS, seed: int = 0, vision: str = ""):
         super().__init__()
         self.channels, self.slots, self.bins, self.vision = channels, slots, bins, vision
-        with torch.inference_mode(False), torch.device("meta"):
-            self.layers = nn.Sequential(
-                nn.Conv2d(slots * channels, CONVOLUTION, 3, padding=1), nn.ReLU(),
-                nn.Conv2d(CONVOLUTION, CONVOLUTION, 3, padding=1), nn.ReLU(), nn.Flatten(),
-                nn.Linear(CONVOLUTION * bins * bins, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, slots),
-            )  # fmt: skip
+        with torch.inference_mode(False):
+            self.layers = _layers(channels, slots, bins)
             self.to_empty(device="cpu")
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -159,16 +165,15 @@ class RegionNetwork(nn.Module):
             EditingError: missing, damaged, or another kind of file.
         """
         name = Path(path).name
-        tensors, metadata = load_tensors(path, FILE_FORMAT, OLD_FORMAT)
-        shape = metadata_json(metadata, "shape", name)
-        try:
-            assert isinstance(shape, dict)
-            network = cls(int(shape["channels"]), int(shape["slots"]), int(shape["bins"]), vision=str(shape["vision"]))
-            network.load_state_dict(tensors)
-        except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise EditingError(
-                f"{name} is damaged: its weights do not fit its description; train and save it again."
-            ) from error
+        tensors, metadata = load_tensors(path, FILE_FORMAT, OLD_FORMAT, kind="region network")
+        shape = metadata_json(metadata, "shape", name, "region network")
+        sizes = {key: shape[key] for key in ("channels", "slots", "bins")}
+        # The description is compared with the weights before anything of its size is made.
+        wanted = {f"layers.{key}": tuple(part.shape) for key, part in _layers(**sizes).state_dict().items()}
+        if wanted != {key: tuple(part.shape) for key, part in tensors.items()}:
+            raise EditingError(f"{name} is damaged: its weights do not fit its description; train and save it again.")
+        network = cls(**sizes, vision=shape["vision"])
+        network.load_state_dict(tensors)
         return network
 
 

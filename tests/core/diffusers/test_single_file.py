@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from semantic_editing import cli
+from semantic_editing.benchmarks.original_layout import original
 from semantic_editing.core.diffusers import single_file
 from semantic_editing.core.diffusers.checkpoint import load_checkpoint
 from semantic_editing.core.diffusers.checkpoint_shapes import configurations, family_of
 from semantic_editing.core.errors import EditingError
-from semantic_editing.tests.core.diffusers.original_layout import original
 
 LAYERS = 2  # of the text towers as diffusers uses them; SD 2's file has one more
 WIDTH, WIDTH_2, POOLED = 16, 64, 24

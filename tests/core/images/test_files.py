@@ -273,7 +273,7 @@ def test_a_thread_of_pixels_is_not_blown_up(tmp_path):
 def test_a_huge_file_is_refused_unread(tmp_path):
     with (tmp_path / "x.webp").open("wb") as stream:
         stream.truncate(600 << 20)
-    with pytest.raises(EditingError, match=r"x\.webp is larger than 512 MB"):
+    with pytest.raises(EditingError, match=r"x\.webp is larger than 512 MiB"):
         read_picture(tmp_path / "x.webp")
 
 

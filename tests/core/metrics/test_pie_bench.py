@@ -318,10 +318,10 @@ def test_a_damaged_entry_is_named(tmp_path, change, sentence):
     [
         (None, "has no readable mapping_file.json"),
         (b"{", "damaged"),
-        (b"\xff\xfe", "damaged"),
+        (b"\xff\xfe", "cannot be read"),
         (b"[" * 100_000, "damaged"),
-        (b"{}", "no entries"),
-        (b"[1]", "no entries"),
+        (b"{}", "0 entries"),
+        (b"[1]", "damaged: it is no object"),
         (b'{"7": 1}', "Entry 7 of mapping_file.json is no object"),
     ],
 )

@@ -232,7 +232,7 @@ def test_a_saved_model_comes_back(components, model, tmp_path):
     )
 
     (tmp_path / "transformer" / "config.json").unlink()
-    with pytest.raises(EditingError, match="incomplete or damaged"):
+    with pytest.raises(EditingError, match=r"config\.json was not found; download the model again"):
         load_token_model(tmp_path)
     index["_class_name"] = "StableDiffusionPipeline"
     (tmp_path / "model_index.json").write_text(json.dumps(index))
@@ -240,7 +240,7 @@ def test_a_saved_model_comes_back(components, model, tmp_path):
         load_token_model(tmp_path)
     for text in ("{", "[]", "{}"):
         (tmp_path / "model_index.json").write_text(text)
-        with pytest.raises(EditingError, match="no diffusers model"):
+        with pytest.raises(EditingError, match=r"model_index\.json (is damaged|holds damaged)"):
             load_token_model(tmp_path)
     with pytest.raises(EditingError, match="no diffusers model"):
         load_token_model(tmp_path / "nowhere")

@@ -56,6 +56,7 @@ def original_unet(unet):
 
 
 def original_vae(vae):
+    """State dict of an ``AutoencoderKL`` under the original names."""
     names = (
         (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
         (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),

@@ -1,0 +1,138 @@
+"""How large each kind of file may be and what its texts must say: the one table that every loader looks into.
+
+Bounds are far above any file that a person has and far below what fills a machine. What is declared *inside* a file is
+never believed: it is compared with the file's own length before anything is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import EditingError
+from ..file_names import shown_name
+from .forms import Form, digits, either, facts, listed, mapped, maybe, number, one_of, table, text, whole
+
+MIB, GIB = 2**20, 2**30
+#: The part of a file that describes its tensors.
+LARGEST_HEADER = 16 * MIB
+#: Of a picture's side, for whatever network.
+LARGEST_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of file.
+
+    Attributes:
+        title: what people call it.
+        largest: bytes.
+        tensors: how many it may hold.
+        json: what the JSON texts in its metadata, or the JSON file itself (under ""), must look like.
+        texts: what the plain texts in its metadata must look like, where they are there.
+    """
+
+    title: str
+    largest: int
+    tensors: int = 10_000
+    json: Mapping[str, Form] = field(default_factory=dict)
+    texts: Mapping[str, Form] = field(default_factory=dict)
+
+
+_names = listed(text(), 1, 100_000)
+_colours = listed(number(-1e6, 1e6), 3, 3)
+_positive = listed(number(1e-6, 1e6), 3, 3)
+_side = whole(1, LARGEST_SIDE)
+_identity = table(
+    {
+        "family": text(),
+        "latent_channels": whole(1, 4096),
+        "prediction": one_of(("eps", "v", "flow")),
+        "signature": listed(number(), 0, 1024),
+    }
+)
+_progress = table(
+    {
+        "step": whole(0, 10_000_000),
+        "smoothed": number(),
+        "best_step": whole(-1, 10_000_000),
+        "best_score": maybe(number()),
+    }
+)
+_region_shape = table({"channels": whole(1, 65_536), "slots": whole(1, 4096), "bins": whole(1, 64), "vision": text()})
+_tokenizer = table(
+    {"model": table({"vocab": mapped(whole(0, 1_000_000), 1, 1_000_000)})},
+)
+
+KINDS: dict[str, Kind] = {
+    # Files of this pack
+    "inversion": Kind(
+        "inversion", 4 * GIB, 64, {"identity": _identity, "info": facts}, {"method": text(), "base_model": text()}
+    ),
+    "edit direction": Kind(
+        "edit direction",
+        512 * MIB,
+        16,
+        texts={
+            "sentences": digits(0, 100_000_000),
+            "base_model": text(),
+            "source": text(100_000),
+            "target": text(100_000),
+        },
+    ),
+    "embedding": Kind(
+        "embedding",
+        64 * MIB,
+        64,
+        {"info": facts},
+        {"base_model": text(), "attribute": text(), "target": text(), "method": text()},
+    ),
+    "training": Kind("state of a training", GIB, 200, {"run": facts, "progress": _progress}),
+    "classifier": Kind(
+        "classifier",
+        4 * GIB,
+        json={
+            "heads": mapped(_names, 1, 10_000),
+            "classes": either(_names, mapped(_names, 1, 10_000)),
+            "size": listed(_side, 2, 2),
+            "mean": _colours,
+            "std": _positive,
+            "architecture": table({"kind": text()}),
+        },
+        texts={"interpolation": one_of(("bilinear", "bicubic")), "size": text(40)},
+    ),
+    "region network": Kind("region network", 256 * MIB, 64, {"shape": _region_shape}),
+    # Networks of other programs
+    "network": Kind("network", 32 * GIB),
+    "perceptual network": Kind("network of LPIPS", GIB),
+    "face network": Kind("face recognition network", GIB),
+    "checkpoint": Kind("checkpoint", 64 * GIB),
+    # JSON files beside networks
+    "configuration": Kind("configuration", 4 * MIB, json={"": facts}),
+    "pipeline": Kind("list of a model's parts", 4 * MIB, json={"": table({"_class_name": text(100)})}),
+    "tokenizer": Kind("tokenizer", 64 * MIB, json={"": _tokenizer}),
+    "vocabulary": Kind("vocabulary", 32 * MIB, json={"": mapped(whole(0, 1_000_000), 1, 1_000_000)}),
+    "words": Kind("list of words", MIB, json={"": listed(whole(0, 1_000_000), 1, 10_000)}),
+    "merges": Kind("list of byte pairs", 32 * MIB),
+    # Twice what the most pixels that are read (core/images/files.py) take uncompressed
+    "picture": Kind("picture", 512 * MIB),
+    "PIE-Bench": Kind("listing of PIE-Bench", 64 * MIB, json={"": facts}),
+}
+
+
+def check_size(source: Path, kind: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+        EditingError: there is no such file, or it is larger than any of its kind.
+    """
+    if not source.is_file():
+        raise EditingError(f"{shown_name(source.name)} was not found; check the file name and folder.")
+    size, known = source.stat().st_size, KINDS[kind]
+    if size > known.largest:
+        limit = f"{known.largest // GIB} GiB" if known.largest >= GIB else f"{known.largest // MIB} MiB"
+        raise EditingError(
+            f"{shown_name(source.name)} is larger than {limit}, which no {known.title} is; choose another file."
+        )
+    return size
