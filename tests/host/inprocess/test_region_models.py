@@ -104,7 +104,7 @@ def test_the_token_editor_node(pack, amused):
     assert node.fingerprint_inputs("more/amused", text="", steps=3) != before
     with pytest.raises(ValueError, match=r"is a StableDiffusionPipeline; the token editor needs an aMUSEd model\.$"):
         node.execute("more/amused", text, "", **widgets)
-    with pytest.raises(ValueError, match="is not in ComfyUI's diffusers folder"):
+    with pytest.raises(ValueError, match="is not in ComfyUI's models/diffusers folder"):
         node.execute("amused", text, "", **widgets)
 
 
@@ -162,7 +162,7 @@ def test_folders_and_files_are_choices(pack, tmp_path, monkeypatch):
         == home / "more" / "own.safetensors"
     )
     for name in ("../up", "more", "absent", "", ".", "/etc", "dino/../dino"):
-        with pytest.raises(ValueError, match="is not in ComfyUI's vision_features folder"):
+        with pytest.raises(ValueError, match="is not in ComfyUI's models/vision_features folder"):
             pack("nodes.host.folders").resolve_model("vision_features", name)
     nodes_pack = pack("nodes.regions.models")
     before = nodes_pack.model_fingerprint("vision_features", "dino")
