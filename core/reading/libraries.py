@@ -11,6 +11,8 @@ from ..errors import EditingError
 
 #: What to install, where it is not called like the module.
 PACKAGES = {"open_clip": "open_clip_torch"}
+#: What allocators without an exception type of their own say.
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 def library(module: str, purpose: str, *names: str, instead: str = "") -> Any:
@@ -64,7 +66,7 @@ def is_broken_library(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the machine's memory did not suffice, which is not the fault of a file either."""
-    return any(isinstance(part, MemoryError) or "memory" in str(part).lower() for part in chain(error))
+    return any(isinstance(part, MemoryError) or any(p in str(part).lower() for p in NO_MEMORY) for part in chain(error))
 
 
 def chain(error: BaseException) -> list[BaseException]:

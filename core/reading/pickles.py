@@ -28,7 +28,7 @@ from ..errors import EditingError
 from .kinds import KINDS, MIB, check_size
 
 MAX_PICKLE_BYTES = 16 * MIB  # the part without the weights
-MAX_OPCODES = 200_000  # ResNet50 as a whole network has 21,000
+MAX_OPCODES = 200_000  # ResNet50 as a whole network has 28,000
 MAX_DIRECTORY = 4 * MIB  # a zip's table of contents
 MAX_DEPTH = 64  # of networks inside networks
 MAX_NAME = 300  # characters of a layer's or tensor's name

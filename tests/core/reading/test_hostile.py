@@ -558,6 +558,15 @@ def test_a_machine_without_memory_is_not_blamed_on_a_file(tmp_path, monkeypatch)
         load_vision_features(path)
 
 
+def test_an_error_that_only_speaks_of_memory_is_not_lack_of_it(tmp_path):
+    """torch answers a wrong size with a text about memory formats."""
+    path = made("aMUSEd folder", tmp_path)
+    changed(path / "transformer" / "config.json", intermediate_size=0.5)
+    with pytest.raises(EditingError, match="damaged or unknown to the installed diffusers"):
+        SAMPLES["aMUSEd folder"].load(path)
+    assert libraries.is_out_of_memory(MemoryError()) and not libraries.is_out_of_memory(TypeError("memory_format"))
+
+
 def test_the_bombs_are_live():
     """The first of them calls os.system when it is unpickled the ordinary way; the reader has seen all of them."""
     assert b"system" in BOMBS[0] and isinstance(pickle.dumps(1), bytes)

@@ -96,9 +96,11 @@ def test_folders_of_other_models(folder):
     (folder / "bert").mkdir()
     (folder / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
     assert "another kind (bert)" in refusal(vision, name="bert")
+    assert "holds a bert model" in refusal(scorer, name="bert")
+    (folder / "bert" / "config.json").write_text(json.dumps({"model_type": "clip"}))
     assert "no .safetensors weights" in refusal(scorer, name="bert")
     (folder / "bert" / "model.safetensors").write_bytes(b"weights")
-    assert "holds a bert model" in refusal(scorer, name="bert")
+    assert "model.safetensors is damaged" in refusal(scorer, name="bert")
 
 
 def test_clip_folders_and_files_go_their_own_ways(folder, monkeypatch):
