@@ -13,6 +13,7 @@ is read from /proc.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -35,6 +36,7 @@ BAD = ("other exception", "hang", "memory", "crash", "forbidden")
 OUTCOMES = (SENTENCE, LOADED, *BAD)
 FIRST_LOAD = 240.0  # seconds: libraries are imported then
 LONGEST_SENTENCE = 500
+STACK = "stack.txt"
 #: Of a slow kind, how many mutations there are for one of a fast kind.
 SLOW_SHARE = 0.2
 #: Audit events that no loader may cause. https://docs.python.org/3/library/audit_events.html
@@ -169,7 +171,10 @@ def child(options: argparse.Namespace) -> None:
             how = spoil(rng, target)
             print(json.dumps({"begin": index, "kind": name, "how": how, "limit": SECONDS + 5}), file=report, flush=True)
             resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + ADDRESS_SPACE, resource.RLIM_INFINITY))
-            result = tried(samples[name], target, watch, copy)
+            with (options.home / STACK).open("w") as stack:  # where it stands, should it hang
+                faulthandler.dump_traceback_later(SECONDS, file=stack)
+                result = tried(samples[name], target, watch, copy)
+                faulthandler.cancel_dump_traceback_later()
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         print(json.dumps({"end": index, "kind": name, "how": how, **result}), file=report, flush=True)
 
@@ -202,7 +207,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
             )
         try:
-            start = follow(process, start, results)
+            start = follow(process, start, results, options.home)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -211,7 +216,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
-def follow(process: subprocess.Popen, start: int, results: list[dict[str, Any]]) -> int:
+def follow(process: subprocess.Popen, start: int, results: list[dict[str, Any]], home: Path) -> int:
     """Read a child's reports until it ends or has to be stopped; the number of the next mutation."""
     begun: dict[str, Any] = {"begin": start, "kind": "?", "limit": FIRST_LOAD}
     buffer, deadline = b"", time.monotonic() + FIRST_LOAD
@@ -222,7 +227,9 @@ def follow(process: subprocess.Popen, start: int, results: list[dict[str, Any]])
             if readable and process.wait() == 0:
                 return sys.maxsize
             outcome = "crash" if readable else "hang"
-            said = f"exit code {process.returncode}" if readable else f"more than {begun['limit']:g} s"
+            stack = home / STACK
+            where = stack.read_text() if stack.is_file() else ""
+            said = f"exit code {process.returncode}" if readable else f"more than {begun['limit']:g} s\n{where}"
             results.append(
                 {"end": begun["begin"], **begun, "outcome": outcome, "said": said, "seconds": 0.0, "peak": 0}
             )
