@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -244,16 +244,15 @@ class Judgement:
     def row(self, name: str, outcomes: Sequence[Outcome]) -> Row:
         """The figures of a method that edited every pair."""
         costs = {
-            key: [value for outcome in outcomes if (value := getattr(outcome, key)) is not None]
+            key: torch.tensor([value for outcome in outcomes if (value := getattr(outcome, key)) is not None]).double()
             for key in ("forward", "backward", "seconds")
         }
-        mean: Callable[[list[float]], float | None] = lambda values: sum(values) / len(values) if values else None  # noqa: E731
         return Row(
             name,
             self.measure(torch.stack([outcome.picture for outcome in outcomes])),
-            mean(costs["forward"]),
-            mean(costs["backward"]),
-            float(torch.tensor(costs["seconds"]).median()) if costs["seconds"] else None,
+            float(costs["forward"].mean()) if len(costs["forward"]) else None,
+            float(costs["backward"].mean()) if len(costs["backward"]) else None,
+            float(costs["seconds"].median()) if len(costs["seconds"]) else None,
         )
 
     def bounds(self) -> list[Row]:
