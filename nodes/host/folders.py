@@ -21,6 +21,11 @@ EMBEDDING_TRAININGS = "embedding_trainings"
 VISION_FEATURES = "vision_features"
 CLIP_SCORER = "clip_scorer"
 REGION_NETWORKS = "region_networks"
+STYLEGAN2 = "stylegan2"
+STYLE_ENCODERS = "style_encoders"
+DELTA_LATENTS = "delta_latents"
+DELTA_MAPPERS = "delta_mappers"
+STYLE_DIFFUSION = "style_diffusion"
 #: What each folder may hold. ``.pt`` only where published files exist; they go through the restricted loader.
 EXTENSIONS = {
     EDIT_DIRECTIONS: {".safetensors", ".pt"},
@@ -30,6 +35,11 @@ EXTENSIONS = {
     VISION_FEATURES: {".safetensors"},
     CLIP_SCORER: {".safetensors"},
     REGION_NETWORKS: {".safetensors"},
+    STYLEGAN2: {".safetensors", ".pt", ".pth", ".pkl"},
+    STYLE_ENCODERS: {".safetensors", ".pt", ".pth"},
+    DELTA_LATENTS: {".safetensors"},
+    DELTA_MAPPERS: {".safetensors", ".pth", ".pt", ".npy"},
+    STYLE_DIFFUSION: {".safetensors"},
 }
 
 
