@@ -6,6 +6,7 @@ Both give a code that all rows share and differences of each row from it, on top
 
 from __future__ import annotations
 
+import itertools
 from typing import Protocol
 
 import torch
@@ -61,7 +62,7 @@ class CompactEncoder(nn.Module):
         super().__init__()
         self.rows, self.style_dim, self.side, self.widths, self.hidden = rows, style_dim, side, tuple(widths), hidden
         self.first = nn.Conv2d(12, widths[0], 3, 1, 1)
-        pairs = zip(widths[:-1], widths[1:], strict=True)
+        pairs = itertools.pairwise(widths)
         self.body = nn.Sequential(
             Residual(widths[0], widths[0], False),
             *(Residual(a, b, True) for a, b in pairs),

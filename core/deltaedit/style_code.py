@@ -137,7 +137,7 @@ def check_partner(first: StyleCode, second: StyleCode) -> None:
         )
 
 
-def blend(first: StyleCode, second: StyleCode, amounts: Sequence[float], mode_rgbs: bool = True) -> StyleCode:
+def blend(first: StyleCode, second: StyleCode, amounts: Sequence[float], colours: bool = True) -> StyleCode:
     """Part of the way from one code to another, level by level.
 
     With one amount for all levels this is the paper's attribute interpolation (Eq. 16 for S); with 0 for some levels
@@ -145,7 +145,7 @@ def blend(first: StyleCode, second: StyleCode, amounts: Sequence[float], mode_rg
 
     Args:
         amounts: of coarse, medium and fine; 0 is ``first``, 1 is ``second``.
-        mode_rgbs: the colour layers' factors go along.
+        colours: the colour layers' factors go along.
     """
     check_partner(first, second)
     if len(amounts) != len(LEVELS):
@@ -159,7 +159,7 @@ def blend(first: StyleCode, second: StyleCode, amounts: Sequence[float], mode_rg
         return a + weight * (b.to(a) - a)
 
     layout = first.layout
-    rgbs = mixed(first.rgbs, second.rgbs, layout.rgbs) if mode_rgbs else first.rgbs
+    rgbs = mixed(first.rgbs, second.rgbs, layout.rgbs) if colours else first.rgbs
     convs = mixed(first.convs, second.convs, layout.convs)
     return StyleCode(layout, convs, rgbs.expand(len(convs), -1), first.generator)
 

@@ -138,7 +138,7 @@ def main() -> None:
     network = nn.ModuleDict({"generator": generator, "encoder": encoder})
     optimizers = groups(generator, encoder)
     parameters = [value for value in network.parameters() if value.requires_grad]
-    average = Average({name: value for name, value in network.named_parameters()}, 0.998)
+    average = Average(dict(network.named_parameters()), 0.998)
     weight, count, spent = places(), 0, 0.0
     if options.resume and options.out.exists():
         state = torch.load(options.out, weights_only=False)

@@ -1,0 +1,75 @@
+"""Which style channels an edit may move: the relevance matrix R_s (section 4.1, after StyleCLIP's global directions).
+
+Row c holds the unit CLIP direction that channel c shows when it moves. A channel takes part in an edit when that
+direction agrees with the text's difference: |R_s . dt| >= tau as printed, or among the share of channels that agree
+most, which means the same whatever CLIP's scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import EditingError
+
+PERTURBATION, COVARIANCE, RELEASED = "perturbation", "covariance", "released"
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """A relevance matrix.
+
+    Attributes:
+        matrix: ``[S, P]``; rows of unit length, or of zero where nothing was seen.
+        kind: how it was found, :data:`PERTURBATION` (the paper's), :data:`COVARIANCE`, or :data:`RELEASED` (a file of
+            the paper's authors).
+        generator, clip: identities; "" where unknown.
+    """
+
+    matrix: Tensor
+    kind: str
+    generator: str = ""
+    clip: str = ""
+
+    def agreement(self, difference: Tensor) -> Tensor:
+        """``|R_s . difference|``, ``[B, S]`` from ``[B, P]``."""
+        if difference.shape[1] != self.matrix.shape[1]:
+            raise EditingError(
+                f"The relevance matrix is of a CLIP with {self.matrix.shape[1]} features and the texts' have "
+                f"{difference.shape[1]}; use the one that was made with this CLIP."
+            )
+        return (difference @ self.matrix.T.to(difference)).abs()
+
+    def above(self, difference: Tensor, threshold: float) -> Tensor:
+        """Which channels take part ``[B, S]``: agreement of at least ``threshold`` (tau, .03 in the paper).
+
+        Args:
+            difference: of unit features, not itself made unit length, as the published program has it.
+        """
+        return self.agreement(difference) >= threshold
+
+    def most(self, difference: Tensor, share: float) -> Tensor:
+        """Which channels take part ``[B, S]``: the ``share`` of them (0..1) that agree most; ties all take part."""
+        agreement = self.agreement(difference)
+        keep = round(share * agreement.shape[1])
+        if keep == 0:
+            return torch.zeros_like(agreement, dtype=torch.bool)
+        least = agreement.kthvalue(agreement.shape[1] - keep + 1, dim=1, keepdim=True).values
+        return agreement >= least
+
+
+def from_covariance(styles: Tensor, image_features: Tensor, generator: str = "", clip: str = "") -> Relevance:
+    """The relevance that the training codes themselves show: cross-covariance of styles and CLIP features, to unit rows.
+
+    Args:
+        styles: standardised ``[N, S]``.
+        image_features: ``[N, P]``, rows matching.
+    """
+    if len(styles) != len(image_features) or len(styles) < 2:
+        raise EditingError("Relevance by covariance needs as many CLIP features as style codes, and at least two.")
+    centred = image_features - image_features.mean(0)
+    matrix = (styles - styles.mean(0)).T @ centred / (len(styles) - 1)
+    length = matrix.norm(dim=1, keepdim=True)
+    return Relevance(torch.where(length > 0, matrix / length.clamp_min(1e-12), matrix), COVARIANCE, generator, clip)
