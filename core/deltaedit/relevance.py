@@ -61,7 +61,7 @@ class Relevance:
 
 
 def from_covariance(styles: Tensor, image_features: Tensor, generator: str = "", clip: str = "") -> Relevance:
-    """The relevance that the training codes themselves show: cross-covariance of styles and CLIP features, to unit rows.
+    """What the training codes themselves show: cross-covariance of styles and CLIP features, rows made unit length.
 
     Args:
         styles: standardised ``[N, S]``.

@@ -79,8 +79,8 @@ class StyleCode:
 
     Attributes:
         layout: of the generator that they belong to.
-        convs: what the convolutions are multiplied with, flat ``[B, layout.width]``; coarse, medium and fine follow each
-            other, as in DeltaEdit.
+        convs: what the convolutions are multiplied with, flat ``[B, layout.width]``; coarse, medium, fine in turn, as
+            in DeltaEdit.
         rgbs: what the colour layers are multiplied with, flat.
         generator: identity of that generator.
         w_plus: the W+ rows ``[B, layout.rows, style_dim]`` that the code was made of; None once S was edited.

@@ -26,7 +26,7 @@ MAPPING_RATE = 0.01
 
 
 def channels_of(resolution: int, multiplier: int = 2) -> int:
-    """Channels at a resolution in the published configurations (FFHQ: multiplier 2; 512 up to 64 pixels, 32 at 1024)."""
+    """Channels at a resolution as published (FFHQ: multiplier 2; 512 up to 64 pixels, 32 at 1024)."""
     return min(512, 16384 * multiplier // resolution)
 
 
