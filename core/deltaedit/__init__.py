@@ -1,1 +1,1 @@
-"""DeltaEdit (Lyu et al.): CLIP differences become directions of StyleGAN's style space, for a GAN and a diffusion model."""
+"""DeltaEdit (Lyu et al.): CLIP differences become style directions, for a GAN and for a diffusion model."""
