@@ -4,7 +4,8 @@ Usage: fit_mapping.py SECONDS --style FILE --out FOLDER [--data FOLDER]
 A GAN's own mapping network comes from playing against a discriminator; this generator was trained as half of an
 autoencoder, so its W is what the encoder makes of pictures. A flow (rectified, Liu et al. 2022) from noise to those
 codes is learnt first; the mapping network then learns the flow's end points, kept near the codes' distribution by their
-energy distance. Writes generator.safetensors, encoder.safetensors and samples.png.
+energy distance. Before all that W is turned so that the codes have mean 0 and covariance 1, by changing generator and
+encoder alike: they draw the same pictures. Writes generator.safetensors, encoder.safetensors and samples.png.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from train_style import CHANNELS, MAPPING_LAYERS, SIDE, STYLE_DIM
 from world import to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core.deltaedit.encoder import CompactEncoder
 from core.deltaedit.encoder_files import save_encoder
 from core.deltaedit.generator_files import save_generator
-from core.deltaedit.stylegan2 import StyleGAN2
+
+from core.deltaedit.encoder import CompactEncoder
+from core.deltaedit.stylegan2 import ModulatedConv, StyleGAN2
 from core.images.contact_sheet import contact_sheet
 from core.images.files import save_picture
 
 #: Steps of the flow's path for the mapping network's lessons.
-PATH = 16
+PATH = 8
 BATCH = 512
 
 
@@ -49,6 +51,33 @@ def shared_codes(encoder: CompactEncoder, pictures: np.ndarray) -> Tensor:
     """The code that all rows share ``[N, style_dim]``."""
     parts = range(0, len(pictures), 250)
     return torch.cat([encoder.parts(to_tensor(pictures[k : k + 250]))[0] for k in parts]).clone()
+
+
+def whitening(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(mean, forth, back)``: ``(w - mean) @ forth`` has covariance 1, and ``@ back`` undoes it."""
+    mean = codes.double().mean(0)
+    centred = codes.double() - mean
+    values, axes = torch.linalg.eigh(centred.T @ centred / len(codes))
+    root = values.clamp_min(values[-1] * 1e-6).sqrt()
+    return mean, axes / root, (axes * root).T
+
+
+@torch.no_grad()
+def turn(generator: StyleGAN2, encoder: CompactEncoder, mean: Tensor, forth: Tensor, back: Tensor) -> None:
+    """Put both networks into the turned W, in place."""
+    for module in generator.modules():
+        if isinstance(module, ModulatedConv):
+            layer = module.modulation
+            weight = layer.weight.double() * layer.scale
+            layer.bias.add_(weight @ mean)
+            layer.weight.copy_(weight @ back.T / layer.scale)
+    shared, differences = encoder.shared, encoder.differences
+    shared.bias.copy_((shared.bias.double() + encoder.mean - mean) @ forth)
+    encoder.mean.zero_()
+    shared.weight.copy_(forth.T @ shared.weight.double())
+    rows = (encoder.rows, encoder.style_dim)
+    differences.bias.copy_((differences.bias.double().unflatten(0, rows) @ forth).flatten())
+    differences.weight.copy_((forth.T @ differences.weight.double().unflatten(0, rows)).flatten(0, 1))
 
 
 class Flow(nn.Module):
@@ -102,11 +131,13 @@ def main() -> None:
     torch.manual_seed(0)
     generator, encoder = networks(options.style)
     codes = shared_codes(encoder, np.load(options.data / "train64.npy", mmap_mode="r"))
-    mean = codes.mean(0)
-    centred = codes - mean
-    values, axes = torch.linalg.eigh(centred.T @ centred / len(codes))
-    whiten = axes / values.clamp_min(values[-1] * 1e-5).sqrt()
-    white = centred @ whiten
+    example = to_tensor(np.load(options.data / "train64.npy", mmap_mode="r")[:8])
+    with torch.no_grad():
+        before = generator(encoder(example))
+        mean, forth, back = whitening(codes)
+        turn(generator, encoder, mean, forth, back)
+        print(f"turned; pictures differ by {(generator(encoder(example)) - before).abs().max().item():.1e} of 2")
+    white = ((codes.double() - mean) @ forth).float()
 
     flow = Flow(STYLE_DIM)
     average = Average(dict(flow.named_parameters()), 0.999)
@@ -132,7 +163,7 @@ def main() -> None:
         z = torch.randn(BATCH, STYLE_DIM)
         z = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
         goal = flow.end(z)
-        made = (mapping(z) - mean) @ whiten
+        made = mapping(z)
         distance = energy_distance(made, white[torch.randint(len(white), (BATCH,))])
         loss = (made - goal).square().mean() + 0.3 * distance
         descend(loss, mapping.parameters(), [adam], rate)
@@ -146,11 +177,10 @@ def main() -> None:
         z = torch.randn(4096, STYLE_DIM, generator=torch.Generator().manual_seed(1))
         w = generator.map(z)
         generator.w_mean.copy_(w.mean(0))
-        made = (w - mean) @ whiten
         print(
-            f"energy distance to held-out codes: {energy_distance(made, white[:4096]).item():.4f} (two halves of the "
+            f"energy distance to the codes: {energy_distance(w, white[:4096]).item():.4f} (two halves of the "
             f"codes: {energy_distance(white[:4096], white[4096:8192]).item():.4f}; a Gaussian: "
-            f"{energy_distance(torch.randn_like(made), white[:4096]).item():.4f})"
+            f"{energy_distance(torch.randn_like(w), white[:4096]).item():.4f})"
         )
         rows = []
         for truncation in (1.0, 0.7, 0.5):
