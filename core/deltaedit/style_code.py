@@ -79,8 +79,8 @@ class StyleCode:
 
     Attributes:
         layout: of the generator that they belong to.
-        convs: what the convolutions are multiplied with, flat ``[B, layout.width]``; coarse, medium and fine follow each
-            other, as in DeltaEdit.
+        convs: what the convolutions are multiplied with, flat ``[B, layout.width]``; coarse, medium and fine follow
+            each other, as in DeltaEdit.
         rgbs: what the colour layers are multiplied with, flat.
         generator: identity of that generator.
         w_plus: the W+ rows ``[B, layout.rows, style_dim]`` that the code was made of; None once S was edited.
@@ -153,10 +153,7 @@ def blend(first: StyleCode, second: StyleCode, amounts: Sequence[float], mode_rg
 
     def mixed(a: Tensor, b: Tensor, resolutions: Sequence[tuple[int, int]]) -> Tensor:
         weights = [torch.full((channels,), float(amounts[level_of(size)])) for size, channels in resolutions]
-        weight = torch.cat(weights).to(a)
-        if not weight.any():
-            return a.expand(max(len(a), len(b)), -1).clone()
-        return a + weight * (b.to(a) - a)
+        return a.lerp(b.to(a), torch.cat(weights).to(a))  # exactly a where the weight is 0, exactly b where it is 1
 
     layout = first.layout
     rgbs = mixed(first.rgbs, second.rgbs, layout.rgbs) if mode_rgbs else first.rgbs
