@@ -21,11 +21,14 @@ from ..content_hash import content_hash
 from ..errors import EditingError
 from ..file_names import shown_name
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
+from ..reading.forms import only
 from ..reading.kinds import LARGEST_SIDE
 from ..reading.pickles import read_snapshot_pickle
 from .stylegan2 import FILTER, MAPPING_RATE, Blur, StyleGAN2, Upsample, low_pass
 
 FILE_FORMAT = "semantic_editing.stylegan2"
+#: Arguments of :class:`~.stylegan2.StyleGAN2`, as a file describes them.
+SHAPE = ("size", "channels", "style_dim", "mapping_layers", "clamp")
 #: What a training's file holds beside what nobody needs: the averaged generator, as NVIDIA and the port call it, and
 #: the mean of W.
 NVIDIA, PORT, MEAN = "G_ema", "g_ema", "latent_avg"
@@ -64,7 +67,7 @@ def load_generator(path: str | Path) -> StyleGAN2:
     if source.suffix == ".safetensors":
         weights, metadata = load_tensors(source, kind="stylegan2")
         if metadata.get(FORMAT_KEY) == FILE_FORMAT:
-            shape = dict(metadata_json(metadata, "shape", source.name, "stylegan2"))
+            shape = only(metadata_json(metadata, "shape", source.name, "stylegan2"), SHAPE)
             shape["channels"] = {int(side): width for side, width in shape["channels"].items()}
         return _assembled(weights, shape, source.name)
     read = read_snapshot_pickle(source, "stylegan2", (NVIDIA, PORT, MEAN))
@@ -98,13 +101,9 @@ def save_generator(
         tensors = {name: value.half() for name, value in tensors.items()}
         _check_finite(tensors, Path(path).name, "in half precision; save it in single precision")
     generator.identity = identity_of(generator)
-    shape = {
-        "size": generator.size,
-        "channels": {str(side): width for side, width in generator.widths.items()},
-        "style_dim": generator.style_dim,
-        "mapping_layers": generator.mapping_layers,
-        "clamp": generator.clamp,
-    }
+    channels = {str(side): width for side, width in generator.widths.items()}
+    values = (generator.size, channels, generator.style_dim, generator.mapping_layers, generator.clamp)
+    shape = dict(zip(SHAPE, values, strict=True))
     metadata = {FORMAT_KEY: FILE_FORMAT, "shape": json.dumps(shape)}
     return save_tensors(path, tensors, metadata, overwrite=overwrite)
 
