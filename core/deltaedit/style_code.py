@@ -161,6 +161,20 @@ def blend(first: StyleCode, second: StyleCode, amounts: Sequence[float], mode_rg
     return StyleCode(layout, convs, rgbs.expand(len(convs), -1), first.generator)
 
 
+def interpolate(
+    first: StyleCode, second: StyleCode, amounts: Sequence[float], steps: int, mode_rgbs: bool = True
+) -> StyleCode:
+    """Several codes on the way of :func:`blend`, ``first`` and the blend included; of a batch pair after pair.
+
+    Args:
+        steps: codes for each pair; 1 gives the blend alone.
+    """
+    parts = [1.0] if steps == 1 else [step / (steps - 1) for step in range(steps)]
+    made = [blend(first, second, [part * amount for amount in amounts], mode_rgbs) for part in parts]
+    convs, rgbs = (torch.stack([getattr(code, name) for code in made], 1).flatten(0, 1) for name in ("convs", "rgbs"))
+    return replace(made[0], convs=convs, rgbs=rgbs)
+
+
 def summary(code: StyleCode) -> dict[str, Any]:
     """Facts for a report: faces, layers, channels of each level."""
     return {

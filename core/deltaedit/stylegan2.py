@@ -343,6 +343,14 @@ class StyleGAN2(nn.Module):
         seeded = torch.Generator().manual_seed(seed)
         return [torch.randn(picture.shape, generator=seeded).to(picture) for picture in stored]
 
+    def describe(self) -> str:
+        """Size and style space in a line."""
+        levels = ", ".join(map(str, self.layout.level_widths))
+        return (
+            f"{self.size} x {self.size} pixels, W of {self.style_dim}, a style space of {self.layout.width} channels "
+            f"(coarse, medium, fine: {levels}) and {sum(self.layout.rgb_widths)} of colour layers"
+        )
+
     def synthesize(self, code: StyleCode, noise: Sequence[Tensor] | None = None) -> Tensor:
         """Pictures ``[B, 3, size, size]`` of about -1..1 from a style code (Eq. 7).
 

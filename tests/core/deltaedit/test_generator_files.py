@@ -194,7 +194,8 @@ def test_what_is_no_generator(tmp_path):
 @pytest.mark.parametrize(
     "shape",
     [
-        '{"size": 8, "other": 1}', '{"size": 8, "channels": {"4": 6, "8": -1}, "style_dim": 7, "mapping_layers": 2, "clamp": null}',
+        '{"size": 8, "other": 1}',
+        '{"size": 8, "channels": {"4": 6, "8": -1}, "style_dim": 7, "mapping_layers": 2, "clamp": null}',
         '{"size": 12, "channels": {"4": 6, "8": 5}, "style_dim": 7, "mapping_layers": 2, "clamp": null}',
         '{"size": 4096, "channels": {"4": 6, "8": 5}, "style_dim": 7, "mapping_layers": 2, "clamp": null}',
         '{"size": 8, "channels": {"4": 65536, "8": 65536}, "style_dim": 65536, "mapping_layers": 64, "clamp": null}',

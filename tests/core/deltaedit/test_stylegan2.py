@@ -10,7 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from semantic_editing.benchmarks.nvidia_snapshot import generator_tensors, network, write_snapshot
 from semantic_editing.core.deltaedit.generator_files import load_generator
-from semantic_editing.core.deltaedit.style_code import LEVELS, StyleCode, blend, check_partner, level_of, summary
+from semantic_editing.core.deltaedit.style_code import (
+    LEVELS,
+    StyleCode,
+    blend,
+    check_partner,
+    interpolate,
+    level_of,
+    summary,
+)
 from semantic_editing.core.deltaedit.stylegan2 import (
     FILTER,
     EqualLinear,
@@ -431,6 +439,20 @@ def test_mixing_takes_one_level_from_the_other(tiny, level):
         assert torch.equal(a, c if level_of(side) == level else b)
     kept = blend(first, second, amounts, mode_rgbs=False)
     assert torch.equal(kept.rgbs, first.rgbs) and torch.equal(kept.convs, made.convs)
+
+
+def test_steps_of_a_batch_follow_pair_by_pair(tiny):
+    first, second = codes(tiny, 1, 2)
+    made = interpolate(first, second, [1.0, 0.5, 0.0], 3)
+    assert len(made) == 6 and made.w_plus is None and made.generator == "tiny"
+    for pair in range(2):
+        for step in range(3):
+            part = step / 2
+            expected = blend(first, second.select(slice(pair, pair + 1)), [part, 0.5 * part, 0.0])
+            row = made.select(slice(3 * pair + step, 3 * pair + step + 1))
+            assert torch.equal(row.convs, expected.convs) and torch.equal(row.rgbs, expected.rgbs)
+    alone = interpolate(first, second, [1.0] * 3, 1)
+    assert torch.equal(alone.convs, second.convs)
 
 
 def test_one_code_blends_with_many(tiny):
