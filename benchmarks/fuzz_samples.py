@@ -6,6 +6,7 @@ Whoever adds a loader adds a sample here; tests/core/reading/test_loaders.py fai
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from semantic_editing.benchmarks.nvidia_snapshot import generator_tensors, network, write_snapshot
 from semantic_editing.benchmarks.original_layout import original
 from semantic_editing.core.caso.embedding import SemanticEmbedding
 from semantic_editing.core.caso.settings import TrainingSettings
@@ -27,6 +29,8 @@ from semantic_editing.core.caso.training_state import resume_training, save_trai
 from semantic_editing.core.classifiers.convnet import AttributeClassifier, load_classifier
 from semantic_editing.core.classifiers.loaders import load_image_classifier, save_image_classifier
 from semantic_editing.core.classifiers.transformers_folder import load_transformers_folder
+from semantic_editing.core.deltaedit.generator_files import load_generator, save_generator
+from semantic_editing.core.deltaedit.stylegan2 import StyleGAN2
 from semantic_editing.core.demo.builders import DemoDecoder, demo_vector_encoder
 from semantic_editing.core.demo.data import FOLDER, TOKENIZER
 from semantic_editing.core.demo.model import load_demo_model
@@ -164,6 +168,28 @@ def _own_transformers_classifier(folder: Path) -> Path:
 
 def _region_network(folder: Path) -> Path:
     return RegionNetwork(8, 3, 2, vision="dino").save(folder / "a.safetensors")
+
+
+def _small_generator() -> StyleGAN2:
+    """8 pixels."""
+    return _seeded(lambda: StyleGAN2(8, {4: 6, 8: 5}, 7, 2))
+
+
+def _generator(folder: Path) -> Path:
+    return save_generator(folder / "a.safetensors", _small_generator(), half_precision=True)
+
+
+def _port_generator(folder: Path) -> Path:
+    """As the PyTorch port's training leaves it."""
+    state = _small_generator().state_dict()
+    kept = {"g": state, "g_ema": state, "g_optim": {"state": {0: {"step": 3}}, "param_groups": []}}
+    torch.save(kept | {"args": Namespace(size=8), "latent_avg": _random(7)}, folder / "a.pt")
+    return folder / "a.pt"
+
+
+def _nvidia_generator(folder: Path) -> Path:
+    made = network(generator_tensors({4: 6, 8: 5}, 7, 2), {"c_dim": 0, "synthesis.b4.conv1.conv_clamp": 256})
+    return write_snapshot(folder / "a.pkl", {"training_set_kwargs": {}, "G": made, "G_ema": made, "augment_pipe": None})
 
 
 # Networks of other programs
@@ -492,6 +518,9 @@ SAMPLES: dict[str, Sample] = {
         slow=True,
     ),
     "face network": Sample(_face_network, load_identity, ("core.metrics.identity.load_identity",), slow=True),
+    "StyleGAN2": Sample(_generator, load_generator, ("core.deltaedit.generator_files.load_generator",)),
+    "StyleGAN2 of the port": Sample(_port_generator, load_generator, ()),
+    "StyleGAN2 of NVIDIA": Sample(_nvidia_generator, load_generator, ("core.reading.pickles.read_snapshot_pickle",)),
     "region network": Sample(_region_network, RegionNetwork.load, ("core.regions.network.RegionNetwork.load",)),
     "vision file": Sample(_dino_file, load_vision_features, ("core.models.vision_features.load_vision_features",)),
     "vision folder": Sample(

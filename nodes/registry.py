@@ -30,6 +30,7 @@ TECHNIQUES = (
     "regions.editors",
     "regions.generator",
     "regions.trainer",
+    "deltaedit.generator",
     "metrics.edit_report",
 )
 

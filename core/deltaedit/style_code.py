@@ -79,8 +79,8 @@ class StyleCode:
 
     Attributes:
         layout: of the generator that they belong to.
-        convs: what the convolutions are multiplied with, flat ``[B, layout.width]``; coarse, medium, fine in turn, as
-            in DeltaEdit.
+        convs: what the convolutions are multiplied with, flat ``[B, layout.width]``; coarse, medium and fine follow
+            each other, as in DeltaEdit.
         rgbs: what the colour layers are multiplied with, flat.
         generator: identity of that generator.
         w_plus: the W+ rows ``[B, layout.rows, style_dim]`` that the code was made of; None once S was edited.
@@ -153,15 +153,26 @@ def blend(first: StyleCode, second: StyleCode, amounts: Sequence[float], colours
 
     def mixed(a: Tensor, b: Tensor, resolutions: Sequence[tuple[int, int]]) -> Tensor:
         weights = [torch.full((channels,), float(amounts[level_of(size)])) for size, channels in resolutions]
-        weight = torch.cat(weights).to(a)
-        if not weight.any():
-            return a.expand(max(len(a), len(b)), -1).clone()
-        return a + weight * (b.to(a) - a)
+        return a.lerp(b.to(a), torch.cat(weights).to(a))  # exactly a where the weight is 0, exactly b where it is 1
 
     layout = first.layout
     rgbs = mixed(first.rgbs, second.rgbs, layout.rgbs) if colours else first.rgbs
     convs = mixed(first.convs, second.convs, layout.convs)
     return StyleCode(layout, convs, rgbs.expand(len(convs), -1), first.generator)
+
+
+def interpolate(
+    first: StyleCode, second: StyleCode, amounts: Sequence[float], steps: int, colours: bool = True
+) -> StyleCode:
+    """Several codes on the way of :func:`blend`, ``first`` and the blend included; of a batch pair after pair.
+
+    Args:
+        steps: codes for each pair; 1 gives the blend alone.
+    """
+    parts = [1.0] if steps == 1 else [step / (steps - 1) for step in range(steps)]
+    made = [blend(first, second, [part * amount for amount in amounts], colours) for part in parts]
+    convs, rgbs = (torch.stack([getattr(code, name) for code in made], 1).flatten(0, 1) for name in ("convs", "rgbs"))
+    return replace(made[0], convs=convs, rgbs=rgbs)
 
 
 def summary(code: StyleCode) -> dict[str, Any]:

@@ -26,13 +26,18 @@ MAPPING_RATE = 0.01
 
 
 def channels_of(resolution: int, multiplier: int = 2) -> int:
-    """Channels at a resolution as published (FFHQ: multiplier 2; 512 up to 64 pixels, 32 at 1024)."""
+    """Channels at a resolution in the published networks; FFHQ's multiplier is 2: 512 up to 64 pixels, 32 at 1024."""
     return min(512, 16384 * multiplier // resolution)
 
 
 def leaky(x: Tensor) -> Tensor:
     """Leaky ReLU of slope .2, times the square root of 2, which keeps the variance."""
     return functional.leaky_relu(x, 0.2) * SQRT2
+
+
+def limited(x: Tensor, clamp: float | None) -> Tensor:
+    """``x`` with its values held between ``-clamp`` and ``clamp``; None leaves them as they are."""
+    return x if clamp is None else x.clamp(-clamp, clamp)
 
 
 def low_pass(gain: float = 1.0) -> Tensor:
@@ -175,8 +180,9 @@ class Bias(nn.Module):
 class StyledConv(nn.Module):
     """Modulated convolution, noise, bias, leaky ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, style_dim: int, up: bool = False):
+    def __init__(self, inputs: int, outputs: int, style_dim: int, up: bool = False, clamp: float | None = None):
         super().__init__()
+        self.clamp = clamp
         self.conv = ModulatedConv(inputs, outputs, 3, style_dim, up=up)
         self.noise = Noise()
         self.activate = Bias(outputs)
@@ -184,23 +190,23 @@ class StyledConv(nn.Module):
     def forward(self, x: Tensor, style: Tensor, noise: Tensor) -> Tensor:
         """``noise [1 or B, 1, H, W]`` of the result's size."""
         added = noise * self.noise.weight + self.activate.bias[:, None, None]
-        return leaky(self.conv(x, style) + added)
+        return limited(leaky(self.conv(x, style) + added), self.clamp)
 
 
 class ToRGB(nn.Module):
     """The colour that a resolution adds to the picture of the one below."""
 
-    def __init__(self, inputs: int, style_dim: int, up: bool = True):
+    def __init__(self, inputs: int, style_dim: int, up: bool = True, clamp: float | None = None):
         super().__init__()
         if up:
             self.upsample = Upsample()
-        self.up = up
+        self.up, self.clamp = up, clamp
         self.conv = ModulatedConv(inputs, 3, 1, style_dim, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
 
     def forward(self, x: Tensor, style: Tensor, below: Tensor | None) -> Tensor:
         """``below [B, 3, H/2, W/2]`` -> ``[B, 3, H, W]``."""
-        picture: Tensor = self.conv(x, style) + self.bias
+        picture = limited(self.conv(x, style) + self.bias, self.clamp)
         return picture if below is None else picture + self.upsample(below)
 
 
@@ -220,6 +226,7 @@ class StyleGAN2(nn.Module):
         channels: resolution -> channels, from 4 to ``size``; None: FFHQ's.
         style_dim: of Z, W and each row of W+.
         mapping_layers: of the network from Z to W.
+        clamp: no layer gives values beyond it (256 in networks trained for half precision); None: no limit.
 
     Attributes:
         identity: names the generator and its weights; style codes carry it.
@@ -230,7 +237,12 @@ class StyleGAN2(nn.Module):
     w_mean: Tensor
 
     def __init__(
-        self, size: int, channels: Mapping[int, int] | None = None, style_dim: int = 512, mapping_layers: int = 8
+        self,
+        size: int,
+        channels: Mapping[int, int] | None = None,
+        style_dim: int = 512,
+        mapping_layers: int = 8,
+        clamp: float | None = None,
     ):
         super().__init__()
         if size < 8 or size & (size - 1):
@@ -242,18 +254,19 @@ class StyleGAN2(nn.Module):
                 f"The channels of a StyleGAN2 of {size} pixels must be given for {sides}, not {sorted(widths)}."
             )
         self.size, self.style_dim, self.widths, self.identity = size, style_dim, widths, ""
+        self.mapping_layers, self.clamp = mapping_layers, clamp
         layers = [EqualLinear(style_dim, style_dim, rate=MAPPING_RATE, activate=True) for _ in range(mapping_layers)]
         self.style = nn.Sequential(PixelNorm(), *layers)
         self.input = Constant(widths[4])
-        self.conv1 = StyledConv(widths[4], widths[4], style_dim)
-        self.to_rgb1 = ToRGB(widths[4], style_dim, up=False)
+        self.conv1 = StyledConv(widths[4], widths[4], style_dim, clamp=clamp)
+        self.to_rgb1 = ToRGB(widths[4], style_dim, up=False, clamp=clamp)
         convs, rgbs = [], []
         for side in sides[1:]:
             convs += [
-                StyledConv(widths[side // 2], widths[side], style_dim, up=True),
-                StyledConv(widths[side], widths[side], style_dim),
+                StyledConv(widths[side // 2], widths[side], style_dim, up=True, clamp=clamp),
+                StyledConv(widths[side], widths[side], style_dim, clamp=clamp),
             ]
-            rgbs.append(ToRGB(widths[side], style_dim))
+            rgbs.append(ToRGB(widths[side], style_dim, clamp=clamp))
         self.convs, self.to_rgbs = nn.ModuleList(convs), nn.ModuleList(rgbs)
         self.noises = nn.Module()
         resolutions = [4, *(side for side in sides[1:] for _ in range(2))]
@@ -272,7 +285,6 @@ class StyleGAN2(nn.Module):
     def _rgbs(self) -> list[ToRGB]:
         return [self.to_rgb1, *self.to_rgbs]  # type: ignore[list-item]
 
-    # ── Z, W, W+ ────────────────────────────────────────────────────────────────────────────────────────────────────
     def map(self, z: Tensor) -> Tensor:
         """``z [B, style_dim]`` -> W ``[B, style_dim]``."""
         w: Tensor = self.style(z)
@@ -300,7 +312,6 @@ class StyleGAN2(nn.Module):
             w = self.mean_w().lerp(w, truncation)
         return w[:, None].repeat(1, self.layout.rows, 1)
 
-    # ── S ───────────────────────────────────────────────────────────────────────────────────────────────────────────
     def styles(self, w_plus: Tensor) -> StyleCode:
         """The style code of W+ ``[B, rows, style_dim]``.
 
@@ -331,6 +342,14 @@ class StyleGAN2(nn.Module):
             return stored
         seeded = torch.Generator().manual_seed(seed)
         return [torch.randn(picture.shape, generator=seeded).to(picture) for picture in stored]
+
+    def describe(self) -> str:
+        """Size and style space in a line."""
+        levels = ", ".join(map(str, self.layout.level_widths))
+        return (
+            f"{self.size} x {self.size} pixels, W of {self.style_dim}, a style space of {self.layout.width} channels "
+            f"(coarse, medium, fine: {levels}) and {sum(self.layout.rgb_widths)} of colour layers"
+        )
 
     def synthesize(self, code: StyleCode, noise: Sequence[Tensor] | None = None) -> Tensor:
         """Pictures ``[B, 3, size, size]`` of about -1..1 from a style code (Eq. 7).

@@ -61,6 +61,15 @@ _progress = table(
     }
 )
 _region_shape = table({"channels": whole(1, 65_536), "slots": whole(1, 4096), "bins": whole(1, 64), "vision": text()})
+_stylegan2_shape = table(
+    {
+        "size": whole(8, LARGEST_SIDE),
+        "channels": mapped(whole(1, 65_536), 2, 16, digits(4, LARGEST_SIDE)),
+        "style_dim": whole(1, 65_536),
+        "mapping_layers": whole(1, 64),
+        "clamp": maybe(number(0, 1e6)),
+    }
+)
 _tokenizer = table(
     {"model": table({"vocab": mapped(whole(0, 1_000_000), 1, 1_000_000)})},
 )
@@ -103,6 +112,7 @@ KINDS: dict[str, Kind] = {
         texts={"interpolation": one_of(("bilinear", "bicubic")), "size": text(40)},
     ),
     "region network": Kind("region network", 256 * MIB, 64, {"shape": _region_shape}),
+    "stylegan2": Kind("StyleGAN2 generator", 4 * GIB, json={"shape": _stylegan2_shape}),
     # Networks of other programs
     "network": Kind("network", 32 * GIB),
     "perceptual network": Kind("network of LPIPS", GIB),

@@ -7,7 +7,9 @@ the reading. No class of torch, torchvision or the file's author is imported or 
 
 A pickle also claims sizes. No instruction here takes more time or memory than it has bytes, and no tensor is made that
 is larger than the block it lies over. Both of torch's layouts are read: the zip of today, and that of torch before 1.6,
-in which torchvision's older weights and ArcFace's are published.
+in which torchvision's older weights and ArcFace's are published. Snapshots of GANs come as plain pickles, too, with a
+file of the older layout for each block inside; NVIDIA's also carry the source text of their networks' classes, which is
+passed over like any other text.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ import io
 import math
 import pickletools  # nosec B403 # it names instructions and follows none
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +37,8 @@ MAX_NAME = 300  # characters of a layer's or tensor's name
 MAX_SIDES = 16  # dimensions of a tensor
 MAX_BITS = 128  # of a number
 MAX_EMPTY = 2**16  # side of a tensor without elements
+MAX_LINE = 2**16  # bytes of an instruction that ends with its line
+HEAD = 1024  # bytes of a block inside a plain pickle that are looked at for what the block is; torch needs about 300
 #: What tensors may unfold to, beyond twice the file: tied weights lie over one block.
 SLACK = MIB
 #: Numbers at the start of a file in the layout before 1.6.
@@ -77,10 +81,12 @@ class PickledNetwork:
         kind: name of the outermost class, e.g. "BinaryClassifier", "state_dict" for a plain table of tensors, or
             "textual_inversion" for a table of the tensors under :data:`TERMS`.
         tensors: parameters and buffers by their dotted names, as ``state_dict()`` would give them.
+        facts: of a snapshot, the networks' plain attributes (numbers, texts, true and false) by their dotted names.
     """
 
     kind: str
     tensors: dict[str, Tensor]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def read_network_pickle(path: str | Path, kind: str = "classifier") -> PickledNetwork:
@@ -143,6 +149,41 @@ def read_tensor_pickle(path: str | Path, kind: str) -> Tensor:
     return _read(Path(path), kind, take)[1][""]
 
 
+def read_snapshot_pickle(path: str | Path, kind: str, parts: Sequence[str]) -> PickledNetwork:
+    """Read what a training of a GAN left: a network or a table of tensors, alone or in a table with others.
+
+    Besides files of ``torch.save`` plain pickles are read whose networks bring their own classes, as those of
+    NVIDIA's ``torch_utils.persistence``: of such a class only the name is taken.
+
+    Args:
+        parts: names of what is wanted in the table, e.g. "g_ema"; tensors and facts then begin with them. Of a file
+            without any of them everything is taken.
+
+    Raises:
+        EditingError: see :func:`read_network_pickle`.
+    """
+    source, what, facts = Path(path), KINDS[kind].title, {}
+
+    def take(value: Any) -> tuple[str, dict[str, _View]]:
+        table = value if isinstance(value, dict) else {}
+        chosen = {part: table[part] for part in parts if part in table} or {"": value}
+        made, views = "", {}
+        for part, held in chosen.items():
+            if isinstance(held, _View):
+                views[part] = held
+                continue
+            tables = held.tables if isinstance(held, _Inert) else {"_parameters": held}
+            made = made or (held.kind if isinstance(held, _Inert) else "state_dict")
+            networks = list(_networks(tables, source.name, what, f"{part}." if part else ""))
+            views |= _views_of(networks)
+            facts.update(_facts_of(networks))
+        if not views:
+            raise EditingError(f"{source.name} holds no weights; choose another file.")
+        return made, views
+
+    return PickledNetwork(*_read(source, kind, take, MEANINGS | SNAPSHOT), facts)
+
+
 def is_zip(path: Path) -> bool:
     """Whether a file begins as ``torch.save`` has begun one since 1.6; no safetensors file of bearable size does."""
     with path.open("rb") as stream:
@@ -150,14 +191,24 @@ def is_zip(path: Path) -> bool:
 
 
 def _read(
-    source: Path, kind: str, take: Callable[[Any], tuple[str, dict[str, _View]]]
+    source: Path,
+    kind: str,
+    take: Callable[[Any], tuple[str, dict[str, _View]]],
+    meanings: Mapping[tuple[str, str], Any] | None = None,
 ) -> tuple[str, dict[str, Tensor]]:
-    """What ``take`` chose of the value in a file, made into tensors."""
-    size = check_size(source, kind)
+    """What ``take`` chose of the value in a file, made into tensors.
+
+    Args:
+        meanings: of the names that the file may hold, by default :data:`MEANINGS`; plain pickles are read where these
+            say what a block inside one is.
+    """
+    size, meanings = check_size(source, kind), meanings or MEANINGS
     try:
         with source.open("rb") as stream:
-            layout = _Zip if stream.read(2) == b"PK" else _Old
-            stored = layout(stream, source.name, kind, size)
+            head = stream.read(64)
+            plain = INNER in meanings and OLD_MAGIC.to_bytes(10, "little") not in head
+            layout = _Zip if head[:2] == b"PK" else _Plain if plain else _Old
+            stored = layout(stream, source.name, KINDS[kind].title, meanings, size)
             chosen, views = take(stored.value)
             if len(views) > KINDS[kind].tensors:
                 raise EditingError(f"{source.name} holds {len(views)} tensors, more than a {KINDS[kind].title} has.")
@@ -172,9 +223,9 @@ def _read(
 class _Zip:
     """torch's layout since 1.6: a zip without compression, one entry for the pickle and one for each block."""
 
-    def __init__(self, stream: BinaryIO, name: str, kind: str, size: int):
+    def __init__(self, stream: BinaryIO, name: str, what: str, meanings: Mapping[tuple[str, str], Any], size: int):
         if _directory_bytes(stream, size) > MAX_DIRECTORY:
-            raise EditingError(f"{name} has too many parts for a {KINDS[kind].title}; choose another file.")
+            raise EditingError(f"{name} has too many parts for a {what}; choose another file.")
         self.archive = zipfile.ZipFile(stream)
         entries = self.archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -193,7 +244,7 @@ class _Zip:
             raise EditingError(
                 f"{name} was saved on a big-endian machine and cannot be read here; save it as safetensors."
             )
-        self.value = _Reader(name, KINDS[kind].title).load(io.BytesIO(self.archive.read(pickles[0])))
+        self.value = _Reader(name, what, meanings).load(io.BytesIO(self.archive.read(pickles[0])))
 
     def lengths(self) -> dict[str, int]:
         """Bytes of each block."""
@@ -211,12 +262,12 @@ class _Old:
     """torch's layout before 1.6: five pickles (mark, version, machine, value, names of the blocks), then for each block
     its length in numbers and its bytes."""
 
-    def __init__(self, stream: BinaryIO, name: str, kind: str, size: int):
+    def __init__(self, stream: BinaryIO, name: str, what: str, meanings: Mapping[tuple[str, str], Any], size: int):
         stream.seek(0)
         data = io.BytesIO(stream.read(MAX_PICKLE_BYTES))
         values = []
         for _ in range(5):
-            reader = _Reader(name, KINDS[kind].title)
+            reader = _Reader(name, what, meanings)
             values.append(reader.load(data))
             if values[0] != OLD_MAGIC:
                 break
@@ -246,6 +297,31 @@ class _Old:
         position, length = self.places[key]
         self.stream.seek(position)
         return bytearray(self.stream.read(length))
+
+
+class _Plain(_Old):
+    """A plain pickle, not of ``torch.save``: each block is a text of bytes in it, a whole file of the older layout."""
+
+    def __init__(self, stream: BinaryIO, name: str, what: str, meanings: Mapping[tuple[str, str], Any], size: int):
+        stream.seek(0)
+        reader = _Reader(name, what, meanings)
+        self.value = reader.load(_Bounded(stream, size))
+        self.stream, self.places = stream, reader.inner
+
+
+class _Bounded:
+    """A file of which no more is asked than it has; a claimed length would be allocated."""
+
+    def __init__(self, stream: BinaryIO, size: int):
+        self.stream, self.size, self.tell = stream, size, stream.tell
+
+    def read(self, count: int) -> bytes:
+        """Up to ``count`` bytes."""
+        return self.stream.read(max(0, min(count, self.size - self.tell())))
+
+    def readline(self) -> bytes:
+        """A line, of which more than :data:`MAX_LINE` bytes are left."""
+        return self.stream.readline(MAX_LINE)
 
 
 def _directory_bytes(stream: BinaryIO, size: int) -> int:
@@ -305,6 +381,14 @@ class _Function(NamedTuple):
     name: str
 
 
+class _Bytes(NamedTuple):
+    """A text of bytes in the file: where it is, and how it begins."""
+
+    start: int
+    length: int
+    head: bytes
+
+
 #: What a name in a file means.
 MEANINGS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _Function("dict"),
@@ -315,12 +399,31 @@ MEANINGS: dict[tuple[str, str], Any] = {
     **{("torch", storage): _Storage(dtype) for storage, dtype in STORAGES.items()},
     **{(module, part): _Part(part) for module, parts in PARTS.items() for part in parts},
 }
+#: Bytes inside a plain pickle that are a file of torch's older layout, and what it gives.
+INNER = ("torch.storage", "_load_from_bytes")
+#: What the name of something means in a snapshot of a GAN besides.
+SNAPSHOT: dict[tuple[str, str], Any] = {
+    INNER: _Function("inner"),
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Function("persistent"),
+    ("dnnlib.util", "EasyDict"): _Part("EasyDict"),
+    ("argparse", "Namespace"): _Part("Namespace"),
+    # Scalars of numpy, which nothing needs
+    ("numpy", "dtype"): _Function("nothing"),
+    ("numpy.core.multiarray", "scalar"): _Function("nothing"),
+    ("numpy._core.multiarray", "scalar"): _Function("nothing"),
+}
+#: Names that tell what a file is and what to do with it.
+FOREIGN = {
+    ("dnnlib.tflib.network", "Network"): "was saved by the TensorFlow version of StyleGAN; convert it with legacy.py "
+    "of stylegan2-ada-pytorch and choose the file that it writes.",
+}
 MARK = object()
+#: Instructions that hold bytes, and in how many bytes they say how many.
+BYTES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8}
 #: Instructions that put a number, a text or nothing on the stack.
 PLAIN = {
     "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-    "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "UNICODE", "BINUNICODE",
-    "SHORT_BINUNICODE", "BINUNICODE8",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
 }  # fmt: skip
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
@@ -328,22 +431,25 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 class _Reader:
     """Follows a pickle's instructions, those that torch's files have."""
 
-    def __init__(self, name: str, what: str):
-        self.name, self.what = name, what
+    def __init__(self, name: str, what: str, meanings: Mapping[tuple[str, str], Any]):
+        self.name, self.what, self.meanings = name, what, meanings
         #: Block -> bytes of one of its numbers.
         self.widths: dict[str, int] = {}
+        #: Block inside a plain pickle -> where its bytes are, and how many.
+        self.inner: dict[str, tuple[int, int]] = {}
+        self.blocks: dict[int, _Block] = {}
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.work = 0
 
-    def load(self, data: io.BytesIO) -> Any:
-        """The value of the pickle at which ``data`` stands; it is left behind it.
+    def load(self, stream: IO[bytes] | _Bounded) -> Any:
+        """The value of the pickle at which ``stream`` stands; it is left behind it.
 
         Raises:
             EditingError: the file asks for something that it does not need.
             Exception: of any type, it is damaged.
         """
-        for opcode, argument, _ in pickletools.genops(data):
+        for opcode, argument, position in pickletools.genops(stream):  # type: ignore[arg-type]
             self._count(1)
             if opcode.name == "STOP":
                 return self.stack.pop()
@@ -351,6 +457,9 @@ class _Reader:
                 if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
                     raise ValueError("a number without measure")
                 self.stack.append(CONSTANTS.get(opcode.name, argument))
+            elif opcode.name in BYTES:
+                data, start = _as(argument, bytes), _as(position, int) + 1 + BYTES[opcode.name]
+                self.stack.append(_Bytes(start, len(data), data[:HEAD]))
             elif opcode.name not in ("PROTO", "FRAME"):
                 getattr(self, f"_{opcode.name.lower()}")(argument)
         raise ValueError("no end")
@@ -455,7 +564,8 @@ class _Reader:
 
     def _newobj(self, _: Any) -> None:
         _as(self.stack.pop(), tuple)
-        self.stack.append(_Inert(_as(self.stack.pop(), _Part).kind, {}))
+        kind = _as(self.stack.pop(), _Part).kind
+        self.stack.append({} if kind == "EasyDict" else _Inert(kind, {}))
 
     def _build(self, _: Any) -> None:
         state, value = self.stack.pop(), self.stack[-1]
@@ -480,10 +590,12 @@ class _Reader:
         self.stack.append(_Block(storage, key))
 
     def _meaning(self, module: str, name: str) -> Any:
-        if (module, name) in MEANINGS:
-            return MEANINGS[module, name]
+        if (module, name) in self.meanings:
+            return self.meanings[module, name]
         if name == PUBLISHED:
             return _Part(name)
+        if (module, name) in FOREIGN:
+            raise EditingError(f"{self.name} {FOREIGN[module, name]}")
         wanted = f"{module}.{name}"[:80]
         raise EditingError(
             f"{self.name} was refused: it asks for {wanted!r}, which no {self.what} needs and which could run code."
@@ -496,9 +608,26 @@ class _Reader:
             return _View(_as(block, _Block), offset, _as(size, tuple), _as(stride, tuple))
         if name == "parameter":
             return _as(arguments[0], _View)
+        if name == "inner":
+            return self._inner(_as(arguments[0], _Bytes))
+        if name == "persistent":
+            meta = _as(arguments[0], dict)
+            return _Inert(_name(meta["class_name"]), _as(meta["state"], dict))
+        if name == "nothing":
+            return _Inert(name, {})
         items = _as(arguments[0], list) if arguments else []
         self._count(len(items))
         return _table(items) if name == "dict" else {_as(item, str) for item in items}
+
+    def _inner(self, data: _Bytes) -> _Block:
+        """The block in a file of torch's older layout that lies inside this one."""
+        if data.start not in self.blocks:  # once, however often the file asks
+            held = _Old(io.BytesIO(data.head), self.name, self.what, MEANINGS, data.length)
+            storage, key = _as(held.value, _Block)
+            position, length = held.places[key]
+            self.blocks[data.start] = _Block(storage, str(data.start))
+            self.inner[str(data.start)] = (data.start + position, length)
+        return self.blocks[data.start]
 
 
 def _as(value: Any, kind: type) -> Any:
@@ -560,36 +689,58 @@ def _by_block(views: dict[str, _View]) -> Iterator[tuple[str, list[str]]]:
     yield from blocks.items()
 
 
-def _views(
+def _views(tables: dict[str, Any], name: str, what: str) -> dict[str, _View]:
+    """Parameters and kept buffers of a stand-in's tables and of the stand-ins inside."""
+    return _views_of(_networks(tables, name, what))
+
+
+def _views_of(networks: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, _View]:
+    found: dict[str, _View] = {}
+    for prefix, tables in networks:
+        fleeting = tables.get("_non_persistent_buffers_set")
+        fleeting = fleeting if isinstance(fleeting, set) else set()
+        for table in ("_parameters", "_buffers"):
+            found |= {
+                f"{prefix}{_name(key)}": value
+                for key, value in (tables.get(table) or {}).items()
+                if isinstance(value, _View) and key not in fleeting
+            }
+    return found
+
+
+def _facts_of(networks: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Plain attributes of the same."""
+    return {
+        f"{prefix}{_name(key)}": value
+        for prefix, tables in networks
+        for key, value in tables.items()
+        if isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= MAX_NAME)
+    }
+
+
+def _networks(
     tables: dict[str, Any], name: str, what: str, prefix: str = "", depth: int = 0, seen: list[int] | None = None
-) -> dict[str, _View]:
-    """Parameters and kept buffers of a stand-in's tables and of the stand-ins inside; ``seen`` counts those."""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A stand-in's tables and those of the stand-ins inside, by dotted prefix; ``seen`` counts what they hold."""
     seen = seen if seen is not None else [0]
     seen[0] += 1
     if seen[0] > MAX_OPCODES:  # the same network inside itself again and again
         raise EditingError(f"{name} repeats its networks without end, which no {what} does; choose another file.")
+    if len(prefix) > MAX_NAME:
+        raise ValueError("a name without measure")
     if depth > MAX_DEPTH:
         raise EditingError(
             f"{name} nests networks more than {MAX_DEPTH} deep, which no {what} does; choose another file."
         )
-    found: dict[str, _View] = {}
-    fleeting = tables.get("_non_persistent_buffers_set")
-    fleeting = fleeting if isinstance(fleeting, set) else set()
     for table in ("_parameters", "_buffers"):
         entries = tables.get(table) or {}
         if not isinstance(entries, dict):
             raise EditingError(f"{name} does not hold a network or a table of tensors; choose another file.")
         seen[0] += len(entries)
-        found |= {
-            f"{prefix}{_name(key)}": value
-            for key, value in entries.items()
-            if isinstance(value, _View) and key not in fleeting
-        }
+    yield prefix, tables
     for key, part in (tables.get("_modules") or {}).items():
         if isinstance(part, _Inert):
-            key = _name(key)
-            found |= _views(part.tables, name, what, f"{prefix}{key}.", depth + 1, seen)
-    return found
+            yield from _networks(part.tables, name, what, f"{prefix}{_name(key)}.", depth + 1, seen)
 
 
 def _name(key: Any) -> str:

@@ -27,16 +27,22 @@ PREVIEW_FACTORS = [
     [0.1202, -0.2188, -0.3105],
 ]
 PREVIEW_BIAS = [0.1891, 0.0654, 0.2498]
+#: Model folder -> the demo's file for it, where it has one.
+STYLE_FILES = {"stylegan2": "generator"}
 TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 
 
 def offer_to_loaders() -> None:
-    """Enter the demo's classifiers, embeddings, CLIP and image tower into the lists of the loaders."""
+    """Enter the demo's classifiers, embeddings, CLIP, image tower and style networks into the lists of the loaders."""
     classifiers = {"demo": "classifier", "demo (second, for judging)": "classifier_judge"}
     bundle("attribute_classifiers", {name: FOLDER / f"{file}.safetensors" for name, file in classifiers.items()})
     bundle("embeddings", {f"demo: {name}": path for name, path in embedding_files().items()})
     bundle("vision_features", {"demo model": lambda: demo_vision_features(load_demo_networks())})
     bundle("clip_scorer", {"demo model": lambda: demo_scorer(load_demo_networks())})
+    for kind, file in STYLE_FILES.items():
+        path = FOLDER / "style" / f"{file}.safetensors"
+        if path.is_file():
+            bundle(kind, {"demo": path})
 
 
 def load_demo_model(folder: Path = FOLDER) -> tuple[Any, Any, Any]:
