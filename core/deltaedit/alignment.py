@@ -1,8 +1,8 @@
 """Where a face is in a photo: the square that an encoder and a generator see, and the way back.
 
 A generator knows faces in one place, as its training pictures had them. FFHQ's were cut so (Karras et al., CVPR 2019,
-appendix A): the square's middle, size and turn follow from the eyes and the mouth. Such a cut is a similarity transform;
-:class:`FaceCrop` keeps it, so that an edit goes back to where the face was taken from.
+appendix A): the square's middle, size and turn follow from the eyes and the mouth. Such a cut is a similarity
+transform; :class:`FaceCrop` keeps it, so that an edit goes back to where the face was taken from.
 
 Places in a photo are in pixels from its upper left corner; the middle of the first pixel is at (.5, .5).
 """
@@ -120,13 +120,11 @@ def ffhq_place(points: Tensor) -> Place:
     half = max(EYES * float(across.norm()), MOUTH * float(down.norm()))
     if length < 1e-6 or half < 1e-6:
         raise EditingError(
-            "The landmarks do not show a face: eyes and mouth give no direction; give the eye at the picture's left, the "
-            "one at its right, the nose, and the mouth's left and right corners."
+            "The landmarks do not show a face: eyes and mouth give no direction; give the eye at the picture's left, "
+            "the one at its right, the nose, and the mouth's left and right corners."
         )
     middle = eyes + DOWN * down + 0.5
-    return Place(
-        float(middle[0]), float(middle[1]), 2 * half, math.atan2(float(direction[1]), float(direction[0]))
-    )
+    return Place(float(middle[0]), float(middle[1]), 2 * half, math.atan2(float(direction[1]), float(direction[0])))
 
 
 def check_place(place: Place, height: int, width: int) -> None:
@@ -184,10 +182,15 @@ def paste_back(
     Raises:
         EditingError: sizes or counts that do not belong together, or values that are not numbers.
     """
-    if before.ndim != 4 or after.ndim != 4 or before.shape[1:] != after.shape[1:] or before.shape[-1] != before.shape[-2]:
+    if (
+        before.ndim != 4
+        or after.ndim != 4
+        or before.shape[1:] != after.shape[1:]
+        or before.shape[-1] != before.shape[-2]
+    ):
         raise EditingError(
-            f"The pictures before and after have shapes {list(before.shape)} and {list(after.shape)}; both must be squares "
-            "of one size, the generator's pictures before and after the edit."
+            f"The pictures before and after have shapes {list(before.shape)} and {list(after.shape)}; both must be "
+            "squares of one size, the generator's pictures before and after the edit."
         )
     if not 0 <= feather <= 0.5:
         raise EditingError(f"feather is {feather:g}; use a part of the square's side from 0 to 0.5.")
@@ -204,8 +207,8 @@ def paste_back(
     check_finite(after, "The picture after")
     results, shares = [], []
     for row in range(count):
-        one = [part[row if len(part) > 1 else 0] for part in (photos, before, after)]
-        result, share = _paste(*one, crop.places[row if len(crop) > 1 else 0], feather)
+        photo, first, second = (part[row if len(part) > 1 else 0] for part in (photos, before, after))
+        result, share = _paste(photo, first, second, crop.places[row if len(crop) > 1 else 0], feather)
         results.append(result)
         shares.append(share)
     return torch.stack(results), torch.stack(shares)
@@ -216,8 +219,8 @@ def _check_photos(photos: Tensor, crop: FaceCrop) -> None:
         raise EditingError(f"The photos have shape {list(photos.shape)}; give [batch, 3, height, width].")
     if (photos.shape[-2], photos.shape[-1]) != (crop.height, crop.width):
         raise EditingError(
-            f"The photo is {photos.shape[-1]} x {photos.shape[-2]} pixels, and the face was taken from one of {crop.width} "
-            f"x {crop.height}; wire the photo that Invert to Style Code was given."
+            f"The photo is {photos.shape[-1]} x {photos.shape[-2]} pixels, and the face was taken from one of "
+            f"{crop.width} x {crop.height}; wire the photo that Invert to Style Code was given."
         )
     if len(photos) != len(crop):
         raise EditingError(f"There are {len(photos)} photos and {len(crop)} places of faces; give one place a photo.")
@@ -239,9 +242,7 @@ def _crop(photo: Tensor, place: Place, size: int) -> Tensor:
     return torch.cat(made, 1).to(photo)
 
 
-def _paste(
-    photo: Tensor, before: Tensor, after: Tensor, place: Place, feather: float
-) -> tuple[Tensor, Tensor]:
+def _paste(photo: Tensor, before: Tensor, after: Tensor, place: Place, feather: float) -> tuple[Tensor, Tensor]:
     """``(photo [3, H, W] with the change, its share [1, H, W])``."""
     height, width = photo.shape[-2:]
     size = before.shape[-1]

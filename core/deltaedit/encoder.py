@@ -7,6 +7,7 @@ Both give a code that all rows share and differences of each row from it, on top
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -68,10 +69,9 @@ class CompactEncoder(nn.Module):
         super().__init__()
         self.rows, self.style_dim, self.side, self.widths, self.hidden = rows, style_dim, side, tuple(widths), hidden
         self.first = nn.Conv2d(12, widths[0], 3, 1, 1)
-        pairs = zip(widths[:-1], widths[1:], strict=True)
         self.body = nn.Sequential(
             Residual(widths[0], widths[0], False),
-            *(Residual(a, b, True) for a, b in pairs),
+            *(Residual(a, b, True) for a, b in pairwise(widths)),
             Residual(widths[-1], widths[-1], False),
         )
         self.norm = nn.GroupNorm(8, widths[-1])
@@ -130,7 +130,8 @@ class E4eEncoder(nn.Module):
         style_dim: of the generator's W; also the channels of the trunk's last stage and of the pyramid.
         side: of the pictures.
         stages: channels and units of the trunk.
-        differences: the first block gives a code for all rows and the others each row's difference from it (e4e, Eq. 2);
+        differences: the first block gives a code for all rows and the others each row's difference from it (e4e, Eq.
+            2);
             False: each block gives its row (pSp).
 
     Attributes:

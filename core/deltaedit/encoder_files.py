@@ -35,13 +35,13 @@ def load_encoder(
     """The encoder in a file, for a generator whose W+ has ``rows`` rows of ``style_dim`` numbers.
 
     Args:
-        path: safetensors as :func:`save_encoder` writes them, or a checkpoint of e4e or pSp (``e4e_ffhq_encode.pt``), of
-            which the encoder alone is read; no code in it runs.
+        path: safetensors as :func:`save_encoder` writes them, or a checkpoint of e4e or pSp (``e4e_ffhq_encode.pt``),
+            of which the encoder alone is read; no code in it runs.
         stages, side: of a checkpoint's trunk and pictures, which it does not say.
 
     Raises:
-        EditingError: missing, too large, damaged, hostile, not of an encoder, with layers missing or of other shapes, or
-            made for another generator.
+        EditingError: missing, too large, damaged, hostile, not of an encoder, with layers missing or of other shapes,
+            or made for another generator.
     """
     source = Path(path)
     if source.suffix == ".safetensors":
@@ -68,27 +68,24 @@ def save_encoder(path: str | Path, encoder: Encoder, *, half: bool = False, over
     tensors = {name: tensor for name, tensor in encoder.state_dict().items() if not _is_counter(name)}
     if half:
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
-    return save_tensors(
-        path, tensors, {"format": FORMAT, "shape": json.dumps(encoder.shape())}, overwrite=overwrite
-    )
+    return save_tensors(path, tensors, {"format": FORMAT, "shape": json.dumps(encoder.shape())}, overwrite=overwrite)
 
 
 def _published(source: Path, stages: Sequence[tuple[int, int]], side: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """``(weights, shape)`` of a checkpoint of e4e or pSp."""
-    found, texts = read_nested_pickle(
-        source, "style encoder", lambda name: name == MEAN or name.startswith(WEIGHTS)
-    )
+    found, texts = read_nested_pickle(source, "style encoder", lambda name: name == MEAN or name.startswith(WEIGHTS))
     tensors = {name.removeprefix(WEIGHTS): tensor for name, tensor in found.items() if name != MEAN}
     kind = texts.get(KIND, "Encoder4Editing")
     if not tensors or kind not in PUBLISHED:
         held = f"a {kind[:40]}" if tensors and kind.isprintable() else "no weights under encoder"
         raise EditingError(
-            f"{source.name} holds {held}; use a checkpoint of e4e or pSp, such as e4e_ffhq_encode.pt, or an encoder saved "
-            "by this pack."
+            f"{source.name} holds {held}; use a checkpoint of e4e or pSp, such as e4e_ffhq_encode.pt, or an encoder "
+            "saved by this pack."
         )
     if MEAN not in found:
         raise EditingError(
-            f"{source.name} lacks {MEAN}, the mean code to which the encoder's results are added; use the original file."
+            f"{source.name} lacks {MEAN}, the mean code to which the encoder's results are added; use the original "
+            "file."
         )
     mean = found[MEAN].float()
     blocks = {name.split(".")[1] for name in tensors if name.startswith("styles.") and name.count(".") >= 2}

@@ -5,8 +5,8 @@ Two ways to come nearer, both judged by the rebuilt picture's error alone, so th
 - further passes: what the encoder sees differently in its own rebuilt picture is added to the code, ``w + E(x) -
   E(G(w))``, which is the correction of ReStyle (Alaluf et al., ICCV 2021) for an encoder that sees one picture;
 - refinement: descent on W+ (Abdal et al., ICCV 2019) by the squared error, held back by a prior: the code may leave the
-  encoder's, and its rows their common course, only where the picture gains by it. Far from where the encoder's codes lie a
-  generator rebuilds well and edits badly (e4e, section 3).
+  encoder's, and its rows their common course, only where the picture gains by it. Far from where the encoder's codes
+  lie a generator rebuilds well and edits badly (e4e, section 3).
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ from .stylegan2 import StyleGAN2
 
 #: Told ``(done, total)`` evaluations of the generator; may raise to stop.
 Report = Callable[[int, int], object]
+#: What a squared spread of W costs against a squared error of 1. On 12 of the demo world's pairs, after 30 steps, the
+#: true edit's direction drew the truth's changed part at 21.6 dB with these, at 20.8 with none, at 21.5 without
+#: refinement.
+PRIOR, ROW_PRIOR = 0.01, 0.04
 #: Codes of random pictures by which the spread of W is measured.
 SPREAD_SAMPLES = 1000
 #: Pixels of the pictures that are worked on at a time.
@@ -40,9 +44,9 @@ def invert(
     *,
     passes: int = 1,
     steps: int = 0,
-    rate: float = 0.05,
-    prior: float = 1e-3,
-    row_prior: float = 4e-3,
+    rate: float = 0.1,
+    prior: float = PRIOR,
+    row_prior: float = ROW_PRIOR,
     report: Report | None = None,
 ) -> StyleCode:
     """Style codes of pictures.
@@ -97,9 +101,7 @@ def _encoded(
     """The best W+ of some passes, and its error after the first and after all (one entry where there is one pass)."""
     seen = encoder(_fitted(target, encoder.side))
     if seen.ndim != 3 or not seen.isfinite().all():
-        raise EditingError(
-            "The style encoder made codes that are no numbers; check its file, or run it in 32 bits."
-        )
+        raise EditingError("The style encoder made codes that are no numbers; check its file, or run it in 32 bits.")
     best = current = seen
     error = first = _errors(generator(current), target)
     if not error.isfinite().all():
@@ -202,13 +204,14 @@ def _check(
     size = generator.size
     if pictures.ndim != 4 or len(pictures) == 0 or tuple(pictures.shape[1:]) != (3, size, size):
         raise EditingError(
-            f"The pictures have shape {list(pictures.shape)}; this generator needs [batch, 3, {size}, {size}], faces cut "
-            "to its size."
+            f"The pictures have shape {list(pictures.shape)}; this generator needs [batch, 3, {size}, {size}], faces "
+            "cut to its size."
         )
     check_finite(pictures, "The picture")
     if passes < 1 or steps < 0:
         raise EditingError(f"passes is {passes} and steps {steps}; use at least 1 and 0.")
     if not (0 < rate < math.inf and 0 <= prior < math.inf and 0 <= row_prior < math.inf):
         raise EditingError(
-            f"The rate is {rate:g} and the priors {prior:g} and {row_prior:g}; use a positive rate, and priors of 0 or more."
+            f"The rate is {rate:g} and the priors {prior:g} and {row_prior:g}; use a positive rate, and priors of 0 "
+            "or more."
         )

