@@ -130,8 +130,7 @@ class E4eEncoder(nn.Module):
         style_dim: of the generator's W; also the channels of the trunk's last stage and of the pyramid.
         side: of the pictures.
         stages: channels and units of the trunk.
-        differences: the first block gives a code for all rows and the others each row's difference from it (e4e, Eq.
-            2);
+        differences: the first block gives a code for all rows, and the others each row's difference from it (e4e);
             False: each block gives its row (pSp).
 
     Attributes:

@@ -1,5 +1,4 @@
-"""Pictures as the core wants them: a wired batch, or what a trainer learns from, a folder of the host's input
-folder."""
+"""Pictures as the core wants them; and those a trainer learns from: a folder of the host's inputs, or a wired batch."""
 
 from __future__ import annotations
 
