@@ -29,6 +29,8 @@ from semantic_editing.core.caso.training_state import resume_training, save_trai
 from semantic_editing.core.classifiers.convnet import AttributeClassifier, load_classifier
 from semantic_editing.core.classifiers.loaders import load_image_classifier, save_image_classifier
 from semantic_editing.core.classifiers.transformers_folder import load_transformers_folder
+from semantic_editing.core.deltaedit.encoder import CompactEncoder, E4eEncoder
+from semantic_editing.core.deltaedit.encoder_files import load_encoder, save_encoder
 from semantic_editing.core.deltaedit.generator_files import load_generator, save_generator
 from semantic_editing.core.deltaedit.stylegan2 import StyleGAN2
 from semantic_editing.core.demo.builders import DemoDecoder, demo_vector_encoder
@@ -190,6 +192,26 @@ def _port_generator(folder: Path) -> Path:
 def _nvidia_generator(folder: Path) -> Path:
     made = network(generator_tensors({4: 6, 8: 5}, 7, 2), {"c_dim": 0, "synthesis.b4.conv1.conv_clamp": 256})
     return write_snapshot(folder / "a.pkl", {"training_set_kwargs": {}, "G": made, "G_ema": made, "augment_pipe": None})
+
+
+#: Of the trunk of a small e4e, its pictures, its rows of W+.
+STAGES, SIDE, ROWS = ((16, 1), (16, 1), (16, 1), (32, 1)), 32, 6
+
+
+def _style_encoder(folder: Path) -> Path:
+    made = _seeded(lambda: CompactEncoder(4, 8, 16, (8, 8), 12))
+    return save_encoder(folder / "a.safetensors", made)
+
+
+def _published_style_encoder(folder: Path) -> Path:
+    """Laid out as e4e_ffhq_encode.pt: a generator beside the encoder, and the training's settings."""
+    weights = _seeded(lambda: E4eEncoder(ROWS, 32, SIDE, STAGES)).state_dict()
+    mean = weights.pop("latent_avg")
+    state = {f"encoder.{name}": tensor for name, tensor in weights.items()}
+    state |= {"decoder.input.input": _random(1, 8, 4, 4), "decoder.noises.noise_0": _random(1, 1, 4, 4)}
+    settings = {"encoder_type": "Encoder4Editing", "stylegan_size": 16, "lpips_lambda": 0.8, "resume": None}
+    torch.save({"state_dict": state, "latent_avg": mean, "opts": settings}, folder / "e4e.pt")
+    return folder / "e4e.pt"
 
 
 # Networks of other programs
@@ -522,6 +544,14 @@ SAMPLES: dict[str, Sample] = {
     "StyleGAN2 of the port": Sample(_port_generator, load_generator, ()),
     "StyleGAN2 of NVIDIA": Sample(_nvidia_generator, load_generator, ("core.reading.pickles.read_snapshot_pickle",)),
     "region network": Sample(_region_network, RegionNetwork.load, ("core.regions.network.RegionNetwork.load",)),
+    "style encoder": Sample(
+        _style_encoder, lambda path: load_encoder(path, 4, 8), ("core.deltaedit.encoder_files.load_encoder",)
+    ),
+    "published style encoder": Sample(
+        _published_style_encoder,
+        lambda path: load_encoder(path, ROWS, 32, stages=STAGES, side=SIDE),
+        ("core.reading.pickles.read_nested_pickle",),
+    ),
     "vision file": Sample(_dino_file, load_vision_features, ("core.models.vision_features.load_vision_features",)),
     "vision folder": Sample(
         _transformers_folder("Dinov2Model", **{k: v for k, v in TINY.items() if k != "intermediate_size"}),

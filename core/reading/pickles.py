@@ -65,6 +65,7 @@ PARTS = {
     "torch.nn.modules.flatten": ("Flatten",),
     "torchvision.models.vgg": ("VGG",),
     "torchvision.models.resnet": ("ResNet", "Bottleneck", "BasicBlock"),
+    "argparse": ("Namespace",),  # a training's settings, kept beside its weights
 }
 #: Under this key the original textual-inversion program and AUTOMATIC1111's keep their vectors, beside facts that
 #: nothing needs.
@@ -128,6 +129,50 @@ def read_table_pickle(path: str | Path, kind: str) -> dict[str, Tensor]:
         return "state_dict", dict(value)
 
     return _read(Path(path), kind, take)[1]
+
+
+def read_nested_pickle(
+    path: str | Path, kind: str, wanted: Callable[[str], bool] = bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tables of tensors inside tables, as a training saves its networks and settings together.
+
+    Args:
+        wanted: whether the tensor of a dotted name is needed, e.g. "state_dict.encoder.styles.0.linear.weight"; others
+            take no memory.
+
+    Returns:
+        ``(tensors, texts)`` by dotted names; of the settings only the texts.
+
+    Raises:
+        EditingError: see :func:`read_network_pickle`, or no tensor is wanted.
+    """
+    name, what, texts = Path(path).name, KINDS[kind].title, dict[str, str]()
+
+    def take(value: Any) -> tuple[str, dict[str, _View]]:
+        views: dict[str, _View] = {}
+        tables, steps = [("", value, 0)], 0
+        while tables:
+            prefix, table, depth = tables.pop()
+            entries = table.tables if isinstance(table, _Inert) else table
+            if not isinstance(entries, dict) or depth > MAX_DEPTH:
+                continue
+            steps += len(entries)
+            if steps > MAX_OPCODES:
+                raise ValueError("tables inside themselves")
+            for key, part in entries.items():
+                dotted = f"{prefix}{_name(key)}"
+                if isinstance(part, _View):
+                    if wanted(dotted):
+                        views[dotted] = part
+                elif isinstance(part, str):
+                    texts[dotted] = part
+                else:
+                    tables.append((f"{dotted}.", part, depth + 1))
+        if not views:
+            raise EditingError(f"{name} holds no weights of a {what}; choose another file.")
+        return "tables", views
+
+    return _read(Path(path), kind, take)[1], texts
 
 
 def read_tensor_pickle(path: str | Path, kind: str) -> Tensor:

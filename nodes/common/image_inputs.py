@@ -1,4 +1,4 @@
-"""The pictures a trainer learns from: a folder of the host's input folder, or a wired batch."""
+"""Pictures as the core wants them; and those a trainer learns from: a folder of the host's inputs, or a wired batch."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def gathered(folder: str, images: Tensor | None, image_size: int) -> tuple[Tenso
         raise EditingError("There are no pictures to learn from; name a folder of pictures, or wire images.")
     pictures, skipped = square_pictures(input_folder(folder.strip()), image_size, counting_bar())
     return pictures.movedim(1, -1), skipped
+
+
+def channels_first(images: Tensor) -> Tensor:
+    """IMAGE ``[B, H, W, C]`` as ``[B, 3, H, W]``: transparency is dropped, grey becomes red, green and blue."""
+    pictures = images[..., :3].movedim(-1, 1).float()
+    return pictures.expand(-1, 3, -1, -1) if pictures.shape[1] == 1 else pictures

@@ -46,11 +46,13 @@ def preferred_dtype() -> torch.dtype:
     return torch.float16 if half else torch.float32
 
 
-def load_to_device(patcher: Any) -> None:
-    """Load the network of a :func:`managed_patcher` whole, evicting others if need be; its weights become normal."""
+def load_to_device(*patchers: Any) -> None:
+    """Load the networks of some :func:`managed_patcher` whole and together, evicting others if need be; their weights
+    become normal."""
     with torch.inference_mode(False):
-        model_management.load_models_gpu([patcher], force_full_load=True)
-        materialise(patcher.model, patcher.load_device)
+        model_management.load_models_gpu(list(patchers), force_full_load=True)
+        for patcher in patchers:
+            materialise(patcher.model, patcher.load_device)
 
 
 @dataclass(frozen=True, eq=False)

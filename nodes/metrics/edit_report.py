@@ -12,6 +12,7 @@ from ...core.images.edit_strip import edit_strip
 from ...core.metrics.edit_report import edit_report
 from ...core.models.clip import ClipScorer
 from ...core.models.vision_features import VisionFeatures
+from ..common.image_inputs import channels_first
 from ..common.reports import shown
 from ..common.sockets import ClipScorerType, VisionFeaturesType
 from ..host.schema import io, schema, widget
@@ -152,12 +153,6 @@ class EditReport(io.ComfyNode):
             picture = edit_strip(found.before, found.after, found.difference, titles, found.truth, found.mask)
         report = "\n".join([found.text(), *remarks])
         return io.NodeOutput(picture, found.difference, report, ui=shown(report, picture, cls))
-
-
-def channels_first(images: Tensor) -> Tensor:
-    """IMAGE ``[B, H, W, C]`` as ``[B, 3, H, W]``: transparency is dropped, grey becomes red, green and blue."""
-    pictures = images[..., :3].movedim(-1, 1).float()
-    return pictures.expand(-1, 3, -1, -1) if pictures.shape[1] == 1 else pictures
 
 
 def is_cut(images: Tensor, size: tuple[int, int]) -> bool:

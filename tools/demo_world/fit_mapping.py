@@ -23,10 +23,9 @@ from train_style import CHANNELS, MAPPING_LAYERS, SIDE, STYLE_DIM
 from world import to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from core.deltaedit.encoder import CompactEncoder
 from core.deltaedit.encoder_files import save_encoder
 from core.deltaedit.generator_files import save_generator
-
-from core.deltaedit.encoder import CompactEncoder
 from core.deltaedit.stylegan2 import ModulatedConv, StyleGAN2
 from core.images.contact_sheet import contact_sheet
 from core.images.files import save_picture
