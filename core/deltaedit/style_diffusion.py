@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..attention.site import AttentionControl
 from ..denoiser import Callback, Evaluations, ModelIdentity, check_finite, unit_scale, weight_signature
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
+from ..reading.forms import only
 from ..sampling import sample
 from ..spdinv.invert import spdinv
 from ..spdinv.solvers import SPDInvSettings
@@ -33,7 +34,7 @@ from .style_unet import StyleUNet, UNetShape
 
 FILE_FORMAT = "semantic_editing.style_diffusion"
 FILE_VERSION = "1"
-KIND = "style diffusion"
+FAMILY = "style diffusion"
 #: The noise schedule of DDPM, which the paper and DiffAE keep: variances that rise linearly over the training's steps.
 TIMES, FIRST_VARIANCE, LAST_VARIANCE = 1000, 1e-4, 0.02
 #: A style channel whose standard deviation is smaller is a constant.
@@ -83,7 +84,7 @@ class StyleDiffusion(nn.Module):
     def identity(self) -> ModelIdentity:
         """By which noise is known as this network's own."""
         signature = weight_signature(self.unet.first.weight, self.unet.last.weight)
-        return ModelIdentity(KIND, 3, "eps", signature)
+        return ModelIdentity(FAMILY, 3, "eps", signature)
 
     def check(self, code: StyleCode) -> None:
         """Raise :class:`EditingError` when a style code belongs to another generator than this network learned from."""
@@ -148,10 +149,13 @@ def load_style_diffusion(path: str | Path) -> StyleDiffusion:
         EditingError: missing, damaged, or another kind of file.
     """
     name = Path(path).name
-    tensors, metadata = load_tensors(path, FILE_FORMAT, kind=KIND)
-    said, parts = metadata_json(metadata, "shape", name, KIND), metadata_json(metadata, "layout", name, KIND)
+    tensors, metadata = load_tensors(path, FILE_FORMAT, kind="style diffusion")
+    said = metadata_json(metadata, "shape", name, "style diffusion")
+    parts = metadata_json(metadata, "layout", name, "style diffusion")
+    facts = metadata_json(metadata, "facts", name, "style diffusion")
     layout = StyleLayout(*(tuple((side, width) for side, width in parts[key]) for key in ("convs", "rgbs")))
-    shape = UNetShape(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
+    known = only(said, (part.name for part in fields(UNetShape) if part.init))
+    shape = UNetShape(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
     with torch.device("meta"):  # the shapes are the file's claims until its tensors fit them
         network = StyleDiffusion(shape, layout, metadata.get("generator", ""))
     if {key: value.shape for key, value in network.state_dict().items()} != {
@@ -163,7 +167,7 @@ def load_style_diffusion(path: str | Path) -> StyleDiffusion:
             raise EditingError(f"{name} is damaged: some weights are not numbers; train and save it again.")
     network.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
     network.register_buffer("sigmas", noise_schedule(), persistent=False)
-    network.facts = metadata_json(metadata, "facts", name, KIND)
+    network.facts = facts
     return network.eval().requires_grad_(False)
 
 

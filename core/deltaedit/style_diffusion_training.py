@@ -26,7 +26,6 @@ from .style_diffusion import TIMES, StyleDiffusion, noise_schedule
 
 FILE_FORMAT = "semantic_editing.style_diffusion_training"
 FILE_VERSION = "1"
-KIND = "style diffusion training"
 NoiseLevels = Literal["uniform", "balanced"]
 #: ``balanced`` draws the logarithm of sigma evenly between these, but for this share of the draws.
 LEAST_LEVEL, MOST_LEVEL, UNIFORM_SHARE = 0.05, 30.0, 0.2
@@ -277,7 +276,8 @@ class DiffusionTrainer:
             network.train()
             chosen = self.training[torch.randint(len(self.training), (settings.batch,), generator=seeded)]
             times = torch.multinomial(self.chances, settings.batch, replacement=True, generator=seeded)
-            with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
+            device = network.mean.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout has no generator of its own
                 torch.manual_seed(int(torch.randint(2**62, (1,), generator=seeded)))
                 loss = self._loss(chosen, times, seeded, settings.weight_limit)
                 gradients = torch.autograd.grad(loss, list(self.weights.values()))
@@ -376,12 +376,12 @@ def resume_training(trainer: DiffusionTrainer, path: str | Path) -> None:
     Raises:
         EditingError: missing, damaged or foreign file, or one of a training with other pictures, settings or network.
     """
-    tensors, metadata = load_tensors(path, FILE_FORMAT, kind=KIND)
+    tensors, metadata = load_tensors(path, FILE_FORMAT, kind="style diffusion training")
     name = Path(path).name
-    saved = metadata_json(metadata, "run", name, KIND)
-    progress = metadata_json(metadata, "progress", name, KIND)
-    current = json.loads(json.dumps(_run(trainer)))
-    different = [key for key in current if saved.get(key) != current[key]]
+    saved = metadata_json(metadata, "run", name, "style diffusion training")
+    progress = metadata_json(metadata, "progress", name, "style diffusion training")
+    current = _run(trainer)
+    different = [key for key in current if json.dumps(saved.get(key)) != json.dumps(current[key])]
     if different:
         raise EditingError(
             f"{name} belongs to a training with another {different[0].replace('_', ' ')}; use the same ones or start "

@@ -142,7 +142,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm, self.heads = groups(channels), max(1, channels // HEAD_WIDTH)
+        self.norm, self.heads = groups(channels), math.gcd(channels, max(1, channels // HEAD_WIDTH))
         self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]

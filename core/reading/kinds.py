@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import EditingError
 from ..file_names import shown_name
-from .forms import Form, digits, either, facts, listed, mapped, maybe, number, one_of, table, text, whole
+from .forms import Form, digits, either, facts, flag, listed, mapped, maybe, number, one_of, table, text, whole
 
 MIB, GIB = 2**20, 2**30
 #: The part of a file that describes its tensors.
@@ -61,6 +61,25 @@ _progress = table(
     }
 )
 _region_shape = table({"channels": whole(1, 65_536), "slots": whole(1, 4096), "bins": whole(1, 64), "vision": text()})
+#: ``(resolution, channels)`` of each layer of a StyleGAN2.
+_style_layers = listed(listed(whole(1, 65_536), 2, 2), 1, 64)
+_style_layout = table({"convs": _style_layers, "rgbs": _style_layers})
+_unet_shape = table(
+    {
+        "size": _side,
+        "fold": whole(1, 64),
+        "width": whole(1, 4096),
+        "multipliers": listed(whole(1, 64), 1, 10),
+        "blocks": whole(1, 8),
+        "attention": listed(_side, 0, 10),
+        "dropout": number(0, 0.99),
+        "embedding": whole(1, 8192),
+        "coarse": whole(0, LARGEST_SIDE),
+        "medium": whole(0, LARGEST_SIDE),
+        "places": flag,
+        "prediction": one_of(("eps", "v")),
+    }
+)
 _tokenizer = table(
     {"model": table({"vocab": mapped(whole(0, 1_000_000), 1, 1_000_000)})},
 )
@@ -103,6 +122,15 @@ KINDS: dict[str, Kind] = {
         texts={"interpolation": one_of(("bilinear", "bicubic")), "size": text(40)},
     ),
     "region network": Kind("region network", 256 * MIB, 64, {"shape": _region_shape}),
+    "style diffusion": Kind(
+        "style diffusion",
+        4 * GIB,
+        json={"shape": _unet_shape, "layout": _style_layout, "facts": facts},
+        texts={"generator": text()},
+    ),
+    "style diffusion training": Kind(
+        "state of a style diffusion's training", 32 * GIB, json={"run": facts, "progress": _progress}
+    ),
     # Networks of other programs
     "network": Kind("network", 32 * GIB),
     "perceptual network": Kind("network of LPIPS", GIB),
