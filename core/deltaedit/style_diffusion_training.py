@@ -109,8 +109,9 @@ class StyledPictures:
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """``([b, 3, size, size] in -1..1, styles [b, S])`` of pictures ``index [b]``."""
         order = index.sort().indices  # a file is read from front to back
-        chosen = self.pictures[index[order].numpy()]
-        found = torch.as_tensor(np.array(chosen)).movedim(-1, 1).float() / 127.5 - 1
+        array = isinstance(self.pictures, np.ndarray)
+        chosen = torch.from_numpy(self.pictures[index[order].numpy()]) if array else self.pictures[index[order]]
+        found = chosen.movedim(-1, 1).float() / 127.5 - 1
         back = order.argsort()
         return found[back], self.convs[index].float()
 
