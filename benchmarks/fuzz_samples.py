@@ -27,6 +27,10 @@ from semantic_editing.core.caso.training_state import resume_training, save_trai
 from semantic_editing.core.classifiers.convnet import AttributeClassifier, load_classifier
 from semantic_editing.core.classifiers.loaders import load_image_classifier, save_image_classifier
 from semantic_editing.core.classifiers.transformers_folder import load_transformers_folder
+from semantic_editing.core.deltaedit import style_diffusion_training
+from semantic_editing.core.deltaedit.style_code import StyleLayout
+from semantic_editing.core.deltaedit.style_diffusion import StyleDiffusion, load_style_diffusion
+from semantic_editing.core.deltaedit.style_unet import UNetShape
 from semantic_editing.core.demo.builders import DemoDecoder, demo_vector_encoder
 from semantic_editing.core.demo.data import FOLDER, TOKENIZER
 from semantic_editing.core.demo.model import load_demo_model
@@ -164,6 +168,40 @@ def _own_transformers_classifier(folder: Path) -> Path:
 
 def _region_network(folder: Path) -> Path:
     return RegionNetwork(8, 3, 2, vision="dino").save(folder / "a.safetensors")
+
+
+STYLE_LAYOUT = StyleLayout(((4, 2), (16, 2), (64, 2)), ((4, 2),))
+
+
+def _style_diffusion() -> StyleDiffusion:
+    """The smallest that has all parts."""
+    shape = UNetShape(size=8, fold=2, width=4, multipliers=(1, 2), blocks=1, attention=(2,), embedding=4, places=True)
+    return _seeded(lambda: StyleDiffusion(shape, STYLE_LAYOUT, "a generator"))
+
+
+def _style_diffusion_file(folder: Path) -> Path:
+    return _style_diffusion().save(folder / "a.safetensors")
+
+
+def _style_diffusion_trainer() -> style_diffusion_training.DiffusionTrainer:
+    """A training that has just begun."""
+    pictures = style_diffusion_training.StyledPictures(
+        torch.zeros(4, 8, 8, 3, dtype=torch.uint8), _random(4, 6), STYLE_LAYOUT, "a generator"
+    )
+    settings = style_diffusion_training.DiffusionSettings(steps=1, batch=2)
+    return style_diffusion_training.DiffusionTrainer(_style_diffusion(), pictures, settings)
+
+
+def _style_diffusion_training(folder: Path) -> Path:
+    trainer = _style_diffusion_trainer()
+    next(trainer.steps())
+    return style_diffusion_training.save_training(trainer, folder / "a.safetensors")
+
+
+def _resumed_style_diffusion(path: Path) -> style_diffusion_training.DiffusionTrainer:
+    trainer = _style_diffusion_trainer()
+    style_diffusion_training.resume_training(trainer, path)
+    return trainer
 
 
 # Networks of other programs
@@ -493,6 +531,14 @@ SAMPLES: dict[str, Sample] = {
     ),
     "face network": Sample(_face_network, load_identity, ("core.metrics.identity.load_identity",), slow=True),
     "region network": Sample(_region_network, RegionNetwork.load, ("core.regions.network.RegionNetwork.load",)),
+    "style diffusion": Sample(
+        _style_diffusion_file, load_style_diffusion, ("core.deltaedit.style_diffusion.load_style_diffusion",)
+    ),
+    "style diffusion training": Sample(
+        _style_diffusion_training,
+        _resumed_style_diffusion,
+        ("core.deltaedit.style_diffusion_training.resume_training",),
+    ),
     "vision file": Sample(_dino_file, load_vision_features, ("core.models.vision_features.load_vision_features",)),
     "vision folder": Sample(
         _transformers_folder("Dinov2Model", **{k: v for k, v in TINY.items() if k != "intermediate_size"}),

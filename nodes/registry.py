@@ -30,6 +30,8 @@ TECHNIQUES = (
     "regions.editors",
     "regions.generator",
     "regions.trainer",
+    "deltaedit.diffusion",
+    "deltaedit.diffusion_trainer",
     "metrics.edit_report",
 )
 

@@ -9,7 +9,7 @@ FROZEN = ("default", "min", "max", "multiline", "control_after_generate", "advan
 #: Combos whose choices depend on what is on disk.
 OPEN_COMBOS = {
     "inversion_file", "direction_file", "source_file", "pictures", "classifier_file", "embedding_file",
-    "vision_model", "clip_model", "network_file", "token_model",
+    "vision_model", "clip_model", "network_file", "token_model", "style_diffusion_file",
 }  # fmt: skip
 
 

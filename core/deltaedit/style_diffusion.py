@@ -1,12 +1,12 @@
 """DeltaEdit-D (Lyu et al., section 4.2): a picture as a style code and the noise from which a diffusion model draws it.
 
 The style code holds what a face means, the noise x_T what no code says. Both come from the picture: the code from an
-encoder of the generator, the noise by running the deterministic sampler backwards under that code (Eq. 15). With another
-code the same noise draws the edited picture.
+encoder of the generator, the noise by running the deterministic sampler backwards under that code (Eq. 15). With
+another code the same noise draws the edited picture.
 
 Encoding and decoding are the pack's own inversion and its one sampling loop: :class:`StyleDenoiser` shows them the
-network in sigma space, where a DDIM step (Eq. 13 without its random term) is an Euler step. So the fixed-point inversion
-of SPDInv works here too, and nothing is written twice.
+network in sigma space, where a DDIM step (Eq. 13 without its random term) is an Euler step. So the fixed-point
+inversion of SPDInv works here too, and nothing is written twice.
 """
 
 from __future__ import annotations
@@ -154,8 +154,9 @@ def load_style_diffusion(path: str | Path) -> StyleDiffusion:
     parts = metadata_json(metadata, "layout", name, "style diffusion")
     facts = metadata_json(metadata, "facts", name, "style diffusion")
     layout = StyleLayout(*(tuple((side, width) for side, width in parts[key]) for key in ("convs", "rgbs")))
-    known = only(said, (part.name for part in fields(UNetShape) if part.init))
-    shape = UNetShape(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
+    known: dict[str, Any] = only(said, (part.name for part in fields(UNetShape) if part.init))
+    known |= {key: tuple(known[key]) for key in ("multipliers", "attention")}
+    shape = UNetShape(**known)
     with torch.device("meta"):  # the shapes are the file's claims until its tensors fit them
         network = StyleDiffusion(shape, layout, metadata.get("generator", ""))
     if {key: value.shape for key, value in network.state_dict().items()} != {
@@ -182,11 +183,10 @@ class StyleDenoiser:
     network: StyleDiffusion
     clip: bool = True
     evaluations: Evaluations = field(default_factory=Evaluations)
+    identity: ModelIdentity = field(init=False)
 
-    @property
-    def identity(self) -> ModelIdentity:
-        """The network's."""
-        return self.network.identity
+    def __post_init__(self) -> None:
+        self.identity = self.network.identity
 
     def __call__(
         self, x: Tensor, sigma: float | Tensor, cond: Tensor, *, control: AttentionControl | None = None
@@ -256,6 +256,27 @@ class StyleNoise:
                 f"This noise was encoded by another style diffusion ({difference or f'of {side} pixels'}); encode the "
                 "picture again with this one."
             )
+
+
+def fitted(pictures: Tensor, side: int) -> Tensor:
+    """Square ``pictures [B, 3, H, H]`` in 0..1 as a style diffusion takes them: ``[B, 3, side, side]`` in -1..1.
+
+    Means where whole pixels fall together, bicubic otherwise.
+
+    Raises:
+        EditingError: they are not square; cutting them anyhow would draw a face at another place than the code says.
+    """
+    height, width = pictures.shape[-2:]
+    if height != width:
+        raise EditingError(
+            f"The picture is {width} x {height} and a style diffusion takes squares; wire the face that the style code "
+            "was made of."
+        )
+    if height % side == 0:
+        small = torch.nn.functional.interpolate(pictures, size=(side, side), mode="area")
+    else:
+        small = torch.nn.functional.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True)
+    return small.clamp(0, 1) * 2 - 1
 
 
 def random_noise(network: StyleDiffusion, count: int, steps: int, seed: int) -> StyleNoise:
@@ -350,7 +371,7 @@ def spherical(first: Tensor, second: Tensor, amount: float) -> Tensor:
     Rows that point the same way are interpolated linearly, where Eq. 16 divides 0 by 0.
     """
     flat = [part.flatten(1).double() for part in torch.broadcast_tensors(first, second)]
-    cosine = torch.nn.functional.cosine_similarity(*flat, dim=1).clamp(-1, 1)
+    cosine = torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=1).clamp(-1, 1)
     angle = cosine.arccos()[:, None]
     sine = angle.sin()
     weights = [torch.sin(part * angle) / sine for part in (1 - amount, amount)]

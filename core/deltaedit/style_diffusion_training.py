@@ -1,8 +1,8 @@
 """Training a :class:`~.style_diffusion.StyleDiffusion` (DeltaEdit, Eq. 14): the loss, and the steps down it.
 
 The paper draws the time uniformly and counts every error of the noise the same. Then little is learned where noise
-hides the picture, although what the style code says is learned just there. ``noise_levels`` and ``weight_limit`` are the
-two ways around it that leave the loss Eq. 14's, the L1 error of the noise.
+hides the picture, although what the style code says is learned just there. ``noise_levels`` and ``weight_limit`` are
+the two ways around it that leave the loss Eq. 14's, the L1 error of the noise.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
 from .style_code import StyleLayout
-from .style_diffusion import TIMES, StyleDiffusion, noise_schedule
+from .style_diffusion import TIMES, StyleDiffusion, fitted, noise_schedule
 
 FILE_FORMAT = "semantic_editing.style_diffusion_training"
 FILE_VERSION = "1"
@@ -39,8 +39,8 @@ FREE = {"steps", "check_every"}
 def level_chances(levels: NoiseLevels) -> Tensor:
     """How often each training step is drawn, ``[TIMES]``, sum 1.
 
-    ``uniform`` is Eq. 14's. ``balanced`` spends four fifths evenly on the logarithm of the noise level where the picture
-    is decided, sigma .05 to 30; a third of Eq. 14's draws lie above, where the noise can be read off.
+    ``uniform`` is Eq. 14's. ``balanced`` spends four fifths evenly on the logarithm of the noise level where the
+    picture is decided, sigma .05 to 30; a fifth of Eq. 14's draws lie above, where the noise can be read off.
     """
     uniform = torch.full((TIMES,), 1 / TIMES, dtype=torch.float64)
     if levels == "uniform":
@@ -89,7 +89,9 @@ class StyledPictures:
     def __post_init__(self) -> None:
         shape = tuple(self.pictures.shape)
         if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
-            raise EditingError(f"The pictures have shape {list(shape)}; training takes squares, [count, side, side, 3].")
+            raise EditingError(
+                f"The pictures have shape {list(shape)}; training takes squares, [count, side, side, 3]."
+            )
         if len(self.convs) != shape[0] or self.convs.shape[1:] != (self.layout.width,):
             raise EditingError(
                 f"There are {shape[0]} pictures and styles of shape {list(self.convs.shape)}; each picture needs "
@@ -124,6 +126,38 @@ class StyledPictures:
             total, squares = total + part.sum(0), squares + part.square().sum(0)
         mean = total / count
         return mean.float(), (squares / count - mean.square()).clamp_min(0).sqrt().float()
+
+
+def gather_pictures(
+    names: Sequence[str],
+    find: Callable[[str], Tensor | None],
+    size: int,
+    callback: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The pictures behind the rows of a set of style codes: ``(uint8 [n, size, size, 3], their rows [n])``.
+
+    Args:
+        names: of all rows.
+        find: a name -> its square picture ``[1, 3, H, H]`` in 0..1, None where there is none.
+        callback: told ``(rows done, rows in all)``; an exception it raises ends it.
+
+    Raises:
+        EditingError: fewer than two pictures were found.
+    """
+    found, rows = [], []
+    for row, name in enumerate(names):
+        picture = find(name)
+        if picture is not None:
+            found.append(((fitted(picture, size) + 1) * 127.5).round().byte()[0].movedim(0, -1).cpu())
+            rows.append(row)
+        if callback is not None:
+            callback(row + 1, len(names))
+    if len(found) < 2:
+        raise EditingError(
+            f"Of the {len(names)} faces in the latents {len(found)} have a picture here; name the folder that the "
+            "latents were made of, or wire the generator whose samples they are."
+        )
+    return torch.stack(found), torch.tensor(rows)
 
 
 @dataclass(frozen=True)
@@ -218,7 +252,7 @@ class DiffusionTrainer:
             mean, deviation = data.statistics()
             network.mean.copy_(mean)
             network.deviation.copy_(deviation)
-        self.weights = {name: value for name, value in network.named_parameters()}
+        self.weights = dict(network.named_parameters())
         for value in self.weights.values():
             value.requires_grad_(True)
         self.average = {name: value.detach().clone() for name, value in self.weights.items()}
@@ -278,7 +312,9 @@ class DiffusionTrainer:
             chosen = self.training[torch.randint(len(self.training), (settings.batch,), generator=seeded)]
             times = torch.multinomial(self.chances, settings.batch, replacement=True, generator=seeded)
             device = network.mean.device
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout has no generator of its own
+            with torch.random.fork_rng(
+                [device] if device.type == "cuda" else []
+            ):  # dropout has no generator of its own
                 torch.manual_seed(int(torch.randint(2**62, (1,), generator=seeded)))
                 loss = self._loss(chosen, times, seeded, settings.weight_limit)
                 gradients = torch.autograd.grad(loss, list(self.weights.values()))
@@ -413,6 +449,13 @@ def resume_training(trainer: DiffusionTrainer, path: str | Path) -> None:
     ]
 
 
+def made_by(network: StyleDiffusion, settings: DiffusionSettings) -> bool:
+    """Whether a trained network comes from a training with these settings, however long."""
+    stored = network.facts.get("settings")
+    current = {key: value for key, value in asdict(settings).items() if key not in FREE}
+    return isinstance(stored, dict) and all(stored.get(key) == value for key, value in current.items())
+
+
 def _run(trainer: DiffusionTrainer) -> dict[str, Any]:
     """What must be the same for a training to go on, as the file keeps it."""
     settings = {key: value for key, value in asdict(trainer.settings).items() if key not in FREE}
@@ -422,5 +465,9 @@ def _run(trainer: DiffusionTrainer) -> dict[str, Any]:
         "network": asdict(network.shape),
         "generator": network.generator,
         "layout": asdict(network.layout),
-        "pictures": [len(trainer.data), round(float(network.mean.mean()), 4), round(float(network.deviation.mean()), 4)],
+        "pictures": [
+            len(trainer.data),
+            round(float(network.mean.mean()), 4),
+            round(float(network.deviation.mean()), 4),
+        ],
     }

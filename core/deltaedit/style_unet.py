@@ -1,4 +1,4 @@
-"""DeltaEdit-D's U-Net (Lyu et al., section 4.2.2): DDPM's, with the style code in every block by adaptive normalisation.
+"""DeltaEdit-D's U-Net (Lyu et al., section 4.2.2): DDPM's, whose blocks are normalised by the style code.
 
 Built on the U-Net of Diffusion Autoencoders (Preechakul et al., CVPR 2022, arXiv 2111.15640), whose
 ``AdaGN = z_s (t_s GroupNorm(h) + t_b)`` takes scale and shift from the time and another scale from the style. Here a
@@ -35,7 +35,8 @@ class UNetShape:
         fold: side of the squares of pixels that the first layer takes as one.
         width: channels that ``multipliers`` multiply, one for each resolution; each halves the map.
         multipliers: see ``width``.
-        blocks: residual blocks of a resolution on the way down, and between down and up; on the way up there is one more.
+        blocks: residual blocks of a resolution on the way down, as many between down and up, and one more on the way
+            up.
         attention: map sides at which blocks are followed by self-attention.
         dropout: share of a block's features that a training leaves out.
         embedding: width of the embedded time, and of the embedded style of each level.
@@ -249,5 +250,3 @@ class StyleUNet(nn.Module):
                 hidden = stage(torch.cat([hidden, skips.pop()], 1), time, parts)
         result: Tensor = functional.pixel_shuffle(self.last(functional.silu(self.norm(hidden))), self.shape.fold)
         return result
-
-

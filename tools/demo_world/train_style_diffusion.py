@@ -2,13 +2,14 @@
 Usage: train_style_diffusion.py SECONDS --data FOLDER --style FILE --out FILE [--resume]
 
 ``--style`` is a checkpoint of train_style.py, whose encoder reads the codes of all training pictures and whose
-generator they belong to. A checkpoint is written every few minutes; ``--resume`` goes on from it, with the clock where it
-stood. ``--export`` writes the average as the pack reads it and ends.
+generator they belong to. A checkpoint is written every few minutes; ``--resume`` goes on from it, with the clock where
+it stood. ``--export`` writes the average as the pack reads it and ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -55,7 +56,8 @@ def codes(generator: StyleGAN2, encoder: CompactEncoder, pictures: np.ndarray) -
     """Convolution styles ``[N, S]`` of ``uint8 [N, 64, 64, 3]``."""
     parts = []
     for start in range(0, len(pictures), 256):
-        parts.append(generator.styles(encoder(to_tensor(pictures[start : start + 256]))).convs)
+        part = to_tensor(np.array(pictures[start : start + 256]))  # a copy, as the file may not be written to
+        parts.append(generator.styles(encoder(part)).convs)
     return torch.cat(parts).clone()
 
 
@@ -82,7 +84,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=10.0, help="most that a noise level's error counts; 1: Eq. 14")
     parser.add_argument("--decay", type=float, default=0.998, help="of the average of the weights")
     parser.add_argument("--pictures", type=int, default=0, help="train on so many only; 0: all")
-    parser.add_argument("--shape", default="", help="changes to the U-Net, e.g. places=False,prediction='eps'")
+    parser.add_argument("--shape", type=json.loads, default={}, help="""changes to the U-Net: '{"places": false}'""")
     parser.add_argument("--quick", action="store_true", help="fewer figures at each look")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -103,7 +105,8 @@ def main() -> None:
     true, layout = to_tensor(seen), generator.layout
     code = StyleCode(layout, codes(generator, encoder, seen), torch.zeros(HELD_OUT, sum(layout.rgb_widths)), "")
     code = replace(code, generator=options.generator)
-    shape = replace(DEMO_SHAPE, **eval(f"dict({options.shape})"))  # the developer's own command line
+    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in options.shape.items()}
+    shape = replace(DEMO_SHAPE, **changes)
     network = StyleDiffusion(shape, layout, options.generator, *data.statistics())
     network = network.to(memory_format=torch.channels_last)
     groups = optimizers(network, options.lr, PLAIN)
@@ -196,7 +199,9 @@ def main() -> None:
         if count == 100 or (count > 100 and time.time() - told > EVERY * 60):
             told = time.time()
             clock = spent + time.time() - begun
-            print(f"{count} {clock:.0f} s (cpu {time.process_time() - cpu:.0f}), loss {mean:.4f}, {quality()}", flush=True)
+            print(
+                f"{count} {clock:.0f} s (cpu {time.process_time() - cpu:.0f}), loss {mean:.4f}, {quality()}", flush=True
+            )
             save()
     print(f"end: {count} steps, loss {mean:.4f}, {quality()}", flush=True)
     save()

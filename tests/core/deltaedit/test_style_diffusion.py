@@ -1,4 +1,4 @@
-"""DeltaEdit-D: the U-Net's conditioning, encoding and decoding against closed forms and Eq. 13, interpolation, files."""
+"""DeltaEdit-D: the U-Net's conditioning, encoding and decoding against closed forms, interpolation, files."""
 
 import json
 import math
@@ -39,7 +39,9 @@ def test_a_block_normalises_by_time_and_style_as_diffae_writes_it():
         torch.manual_seed(0)
         block = StyledBlock(8, 8, 4, 0.0).double()
         torch.nn.init.normal_(block.conv2.weight)
-    x, time, style = (random(*shape, seed=seed, dtype=torch.double) for seed, shape in enumerate([(2, 8, 4, 4), (2, 4), (2, 4)]))
+    x, time, style = (
+        random(*shape, seed=seed, dtype=torch.double) for seed, shape in enumerate([(2, 8, 4, 4), (2, 4), (2, 4)])
+    )
     hidden = block.conv1(functional.silu(block.norm1(x))).detach()
     normal = torch.empty_like(hidden)
     count = block.norm2.num_groups
@@ -88,7 +90,9 @@ def test_the_papers_network_can_be_built():
 
 
 def test_a_size_that_cannot_be_halved_is_refused():
-    with pytest.raises(EditingError, match="cannot be halved 2 times after folding by 2; use a size that is a multiple"):
+    with pytest.raises(
+        EditingError, match="cannot be halved 2 times after folding by 2; use a size that is a multiple"
+    ):
         replace(TINY, size=20)
 
 
@@ -154,7 +158,8 @@ def test_encoding_comes_to_the_closed_form_the_closer_the_finer():
     net, convs = Gaussian(), code().convs
     wanted = net.noise_of(PICTURES, convs)
     errors = [
-        (encode(net, PICTURES, code(), steps, clip=False).noise.double() - wanted).abs().max() for steps in (15, 60, 240)
+        (encode(net, PICTURES, code(), steps, clip=False).noise.double() - wanted).abs().max()
+        for steps in (15, 60, 240)
     ]
     assert errors[2] < errors[1] / 2 < errors[0] / 4 and errors[2] < 0.1
 
@@ -238,15 +243,15 @@ def test_bad_input_ends_in_a_sentence():
         decode(net, noise, code(generator="other"))
     with pytest.raises(EditingError, match="load the two that belong together"):
         encode(net, PICTURES, code(generator="other"), 5)
-    with pytest.raises(EditingError, match="takes .batch, 3, 16, 16."):
+    with pytest.raises(EditingError, match=r"takes .batch, 3, 16, 16."):
         encode(net, PICTURES[..., :8], code(), 5)
     with pytest.raises(EditingError, match="2 pictures and style codes of 3"):
         encode(net, PICTURES, code(3), 5)
     with pytest.raises(EditingError, match="2 pictures of noise and style codes of 3"):
         decode(net, noise, code(3))
-    with pytest.raises(EditingError, match="another style diffusion .other weights."):
+    with pytest.raises(EditingError, match=r"another style diffusion .other weights."):
         decode(network(seed=1), noise, code())
-    with pytest.raises(EditingError, match="another style diffusion .of 8 pixels."):
+    with pytest.raises(EditingError, match=r"another style diffusion .of 8 pixels."):
         decode(net, replace(noise, noise=noise.noise[..., :8, :8]), code())
     for steps in (0, 1000):
         with pytest.raises(EditingError, match=f"steps is {steps}; use"):

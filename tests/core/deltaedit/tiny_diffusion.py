@@ -19,7 +19,9 @@ def random(*shape, seed=0, dtype=torch.float32):
 
 
 def code(count=2, seed=0, generator="tiny", layout=LAYOUT):
-    return StyleCode(layout, random(count, layout.width, seed=seed), torch.ones(count, sum(layout.rgb_widths)), generator)
+    return StyleCode(
+        layout, random(count, layout.width, seed=seed), torch.ones(count, sum(layout.rgb_widths)), generator
+    )
 
 
 def network(shape=TINY, seed=0, generator="tiny", scale=0.1):
@@ -36,8 +38,8 @@ def network(shape=TINY, seed=0, generator="tiny", scale=0.1):
 class Gaussian(StyleDiffusion):
     """Knows the noise exactly where pictures are normal around their first style, with standard deviation ``spread``.
 
-    With ``x = picture + sigma * noise`` the mean of the noise given x is ``sigma (x - mean) / (spread^2 + sigma^2)``, and
-    the probability-flow equation takes a picture to ``mean + (picture - mean) sqrt(1 + sigma^2 / spread^2)``.
+    With ``x = picture + sigma * noise`` the mean of the noise given x is ``sigma (x - mean) / (spread^2 + sigma^2)``,
+    and the probability-flow equation takes a picture to ``mean + (picture - mean) sqrt(1 + sigma^2 / spread^2)``.
     """
 
     def __init__(self, spread=0.4):
