@@ -89,9 +89,11 @@ class StyleDiffusion(nn.Module):
     def check(self, code: StyleCode) -> None:
         """Raise :class:`EditingError` when a style code belongs to another generator than this network learned from."""
         if code.layout != self.layout or code.generator != self.generator:
+            own, theirs = self.layout.width, code.layout.width
+            widths = "" if own == theirs else f" ({theirs} channels, not {own})"
             raise EditingError(
-                f"The style code was made by another generator ({code.layout.width} channels) than the style diffusion "
-                f"learned from ({self.layout.width} channels); load the two that belong together."
+                f"The style code was made by another generator than the style diffusion learned from{widths}; load the "
+                "two that belong together."
             )
 
     def standardised(self, convs: Tensor) -> Tensor:

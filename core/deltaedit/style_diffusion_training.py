@@ -317,7 +317,9 @@ class DiffusionTrainer:
             ):  # dropout has no generator of its own
                 torch.manual_seed(int(torch.randint(2**62, (1,), generator=seeded)))
                 loss = self._loss(chosen, times, seeded, settings.weight_limit)
-                gradients = torch.autograd.grad(loss, list(self.weights.values()))
+                gradients = torch.autograd.grad(  # a level without maps of its own has none
+                    loss, list(self.weights.values()), allow_unused=True, materialize_grads=True
+                )
             squares = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
             if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(squares)):
                 self.trouble = (

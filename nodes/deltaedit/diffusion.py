@@ -263,6 +263,7 @@ class StyleDiffusionDecode(io.ComfyNode):
     ) -> Any:
         """Draw; EditingError for codes or noise of another model, or that do not fit each other."""
         network = style_diffusion.network
+        network.check(style_code)
         told = []
         if style_noise is None:
             if to_style_noise is not None:

@@ -239,8 +239,10 @@ def test_a_cancel_ends_encoding_and_decoding(exact):
 
 def test_bad_input_ends_in_a_sentence():
     net, noise = network(), random_noise(network(), 2, 4, seed=5)
-    with pytest.raises(EditingError, match=r"made by another generator \(12 channels\)"):
+    with pytest.raises(EditingError, match="another generator than the style diffusion learned from; load"):
         decode(net, noise, code(generator="other"))
+    with pytest.raises(EditingError, match=r"learned from \(3 channels, not 12\); load"):
+        decode(net, noise, code(layout=StyleLayout(((4, 3),), ((4, 3),))))
     with pytest.raises(EditingError, match="load the two that belong together"):
         encode(net, PICTURES, code(generator="other"), 5)
     with pytest.raises(EditingError, match=r"takes .batch, 3, 16, 16."):
