@@ -29,9 +29,13 @@ from semantic_editing.core.caso.training_state import resume_training, save_trai
 from semantic_editing.core.classifiers.convnet import AttributeClassifier, load_classifier
 from semantic_editing.core.classifiers.loaders import load_image_classifier, save_image_classifier
 from semantic_editing.core.classifiers.transformers_folder import load_transformers_folder
+from semantic_editing.core.deltaedit import style_diffusion_training
 from semantic_editing.core.deltaedit.encoder import CompactEncoder, E4eEncoder
 from semantic_editing.core.deltaedit.encoder_files import load_encoder, save_encoder
 from semantic_editing.core.deltaedit.generator_files import load_generator, save_generator
+from semantic_editing.core.deltaedit.style_code import StyleLayout
+from semantic_editing.core.deltaedit.style_diffusion import StyleDiffusion, load_style_diffusion
+from semantic_editing.core.deltaedit.style_unet import UNetShape
 from semantic_editing.core.deltaedit.stylegan2 import StyleGAN2
 from semantic_editing.core.demo.builders import DemoDecoder, demo_vector_encoder
 from semantic_editing.core.demo.data import FOLDER, TOKENIZER
@@ -212,6 +216,40 @@ def _published_style_encoder(folder: Path) -> Path:
     settings = {"encoder_type": "Encoder4Editing", "stylegan_size": 16, "lpips_lambda": 0.8, "resume": None}
     torch.save({"state_dict": state, "latent_avg": mean, "opts": settings}, folder / "e4e.pt")
     return folder / "e4e.pt"
+
+
+STYLE_LAYOUT = StyleLayout(((4, 2), (16, 2), (64, 2)), ((4, 2),))
+
+
+def _style_diffusion() -> StyleDiffusion:
+    """The smallest that has all parts."""
+    shape = UNetShape(size=8, fold=2, width=4, multipliers=(1, 2), blocks=1, attention=(2,), embedding=4, places=True)
+    return _seeded(lambda: StyleDiffusion(shape, STYLE_LAYOUT, "a generator"))
+
+
+def _style_diffusion_file(folder: Path) -> Path:
+    return _style_diffusion().save(folder / "a.safetensors")
+
+
+def _style_diffusion_trainer() -> style_diffusion_training.DiffusionTrainer:
+    """A training that has just begun."""
+    pictures = style_diffusion_training.StyledPictures(
+        torch.zeros(4, 8, 8, 3, dtype=torch.uint8), _random(4, 6), STYLE_LAYOUT, "a generator"
+    )
+    settings = style_diffusion_training.DiffusionSettings(steps=1, batch=2)
+    return style_diffusion_training.DiffusionTrainer(_style_diffusion(), pictures, settings)
+
+
+def _style_diffusion_training(folder: Path) -> Path:
+    trainer = _style_diffusion_trainer()
+    next(trainer.steps())
+    return style_diffusion_training.save_training(trainer, folder / "a.safetensors")
+
+
+def _resumed_style_diffusion(path: Path) -> style_diffusion_training.DiffusionTrainer:
+    trainer = _style_diffusion_trainer()
+    style_diffusion_training.resume_training(trainer, path)
+    return trainer
 
 
 # Networks of other programs
@@ -551,6 +589,14 @@ SAMPLES: dict[str, Sample] = {
         _published_style_encoder,
         lambda path: load_encoder(path, ROWS, 32, stages=STAGES, side=SIDE),
         ("core.reading.pickles.read_nested_pickle",),
+    ),
+    "style diffusion": Sample(
+        _style_diffusion_file, load_style_diffusion, ("core.deltaedit.style_diffusion.load_style_diffusion",)
+    ),
+    "style diffusion training": Sample(
+        _style_diffusion_training,
+        _resumed_style_diffusion,
+        ("core.deltaedit.style_diffusion_training.resume_training",),
     ),
     "vision file": Sample(_dino_file, load_vision_features, ("core.models.vision_features.load_vision_features",)),
     "vision folder": Sample(

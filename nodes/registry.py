@@ -32,6 +32,8 @@ TECHNIQUES = (
     "regions.trainer",
     "deltaedit.generator",
     "deltaedit.inversion",
+    "deltaedit.diffusion",
+    "deltaedit.diffusion_trainer",
     "metrics.edit_report",
 )
 

@@ -10,6 +10,7 @@ FROZEN = ("default", "min", "max", "multiline", "control_after_generate", "advan
 OPEN_COMBOS = {
     "inversion_file", "direction_file", "source_file", "pictures", "classifier_file", "embedding_file",
     "vision_model", "clip_model", "network_file", "token_model", "generator_file", "encoder_file",
+    "style_diffusion_file",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import EditingError
 from ..file_names import shown_name
-from .forms import Form, digits, either, facts, listed, mapped, maybe, number, one_of, table, text, whole
+from .forms import Form, digits, either, facts, flag, listed, mapped, maybe, number, one_of, table, text, whole
 
 MIB, GIB = 2**20, 2**30
 #: The part of a file that describes its tensors.
@@ -84,6 +84,25 @@ _encoder_shape = table(
         "stages": listed(listed(_width, 2, 2), 4, 4),
     },
 )
+#: ``(resolution, channels)`` of each layer of a StyleGAN2.
+_style_layers = listed(listed(whole(1, 65_536), 2, 2), 1, 64)
+_style_layout = table({"convs": _style_layers, "rgbs": _style_layers})
+_unet_shape = table(
+    {
+        "size": _side,
+        "fold": whole(1, 64),
+        "width": whole(1, 4096),
+        "multipliers": listed(whole(1, 64), 1, 10),
+        "blocks": whole(1, 8),
+        "attention": listed(_side, 0, 10),
+        "dropout": number(0, 0.99),
+        "embedding": whole(1, 8192),
+        "coarse": whole(0, LARGEST_SIDE),
+        "medium": whole(0, LARGEST_SIDE),
+        "places": flag,
+        "prediction": one_of(("eps", "v")),
+    }
+)
 _tokenizer = table(
     {"model": table({"vocab": mapped(whole(0, 1_000_000), 1, 1_000_000)})},
 )
@@ -129,6 +148,15 @@ KINDS: dict[str, Kind] = {
     "stylegan2": Kind("StyleGAN2 generator", 4 * GIB, json={"shape": _stylegan2_shape}),
     # e4e's published file holds its generator, too: 1.2 GB; a training's with a discriminator and moments twice that
     "style encoder": Kind("style encoder", 4 * GIB, json={"shape": _encoder_shape}),
+    "style diffusion": Kind(
+        "style diffusion",
+        4 * GIB,
+        json={"shape": _unet_shape, "layout": _style_layout, "facts": facts},
+        texts={"generator": text()},
+    ),
+    "style diffusion training": Kind(
+        "state of a style diffusion's training", 32 * GIB, json={"run": facts, "progress": _progress}
+    ),
     # Networks of other programs
     "network": Kind("network", 32 * GIB),
     "perceptual network": Kind("network of LPIPS", GIB),

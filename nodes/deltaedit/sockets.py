@@ -62,3 +62,5 @@ DeltaMapperType = io.Custom("DELTA_MAPPER")
 RelevanceType = io.Custom("RELEVANCE_MATRIX")
 #: Carries a ``Managed[core.deltaedit.style_diffusion.StyleDiffusion]``.
 StyleDiffusionType = io.Custom("STYLE_DIFFUSION")
+#: Carries a ``core.deltaedit.style_diffusion.StyleNoise`` on the CPU.
+StyleNoiseType = io.Custom("STYLE_NOISE")

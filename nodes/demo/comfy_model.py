@@ -38,6 +38,7 @@ def offer_to_loaders() -> None:
     bundle("attribute_classifiers", {name: FOLDER / f"{file}.safetensors" for name, file in classifiers.items()})
     bundle("embeddings", {f"demo: {name}": path for name, path in embedding_files().items()})
     bundle("vision_features", {"demo model": lambda: demo_vision_features(load_demo_networks())})
+    bundle("style_diffusion", {"demo": FOLDER / "style" / "diffusion.safetensors"})
     bundle("clip_scorer", {"demo model": lambda: demo_scorer(load_demo_networks())})
     for kind, file in STYLE_FILES.items():
         path = FOLDER / "style" / f"{file}.safetensors"

@@ -26,6 +26,7 @@ STYLE_ENCODERS = "style_encoders"
 DELTA_LATENTS = "delta_latents"
 DELTA_MAPPERS = "delta_mappers"
 STYLE_DIFFUSION = "style_diffusion"
+STYLE_DIFFUSION_TRAININGS = "style_diffusion_trainings"
 #: What each folder may hold. ``.pt`` only where published files exist; they go through the restricted loader.
 EXTENSIONS = {
     EDIT_DIRECTIONS: {".safetensors", ".pt"},
@@ -40,6 +41,7 @@ EXTENSIONS = {
     DELTA_LATENTS: {".safetensors"},
     DELTA_MAPPERS: {".safetensors", ".pth", ".pt", ".npy"},
     STYLE_DIFFUSION: {".safetensors"},
+    STYLE_DIFFUSION_TRAININGS: {".safetensors"},
 }
 
 

@@ -1,0 +1,408 @@
+"""Style Diffusion Trainer: a style diffusion from pictures and their style codes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.deltaedit.style_diffusion import StyleDiffusion, load_style_diffusion
+from ...core.deltaedit.style_diffusion_training import (
+    DiffusionProgress,
+    DiffusionSettings,
+    DiffusionTrainer,
+    StyledPictures,
+    gather_pictures,
+    made_by,
+    resume_training,
+    save_training,
+)
+from ...core.deltaedit.style_unet import DEMO_SHAPE, UNetShape
+from ...core.deltaedit.stylegan2 import StyleGAN2
+from ...core.errors import EditingError
+from ...core.images.curves import curves_plot
+from ...core.images.files import picture_files, read_picture
+from ...core.writing import check_target
+from ..common.inputs import seed_input
+from ..common.reports import plot_output, report_output, shown
+from ..common.saving import save_or_rescue
+from ..host.folders import STYLE_DIFFUSION, STYLE_DIFFUSION_TRAININGS, input_folder, output_path
+from ..host.managed_models import training_scope
+from ..host.progress import StoppableBar, counting_bar
+from ..host.schema import io, schema, widget
+from .sockets import CATEGORY, DeltaLatentsType, Managed, StyleDiffusionType, StyleGAN2Type
+
+SMALL, PAPER = "small, 64 pixels", "paper, 128 pixels"
+#: Name -> network and training.
+PRESETS = {SMALL: (DEMO_SHAPE, DiffusionSettings()), PAPER: (UNetShape(), DiffusionSettings.paper())}
+#: Seconds between two saves of the state to go on from.
+SAVE_EVERY = 60
+SEED = "seed "  # how the latents name a generated sample
+
+
+class StyleDiffusionTrainer(io.ComfyNode):
+    """Eq. 14: a diffusion model learns to predict noise, told the style code."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_StyleDiffusionTrainer",
+            display_name="Style Diffusion Trainer",
+            category=CATEGORY,
+            description="Trains a diffusion model that draws faces from their style codes (DeltaEdit-D), and saves "
+            "it. Takes hours on a GPU; it can be stopped and gone on with. Cancel keeps the best so far.",
+            search_aliases=[
+                "deltaedit-d",
+                "train diffusion autoencoder",
+                "diffae training",
+                "style conditioned diffusion",
+            ],
+            inputs=[
+                widget(
+                    DeltaLatentsType,
+                    "latents",
+                    tooltip="Style codes of the pictures, from DeltaEdit Latents.",
+                ),
+                widget(
+                    io.String,
+                    "folder",
+                    default="",
+                    tooltip="The folder of pictures inside ComfyUI's input folder that the latents were made of. "
+                    "Empty: only generated samples, which stylegan2 draws anew.",
+                ),
+                widget(
+                    io.String,
+                    "filename",
+                    default="my_style_diffusion",
+                    tooltip="A plain name without folders; .safetensors is added.",
+                ),
+                widget(
+                    io.Boolean,
+                    "overwrite",
+                    default=False,
+                    tooltip="Replace a file of that name; a workflow that comes with this on does so without asking. "
+                    "Off (the default): refuse when there is one, before training.",
+                ),
+                widget(
+                    io.Combo,
+                    "preset",
+                    options=list(PRESETS),
+                    default=SMALL,
+                    tooltip="small: the demo's network of 2 million weights, with noise levels drawn where the picture "
+                    "is decided. paper: DiffAE's network and the paper's training, for a GPU.",
+                ),
+                widget(
+                    io.Int,
+                    "steps",
+                    default=10_000,
+                    min=1,
+                    max=10_000_000,
+                    tooltip="Of training. May be raised later to go on; the best average by held-out loss is kept.",
+                ),
+                widget(
+                    io.Int,
+                    "batch_size",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Pictures in one step. 0: the preset's, 16 or 64. Lower it when memory runs out.",
+                ),
+                widget(
+                    io.Boolean,
+                    "resume",
+                    default=True,
+                    tooltip="Go on with the training of this name where it was stopped, if there is one.",
+                ),
+                seed_input("Of the first weights and of all that is drawn at random.", advanced=True),
+                widget(
+                    io.Float,
+                    "minutes",
+                    default=0.0,
+                    min=0.0,
+                    max=100_000.0,
+                    step=1.0,
+                    advanced=True,
+                    tooltip="Stop after so long, even before the last step; the next run goes on. 0: no limit.",
+                ),
+                widget(
+                    io.Float,
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.00001,
+                    advanced=True,
+                    tooltip="Of AdamW. 0: the preset's, 0.001 or the paper's 0.0001.",
+                ),
+                widget(
+                    io.Int,
+                    "check_every",
+                    default=250,
+                    min=1,
+                    max=100_000,
+                    advanced=True,
+                    tooltip="Steps between looks at up to 64 held-out pictures, by which the best is chosen.",
+                ),
+                widget(
+                    StyleGAN2Type,
+                    "stylegan2",
+                    optional=True,
+                    tooltip="The generator of the latents, to draw their generated samples anew. Unwired: samples "
+                    "among them are left out.",
+                ),
+            ],
+            outputs=[
+                StyleDiffusionType.Output(
+                    "style_diffusion",
+                    display_name="style diffusion",
+                    tooltip="The best average; it is saved too. Wire it into Style Diffusion Encode and Decode.",
+                ),
+                plot_output(),
+                report_output(),
+                io.String.Output(
+                    "saved_file",
+                    display_name="file",
+                    tooltip="Name of the file, as Style Diffusion Loader lists it.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        latents: Any,
+        folder: str,
+        filename: str,
+        overwrite: bool,
+        preset: str,
+        steps: int,
+        batch_size: int,
+        resume: bool,
+        seed: int,
+        minutes: float,
+        learning_rate: float,
+        check_every: int,
+        stylegan2: Managed[StyleGAN2] | None = None,
+    ) -> Any:
+        """Train and save; Cancel saves the best so far, and the state to go on from, before it ends the run."""
+        shape, settings = chosen(preset, steps, batch_size, learning_rate, check_every, seed)
+        files = Files.named(filename)
+        going_on = resume and files.state.exists()
+        files.claim(overwrite, going_on, settings)
+        data, left_out = styled_pictures(latents, folder, shape.size, stylegan2)
+        bar, began = StoppableBar(), time.monotonic()
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+            torch.manual_seed(seed % 2**63)
+            network = StyleDiffusion(shape, data.layout, data.generator)
+        weights = sum(value.numel() * value.element_size() for value in network.parameters())
+        with training_scope(weights) as device:
+            trainer = DiffusionTrainer(network.to(device), data, settings)
+            if going_on:
+                resume_training(trainer, files.state)
+            saved_at = began
+
+            def report(progress: DiffusionProgress) -> None:
+                nonlocal saved_at
+                now = time.monotonic()
+                if progress.step % settings.check_every == 0 and now - saved_at > SAVE_EVERY:
+                    files.save_state(trainer)
+                    saved_at = time.monotonic()
+                text = f"step {progress.step}, loss {progress.loss:.4f}"
+                if trainer.best_step:
+                    text += f", held out {trainer.best_score:.4f} at step {trainer.best_step}"
+                bar.show(progress.step, settings.steps, None, text)
+
+            with bar.catching():
+                for progress in trainer.steps():
+                    report(progress)
+                    if minutes and time.monotonic() - began > 60 * minutes:
+                        break
+            if trainer.step:
+                if not trainer.best_step:
+                    trainer.look()
+                files.save_state(trainer)
+            best = trainer.best().cpu()
+        line = files.save(best) if trainer.step else ""
+        if not files.trouble and files.saved:
+            bar.finish()  # else it would be lost, or nobody would hear where it went
+        elif not trainer.step:
+            bar.finish()
+        text = "\n".join(filter(None, [line, training_report(trainer), trainer.trouble, files.trouble, left_out]))
+        plot = training_plot(trainer)[None]
+        managed = Managed.make(lambda: best)
+        return io.NodeOutput(managed, plot, text, files.saved, ui=shown(text, plot, cls))
+
+
+def chosen(
+    preset: str, steps: int, batch_size: int, learning_rate: float, check_every: int, seed: int
+) -> tuple[UNetShape, DiffusionSettings]:
+    """Network and training of a preset with the widgets' changes; 0 leaves the preset's own.
+
+    Raises:
+        EditingError: there is no such preset, or a value is unusable.
+    """
+    if preset not in PRESETS:
+        raise EditingError(f"There is no preset '{preset[:40]}'; use one of {', '.join(PRESETS)}.")
+    shape, settings = PRESETS[preset]
+    settings = replace(
+        settings,
+        steps=steps,
+        batch=batch_size or settings.batch,
+        learning_rate=learning_rate or settings.learning_rate,
+        check_every=check_every,
+        seed=seed,
+    )
+    return shape, settings
+
+
+def styled_pictures(
+    latents: Any, folder: str, size: int, stylegan2: Managed[StyleGAN2] | None
+) -> tuple[StyledPictures, str]:
+    """The pictures that latents were made of, with their codes; and what was left out, in words.
+
+    Args:
+        latents: a ``core.deltaedit.latents.Latents``.
+
+    Raises:
+        EditingError: fewer than two pictures, or another generator than that of the latents.
+    """
+    if stylegan2 is not None and stylegan2.network.identity != latents.origin.generator:
+        raise EditingError("The latents were made with another generator; wire the one that made them.")
+    files = {}
+    if folder.strip():
+        names = picture_files(input_folder(folder.strip()))
+        files = {path.name.encode("utf-8", "backslashreplace").decode(): path for path in names}
+    find = picture_finder(files, stylegan2, latents.origin.truncation)
+    with torch.no_grad():
+        pictures, rows = gather_pictures(latents.names, find, size, counting_bar())
+        convs = latents.styles(rows).clone()
+    missing = len(latents.names) - len(rows)
+    left_out = f"{missing} of {len(latents.names)} faces have no picture here and were left out" if missing else ""
+    return StyledPictures(pictures, convs, latents.layout, latents.origin.generator), left_out
+
+
+def picture_finder(
+    files: dict[str, Path], stylegan2: Managed[StyleGAN2] | None, truncation: float
+) -> Callable[[str], Tensor | None]:
+    """A name of the latents -> its square picture ``[1, 3, H, H]`` in 0..1; None where there is none."""
+    generator = None if stylegan2 is None else stylegan2.loaded()
+
+    def find(name: str) -> Tensor | None:
+        if name.startswith(SEED) and name not in files:
+            if generator is None:
+                return None
+            w_plus = generator.sample_w_plus(1, int(name.removeprefix(SEED)), truncation)
+            return (generator(w_plus) / 2 + 0.5).clamp(0, 1)
+        if name not in files:
+            return None
+        try:
+            picture, _ = read_picture(files[name], multiple=1)
+        except EditingError:
+            return None
+        side = min(picture.shape[-2:])
+        top, left = ((length - side) // 2 for length in picture.shape[-2:])
+        return picture[..., top : top + side, left : left + side]
+
+    return find
+
+
+@dataclass(eq=False)
+class Files:
+    """Where a training writes: the network, and the state to go on from.
+
+    Attributes:
+        replaceable: those that this run may replace.
+        trouble: why the state could not be saved the last time, "" if it was.
+        saved: name of the network's file, "" as long as it is not there.
+    """
+
+    network: Path
+    state: Path
+    replaceable: set[Path] = field(default_factory=set)
+    trouble: str = ""
+    saved: str = ""
+
+    @staticmethod
+    def named(filename: str) -> Files:
+        """Both bear one name, in a folder each; EditingError for an unusable one."""
+        return Files(output_path(STYLE_DIFFUSION, filename), output_path(STYLE_DIFFUSION_TRAININGS, filename))
+
+    def claim(self, overwrite: bool, going_on: bool, settings: DiffusionSettings) -> None:
+        """Refuse, before anything is computed, what must not be replaced or cannot be written.
+
+        Raises:
+            EditingError: a file exists that is not to be replaced, or a folder cannot be written to.
+        """
+        for path in (self.network, self.state):
+            if overwrite or (going_on and os.path.lexists(path) and self._own(path, settings)):
+                self.replaceable.add(path)
+            elif os.path.lexists(path) and going_on:
+                raise EditingError(
+                    f"{path.name} exists already and is not from the training to go on with; move it away, choose "
+                    "another name, or allow overwriting."
+                )
+            elif os.path.lexists(path) and path == self.state:
+                raise EditingError(
+                    f"There is progress of another training of this name ({STYLE_DIFFUSION_TRAININGS}/{path.name}); "
+                    "switch resume on to go on with it, choose another name, or allow overwriting."
+                )
+            check_target(path, overwrite=path in self.replaceable)
+
+    def _own(self, path: Path, settings: DiffusionSettings) -> bool:
+        if path == self.state:  # is compared when it is read
+            return True
+        try:
+            return made_by(load_style_diffusion(path), settings)
+        except EditingError:
+            return False
+
+    def save_state(self, trainer: DiffusionTrainer) -> None:
+        """Save the state; a full disk ends no training, which may find room again the next time."""
+        try:
+            save_training(trainer, self.state, overwrite=self.state in self.replaceable)
+        except EditingError as error:
+            self.trouble = f"The progress to go on from could not be saved: {error}"
+        else:
+            self.replaceable.add(self.state)
+            self.trouble = ""
+
+    def save(self, network: StyleDiffusion) -> str:
+        """Write the network; what to tell the person."""
+
+        def write(target: Path, overwrite: bool) -> None:
+            network.save(target, overwrite=overwrite)
+
+        found = save_or_rescue(write, self.network, self.network in self.replaceable)
+        self.saved = found.file
+        return found.line
+
+
+def training_report(trainer: DiffusionTrainer) -> str:
+    """A few lines for people."""
+    lines = [f"{trainer.step} steps on {len(trainer.training)} pictures, {len(trainer.held_out)} held out"]
+    if trainer.best_step:
+        lines.append(
+            f"best at step {trainer.best_step}: mean error of the held-out pictures' noise (Eq. 14) "
+            f"{trainer.best_score:.4f}"
+        )
+    return "\n".join(lines)
+
+
+def training_plot(trainer: DiffusionTrainer) -> Tensor:
+    """Loss of every step and of every look, ``[H, W, 3]`` in 0..1."""
+    panels = {
+        "loss as trained": {"training": [entry.loss for entry in trainer.history]},
+        "error of the noise": {"held out": [entry.held_out for entry in trainer.history]},
+    }
+    return curves_plot(panels, mark=trainer.best_step - 1 if trainer.best_step else None, axis="step")
+
+
+NODES = [StyleDiffusionTrainer]
