@@ -108,7 +108,7 @@ def demo_deltaedit_text(graph: Graph) -> None:
         4,
         photo,
         paste.out("image"),
-        true_edit=picture.out("edited"),
+        true_edit=picture.out("edited image"),
         clip_scorer=scorer.out("clip scorer"),
         source_text=texts[0],
         target_text=texts[1],
@@ -123,7 +123,7 @@ def demo_deltaedit_images(graph: Graph) -> None:
     picture = graph.add("SemEdit_LoadDemoImage", 0, title="Face to edit", pictures=FACE[0], number=FACE[1])
     photo = picture.out("image")
     loader, inversion = inverted(graph, photo)
-    _, edit = mapped(graph, loader, inversion, photo, None, pair=(example.out("image"), example.out("edited")))
+    _, edit = mapped(graph, loader, inversion, photo, None, pair=(example.out("image"), example.out("edited image")))
     paste = pasted(graph, photo, inversion, edit, "demo_deltaedit_images")
     graph.note(
         "# Edit by example\n\nTwo pictures of one person, before and after, say what to do to another: their "
@@ -131,7 +131,7 @@ def demo_deltaedit_images(graph: Graph) -> None:
         "pair's node, such as `top: short to hat`.",
         0, title="What this shows", height=260,
     )  # fmt: skip
-    edit_report(graph, 4, photo, paste.out("image"), true_edit=picture.out("edited"))
+    edit_report(graph, 4, photo, paste.out("image"), true_edit=picture.out("edited image"))
 
 
 def demo_deltaedit_diffusion(graph: Graph) -> None:
@@ -183,7 +183,7 @@ def demo_deltaedit_diffusion(graph: Graph) -> None:
         4,
         photo,
         paste.out("image"),
-        true_edit=picture.out("edited"),
+        true_edit=picture.out("edited image"),
         clip_scorer=scorer.out("clip scorer"),
         source_text=texts[0],
         target_text=texts[1],
