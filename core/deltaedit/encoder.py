@@ -61,10 +61,17 @@ class CompactEncoder(nn.Module):
         side: of the pictures.
         widths: channels at ``side`` / 2, / 4, / 8 and / 16.
         hidden: width of the layer before the last.
+        differing: rows may differ; False: all get the shared code.
     """
 
     def __init__(
-        self, rows: int, style_dim: int, side: int = 64, widths: tuple[int, ...] = (32, 64, 96, 128), hidden: int = 512
+        self,
+        rows: int,
+        style_dim: int,
+        side: int = 64,
+        widths: tuple[int, ...] = (32, 64, 96, 128),
+        hidden: int = 512,
+        differing: bool = True,
     ):
         super().__init__()
         self.rows, self.style_dim, self.side, self.widths, self.hidden = rows, style_dim, side, tuple(widths), hidden
@@ -77,7 +84,8 @@ class CompactEncoder(nn.Module):
         self.norm = nn.GroupNorm(8, widths[-1])
         places = (side // 2 ** len(widths)) ** 2
         self.pooled = nn.Linear(widths[-1] * places, hidden)
-        self.shared, self.differences = nn.Linear(hidden, style_dim), nn.Linear(hidden, rows * style_dim)
+        self.shared = nn.Linear(hidden, style_dim)
+        self.differences = nn.Linear(hidden, rows * style_dim) if differing else None
         self.register_buffer("mean", torch.zeros(style_dim))
 
     def parts(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +93,10 @@ class CompactEncoder(nn.Module):
         folded = functional.pixel_unshuffle(pictures, 2).contiguous(memory_format=torch.channels_last)
         hidden = functional.silu(self.norm(self.body(self.first(folded)))).flatten(1)
         hidden = functional.silu(self.pooled(hidden))
-        return self.mean + self.shared(hidden), self.differences(hidden).unflatten(1, (self.rows, self.style_dim))
+        shared, sizes = self.mean + self.shared(hidden), (self.rows, self.style_dim)
+        if self.differences is None:
+            return shared, shared.new_zeros(len(shared), *sizes)
+        return shared, self.differences(hidden).unflatten(1, sizes)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """``pictures [B, 3, side, side]`` in -1..1 -> W+ ``[B, rows, style_dim]``."""
@@ -95,7 +106,8 @@ class CompactEncoder(nn.Module):
     def shape(self) -> dict[str, Any]:
         """What a file must say to build it anew."""
         sizes = {"rows": self.rows, "style_dim": self.style_dim, "side": self.side}
-        return {"kind": "compact", **sizes, "widths": list(self.widths), "hidden": self.hidden}
+        rest = {"widths": list(self.widths), "hidden": self.hidden, "differing": self.differences is not None}
+        return {"kind": "compact", **sizes, **rest}
 
 
 class StyleBlock(nn.Module):

@@ -118,7 +118,9 @@ def _built(name: str, shape: Mapping[str, Any]) -> Encoder:
     rows, width, side = shape["rows"], shape["style_dim"], shape["side"]
     try:
         if shape["kind"] == "compact":
-            return CompactEncoder(rows, width, side, tuple(shape["widths"]), shape["hidden"])
+            return CompactEncoder(
+                rows, width, side, tuple(shape["widths"]), shape["hidden"], shape.get("differing", True)
+            )
         stages = [(channels, units) for channels, units in shape["stages"]]
         if sum(units for _, units in stages) > MOST_UNITS or side & (side - 1) or any(c % 16 for c, _ in stages):
             raise ValueError("no trunk of this kind")

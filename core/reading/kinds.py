@@ -66,7 +66,7 @@ _stylegan2_shape = table(
         "size": whole(8, LARGEST_SIDE),
         "channels": mapped(whole(1, 65_536), 2, 16, digits(4, LARGEST_SIDE)),
         "style_dim": whole(1, 65_536),
-        "mapping_layers": whole(1, 64),
+        "mapping_layers": whole(0, 64),
         "clamp": maybe(number(0, 1e6)),
     },
 )
@@ -81,6 +81,7 @@ _encoder_shape = table(
     {
         "widths": listed(_width, 1, 8),
         "hidden": _width,
+        "differing": flag,
         "stages": listed(listed(_width, 2, 2), 4, 4),
     },
 )
