@@ -2,11 +2,11 @@
 Usage: finish_style.py --style FILE --out FOLDER [--data FOLDER]
 
 A GAN's W comes from Z by a network that plays against a discriminator. This generator was trained as half of an
-autoencoder, so W is what its encoder makes of pictures (of the code that all rows share: the rows' differences, which
-add a tenth of a decibel for a fifth of the encoder's size, are left out): W is turned here so that these codes have mean 0 and
-covariance 1, by changing generator and encoder alike, which then draw the same pictures; Z, on its sphere, is W. A flow
-distilled into four mapping layers was tried, and lay ten times as far from the codes. Writes generator.safetensors,
-encoder.safetensors and samples.png.
+autoencoder, so W is what its encoder makes of pictures: of the code that all rows share, as the rows' differences add a
+tenth of a decibel for a fifth of the encoder's size and are left out. W is turned here so that these codes have mean 0
+and covariance 1, by changing generator and encoder alike, which then draw the same pictures; Z, on its sphere, is W. A
+flow distilled into four mapping layers was tried, and lay ten times as far from the codes. Writes
+generator.safetensors, encoder.safetensors and samples.png.
 """
 
 from __future__ import annotations
