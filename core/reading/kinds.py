@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import EditingError
 from ..file_names import shown_name
-from .forms import Form, digits, either, facts, listed, mapped, maybe, number, one_of, table, text, whole
+from .forms import Form, digits, either, facts, flag, listed, mapped, maybe, number, one_of, table, text, whole
 
 MIB, GIB = 2**20, 2**30
 #: The part of a file that describes its tensors.
@@ -61,6 +61,20 @@ _progress = table(
     }
 )
 _region_shape = table({"channels": whole(1, 65_536), "slots": whole(1, 4096), "bins": whole(1, 64), "vision": text()})
+#: ``(resolution, channels)`` of each layer of a StyleGAN2.
+_style_layers = listed(listed(whole(1, 65_536), 2, 2), 1, 64)
+_style_layout = table({"convs": _style_layers, "rgbs": _style_layers})
+_mapper_shape = table(
+    {
+        "levels": listed(listed(whole(1, 65_536), 1, 64), 3, 3),
+        "clip_width": whole(1, 65_536),
+        "architecture": one_of(("flat", "released")),
+        "hidden": whole(1, 65_536),
+        "across_channels": flag,
+    },
+    {"preprocessing": one_of(("own", "deltaedit"))},
+)
+_relevance_kind = one_of(("perturbation", "covariance", "released"))
 _tokenizer = table(
     {"model": table({"vocab": mapped(whole(0, 1_000_000), 1, 1_000_000)})},
 )
@@ -103,6 +117,20 @@ KINDS: dict[str, Kind] = {
         texts={"interpolation": one_of(("bilinear", "bicubic")), "size": text(40)},
     ),
     "region network": Kind("region network", 256 * MIB, 64, {"shape": _region_shape}),
+    "delta mapper": Kind(
+        "Delta Mapper",
+        4 * GIB,
+        128,
+        {"shape": _mapper_shape, "layout": _style_layout, "facts": mapped(text(), 0, 100)},
+        {"generator": text(), "clip": text(), "relevance_kind": _relevance_kind},
+    ),
+    # A mapper's file holds one, too
+    "relevance matrix": Kind(
+        "relevance matrix",
+        4 * GIB,
+        128,
+        texts={"generator": text(), "clip": text(), "kind": _relevance_kind, "relevance_kind": _relevance_kind},
+    ),
     # Networks of other programs
     "network": Kind("network", 32 * GIB),
     "perceptual network": Kind("network of LPIPS", GIB),
