@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ..errors import EditingError
 from ..metrics.clip import SAME
-from ..models.clip import ClipScorer, check_texts, embed_pictures
+from ..models.clip import ClipScorer, embed_pictures
 from .mapper import DeltaMapper
 from .relevance import Relevance
 from .style_code import StyleCode
+from .text import NONE, text_deltas
 
 #: Share of the channels that an edit may move, where nothing else is asked for.
 SHARE = 0.3
@@ -159,16 +160,10 @@ def delta_edit(
     return DeltaEdit(edited, names, differences, allowed, masked, moved, length)
 
 
-def differences_of_texts(scorer: ClipScorer, source: str, targets: str) -> Differences:
-    """From a source text to each line of ``targets``.
-
-    Raises:
-        EditingError: an empty text.
-    """
-    names = [line.strip() for line in targets.splitlines() if line.strip()]
-    check_texts([source, *(names or [""])])
-    features = scorer.text_features([source.strip(), *names]).detach().float().cpu()
-    return Differences(names, without_rounding(features[1:] - features[:1]))
+def differences_of_texts(scorer: ClipScorer, source: str, targets: str, templates: str = NONE) -> Differences:
+    """From a source text to each line of ``targets``, see :func:`~.text.text_deltas`."""
+    found = text_deltas(scorer, source, targets, templates)
+    return Differences(found.names, found.difference)
 
 
 def differences_of_pictures(scorer: ClipScorer, sources: Tensor, targets: Tensor, preprocessing: str) -> Differences:

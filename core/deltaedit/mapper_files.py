@@ -22,7 +22,7 @@ from .mapper import RELEASED, DeltaMapper
 from .relevance import COVARIANCE, Relevance
 from .relevance import RELEASED as RELEASED_MATRIX
 from .style_code import LEVELS, StyleLayout
-from .stylegan2 import StyleGAN2, channels_of
+from .stylegan2 import channels_of
 
 MAPPER_FORMAT, RELEVANCE_FORMAT = "semantic_editing.delta_mapper", "semantic_editing.relevance"
 #: Under this name both kinds of file keep a relevance matrix.
@@ -150,9 +150,12 @@ def published_layout(fine: int | None, name: str) -> StyleLayout:
         EditingError: there is none.
     """
     for size, multiplier in CONFIGURATIONS:
-        channels = {2**power: channels_of(2**power, multiplier) for power in range(2, size.bit_length())}
-        with torch.device("meta"):
-            layout = StyleGAN2(size, channels).layout
+        sides = [2**power for power in range(2, size.bit_length())]
+        channels = {side: channels_of(side, multiplier) for side in sides}
+        convs = [(4, channels[4])]
+        for side in sides[1:]:
+            convs += [(side, channels[side // 2]), (side, channels[side])]
+        layout = StyleLayout(tuple(convs), tuple(channels.items()))
         if fine is None or layout.level_widths[2] == fine:
             return layout
     raise EditingError(

@@ -11,7 +11,6 @@ from torch import Tensor
 from ...core.deltaedit.edit import (
     SHARE,
     THRESHOLD,
-    Differences,
     EditSettings,
     delta_edit,
     differences_of_pictures,
@@ -24,6 +23,7 @@ from ...core.deltaedit.mapper_files import load_mapper, load_relevance
 from ...core.deltaedit.relevance import Relevance
 from ...core.deltaedit.style_code import StyleCode
 from ...core.deltaedit.stylegan2 import StyleGAN2
+from ...core.deltaedit.text import NONE, TEMPLATES
 from ...core.errors import EditingError
 from ...core.images.difference import difference_map, difference_picture, full_heat
 from ...core.models.clip import ClipScorer
@@ -32,7 +32,7 @@ from ..common.reports import file_fingerprint, report_output, shown
 from ..common.sockets import ClipScorerType
 from ..host.folders import DELTA_MAPPERS, list_files, resolve_file
 from ..host.memory import memory_advice
-from ..host.progress import StoppableBar
+from ..host.progress import StoppableBar, stop_if_cancelled
 from ..host.schema import io, schema, widget
 from .sockets import CATEGORY, DeltaMapperType, Managed, RelevanceType, StyleCodeType, StyleGAN2Type
 
@@ -156,6 +156,15 @@ class DeltaEditMapper(io.ComfyNode):
                     "face. On: other things stay better, the edit is a little weaker.",
                 ),
                 widget(
+                    io.Combo,
+                    "templates",
+                    options=list(TEMPLATES),
+                    default=NONE,
+                    advanced=True,
+                    tooltip="Sentences that the texts are put into before CLIP reads them. none: as typed; imagenet: "
+                    "the mean over 79, as DeltaEdit's own program does.",
+                ),
+                widget(
                     DeltaMapperType,
                     "mapper",
                     optional=True,
@@ -231,6 +240,7 @@ class DeltaEditMapper(io.ComfyNode):
         threshold: float = THRESHOLD,
         relevance_file: str = OWN_MATRIX,
         subtract_idle: bool = False,
+        templates: str = NONE,
         mapper: DeltaMapper | None = None,
         relevance: Relevance | None = None,
         image: Tensor | None = None,
@@ -248,16 +258,27 @@ class DeltaEditMapper(io.ComfyNode):
             if relevance is None and relevance_file != OWN_MATRIX:
                 relevance = load_relevance(resolve_file(DELTA_MAPPERS, relevance_file))
             bar = StoppableBar()
-            wanted = asked(clip_scorer, source_text, target_text, condition_from, condition_to, mapper.preprocessing)
+
+            def look(_: int) -> None:
+                stop_if_cancelled()
+
+            if condition_from is not None and condition_to is not None:
+                pictures = (channels_first(part) for part in (condition_from, condition_to))
+                wanted = differences_of_pictures(clip_scorer, *pictures, mapper.preprocessing)
+            else:
+                wanted = differences_of_texts(clip_scorer, source_text, target_text, templates)
+            mapper.check(
+                style_code, clip_scorer.identity, wanted.rows.shape[1]
+            )  # before the drawing, which takes longest
             faces = len(style_code)
             total = faces * (1 + len(wanted.rows))
             before = drawn(stylegan2, style_code, lambda done: bar.show(done, total))
             seen = before if image is None else channels_first(image)
-            features = features_of(clip_scorer, seen, mapper.preprocessing)
+            features = features_of(clip_scorer, seen, mapper.preprocessing, look)
             edit = delta_edit(mapper, style_code, features, wanted, settings, relevance, clip_scorer.identity)
             after = drawn(stylegan2, edit.code, lambda done: bar.show(faces + done, total))
-            own = features if image is None else features_of(clip_scorer, before, mapper.preprocessing)
-            edited_features = features_of(clip_scorer, after, mapper.preprocessing)
+            own = features if image is None else features_of(clip_scorer, before, mapper.preprocessing, look)
+            edited_features = features_of(clip_scorer, after, mapper.preprocessing, look)
             unedited = before.repeat(len(wanted.rows), 1, 1, 1)
             difference = difference_map(after, unedited)
             full = full_heat(difference)
@@ -274,8 +295,8 @@ class DeltaEditMapper(io.ComfyNode):
                     f"full heat is a difference of {100 * full:.0f} %",
                 ]
             )
-        pictures = [picture.movedim(1, -1).contiguous() for picture in (after, heat, unedited)]
-        return io.NodeOutput(edit.code, *pictures, report, ui=shown(report, pictures[0], cls))
+        outputs = [picture.movedim(1, -1).contiguous() for picture in (after, heat, unedited)]
+        return io.NodeOutput(edit.code, *outputs, report, ui=shown(report, outputs[0], cls))
 
 
 def mapper_from(name: str) -> DeltaMapper:
@@ -283,15 +304,6 @@ def mapper_from(name: str) -> DeltaMapper:
     if name == NO_FILE:
         raise EditingError("There is no mapper; choose a mapper_file, or wire one from DeltaEdit Mapper Trainer.")
     return load_mapper(bundled_file(DELTA_MAPPERS, name) or resolve_file(DELTA_MAPPERS, name))
-
-
-def asked(
-    scorer: ClipScorer, source: str, targets: str, start: Tensor | None, end: Tensor | None, preprocessing: str
-) -> Differences:
-    """What is to change: by pictures where they are wired, else by texts."""
-    if start is None or end is None:
-        return differences_of_texts(scorer, source, targets)
-    return differences_of_pictures(scorer, channels_first(start), channels_first(end), preprocessing)
 
 
 def channels_first(images: Tensor) -> Tensor:
