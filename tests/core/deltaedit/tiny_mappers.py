@@ -32,9 +32,6 @@ def mapper(architecture="flat", across_channels=True, gen=None, clip="", standar
     gen = gen or generator()
     levels = gen.layout.levels
     made = build(lambda: DeltaMapper(levels, WIDTH, architecture, hidden=5, across_channels=across_channels))
-    for name, weight in made.named_parameters():  # of a size that no layer's answer dies away
-        if architecture == "released" and name.endswith("weight"):
-            weight.mul_(2)
     if standardised:
         made.mean.copy_(1 + 0.2 * seeded(gen.layout.width, seed=1))
         made.deviation.copy_(0.3 + seeded(gen.layout.width, seed=2).abs())
