@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -33,6 +34,16 @@ from semantic_editing.core.deltaedit import style_diffusion_training
 from semantic_editing.core.deltaedit.encoder import CompactEncoder, E4eEncoder
 from semantic_editing.core.deltaedit.encoder_files import load_encoder, save_encoder
 from semantic_editing.core.deltaedit.generator_files import load_generator, save_generator
+from semantic_editing.core.deltaedit.mapper import FLAT, DeltaMapper
+from semantic_editing.core.deltaedit.mapper import RELEASED as RELEASED_MAPPER
+from semantic_editing.core.deltaedit.mapper_files import (
+    load_mapper,
+    load_relevance,
+    published_layout,
+    save_mapper,
+    save_relevance,
+)
+from semantic_editing.core.deltaedit.relevance import COVARIANCE, Relevance
 from semantic_editing.core.deltaedit.style_code import StyleLayout
 from semantic_editing.core.deltaedit.style_diffusion import StyleDiffusion, load_style_diffusion
 from semantic_editing.core.deltaedit.style_unet import UNetShape
@@ -151,6 +162,29 @@ def _training(folder: Path) -> Path:
     progress = {"step": 1, "smoothed": 0.3, "best_step": 0, "best_score": 0.5}
     metadata["progress"] = json.dumps(progress)
     return save_tensors(path, tensors | {"history": torch.ones(1, 5).double()}, metadata, overwrite=True)
+
+
+def _mapper(folder: Path) -> Path:
+    """With everything that such a file may hold."""
+    made = _seeded(lambda: DeltaMapper([[4, 4], [4], [4, 2]], 6, FLAT, hidden=5))
+    made.generator, made.clip, made.facts = "a generator", "a CLIP", {"faces": "12"}
+    made.layout = StyleLayout(((4, 4), (8, 4), (16, 4), (64, 4), (64, 2)), ((4, 4), (64, 2)))
+    return save_mapper(folder / "a.safetensors", made, Relevance(_random(18, 6), COVARIANCE), half=True)
+
+
+def _published_mapper(folder: Path) -> Path:
+    """The authors' table for the smallest published generator, in fp16."""
+    layout = published_layout(768, "")
+    with torch.device("meta"):
+        net = DeltaMapper(layout.levels, 2, RELEASED_MAPPER)
+    state = OrderedDict((key, torch.zeros(value.shape).half()) for key, value in net.named_parameters())
+    torch.save(state, folder / "net_face.pth")
+    return folder / "net_face.pth"
+
+
+def _array(folder: Path) -> Path:
+    np.save(folder / "fs3.npy", _random(12, 6).numpy())
+    return folder / "fs3.npy"
 
 
 def _demo_classifier(folder: Path) -> Path:
@@ -635,6 +669,15 @@ SAMPLES: dict[str, Sample] = {
     "demo model": Sample(
         _demo_folder, lambda path: load_demo_model(path).unet, ("core.demo.model.load_demo_model",), slow=True
     ),
+    "delta mapper": Sample(_mapper, load_mapper, ("core.deltaedit.mapper_files.load_mapper",)),
+    "published delta mapper": Sample(_published_mapper, load_mapper, (), slow=True),
+    "relevance matrix": Sample(
+        lambda folder: save_relevance(folder / "a.safetensors", Relevance(_random(12, 6), COVARIANCE)),
+        load_relevance,
+        ("core.deltaedit.mapper_files.load_relevance",),
+    ),
+    "relevance matrix in a mapper": Sample(_mapper, load_relevance, ()),
+    "relevance matrix as an array": Sample(_array, load_relevance, ("core.reading.arrays.read_array",)),
     "PNG": Sample(_picture(".png"), read_picture, ("core.images.files.read_picture",)),
     "JPEG": Sample(_picture(".jpg"), read_picture, ()),
     "WebP": Sample(_picture(".webp"), read_picture, ()),

@@ -19,6 +19,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..errors import EditingError
+from ..models.clip import OWN
+from .relevance import Relevance
 from .style_code import LEVELS, StyleCode, StyleLayout
 from .stylegan2 import MAPPING_RATE, EqualLinear, PixelNorm, leaky
 
@@ -90,6 +92,9 @@ class DeltaMapper(nn.Module):
             (0 and 1 for the published weights).
         layout: of the generator, where known.
         generator, clip: identities of the generator and CLIP that it was trained for, "" where unknown.
+        preprocessing: how the pictures that it was trained on were made ready for CLIP, one of
+            :data:`~..models.clip.PREPROCESSINGS`; those that it edits must be, too.
+        relevance: matrix that was found in training, where one was.
         facts: about its training, for a report.
     """
 
@@ -116,6 +121,8 @@ class DeltaMapper(nn.Module):
         self.across_channels = across_channels
         self.layout: StyleLayout | None = None
         self.generator = self.clip = ""
+        self.preprocessing = OWN
+        self.relevance: Relevance | None = None
         self.facts: dict[str, str] = {}
         for name, level in zip(LEVELS, self.levels, strict=True):
             shared = architecture == RELEASED and name != LEVELS[-1]
@@ -170,17 +177,24 @@ class DeltaMapper(nn.Module):
 
     def check(self, code: StyleCode, clip: str, clip_width: int) -> None:
         """Raise :class:`EditingError` where a code or a CLIP is not the one that this mapper was trained for."""
-        if code.layout.levels != self.levels or (self.generator and code.generator != self.generator):
+        if code.layout.levels != self.levels:
             raise EditingError(
                 f"This mapper was trained for another generator ({sum(self.widths)} style channels; the code has "
                 f"{code.layout.width}); use the generator it names, or train a mapper for yours with DeltaEdit Mapper "
                 "Trainer."
             )
-        if clip_width != self.clip_width or (self.clip and clip != self.clip):
+        if self.generator and code.generator != self.generator:
+            raise EditingError(
+                "This mapper was trained for other weights of this generator, where the channels mean something else; "
+                "load those, or train a mapper for yours with DeltaEdit Mapper Trainer."
+            )
+        if clip_width != self.clip_width:
             raise EditingError(
                 f"This mapper was trained with another CLIP ({self.clip_width} features; the wired one gives "
                 f"{clip_width}); wire that one."
             )
+        if self.clip and clip != self.clip:
+            raise EditingError("This mapper was trained with another CLIP, of as many features; wire that one.")
 
     @torch.no_grad()
     def change(self, convs: Tensor, image_features: Tensor, difference: Tensor, subtract_idle: bool = False) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EditingError
+from .style_code import StyleCode
 
 PERTURBATION, COVARIANCE, RELEASED = "perturbation", "covariance", "released"
 
@@ -32,6 +33,20 @@ class Relevance:
     kind: str
     generator: str = ""
     clip: str = ""
+
+    def check(self, code: StyleCode, clip: str, clip_width: int) -> None:
+        """Raise :class:`EditingError` where a code or a CLIP is not the one that this matrix was found for."""
+        channels, width = self.matrix.shape
+        if channels != code.layout.width or (self.generator and code.generator != self.generator):
+            raise EditingError(
+                f"The relevance matrix was made for another generator ({channels} style channels; the code has "
+                f"{code.layout.width}); use that one's, or make one with Relevance Matrix."
+            )
+        if width != clip_width or (self.clip and clip != self.clip):
+            raise EditingError(
+                f"The relevance matrix was made with another CLIP ({width} features; the wired one gives "
+                f"{clip_width}); wire that one, or make a matrix with Relevance Matrix."
+            )
 
     def agreement(self, difference: Tensor) -> Tensor:
         """``|R_s . difference|``, ``[B, S]`` from ``[B, P]``."""

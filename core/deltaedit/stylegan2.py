@@ -66,6 +66,12 @@ def upfirdn2d(x: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: tuple[
     return functional.conv2d(x, weight, stride=down, groups=channels)
 
 
+def normal(*shape: int) -> Tensor:
+    """Numbers of a normal distribution; on the meta device, where a first draw costs seconds of imports, none."""
+    empty = torch.empty(*shape)
+    return empty if empty.is_meta else torch.randn(*shape)
+
+
 class EqualLinear(nn.Module):
     """A linear layer whose weight is stored with unit variance and scaled when used (equalised learning rate).
 
@@ -77,7 +83,7 @@ class EqualLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, bias: float = 0.0, rate: float = 1.0, activate: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.weight = nn.Parameter(normal(outputs, inputs).div_(rate))
         self.bias = nn.Parameter(torch.full((outputs,), bias))
         self.scale, self.rate, self.activate = rate / math.sqrt(inputs), rate, activate
 

@@ -104,6 +104,17 @@ _unet_shape = table(
         "prediction": one_of(("eps", "v")),
     }
 )
+_mapper_shape = table(
+    {
+        "levels": listed(listed(whole(1, 65_536), 1, 64), 3, 3),
+        "clip_width": whole(1, 65_536),
+        "architecture": one_of(("flat", "released")),
+        "hidden": whole(1, 65_536),
+        "across_channels": flag,
+    },
+    {"preprocessing": one_of(("own", "deltaedit"))},
+)
+_relevance_kind = one_of(("perturbation", "covariance", "released"))
 _tokenizer = table(
     {"model": table({"vocab": mapped(whole(0, 1_000_000), 1, 1_000_000)})},
 )
@@ -157,6 +168,20 @@ KINDS: dict[str, Kind] = {
     ),
     "style diffusion training": Kind(
         "state of a style diffusion's training", 32 * GIB, json={"run": facts, "progress": _progress}
+    ),
+    "delta mapper": Kind(
+        "Delta Mapper",
+        4 * GIB,
+        128,
+        {"shape": _mapper_shape, "layout": _style_layout, "facts": mapped(text(), 0, 100)},
+        {"generator": text(), "clip": text(), "relevance_kind": _relevance_kind},
+    ),
+    # A mapper's file holds one, too
+    "relevance matrix": Kind(
+        "relevance matrix",
+        4 * GIB,
+        128,
+        texts={"generator": text(), "clip": text(), "kind": _relevance_kind, "relevance_kind": _relevance_kind},
     ),
     # Networks of other programs
     "network": Kind("network", 32 * GIB),

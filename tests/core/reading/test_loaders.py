@@ -33,6 +33,7 @@ MAY_READ = {
     "core/files.py": {"open", "safe_open", "read_bytes", "loads"},
     "core/reading/forms.py": {"loads"},
     "core/reading/pickles.py": {"open", "ZipFile", "frombuffer"},
+    "core/reading/arrays.py": {"open", "frombuffer"},
     "core/models/model_folder.py": {"from_pretrained", "read_bytes"},
     "core/diffusers/single_file.py": {"from_single_file", "safe_open"},
     "core/images/files.py": {"open"},
@@ -50,7 +51,7 @@ MAY_READ = {
 TAKES_KIND = {
     "load_tensors": "kind", "tensor_shapes": 1, "load_legacy_tensor": 1, "load_weights": 1, "load_json": 1,
     "metadata_json": 3, "read_network_pickle": 1, "read_snapshot_pickle": 1, "read_table_pickle": 1,
-    "read_tensor_pickle": 1, "read_nested_pickle": 1, "check_size": 1,
+    "read_tensor_pickle": 1, "read_nested_pickle": 1, "check_size": 1, "read_array": 1,
 }  # fmt: skip
 
 

@@ -1,0 +1,348 @@
+"""DeltaEdit Mapper: faces edited by a difference of texts, or of two pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.deltaedit.edit import (
+    SHARE,
+    THRESHOLD,
+    EditSettings,
+    delta_edit,
+    differences_of_pictures,
+    differences_of_texts,
+    features_of,
+)
+from ...core.deltaedit.edit_words import edit_sentences
+from ...core.deltaedit.mapper import DeltaMapper
+from ...core.deltaedit.mapper_files import load_mapper, load_relevance
+from ...core.deltaedit.relevance import Relevance
+from ...core.deltaedit.style_code import StyleCode
+from ...core.deltaedit.stylegan2 import StyleGAN2
+from ...core.deltaedit.text import NONE, TEMPLATES
+from ...core.errors import EditingError
+from ...core.images.difference import difference_map, difference_picture, full_heat
+from ...core.models.clip import ClipScorer
+from ..common.bundled import bundled_file, bundled_names
+from ..common.reports import file_fingerprint, report_output, shown
+from ..common.sockets import ClipScorerType
+from ..host.folders import DELTA_MAPPERS, list_files, resolve_file
+from ..host.memory import memory_advice
+from ..host.progress import StoppableBar, stop_if_cancelled
+from ..host.schema import io, schema, widget
+from .sockets import CATEGORY, DeltaMapperType, Managed, RelevanceType, StyleCodeType, StyleGAN2Type
+
+#: In place of a mapper's file, where a mapper is wired; of a matrix's file, for the one that the mapper brings.
+NO_FILE, OWN_MATRIX = "none", "the mapper's own"
+BY_SHARE, BY_THRESHOLD = "share", "threshold"
+#: Pixels that are drawn together, at most, and pictures.
+PIXELS, PICTURES = 2**20, 16
+
+
+class DeltaEditMapper(io.ComfyNode):
+    """DeltaEdit (Lyu et al., section 4.1): Delta Mapper, disentanglement and generator in one node."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        files = [name for name in list_files(DELTA_MAPPERS) if not name.endswith(".npy")]
+        mappers = [*bundled_names(DELTA_MAPPERS), *files, NO_FILE]
+        matrices = [
+            OWN_MATRIX,
+            *(name for name in list_files(DELTA_MAPPERS) if name.endswith((".npy", ".safetensors"))),
+        ]
+        return schema(
+            node_id="SemEdit_DeltaEditMapper",
+            display_name="DeltaEdit Mapper",
+            category=CATEGORY,
+            description="Edits faces in a StyleGAN2's style space by any pair of texts, or the way one picture differs "
+            "from another, in milliseconds: one mapper, trained on pictures alone, does all edits.",
+            search_aliases=["deltaedit", "text guided edit", "styleclip", "stylegan edit", "face edit", "delta mapper"],
+            inputs=[
+                widget(
+                    StyleGAN2Type, "stylegan2", tooltip="The generator that draws the faces, from StyleGAN2 Loader."
+                ),
+                widget(
+                    StyleCodeType,
+                    "style_code",
+                    tooltip="The faces, from Invert to Style Code or StyleGAN2 Generate; one or a batch.",
+                ),
+                widget(
+                    ClipScorerType,
+                    "clip_scorer",
+                    tooltip="From Load CLIP Scorer: the CLIP that the mapper was trained with.",
+                ),
+                widget(
+                    io.Combo,
+                    "mapper_file",
+                    options=mappers,
+                    default=mappers[0],
+                    tooltip="A mapper of ComfyUI's models/delta_mappers folder: this pack's, or DeltaEdit's own "
+                    "net_face.pth. A wired mapper takes its place. Press R after adding one.",
+                ),
+                widget(
+                    io.String,
+                    "source_text",
+                    default="face",
+                    tooltip='What the picture is of, without what you want to change: "face". Only the difference to '
+                    "the target counts.",
+                ),
+                widget(
+                    io.String,
+                    "target_text",
+                    default="face with glasses",
+                    multiline=True,
+                    tooltip='The source text with what you want: "face with glasses". Each line is an edit of its own.',
+                ),
+                widget(
+                    io.Float,
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Factor of the change. 0: the picture as it is; 1: as learned; 1.5 if too little happens; "
+                    "below 0: the opposite.",
+                ),
+                widget(
+                    io.Float,
+                    "disentangle",
+                    default=SHARE,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the style channels that may move, those that matter most for this edit. 1: all, "
+                    "stronger but other things change too; 0.2 to 0.4 keeps them.",
+                ),
+                widget(
+                    io.Combo,
+                    "disentangle_by",
+                    options=[BY_SHARE, BY_THRESHOLD],
+                    default=BY_SHARE,
+                    advanced=True,
+                    tooltip="Which channels may move: the share of them set by disentangle, or all whose relevance "
+                    "reaches the threshold, as the paper has it.",
+                ),
+                widget(
+                    io.Float,
+                    "threshold",
+                    default=THRESHOLD,
+                    min=0.0,
+                    max=1.0,
+                    step=0.005,
+                    advanced=True,
+                    tooltip="Least relevance (tau) of a channel that may move, with disentangle_by threshold. 0: all; "
+                    "0.03 suits fs3.npy; for other matrices try more.",
+                ),
+                widget(
+                    io.Combo,
+                    "relevance_file",
+                    options=matrices,
+                    default=OWN_MATRIX,
+                    advanced=True,
+                    tooltip="Relevance of the channels: what the mapper's file holds, or a file of "
+                    "models/delta_mappers such as fs3.npy. A wired matrix takes its place.",
+                ),
+                widget(
+                    io.Boolean,
+                    "subtract_idle",
+                    default=False,
+                    advanced=True,
+                    tooltip="Take away what the mapper does when nothing is asked of it, a pull towards the average "
+                    "face. On: other things stay better, the edit is a little weaker.",
+                ),
+                widget(
+                    io.Combo,
+                    "templates",
+                    options=list(TEMPLATES),
+                    default=NONE,
+                    advanced=True,
+                    tooltip="Sentences that the texts are put into before CLIP reads them. none: as typed; imagenet: "
+                    "the mean over 79, as DeltaEdit's own program does.",
+                ),
+                widget(
+                    DeltaMapperType,
+                    "mapper",
+                    optional=True,
+                    tooltip="From DeltaEdit Mapper Trainer, in place of mapper_file.",
+                ),
+                widget(
+                    RelevanceType,
+                    "relevance",
+                    optional=True,
+                    tooltip="From Relevance Matrix, in place of relevance_file.",
+                ),
+                widget(
+                    io.Image,
+                    "image",
+                    optional=True,
+                    tooltip="The aligned photo that the code was made of: CLIP looks at it instead of the generator's "
+                    "own picture. One for each face, or one for all.",
+                ),
+                widget(
+                    io.Image,
+                    "condition_from",
+                    optional=True,
+                    tooltip="With condition_to: edit the way that one differs from this. The texts are not used then.",
+                ),
+                widget(
+                    io.Image,
+                    "condition_to",
+                    optional=True,
+                    tooltip="See condition_from. A batch gives an edit for each pair.",
+                ),
+            ],
+            outputs=[
+                StyleCodeType.Output(
+                    "edited_code", display_name="style code", tooltip="The edited faces: by target, then by face."
+                ),
+                io.Image.Output(
+                    "edited", display_name="image", tooltip="The edited faces as the generator draws them."
+                ),
+                io.Image.Output(
+                    "heat",
+                    display_name="heat",
+                    tooltip="Where each picture changed: heat over a pale copy, on one scale for the batch.",
+                ),
+                io.Image.Output(
+                    "before",
+                    display_name="before",
+                    tooltip="The unedited faces as the generator draws them, one for each edited one; for Paste Face "
+                    "Back and Edit Report.",
+                ),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, mapper_file: str = NO_FILE, relevance_file: str = OWN_MATRIX, **others: Any) -> str:
+        """Sizes and times of the files, so that a file saved anew is read anew."""
+        files = [name for name in (mapper_file, relevance_file) if name not in (NO_FILE, OWN_MATRIX)]
+        bundled = bundled_names(DELTA_MAPPERS)
+        return " ".join(name if name in bundled else file_fingerprint(DELTA_MAPPERS, name) for name in files)
+
+    @classmethod
+    def execute(
+        cls,
+        stylegan2: Managed[StyleGAN2],
+        style_code: StyleCode,
+        clip_scorer: ClipScorer,
+        mapper_file: str,
+        source_text: str,
+        target_text: str,
+        strength: float,
+        disentangle: float,
+        disentangle_by: str = BY_SHARE,
+        threshold: float = THRESHOLD,
+        relevance_file: str = OWN_MATRIX,
+        subtract_idle: bool = False,
+        templates: str = NONE,
+        mapper: DeltaMapper | None = None,
+        relevance: Relevance | None = None,
+        image: Tensor | None = None,
+        condition_from: Tensor | None = None,
+        condition_to: Tensor | None = None,
+    ) -> Any:
+        """Edit, draw, compare; EditingError for whatever does not belong together."""
+        tau = threshold if disentangle_by == BY_THRESHOLD else None
+        settings = EditSettings(strength, disentangle, tau, subtract_idle)
+        stylegan2.network.check(style_code)
+        if (condition_from is None) != (condition_to is None):
+            raise EditingError("Wire both condition_from and condition_to, or none of them to edit by texts.")
+        with torch.inference_mode(False), torch.no_grad(), memory_advice("edit fewer faces or targets at once"):
+            mapper = mapper_from(mapper_file) if mapper is None else mapper
+            if relevance is None and relevance_file != OWN_MATRIX:
+                relevance = load_relevance(resolve_file(DELTA_MAPPERS, relevance_file))
+            bar = StoppableBar()
+
+            def look(_: int) -> None:
+                stop_if_cancelled()
+
+            if condition_from is not None and condition_to is not None:
+                pictures = (channels_first(part) for part in (condition_from, condition_to))
+                wanted = differences_of_pictures(clip_scorer, *pictures, mapper.preprocessing)
+            else:
+                wanted = differences_of_texts(clip_scorer, source_text, target_text, templates)
+            mapper.check(
+                style_code, clip_scorer.identity, wanted.rows.shape[1]
+            )  # before the drawing, which takes longest
+            faces = len(style_code)
+            total = faces * (1 + len(wanted.rows))
+            before = drawn(stylegan2, style_code, lambda done: bar.show(done, total))
+            seen = before if image is None else channels_first(image)
+            features = features_of(clip_scorer, seen, mapper.preprocessing, look)
+            edit = delta_edit(mapper, style_code, features, wanted, settings, relevance, clip_scorer.identity)
+            after = drawn(stylegan2, edit.code, lambda done: bar.show(faces + done, total))
+            own = features if image is None else features_of(clip_scorer, before, mapper.preprocessing, look)
+            edited_features = features_of(clip_scorer, after, mapper.preprocessing, look)
+            unedited = before.repeat(len(wanted.rows), 1, 1, 1)
+            difference = difference_map(after, unedited)
+            full = full_heat(difference)
+            heat = torch.cat(
+                [
+                    difference_picture(picture[None], change, full)
+                    for picture, change in zip(unedited, difference, strict=True)
+                ]
+            )
+            report = "\n".join(
+                [
+                    *notes(mapper, relevance or mapper.relevance, settings, condition_from is not None),
+                    edit_sentences(edit, own, edited_features, unedited, after),
+                    f"full heat is a difference of {100 * full:.0f} %",
+                ]
+            )
+        outputs = [picture.movedim(1, -1).contiguous() for picture in (after, heat, unedited)]
+        return io.NodeOutput(edit.code, *outputs, report, ui=shown(report, outputs[0], cls))
+
+
+def mapper_from(name: str) -> DeltaMapper:
+    """The mapper that ``mapper_file`` names."""
+    if name == NO_FILE:
+        raise EditingError("There is no mapper; choose a mapper_file, or wire one from DeltaEdit Mapper Trainer.")
+    return load_mapper(bundled_file(DELTA_MAPPERS, name) or resolve_file(DELTA_MAPPERS, name))
+
+
+def channels_first(images: Tensor) -> Tensor:
+    """IMAGE ``[B, H, W, C]`` as ``[B, 3, H, W]``, without transparency."""
+    pictures = images[..., :3].movedim(-1, 1).float()
+    return pictures.expand(-1, 3, -1, -1) if pictures.shape[1] == 1 else pictures
+
+
+def drawn(generator: Managed[StyleGAN2], code: StyleCode, told: Callable[[int], None]) -> Tensor:
+    """Pictures ``[B, 3, H, W]`` in 0..1 on the CPU, a few at a time.
+
+    Args:
+        told: how many are done, after each part; it raises where the person pressed Cancel.
+    """
+    size = generator.network.size
+    together = min(PICTURES, max(1, PIXELS // size**2))
+    pictures: list[Tensor] = []
+    for start in range(0, len(code), together):
+        network = generator.loaded()
+        part = code.select(slice(start, start + together)).to(generator.device)
+        pictures.append((network.synthesize(part) / 2 + 0.5).clamp(0, 1).float().cpu())
+        told(min(start + together, len(code)))
+    return torch.cat(pictures)
+
+
+def notes(mapper: DeltaMapper, relevance: Relevance | None, settings: EditSettings, by_pictures: bool) -> list[str]:
+    """What holds for all edits of the run."""
+    lines = []
+    if by_pictures:
+        lines.append("by the difference of the condition pictures; the texts are not used")
+    if settings.masks and relevance is None:
+        lines.append("no relevance matrix: all style channels may move; wire one or choose its file to disentangle")
+    elif settings.masks and relevance is not None:
+        which = f"of at least {settings.threshold:g}" if settings.threshold is not None else "that is greatest"
+        share = "" if settings.threshold is not None else f": {100 * settings.share:.0f} % of them"
+        lines.append(f"style channels with a relevance {which} may move{share} ({relevance.kind})")
+    if mapper.facts.get("weights"):
+        lines.append(f"weights: {mapper.facts['weights']}")
+    return lines
+
+
+NODES = [DeltaEditMapper]
