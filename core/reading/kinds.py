@@ -61,6 +61,16 @@ _progress = table(
     }
 )
 _region_shape = table({"channels": whole(1, 65_536), "slots": whole(1, 4096), "bins": whole(1, 64), "vision": text()})
+_layers = listed(listed(whole(1, 65_536), 2, 2), 1, 100)
+_rows = listed(text(), 0, 1_000_000)
+_mapper_progress = table(
+    {
+        "step": whole(0, 10_000_000),
+        "best_step": whole(-1, 10_000_000),
+        "best_score": maybe(number()),
+        "validations": listed(listed(number(), 4, 4), 0, 1_000_000),
+    }
+)
 _tokenizer = table(
     {"model": table({"vocab": mapped(whole(0, 1_000_000), 1, 1_000_000)})},
 )
@@ -103,6 +113,24 @@ KINDS: dict[str, Kind] = {
         texts={"interpolation": one_of(("bilinear", "bicubic")), "size": text(40)},
     ),
     "region network": Kind("region network", 256 * MIB, 64, {"shape": _region_shape}),
+    "delta latents": Kind(
+        "file of DeltaEdit latents",
+        64 * GIB,
+        8,
+        {
+            "layout": table({"convs": _layers, "rgbs": _layers}),
+            "names": _rows,
+            "skipped": _rows,
+            "truncation": number(0, 1),
+        },
+        {"generator": text(), "clip": text(), "encoder": text()},
+    ),
+    "mapper training": Kind(
+        "state of a mapper's training", 8 * GIB, 2000, {"run": facts, "progress": _mapper_progress}
+    ),
+    "relevance probing": Kind(
+        "state of a relevance matrix", GIB, 4, {"run": facts, "done": whole(0, 1_000_000)}
+    ),
     # Networks of other programs
     "network": Kind("network", 32 * GIB),
     "perceptual network": Kind("network of LPIPS", GIB),
