@@ -30,6 +30,7 @@ TECHNIQUES = (
     "regions.editors",
     "regions.generator",
     "regions.trainer",
+    "deltaedit.training",
     "metrics.edit_report",
 )
 

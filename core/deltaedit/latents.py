@@ -7,7 +7,6 @@ A file of them grows while it is made: stopped, it is a smaller file of the same
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..file_names import shown_name
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensor_parts
 from ..images.files import read_picture
 from ..models.clip import ClipScorer
+from ..writing import Pace
 from .encoder import StyleEncoder
 from .style_code import StyleCode, StyleLayout
 from .stylegan2 import StyleGAN2
@@ -30,8 +30,8 @@ FILE_FORMAT = "semantic_editing.delta_latents"
 KIND = "delta latents"
 #: Largest side of a picture that CLIP is shown; more than any CLIP takes.
 LARGEST_PICTURE = 512
-#: Pictures between two saves, unless saving took more than a tenth of the time since the last.
-SAVE_EVERY, SAVING_SHARE = 256, 0.1
+#: Faces between two saves, or more where these are too large to be written so often.
+SAVE_EVERY = 256
 #: Rows that are looked at together where all are gone through.
 CHUNK = 4096
 #: A deviation counts as at least so much of the mean one: channels that never move are not blown up.
@@ -224,7 +224,8 @@ class LatentsBuilder:
         self.replaces = False
         #: Why the last save on the way failed, "" where it did not.
         self.trouble = ""
-        self._unsaved = 0
+        #: Faces that the file lacks.
+        self.unsaved = 0
 
     def __len__(self) -> int:
         return len(self.rows.names)
@@ -294,20 +295,17 @@ class LatentsBuilder:
             )
         missing = [path for name, path in wanted.items() if name not in known]
         missing_seeds = [number for name, number in seeds.items() if name not in known]
-        total, saved_at = len(wanted) + len(seeds), time.monotonic()
-        took = 0.0
+        total, pace = len(wanted) + len(seeds), Pace()
         try:
             for add in self._batches(missing, missing_seeds):
                 add()
-                now = time.monotonic()
-                if self._unsaved >= SAVE_EVERY and took <= SAVING_SHARE * (now - saved_at):
-                    self.save_progress()
-                    saved_at = time.monotonic()
-                    took = saved_at - now
+                if self.unsaved >= SAVE_EVERY and pace.due():
+                    with pace.saving():
+                        self.save_progress()
                 if callback is not None:
                     callback(len(self) + len(self.rows.skipped), total)
         finally:
-            if self._unsaved:
+            if self.unsaved:
                 self.save_progress()
 
     def save_progress(self) -> None:
@@ -317,7 +315,7 @@ class LatentsBuilder:
         except EditingError as error:
             self.trouble = f"The faces could not be saved on the way: {error}"
         else:
-            self.replaces, self.trouble, self._unsaved = True, "", 0
+            self.replaces, self.trouble, self.unsaved = True, "", 0
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write what there is.
@@ -419,7 +417,7 @@ class LatentsBuilder:
         rows.rgb_sum = rows.rgb_sum + code.rgbs.double().sum(0)
         if self.keep_w_plus and code.w_plus is not None:
             rows.w_plus.append(code.w_plus.half())
-        self._unsaved += len(names)
+        self.unsaved += len(names)
 
 
 def resized(pictures: Tensor, side: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +14,10 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torch.func import functional_call
 
+from ..content_hash import content_hash
 from ..errors import EditingError
 from ..images.curves import curves_plot
-from .latents import Latents
+from .latents import Latents, described
 from .mapper import FLAT, RELEASED, DeltaMapper, condition
 
 DELTA, PLAIN = "delta", "plain"
@@ -23,6 +25,7 @@ DELTA, PLAIN = "delta", "plain"
 FEWEST_HELD, MOST_HELD = 16, 2000
 #: Part of the first learning rate at which the cosine ends.
 LAST_RATE = 0.02
+RATIO = "held-out squared error over no change's"
 SMOOTHING = 0.95  # of the training loss that is shown
 
 
@@ -178,14 +181,14 @@ class MapperTrainer:
             self.mapper.to(self.device)
             self.weights = dict(self.mapper.named_parameters())
             self.averages = {name: value.detach().clone() for name, value in self.weights.items()}
-            fused = self.device.type in ("cpu", "cuda")
+            self.fused = self.device.type in ("cpu", "cuda")
             self.optimizer = torch.optim.AdamW(
                 self.weights.values(),
                 lr=settings.learning_rate,
                 betas=(0.9, settings.beta2),
                 weight_decay=settings.weight_decay,
-                fused=fused,
-                foreach=None if fused else True,
+                fused=self.fused,
+                foreach=None if self.fused else True,
             )
             self.features, self.offsets = (part.to(self.device) for part in (latents.image_features, latents.offsets))
             self.centre = (latents.centre.to(self.device) - self.mapper.mean) / self.mapper.deviation
@@ -280,8 +283,9 @@ class MapperTrainer:
             "faces": f"{len(self.train)} and {len(self.held)} held out",
             "steps": f"{found.step} of {self.step}",
             "held-out loss": f"{result.loss:.4f}",
-            "held-out squared error over no change's": f"{result.ratio:.4f}",
+            RATIO: f"{result.ratio:.4f}",
             "held-out cosine": f"{result.cosine:.4f}",
+            "training": self.fingerprint(),
         }
         return made.eval().requires_grad_(False)
 
@@ -329,16 +333,21 @@ class MapperTrainer:
         lines = [
             f"{facts['faces']} faces; {settings.architecture} architecture, {count / 1e6:.1f} million weights",
             f"best at step {facts['steps']} steps of {settings.batch} pairs: held-out loss {facts['held-out loss']}",
-            f"held-out squared error over no change's {facts[RATIO]} (smaller is better), cosine "
+            f"{RATIO} {facts[RATIO]} (smaller is better), cosine "
             f"{facts['held-out cosine']}",
             self.broken,
         ]
         return "\n".join(filter(None, lines))
 
     def run_facts(self) -> dict[str, Any]:
-        """What must be the same for a training to go on."""
-        settings = {key: value for key, value in asdict(self.settings).items() if key != "steps" or self.settings.cosine}
-        return settings
+        """What must be the same for a training to go on: it may look more often, and take longer at a constant rate."""
+        free = {"check_every"} if self.settings.cosine else {"check_every", "steps"}
+        settings = {key: value for key, value in asdict(self.settings).items() if key not in free}
+        return settings | described(self.latents)
+
+    def fingerprint(self) -> str:
+        """A hash of :meth:`run_facts`, by which a saved mapper is known as this training's."""
+        return content_hash(json.dumps(self.run_facts(), sort_keys=True))[:16]
 
     def _styles(self, rows: Tensor) -> Tensor:
         return torch.addcmul(self.centre, self.offsets[rows].float(), self.scale)
@@ -406,6 +415,3 @@ class MapperTrainer:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed((self.settings.seed * 1_000_003 + step) % 2**63)
             yield
-
-
-RATIO = "held-out squared error over no change's"

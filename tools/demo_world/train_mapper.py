@@ -80,7 +80,7 @@ def main() -> None:
     cache = options.data / "train64.npy"
     if not cache.exists():
         np.save(cache, small(load(options.data, "train")[0]))
-    train = latents(generator, encoder, np.load(cache, mmap_mode="r"), clip_features(options.data, "train"))
+    train = latents(generator, encoder, np.load(cache, mmap_mode="c"), clip_features(options.data, "train"))
     val = latents(generator, encoder, small(load(options.data, "val")[0]), clip_features(options.data, "val"))
 
     trainer = MapperTrainer(train, replace(PRESETS["fast"], steps=options.steps))
