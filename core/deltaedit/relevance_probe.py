@@ -22,6 +22,8 @@ from .stylegan2 import StyleGAN2
 
 FILE_FORMAT = "semantic_editing.relevance_probing"
 KIND = "relevance probing"
+#: A shorter difference of unit features is rounding, and is not made a direction.
+LEAST_DIFFERENCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class RelevanceProbe:
     """Relevance by perturbation, channel by channel; an exception from the callback stops it after any batch.
 
     Row c is the mean over some faces of the unit difference that CLIP sees between the channel moved up and moved down,
-    made unit. It costs two drawn pictures and two looks of CLIP for each face and channel.
+    made unit; zero where CLIP sees none. It costs two drawn pictures and two looks of CLIP for each face and channel.
 
     Args:
         generator: gives the network where it computes; asked before each batch.
@@ -116,7 +118,9 @@ class RelevanceProbe:
             pictures = (generator.synthesize(code) / 2 + 0.5).clamp(0, 1)
             features.append(self.clip.embed_images(pictures).features.float().cpu())
         down, up = torch.cat(features).unflatten(0, (len(channels), 2, count)).unbind(1)
-        return functional.normalize(functional.normalize(up - down, dim=2).mean(1), dim=1)
+        difference = up - down
+        difference = torch.where(difference.norm(dim=2, keepdim=True) > LEAST_DIFFERENCE, difference, 0.0)
+        return functional.normalize(functional.normalize(difference, dim=2).mean(1), dim=1)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Keep what is known, to go on with :meth:`resume`.

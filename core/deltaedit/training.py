@@ -299,9 +299,8 @@ class MapperTrainer:
             value = loss if math.isnan(value) else SMOOTHING * value + (1 - SMOOTHING) * loss
             smoothed.append(value)
         held: dict[str, list[float]] = {"loss": [], "ratio": []}
-        following = [*self.validations[1:], None]
-        for at, after in zip(self.validations, following, strict=True):
-            end = self.step + 1 if after is None else after.step
+        ends = [*(at.step for at in self.validations), self.step + 1][1:]
+        for at, end in zip(self.validations, ends, strict=False):
             for name, curve in held.items():
                 curve += [math.nan] * (at.step - 1 - len(curve)) + [getattr(at, name)] * (end - at.step)
         last = self.validations[-1] if self.validations else None

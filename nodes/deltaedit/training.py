@@ -355,13 +355,8 @@ class DeltaEditMapperTrainer(io.ComfyNode):
                 DeltaMapperType.Output(
                     "delta_mapper",
                     display_name="delta mapper",
-                    tooltip="The mapper that did best on the held-out faces; it is saved too.",
-                ),
-                RelevanceType.Output(
-                    "relevance_matrix",
-                    display_name="relevance matrix",
-                    tooltip="Which channels belong to what, by covariance over the same faces; it is saved in the "
-                    "mapper's file.",
+                    tooltip="The mapper that did best on the held-out faces, with the relevance matrix of these faces (by "
+                    "covariance); it is saved too.",
                 ),
                 plot_output(),
                 report_output(),
@@ -432,22 +427,22 @@ class DeltaEditMapperTrainer(io.ComfyNode):
                     if not trainer.best_found.weights:
                         trainer.validate()
             mapper = trainer.best()
-            relevance = by_covariance(delta_latents, device=device)
+            mapper.relevance = by_covariance(delta_latents, device=device)
             plot, text = trainer.plot()[None], trainer.report(mapper)
 
         def save(target: Path, replacing: bool) -> None:
-            save_mapper(target, mapper, relevance, overwrite=replacing)
+            save_mapper(target, mapper, overwrite=replacing)
 
         saved = save_or_rescue(save, path, path in files.replaceable)
         if saved.file:
             bar.finish()  # else it would be lost, or nobody would hear where it went
         report_text = "\n".join(filter(None, [saved.line, text, files.trouble]))
-        return io.NodeOutput(mapper, relevance, plot, report_text, ui=shown(report_text, plot, cls))
+        return io.NodeOutput(mapper, plot, report_text, ui=shown(report_text, plot, cls))
 
 
 def _made_by(path: Path, trainer: MapperTrainer) -> bool:
     try:
-        return made_with(load_mapper(path)[0].facts, trainer)
+        return made_with(load_mapper(path).facts, trainer)
     except EditingError:
         return False
 
