@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from torch import Tensor
 
 from .errors import EditingError
@@ -21,6 +23,8 @@ FORMAT_KEY = "format"
 #: Numbers that torch computes with everywhere.
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 LONGEST_NAME = 300  # characters
+#: Those that :func:`save_tensor_parts` writes, by safetensors' names.
+WRITTEN = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16"}
 #: What the sides of a tensor without elements may multiply to, those of length 0 left out.
 MOST_OF_NOTHING = 2**16
 
@@ -56,10 +60,39 @@ def save_tensors(
     return write_whole(target, fill, overwrite=overwrite)
 
 
+def save_tensor_parts(
+    path: str | Path, tensors: Mapping[str, Sequence[Tensor]], metadata: Mapping[str, str], *, overwrite: bool = False
+) -> Path:
+    """:func:`save_tensors` for tensors that lie in parts, without putting them together in memory.
+
+    Args:
+        tensors: name -> parts that follow each other along the first dimension, floating point on the CPU.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    ordered = sorted(tensors.items(), key=lambda entry: -entry[1][0].element_size())  # so that each lies aligned
+    end = 0
+    for name, parts in ordered:
+        start, shape = end, [sum(len(part) for part in parts), *parts[0].shape[1:]]
+        end += math.prod(shape) * parts[0].element_size()
+        header[name] = {"dtype": WRITTEN[parts[0].dtype], "shape": shape, "data_offsets": [start, end]}
+    described = json.dumps(header).encode()
+    described += b" " * (-len(described) % 8)  # the format wants the numbers aligned
+
+    def fill(stream: BinaryIO) -> None:
+        stream.write(len(described).to_bytes(8, "little") + described)
+        for _, parts in ordered:
+            for part in parts:
+                stream.write(part.detach().contiguous().numpy())
+
+    return write_whole(Path(path), fill, overwrite=overwrite)
+
+
 def load_tensors(
     path: str | Path, expected_format: str | None = None, *older_names: str, kind: str = "network"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file: ``(tensors, metadata)``.
+
+    The tensors are maps of the file: a number is read from the disk when it is used.
 
     Args:
         older_names: of the same format; files that bear one are read too.

@@ -60,6 +60,27 @@ def write_whole(path: str | Path, fill: Callable[[BinaryIO], object], *, overwri
     return target
 
 
+class Pace:
+    """When to save what a long run has made so far: never for more than a tenth of the time, however large the file."""
+
+    SHARE = 0.1
+
+    def __init__(self) -> None:
+        self.saved, self.took = time.monotonic(), 0.0
+
+    def due(self) -> bool:
+        """Whether there is time for it now."""
+        return self.took <= self.SHARE * (time.monotonic() - self.saved)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Measures how long a save, in the ``with`` block, takes."""
+        begun = time.monotonic()
+        yield
+        self.saved = time.monotonic()
+        self.took = self.saved - begun
+
+
 def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     """``path`` if :func:`write_whole` will be able to write it, asked before a long run by making a file there.
 

@@ -34,6 +34,7 @@ TECHNIQUES = (
     "deltaedit.inversion",
     "deltaedit.diffusion",
     "deltaedit.diffusion_trainer",
+    "deltaedit.training",
     "metrics.edit_report",
 )
 

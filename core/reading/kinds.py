@@ -115,6 +115,15 @@ _mapper_shape = table(
     {"preprocessing": one_of(("own", "deltaedit"))},
 )
 _relevance_kind = one_of(("perturbation", "covariance", "released"))
+_rows = listed(text(), 0, 1_000_000)
+_mapper_progress = table(
+    {
+        "step": whole(0, 10_000_000),
+        "best_step": whole(-1, 10_000_000),
+        "best_score": maybe(number()),
+        "validations": listed(listed(number(), 4, 4), 0, 1_000_000),
+    }
+)
 _tokenizer = table(
     {"model": table({"vocab": mapped(whole(0, 1_000_000), 1, 1_000_000)})},
 )
@@ -183,6 +192,22 @@ KINDS: dict[str, Kind] = {
         128,
         texts={"generator": text(), "clip": text(), "kind": _relevance_kind, "relevance_kind": _relevance_kind},
     ),
+    "delta latents": Kind(
+        "file of DeltaEdit latents",
+        64 * GIB,
+        8,
+        {
+            "layout": _style_layout,
+            "names": _rows,
+            "skipped": _rows,
+            "truncation": number(0, 1),
+        },
+        {"generator": text(), "clip": text(), "encoder": text()},
+    ),
+    "mapper training": Kind(
+        "state of a mapper's training", 8 * GIB, 2000, {"run": facts, "progress": _mapper_progress}
+    ),
+    "relevance probing": Kind("state of a relevance matrix", GIB, 4, {"run": facts, "done": whole(0, 1_000_000)}),
     # Networks of other programs
     "network": Kind("network", 32 * GIB),
     "perceptual network": Kind("network of LPIPS", GIB),

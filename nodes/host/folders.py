@@ -25,6 +25,7 @@ STYLEGAN2 = "stylegan2"
 STYLE_ENCODERS = "style_encoders"
 DELTA_LATENTS = "delta_latents"
 DELTA_MAPPERS = "delta_mappers"
+MAPPER_TRAININGS = "mapper_trainings"
 STYLE_DIFFUSION = "style_diffusion"
 STYLE_DIFFUSION_TRAININGS = "style_diffusion_trainings"
 #: What each folder may hold. ``.pt`` only where published files exist; they go through the restricted loader.
@@ -40,6 +41,7 @@ EXTENSIONS = {
     STYLE_ENCODERS: {".safetensors", ".pt", ".pth"},
     DELTA_LATENTS: {".safetensors"},
     DELTA_MAPPERS: {".safetensors", ".pth", ".pt", ".npy"},
+    MAPPER_TRAININGS: {".safetensors"},
     STYLE_DIFFUSION: {".safetensors"},
     STYLE_DIFFUSION_TRAININGS: {".safetensors"},
 }

@@ -76,14 +76,17 @@ def manage_classifier(make: Callable[[], ImageClassifier]) -> ManagedClassifier:
 
 
 @contextmanager
-def training_scope(weights: int) -> Iterator[torch.device]:
+def training_scope(weights: int, advice: str = "lower batch_size or switch train_trunk off") -> Iterator[torch.device]:
     """The device to train on, with room made for a network of ``weights`` bytes; autograd works inside.
+
+    Args:
+        advice: against running out of memory.
 
     Raises:
         OOM_EXCEPTION: out of memory, with advice in the message.
     """
     device = model_management.get_torch_device()
-    with memory_advice("lower batch_size or switch train_trunk off"), gradient_scope(True):
+    with memory_advice(advice), gradient_scope(True):
         if not model_management.is_device_cpu(device):
             model_management.free_memory(TRAINING_ROOM * weights + model_management.minimum_inference_memory(), device)
         yield device

@@ -1,0 +1,100 @@
+"""The demo world's Delta Mapper, trained by the pack's own trainer at its fast preset on the training pictures.
+Usage: train_mapper.py STYLE OUT [--data FOLDER] [--steps N] [--hidden N]
+
+STYLE is the folder that finish_style.py wrote. The pictures' CLIP features are kept beside the pictures, for the next
+generator's mapper; the codes are made anew. A line compares the mapper with the predictor that changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from train_style import small
+from world import load, to_tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from core.deltaedit.encoder import StyleEncoder
+from core.deltaedit.encoder_files import load_encoder
+from core.deltaedit.generator_files import load_generator
+from core.deltaedit.latents import Latents, Origin
+from core.deltaedit.mapper_files import save_mapper
+from core.deltaedit.relevance_probe import by_covariance
+from core.deltaedit.stylegan2 import StyleGAN2
+from core.deltaedit.training import PRESETS, MapperTrainer, delta_loss
+from core.demo.builders import demo_scorer
+from core.demo.model import load_demo_model
+
+BATCH = 64
+
+
+@torch.inference_mode()
+def clip_features(data: Path, split: str) -> Tensor:
+    """The demo CLIP's unit features of a split's pictures ``[N, P]``, from a file beside them or computed now."""
+    cache = data / f"{split}_clip.npy"
+    if not cache.exists():
+        pictures, demo = load(data, split)[0], load_demo_model()
+        batches = (to_tensor(pictures[start : start + BATCH]) / 2 + 0.5 for start in range(0, len(pictures), BATCH))
+        np.save(cache, torch.cat([demo.image_features(batch) for batch in batches]).numpy())
+    return torch.from_numpy(np.load(cache))
+
+
+@torch.inference_mode()
+def latents(generator: StyleGAN2, encoder: StyleEncoder, pictures: np.ndarray, features: Tensor) -> Latents:
+    """Pictures ``uint8 [N, 64, 64, 3]`` as the trainer takes them."""
+    starts = range(0, len(pictures), BATCH)
+    codes = [generator.styles(encoder(to_tensor(pictures[start : start + BATCH]))) for start in starts]
+    convs, rgbs = (torch.cat([getattr(code, part) for code in codes]) for part in ("convs", "rgbs"))
+    names = tuple(f"{number:05d}" for number in range(len(convs)))
+    origin = Origin(generator.identity, demo_scorer(load_demo_model()).identity, "demo")
+    centre = convs.mean(0)
+    return Latents(features.half(), (convs - centre).half(), centre, rgbs.mean(0), generator.layout, names, origin)
+
+
+def main() -> None:
+    """Train and save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("style", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, default=Path())
+    parser.add_argument("--steps", type=int, default=PRESETS["fast"].steps)
+    parser.add_argument("--hidden", type=int, default=PRESETS["fast"].hidden)
+    options = parser.parse_args()
+    generator = load_generator(options.style / "generator.safetensors").eval()
+    encoder = load_encoder(options.style / "encoder.safetensors", generator.layout.rows, generator.style_dim)
+    cache = options.data / "train64.npy"
+    if not cache.exists():
+        np.save(cache, small(load(options.data, "train")[0]))
+    train = latents(generator, encoder, np.load(cache, mmap_mode="c"), clip_features(options.data, "train"))
+    val = latents(generator, encoder, small(load(options.data, "val")[0]), clip_features(options.data, "val"))
+
+    trainer = MapperTrainer(train, replace(PRESETS["fast"], steps=options.steps, hidden=options.hidden))
+    begun, cpu = time.time(), time.process_time()
+
+    def tell(trainer: MapperTrainer) -> None:
+        if trainer.step % trainer.settings.check_every == 0:
+            print(f"{time.time() - begun:.0f} s (cpu {time.process_time() - cpu:.0f}), {trainer.line()}", flush=True)
+
+    mapper = trainer.run(tell)
+    print(trainer.report(mapper))
+    print(f"trained in {time.time() - begun:.0f} s (cpu {time.process_time() - cpu:.0f})")
+    half = len(val) // 2
+    first, second = val.convs[:half], val.convs[half : 2 * half]
+    seen, others = (val.image_features[rows].float() for rows in (slice(half), slice(half, 2 * half)))
+    made, true = mapper.change(first, seen, others - seen) / mapper.deviation, (second - first) / mapper.deviation
+    ratio = float((made - true).square().mean() / true.square().mean())
+    cosine = float(torch.cosine_similarity(made, true).mean())
+    print(
+        f"validation pictures: loss {delta_loss(made, true):.4f}, {ratio:.4f} of no change's error, cosine {cosine:.4f}"
+    )
+    save_mapper(options.out, mapper, by_covariance(train), overwrite=True, half=True)
+
+
+if __name__ == "__main__":
+    main()
