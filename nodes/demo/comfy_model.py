@@ -27,8 +27,13 @@ PREVIEW_FACTORS = [
     [0.1202, -0.2188, -0.3105],
 ]
 PREVIEW_BIAS = [0.1891, 0.0654, 0.2498]
-#: Model folder -> the demo's file for it, where it has one.
-STYLE_FILES = {"stylegan2": "generator"}
+#: Model folder -> the demo's file for it.
+STYLE_FILES = {
+    "stylegan2": "generator",
+    "style_encoders": "encoder",
+    "delta_mappers": "mapper",
+    "style_diffusion": "diffusion",
+}
 TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 
 
@@ -38,12 +43,9 @@ def offer_to_loaders() -> None:
     bundle("attribute_classifiers", {name: FOLDER / f"{file}.safetensors" for name, file in classifiers.items()})
     bundle("embeddings", {f"demo: {name}": path for name, path in embedding_files().items()})
     bundle("vision_features", {"demo model": lambda: demo_vision_features(load_demo_networks())})
-    bundle("style_diffusion", {"demo": FOLDER / "style" / "diffusion.safetensors"})
     bundle("clip_scorer", {"demo model": lambda: demo_scorer(load_demo_networks())})
     for kind, file in STYLE_FILES.items():
-        path = FOLDER / "style" / f"{file}.safetensors"
-        if path.is_file():
-            bundle(kind, {"demo": path})
+        bundle(kind, {"demo": FOLDER / "style" / f"{file}.safetensors"})
 
 
 def load_demo_model(folder: Path = FOLDER) -> tuple[Any, Any, Any]:
