@@ -86,7 +86,7 @@ def clip_accuracy(scorer: ClipScorer, after: Tensor, source_texts: Texts, target
 
 
 def _image_features(scorer: ClipScorer, images: Tensor) -> Tensor:
-    return scorer.embed_images(images).features.cpu().double()
+    return scorer.image_features(images).cpu().double()
 
 
 def _text_features(scorer: ClipScorer, texts: Texts, count: int) -> Tensor:

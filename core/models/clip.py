@@ -5,7 +5,8 @@ Read from local files only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +25,9 @@ from .transformers_files import PREPROCESSORS, input_of, preprocessor
 Triple = tuple[float, float, float]
 #: Mean and standard deviation of images in 0..1 that OpenAI's CLIP was trained with; OpenCLIP keeps them.
 CLIP_NORMALISATION: tuple[Triple, Triple] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+#: How a picture is made ready: as the model's authors do it, or as DeltaEdit's published weights were trained.
+OWN, DELTAEDIT = "own", "deltaedit"
+PREPROCESSINGS = (OWN, DELTAEDIT)
 
 
 class ImageEmbedding(NamedTuple):
@@ -35,8 +39,8 @@ class ImageEmbedding(NamedTuple):
 
 
 class ClipScorer(Protocol):
-    """What the rewards need of a CLIP. Images are ``[B, 3, H, W]`` in 0..1 of any size; they are resized whole, never
-    cropped."""
+    """What the techniques need of a CLIP. Images are ``[B, 3, H, W]`` in 0..1 of any size; they are resized whole,
+    never cropped."""
 
     @property
     def identity(self) -> str:
@@ -45,6 +49,10 @@ class ClipScorer(Protocol):
 
     def embed_images(self, images: Tensor) -> ImageEmbedding:
         """What CLIP makes of ``images [B, 3, H, W]``; differentiable."""
+        ...
+
+    def image_features(self, images: Tensor, preprocessing: str = OWN) -> Tensor:
+        """Unit features E_v alone, ``[B, P]``; differentiable. ``preprocessing`` is one of :data:`PREPROCESSINGS`."""
         ...
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
@@ -95,6 +103,18 @@ class TowerScorer:
         tokens = functional.normalize(tokens.float(), dim=-1)
         return ImageEmbedding(functional.normalize(features.float(), dim=1), tokens @ tokens.transpose(1, 2))
 
+    def image_features(self, images: Tensor, preprocessing: str = OWN) -> Tensor:
+        """Unit features of ``images [B, 3, H, W]`` in 0..1, ``[B, P]``; differentiable.
+
+        Raises:
+            EditingError: not that shape, not a number, or a preprocessing that is none of :data:`PREPROCESSINGS`.
+        """
+        if preprocessing not in PREPROCESSINGS:
+            raise EditingError(f"The preprocessing is {preprocessing[:40]!r}; use {' or '.join(PREPROCESSINGS)}.")
+        ready = self._prepare(images) if preprocessing == OWN else deltaedit_pixels(self._checked(images), self.side)
+        features, _ = self._image_tower(ready)
+        return functional.normalize(features.float(), dim=1)
+
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Unit features of ``texts``, ``[B, P]``.
 
@@ -104,18 +124,83 @@ class TowerScorer:
         check_texts(texts)
         return functional.normalize(self._text_tower(list(texts)).float(), dim=1)
 
-    def _prepare(self, images: Tensor) -> Tensor:
+    def _checked(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise EditingError(
                 f"The images have shape {list(images.shape)}; CLIP needs [batch, 3, height, width] in 0..1."
             )
         check_finite(images, "The image")
-        pixels = images.to(self.device).float()
+        return images.to(self.device).float()
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        pixels = self._checked(images)
         if tuple(pixels.shape[-2:]) != (self.side, self.side):
             pixels = functional.interpolate(pixels, size=(self.side, self.side), mode="bicubic", antialias=True).clamp(
                 0, 1
             )
         return (pixels - self._mean.to(pixels)) / self._std.to(pixels)
+
+
+def deltaedit_pixels(images: Tensor, side: int) -> Tensor:
+    """``images [B, 3, H, W]`` in 0..1 as DeltaEdit's published weights were trained on: ``[B, 3, side, side]`` in -1..1,
+    *without* CLIP's mean and deviation.
+
+    There a picture of 1024 pixels is enlarged sevenfold by repetition and averaged in squares of 32, which is what
+    this does at any size: every pixel made is the mean of the area of the picture that it covers.
+    """
+    rows, columns = (_coverage(length, side).to(images) for length in images.shape[-2:])
+    return rows @ images @ columns.T * 2 - 1
+
+
+def _coverage(length: int, side: int) -> Tensor:
+    """``[side, length]``: the share of each of ``length`` equal intervals in each of ``side``, rows sum to 1."""
+    made = torch.arange(side + 1, dtype=torch.float64) * length / side
+    given = torch.arange(length + 1, dtype=torch.float64)
+    overlap = torch.minimum(made[1:, None], given[1:]) - torch.maximum(made[:-1, None], given[:-1])
+    return overlap.clamp(min=0) * side / length
+
+
+def embed_pictures(
+    scorer: ClipScorer,
+    pictures: Iterable[Tensor],
+    preprocessing: str = OWN,
+    batch: int = 16,
+    callback: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Features ``[N, P]`` on the CPU of any number of ``pictures``, each ``[1, 3, H, W]`` in 0..1 of its own size.
+
+    They are taken from the iterable as they are needed; neighbours of one size go through CLIP together.
+
+    Args:
+        batch: how many at a time at most.
+        callback: told how many are done; an exception it raises ends the work.
+
+    Raises:
+        EditingError: no picture, or see :meth:`TowerScorer.image_features`.
+    """
+    found: list[Tensor] = []
+    done = 0
+    for _, alike in groupby(pictures, key=lambda picture: picture.shape[-2:]):
+        while chunk := list(islice(alike, batch)):
+            found.append(scorer.image_features(torch.cat(chunk), preprocessing).detach().float().cpu())
+            done += len(chunk)
+            if callback is not None:
+                callback(done)
+    if not found:
+        raise EditingError("There are no pictures to look at; give one at least.")
+    return torch.cat(found)
+
+
+def embed_texts(scorer: ClipScorer, texts: Sequence[str], batch: int = 64) -> Tensor:
+    """Features ``[N, P]`` on the CPU of any number of texts, ``batch`` at a time.
+
+    Raises:
+        EditingError: no text, or an empty one.
+    """
+    if not texts:
+        raise EditingError("There are no texts to read; write one at least.")
+    chunks = [list(texts[start : start + batch]) for start in range(0, len(texts), batch)]
+    return torch.cat([scorer.text_features(chunk).detach().float().cpu() for chunk in chunks])
 
 
 def check_texts(texts: Sequence[str]) -> None:

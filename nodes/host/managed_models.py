@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.classifiers.base import ImageClassifier
-from ...core.models.clip import ClipScorer, ImageEmbedding, TowerScorer
+from ...core.models.clip import OWN, ClipScorer, ImageEmbedding, TowerScorer
 from ...core.models.vision_features import VisionFeatures
 from .gradients import gradient_scope, materialise
 from .memory import memory_advice
@@ -121,6 +121,9 @@ class _ManagedScorer:
 
     def embed_images(self, images: Tensor) -> ImageEmbedding:
         return self._loaded().embed_images(images)
+
+    def image_features(self, images: Tensor, preprocessing: str = OWN) -> Tensor:
+        return self._loaded().image_features(images, preprocessing)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         return self._loaded().text_features(texts)

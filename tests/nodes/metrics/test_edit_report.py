@@ -96,10 +96,9 @@ class Listening:
     def __init__(self):
         self.told = []
 
-    def embed_images(self, images):
-        embedding = host_stand_in.module("core.models.clip").ImageEmbedding
+    def image_features(self, images):
         bright = images.mean((1, 2, 3))
-        return embedding(torch.stack([bright, 1 - bright], 1), torch.ones(len(images), 1, 1))
+        return torch.stack([bright, 1 - bright], 1)
 
     def text_features(self, texts):
         self.told.append(list(texts))
