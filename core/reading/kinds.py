@@ -61,6 +61,7 @@ _progress = table(
     }
 )
 _region_shape = table({"channels": whole(1, 65_536), "slots": whole(1, 4096), "bins": whole(1, 64), "vision": text()})
+_caption = either(text(), listed(text(), 1, 100))
 _tokenizer = table(
     {"model": table({"vocab": mapped(whole(0, 1_000_000), 1, 1_000_000)})},
 )
@@ -117,6 +118,8 @@ KINDS: dict[str, Kind] = {
     "merges": Kind("list of byte pairs", 32 * MIB),
     # Twice what the most pixels that are read (core/images/files.py) take uncompressed
     "picture": Kind("picture", 512 * MIB),
+    "caption": Kind("caption", MIB),
+    "captions": Kind("list of captions", 256 * MIB, json={"": mapped(_caption, 1, 1_000_000)}),
     "PIE-Bench": Kind("listing of PIE-Bench", 64 * MIB, json={"": facts}),
 }
 

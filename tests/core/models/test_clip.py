@@ -80,7 +80,7 @@ def test_pictures_that_cannot_be_looked_at(preprocessing):
     for image in (torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8)):
         with pytest.raises(EditingError, match="batch, 3"):
             scorer.image_features(image, preprocessing)
-    with pytest.raises(EditingError, match="not a number|NaN|finite"):
+    with pytest.raises(EditingError, match=r"not a number|NaN|finite"):
         scorer.image_features(torch.full((1, 3, 8, 8), float("nan")), preprocessing)
     with pytest.raises(EditingError, match="use own or deltaedit"):
         scorer.image_features(picture(), "clip")
