@@ -55,6 +55,7 @@ from semantic_editing.core.denoiser import ModelIdentity
 from semantic_editing.core.diffusers.checkpoint import load_checkpoint
 from semantic_editing.core.diffusers.single_file import load_single_file
 from semantic_editing.core.files import load_legacy_tensor, load_tensors, load_weights, save_tensors
+from semantic_editing.core.images.captions import read_captions
 from semantic_editing.core.images.files import read_picture, square_pictures
 from semantic_editing.core.inversion import Inversion
 from semantic_editing.core.metrics.identity import load_identity
@@ -527,6 +528,17 @@ def _picture_folder(folder: Path) -> Path:
     return folder
 
 
+def _captioned_folder(folder: Path) -> Path:
+    """One picture with a text of its own, two in a list."""
+    place = folder / "faces"
+    place.mkdir()
+    _picture_folder(place)
+    (place / "0.txt").write_text("a face, smiling\n", encoding="utf-8")
+    captions = {"1.png": "a face, sad", "2": ["a face with glasses", "glasses"]}
+    (place / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
+    return place
+
+
 def _pie_bench(folder: Path) -> Path:
     place = folder / "bench"
     (place / "annotation_images" / "0").mkdir(parents=True)
@@ -687,6 +699,11 @@ SAMPLES: dict[str, Sample] = {
         _picture_folder,
         lambda path: square_pictures(path, 16),
         ("core.images.files.read_folder", "core.images.files.square_pictures"),
+    ),
+    "folder of pictures with captions": Sample(
+        _captioned_folder,
+        lambda path: read_captions(path),
+        ("core.images.captions.read_captions", "core.files.load_text"),
     ),
     "PIE-Bench": Sample(_pie_bench, read_pie_bench, ("core.metrics.pie_bench.read_pie_bench", "core.files.load_json")),
 }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import EditingError
+from .file_names import shown_name
 from .reading.forms import Unfit, parse_json
 from .reading.kinds import KINDS, LARGEST_HEADER, check_size
 from .reading.libraries import is_out_of_memory
@@ -208,6 +209,20 @@ def load_json(path: str | Path, kind: str, what: str = "", remedy: str = "save o
     except (OSError, UnicodeDecodeError) as error:
         raise EditingError(f"{what} cannot be read; {remedy}.") from error
     return parse_json(content, KINDS[kind].json[""], what, remedy)
+
+
+def load_text(path: str | Path, kind: str) -> str:
+    """The text in a file, in UTF-8 with or without its mark.
+
+    Raises:
+        EditingError: missing, too large for its kind, or no text.
+    """
+    source = Path(path)
+    check_size(source, kind)
+    try:
+        return source.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EditingError(f"{shown_name(source.name)} is no text in UTF-8; save it again as one.") from error
 
 
 def metadata_json(metadata: Mapping[str, str], key: str, file_name: str, kind: str = "network") -> Any:

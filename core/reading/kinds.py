@@ -124,6 +124,7 @@ _mapper_progress = table(
         "validations": listed(listed(number(), 4, 4), 0, 1_000_000),
     }
 )
+_caption = either(text(), listed(text(), 1, 100))
 _tokenizer = table(
     {"model": table({"vocab": mapped(whole(0, 1_000_000), 1, 1_000_000)})},
 )
@@ -222,6 +223,8 @@ KINDS: dict[str, Kind] = {
     "merges": Kind("list of byte pairs", 32 * MIB),
     # Twice what the most pixels that are read (core/images/files.py) take uncompressed
     "picture": Kind("picture", 512 * MIB),
+    "caption": Kind("caption", MIB),
+    "captions": Kind("list of captions", 256 * MIB, json={"": mapped(_caption, 1, 1_000_000)}),
     "PIE-Bench": Kind("listing of PIE-Bench", 64 * MIB, json={"": facts}),
 }
 
