@@ -30,6 +30,7 @@ TECHNIQUES = (
     "regions.editors",
     "regions.generator",
     "regions.trainer",
+    "deltaedit.mapper",
     "metrics.edit_report",
 )
 

@@ -10,6 +10,7 @@ FROZEN = ("default", "min", "max", "multiline", "control_after_generate", "advan
 OPEN_COMBOS = {
     "inversion_file", "direction_file", "source_file", "pictures", "classifier_file", "embedding_file",
     "vision_model", "clip_model", "network_file", "token_model",
+    "mapper_file", "relevance_file",
 }  # fmt: skip
 
 
