@@ -35,6 +35,7 @@ TECHNIQUES = (
     "deltaedit.diffusion",
     "deltaedit.diffusion_trainer",
     "deltaedit.training",
+    "deltaedit.mapper",
     "metrics.edit_report",
 )
 

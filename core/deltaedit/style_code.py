@@ -113,7 +113,7 @@ class StyleCode:
         """The same faces with other factors for the convolutions; colours' factors stay (DeltaEdit, section 3.3)."""
         return replace(self, convs=convs, w_plus=None)
 
-    def select(self, rows: slice) -> StyleCode:
+    def select(self, rows: slice | Tensor) -> StyleCode:
         """Some of the faces."""
         w_plus = None if self.w_plus is None else self.w_plus[rows]
         return replace(self, convs=self.convs[rows], rgbs=self.rgbs[rows], w_plus=w_plus)

@@ -276,10 +276,15 @@ class DeltaEditMapper(io.ComfyNode):
             seen = before if image is None else channels_first(image)
             features = features_of(clip_scorer, seen, mapper.preprocessing, look)
             edit = delta_edit(mapper, style_code, features, wanted, settings, relevance, clip_scorer.identity)
-            after = drawn(stylegan2, edit.code, lambda done: bar.show(faces + done, total))
+            unedited = before.repeat(len(wanted.rows), 1, 1, 1)
+            moved = edit.moved.any(1).nonzero()[:, 0]  # the others are the pictures before, to the bit
+            after, drawn_before = unedited.clone(), total - len(moved)
+            if len(moved):
+                after[moved] = drawn(
+                    stylegan2, edit.code.select(moved), lambda done: bar.show(drawn_before + done, total)
+                )
             own = features if image is None else features_of(clip_scorer, before, mapper.preprocessing, look)
             edited_features = features_of(clip_scorer, after, mapper.preprocessing, look)
-            unedited = before.repeat(len(wanted.rows), 1, 1, 1)
             difference = difference_map(after, unedited)
             full = full_heat(difference)
             heat = torch.cat(
