@@ -144,8 +144,6 @@ class TowerScorer:
 def deltaedit_pixels(images: Tensor, side: int) -> Tensor:
     """``images [B, 3, H, W]`` in 0..1 as DeltaEdit's published weights know them: ``[B, 3, side, side]`` in -1..1,
     *without* CLIP's mean and deviation.
-    """``images [B, 3, H, W]`` in 0..1 as DeltaEdit's published weights were trained on: ``[B, 3, side, side]`` in
-    -1..1, *without* CLIP's mean and deviation.
 
     There a picture of 1024 pixels is enlarged sevenfold by repetition and averaged in squares of 32, which is what
     this does at any size: every pixel made is the mean of the area of the picture that it covers.
