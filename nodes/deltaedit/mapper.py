@@ -132,7 +132,7 @@ class DeltaEditMapper(io.ComfyNode):
                     "threshold",
                     default=THRESHOLD,
                     min=0.0,
-                    max=1.0,
+                    max=2.0,
                     step=0.005,
                     advanced=True,
                     tooltip="Least relevance (tau) of a channel that may move, with disentangle_by threshold. 0: all; "
@@ -267,9 +267,7 @@ class DeltaEditMapper(io.ComfyNode):
                 wanted = differences_of_pictures(clip_scorer, *pictures, mapper.preprocessing)
             else:
                 wanted = differences_of_texts(clip_scorer, source_text, target_text, templates)
-            mapper.check(
-                style_code, clip_scorer.identity, wanted.rows.shape[1]
-            )  # before the drawing, which takes longest
+            mapper.check(style_code, clip_scorer.identity, wanted.rows.shape[1])  # before the drawing, which takes long
             faces = len(style_code)
             total = faces * (1 + len(wanted.rows))
             before = drawn(stylegan2, style_code, lambda done: bar.show(done, total))

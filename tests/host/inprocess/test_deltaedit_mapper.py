@@ -150,7 +150,7 @@ def test_masks(node, parts):
     assert torch.equal(edited, before) and report.count("no style channel is relevant enough") == 6
     threshold = {"disentangle_by": "threshold"}
     assert torch.equal(run(node, parts, share=0.0, threshold=0.0, **threshold)[0].convs, everything.convs)
-    assert torch.equal(run(node, parts, share=1.0, threshold=1.0, **threshold)[1], before)
+    assert torch.equal(run(node, parts, share=1.0, threshold=2.0, **threshold)[1], before)
     doubled = run(node, parts, share=1.0, strength=2.0)[0].convs - parts[1].convs.repeat(2, 1)
     torch.testing.assert_close(doubled, 2 * (everything.convs - parts[1].convs.repeat(2, 1)), rtol=1e-4, atol=1e-5)
     assert not torch.equal(run(node, parts, share=1.0, subtract_idle=True)[0].convs, everything.convs)
