@@ -68,7 +68,7 @@ def load_single_file(file: Path, prediction: Prediction | None = None) -> Any:
             (Path(folder) / part / "config.json").write_text(json.dumps(config), encoding="utf-8")
         kind, index, given = _pipeline(found, diffusers)
         (Path(folder) / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-        with refusing(str(_incomplete(file))):
+        with refusing(str(_incomplete(file))), torch.random.fork_rng(devices=[]):  # constructors fill in random weights
             pipeline = kind.from_single_file(str(file), config=folder, local_files_only=True, **given)
     for part, stored in found.sizes.items():  # diffusers leaves random what it does not find
         if stored < sum(parameter.numel() for parameter in getattr(pipeline, part).parameters()):

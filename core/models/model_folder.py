@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -441,25 +442,33 @@ def _link(file: Path, place: Path) -> None:
     shutil.copyfile(file, place)
 
 
+_ALONE = RLock()
+
+
 @contextmanager
 def offline() -> Iterator[None]:
-    """Everything inside keeps off the network: nothing that is loaded here may be looked up anywhere."""
-    before = {name: os.environ.get(name) for name in OFFLINE}
-    os.environ.update(dict.fromkeys(OFFLINE, "1"))
-    constants: Any = sys.modules.get("huggingface_hub.constants")  # reads the variable once, when it is imported
-    online = getattr(constants, OFFLINE[0], None)
-    if online is not None:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
+    """Everything inside keeps off the network: nothing that is loaded here may be looked up anywhere.
+
+    That holds for the whole process, so one thread waits for another: else the first to leave would put the second back
+    online, and the second would leave behind what it found.
+    """
+    with _ALONE:
+        before = {name: os.environ.get(name) for name in OFFLINE}
+        os.environ.update(dict.fromkeys(OFFLINE, "1"))
+        constants: Any = sys.modules.get("huggingface_hub.constants")  # reads the variable once, when it is imported
+        online = getattr(constants, OFFLINE[0], None)
         if online is not None:
-            constants.HF_HUB_OFFLINE = online
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+            constants.HF_HUB_OFFLINE = True
+        try:
+            yield
+        finally:
+            if online is not None:
+                constants.HF_HUB_OFFLINE = online
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
