@@ -18,7 +18,8 @@ from ..denoiser import check_finite
 from ..errors import EditingError
 from ..files import load_tensors
 from ..reading.libraries import library
-from .model_folder import CONFIG, load_clip_tokenizer, load_transformers, offline, read_config, transformers_settings
+from .model_folder import load_clip_tokenizer, load_transformers, offline, read_config
+from .model_settings import CONFIG, transformers_settings
 from .transformers_files import PREPROCESSORS, input_of, preprocessor
 
 Triple = tuple[float, float, float]

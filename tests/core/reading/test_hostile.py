@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from semantic_editing.benchmarks.fuzz_mutations import BOMBS, EVIL, HOSTILE
+from semantic_editing.benchmarks.fuzz_mutations import BOMBS, EVIL, HOSTILE, NASTY
 from semantic_editing.benchmarks.fuzz_samples import OLD, SAMPLES
 from semantic_editing.core.classifiers.loaders import load_image_classifier
 from semantic_editing.core.diffusers.checkpoint import load_checkpoint
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import load_legacy_tensor, load_tensors, load_weights, save_tensors
 from semantic_editing.core.inversion import Inversion
-from semantic_editing.core.models import model_folder
+from semantic_editing.core.models import model_folder, model_settings
 from semantic_editing.core.models.clip import load_open_clip, load_transformers_clip
 from semantic_editing.core.models.vision_features import load_vision_features
 from semantic_editing.core.reading import libraries
@@ -237,6 +237,27 @@ def test_two_threads_that_load_at_once_leave_the_environment_as_it_was(monkeypat
     assert seen == ["1"] and "HF_HUB_OFFLINE" not in os.environ
 
 
+@pytest.mark.parametrize(
+    "name", [*FOLDERS, "own classifier of transformers", "single file", "OpenCLIP file", "torchvision classifier"]
+)
+def test_no_library_builds_a_network_online(tmp_path, monkeypatch, name):
+    """A configuration that made one look something up would find the hub closed."""
+    if SAMPLES[name].missing():
+        pytest.skip(f"{SAMPLES[name].missing()} is not installed")
+    path = made(name, tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    original, built = torch.nn.Module.__init__, []
+
+    def noted(self, *arguments, **options):
+        if type(self).__module__.split(".")[0] in ("transformers", "diffusers", "open_clip"):
+            built.append(os.environ.get("HF_HUB_OFFLINE"))
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "__init__", noted)
+    SAMPLES[name].load(path)
+    assert set(built) == (set() if name == "torchvision classifier" else {"1"})
+
+
 @pytest.mark.parametrize("name", ["OpenCLIP file", "CLIP folder", "vision folder", "single file"])
 def test_loading_draws_no_random_numbers(tmp_path, name):
     """The networks are filled with random numbers first; the person's next ones stay what they were."""
@@ -281,6 +302,22 @@ def test_a_configuration_that_claims_a_large_network(tmp_path, little_memory, se
     changed(path / "config.json", **{setting: value})
     with pytest.raises(EditingError):
         load_image_classifier(path)
+
+
+@pytest.mark.parametrize("setting", model_settings.SETTINGS)
+def test_every_setting_is_used_as_its_form_promises(setting):
+    """What its form lets through can be counted; all else is a sentence, no other error."""
+    passed = 0
+    for value in (*NASTY, [0], [0.5] * 3, [2, 3], 16, 2.5, "gelu", "basic", "mean", {"0": "cat"}):
+        for config in ({setting: value}, {"vision_config": {setting: value}}):
+            try:
+                settings = model_settings.transformers_settings(config, "model")
+            except EditingError:
+                continue
+            layers = [model_settings.layers_of(part) for part in (settings, settings.get("vision_config", {}))]
+            assert all(0 <= count <= 256 * 64 * 100 for count in layers)
+            passed += settings not in ({}, {"vision_config": {}})
+    assert passed >= 2, "no value was of its form"
 
 
 @pytest.mark.parametrize("setting", [{"hidden_size": 60_000, "intermediate_size": 60_000}, {"num_hidden_layers": 200}])
