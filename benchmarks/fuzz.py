@@ -2,8 +2,11 @@
 
 A child process loads one mutated file after another; it may not talk to the network, start a process, run what lies in
 a model's folder, take more than 20 s or more than 2 GiB. The parent counts, and starts the child again behind a file
-that killed or stopped it. Kinds that need a package this Python lacks are named and left out. Linux only: peak memory
-is read from /proc.
+that killed or stopped it. Kinds that need a package this Python lacks are named and left out.
+
+Seconds are those in which the loader computed or waited for anything but a processor. On a busy machine an OpenCLIP
+file's half a second of computing takes 25 s by the clock, because other programs come first; that is no hang. A loader
+that sleeps, waits for an answer or for a lock is not excused. Linux only: seconds and peak memory are read from /proc.
 
     python benchmarks/fuzz.py --mutations 4000
     python benchmarks/fuzz.py --only "CLIP folder" --mutations 200
@@ -34,7 +37,9 @@ PEAK, ADDRESS_SPACE = 2 * GIB, 4 * GIB
 SENTENCE, LOADED = "sentence", "loaded"
 BAD = ("other exception", "hang", "memory", "crash", "forbidden")
 OUTCOMES = (SENTENCE, LOADED, *BAD)
+GRACE = 5.0  # seconds more, after which the parent stops a child that has not come back
 FIRST_LOAD = 240.0  # seconds: libraries are imported then
+FARTHEST = 1800.0  # seconds by the clock, after which nobody waits any longer, whatever the reason
 LONGEST_SENTENCE = 500
 STACK = "stack.txt"
 #: Of a slow kind, how many mutations there are for one of a fast kind.
@@ -95,6 +100,15 @@ def status(field: str) -> int:
     return 0
 
 
+def waited(process: int | str = "self") -> float:
+    """Seconds in which a process's main thread could have run, and other programs had the processors; 0 where the
+    kernel does not count them. https://docs.kernel.org/scheduler/sched-stats.html"""
+    try:
+        return int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether memory ran out somewhere on the way to an error, also where a loader made a sentence of it."""
     seen: list[BaseException] = []
@@ -107,11 +121,11 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def tried(sample: Any, path: Path, watch: Watch, folder: Path) -> dict[str, Any]:
-    """Load one file; what came out, its seconds and its peak in bytes."""
+    """Load one file; what came out, its seconds without those of other programs, and its peak in bytes."""
     from semantic_editing.core.errors import EditingError
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, start = status("VmRSS"), time.perf_counter()
+    before, start = status("VmRSS"), time.perf_counter() - waited()
     outcome, said, watch.seen, watch.folder = LOADED, "", [], str(folder)
     try:
         sample.load(path)
@@ -130,7 +144,7 @@ def tried(sample: Any, path: Path, watch: Watch, folder: Path) -> dict[str, Any]
         outcome = "memory" if is_out_of_memory(error) else "other exception"
         said = "".join(traceback.format_exception(error))
     watch.folder = ""
-    seconds, peak = time.perf_counter() - start, status("VmHWM") - before
+    seconds, peak = time.perf_counter() - waited() - start, status("VmHWM") - before
     if peak > PEAK:
         outcome = "memory"
     elif watch.seen or list(folder.rglob("*.ran")):
@@ -169,10 +183,14 @@ def child(options: argparse.Namespace) -> None:
             shutil.copytree(folder, copy)
             target = copy / path.relative_to(folder)
             how = spoil(rng, target)
-            print(json.dumps({"begin": index, "kind": name, "how": how, "limit": SECONDS + 5}), file=report, flush=True)
+            print(
+                json.dumps({"begin": index, "kind": name, "how": how, "limit": SECONDS + GRACE}),
+                file=report,
+                flush=True,
+            )
             resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + ADDRESS_SPACE, resource.RLIM_INFINITY))
             with (options.home / STACK).open("w") as stack:  # where it stands, should it hang
-                faulthandler.dump_traceback_later(SECONDS, file=stack)
+                faulthandler.dump_traceback_later(SECONDS, repeat=True, file=stack)
                 result = tried(samples[name], target, watch, copy)
                 faulthandler.cancel_dump_traceback_later()
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -219,17 +237,22 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 def follow(process: subprocess.Popen, start: int, results: list[dict[str, Any]], home: Path) -> int:
     """Read a child's reports until it ends or has to be stopped; the number of the next mutation."""
     begun: dict[str, Any] = {"begin": start, "kind": "?", "limit": FIRST_LOAD}
-    buffer, deadline = b"", time.monotonic() + FIRST_LOAD
+    buffer, limit = b"", FIRST_LOAD
+    since, excused = time.monotonic(), waited(process.pid)
     while True:
-        readable, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        clock = time.monotonic() - since
+        left = min(limit - clock + waited(process.pid) - excused, FARTHEST - clock)
+        readable, _, _ = select.select([process.stdout], [], [], max(0.0, left))
+        if not readable and left > 0:  # was it the child's own time? it may have waited for a processor meanwhile
+            continue
         data = os.read(process.stdout.fileno(), 65536) if readable else b""
         if not data:
             if readable and process.wait() == 0:
                 return sys.maxsize
             outcome = "crash" if readable else "hang"
             stack = home / STACK
-            where = stack.read_text() if stack.is_file() else ""
-            said = f"exit code {process.returncode}" if readable else f"more than {begun['limit']:g} s\n{where}"
+            where = stack.read_text().rpartition("!\n")[2] if stack.is_file() else ""  # the last of several
+            said = f"exit code {process.returncode}" if readable else f"not back after {clock:.0f} s\n{where}"
             results.append(
                 {"end": begun["begin"], **begun, "outcome": outcome, "said": said, "seconds": 0.0, "peak": 0}
             )
@@ -237,10 +260,11 @@ def follow(process: subprocess.Popen, start: int, results: list[dict[str, Any]],
         *lines, buffer = (buffer + data).split(b"\n")
         for line in map(json.loads, lines):
             if "begin" in line:
-                begun, deadline = line, time.monotonic() + line["limit"]
+                begun, limit = line, line["limit"]
             else:
                 results.append(line)
-                deadline = time.monotonic() + FIRST_LOAD
+                limit = FIRST_LOAD
+            since, excused = time.monotonic(), waited(process.pid)
 
 
 def table(results: list[dict[str, Any]], lacking: dict[str, str]) -> str:

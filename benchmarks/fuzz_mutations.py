@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from semantic_editing.core.models.model_settings import SETTINGS  # keys that are read, in whatever file they stand
+
 Mutation = Callable[[random.Random, bytes], bytes]
 
 #: Values that somebody might not have thought of.
@@ -22,7 +24,7 @@ NASTY: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 3, 2**31, 2**63, -(2**63), 10**30, 60_000, 20_000_000, 0.5, -0.0, 1e308, float("nan"),
     float("inf"), "", "a", "x" * 100_000, "\ud800", "a\x00b", "../../etc/passwd", "hf-hub:timm/vit_base", "a/b",
     "kernels-community/flash-attn", "timm_wrapper", [], {}, [None], [[]], [1, 2, 3], {"a": 1}, {"": {}}, [0] * 1000,
-    [[1, 2], [3, 4]], [1e999],
+    [[1, 2], [3, 4]], [1e999], [0.5],
 )  # fmt: skip
 #: Settings with which a file would like to have more done than to be read.
 HOSTILE: dict[str, Any] = {
@@ -156,8 +158,8 @@ def edit(rng: random.Random, value: Any) -> Any:
         elif roll < 0.78 and isinstance(holder, dict):
             holder[rng.choice(("", "x" * 5000, "\ud800", "__class__", key + "2"))] = holder.pop(key)
         else:
-            hostile = rng.choice(list(HOSTILE))
-            (value if isinstance(value, dict) else {})[hostile] = HOSTILE[hostile]
+            name = rng.choice(list(rng.choice((HOSTILE, SETTINGS))))
+            (value if isinstance(value, dict) else {})[name] = HOSTILE.get(name, rng.choice(NASTY))
     return value
 
 

@@ -64,7 +64,8 @@ def demo_caso_train(graph: Graph) -> None:
         "result is a textual "
         "inversion: `embedding:demo_glasses` works in the stock *CLIP Text Encode*, and *CASO Embedding Loader* lists "
         "it for "
-        "`demo_caso_edit`.\n\nTry another *attribute* and *targets*: `mouth` and `smile` (*start_words* `mouth`), "
+        "`demo_caso_edit`. *overwrite* is on, so that you can run it again: it replaces what you have of that name."
+        "\n\nTry another *attribute* and *targets*: `mouth` and `smile` (*start_words* `mouth`), "
         "`hair_color` and "
         "`red` (`hair`), `facial_hair` and `beard` (none, *tokens* 1, *cfg* 10).",
         0, title="What this shows", height=320,

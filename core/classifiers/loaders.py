@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
-from ..models.model_folder import CONFIG
+from ..models.model_settings import CONFIG
 from ..models.transformers_files import NORMALISATIONS
 from ..reading.forms import facts, listed, table, text, whole
 from ..reading.libraries import library

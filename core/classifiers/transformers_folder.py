@@ -10,17 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EditingError
-from ..models.model_folder import (
-    CLASSIFIERS,
-    PARTS_OF_CLIP,
-    SETTINGS,
-    layers_of,
-    load_transformers,
-    read_config,
-    refusing,
-    transformers_settings,
-    weight_files,
-)
+from ..models.model_folder import load_transformers, offline, read_config, refusing, weight_files
+from ..models.model_settings import CLASSIFIERS, PARTS_OF_CLIP, SETTINGS, layers_of, transformers_settings
 from ..models.transformers_files import input_of, preprocessor
 from ..reading.libraries import library
 from .base import ImageClassifier
@@ -123,7 +114,8 @@ def empty_transformers(config: Mapping[str, Any], weights: int, name: str) -> nn
     if layers_of(settings) > MOST_LAYERS:
         raise EditingError(f"{name} describes its network in a damaged way; save it again.")
     unknown = f"{name} holds a network that the installed transformers does not know; update transformers."
-    with refusing(unknown, "transformers"), torch.random.fork_rng(devices=[]):  # constructors fill in random weights
+    # Constructors fill in random weights
+    with refusing(unknown, "transformers"), torch.random.fork_rng(devices=[]), offline():
         known = cls.config_class(**settings)
         known._attn_implementation = "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
         with torch.device("meta"):

@@ -25,8 +25,8 @@ from ..models.model_folder import (
     load_transformers,
     read_config,
     refuse_code,
-    transformers_settings,
 )
+from ..models.model_settings import transformers_settings
 from ..reading.libraries import library
 from .data import FOLDER, TOKENIZER, DemoData, DemoPair, damaged
 

@@ -18,7 +18,8 @@ import torch
 
 from ..errors import EditingError
 from ..files import tensor_shapes
-from ..models.model_folder import SETTINGS, load_clip_tokenizer, offline, refusing
+from ..models.model_folder import load_clip_tokenizer, offline, refusing
+from ..models.model_settings import SETTINGS
 from ..reading.libraries import library
 from .checkpoint_shapes import TOWERS, UNET, VAE, Family, Prediction, configurations, count_modules, family_of
 
@@ -68,7 +69,7 @@ def load_single_file(file: Path, prediction: Prediction | None = None) -> Any:
             (Path(folder) / part / "config.json").write_text(json.dumps(config), encoding="utf-8")
         kind, index, given = _pipeline(found, diffusers)
         (Path(folder) / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-        with refusing(str(_incomplete(file))):
+        with refusing(str(_incomplete(file))), torch.random.fork_rng(devices=[]):  # constructors fill in random weights
             pipeline = kind.from_single_file(str(file), config=folder, local_files_only=True, **given)
     for part, stored in found.sizes.items():  # diffusers leaves random what it does not find
         if stored < sum(parameter.numel() for parameter in getattr(pipeline, part).parameters()):
@@ -125,7 +126,7 @@ def _check_sizes(found: SingleFile, diffusers: Any, file: Path) -> None:
     """Raise :class:`EditingError` where a part would have more weights than the file holds for it; nothing is built."""
     transformers = library("transformers", "Editing", "CLIPTextModel")
     for part, config in found.parts.items():
-        with refusing(str(_incomplete(file))), torch.device("meta"):
+        with refusing(str(_incomplete(file))), torch.device("meta"), offline():
             if part.startswith("text_encoder"):
                 kind = getattr(transformers, config["architectures"][0])
                 network = kind(kind.config_class(**{k: v for k, v in config.items() if k in SETTINGS}))

@@ -19,7 +19,8 @@ from ..denoiser import check_finite
 from ..errors import EditingError
 from ..files import load_tensors
 from ..reading.libraries import library
-from .model_folder import CONFIG, load_clip_tokenizer, load_transformers, offline, read_config, transformers_settings
+from .model_folder import load_clip_tokenizer, load_transformers, offline, read_config
+from .model_settings import CONFIG, transformers_settings
 from .transformers_files import PREPROCESSORS, input_of, preprocessor
 
 Triple = tuple[float, float, float]
@@ -273,14 +274,17 @@ def load_open_clip(path: str | Path, architecture: str = "ViT-B-16", device: str
     if not isinstance(config["vision_cfg"].get("layers"), int):
         raise EditingError(f"{architecture} has no patches to compare; use a ViT, for example ViT-B-16.")
     weights, _ = load_tensors(path)
-    with offline():
+    misfit = f"{Path(path).name} does not fit {architecture}; choose the architecture that its page names."
+    with offline(), torch.random.fork_rng(devices=[]):  # constructors fill in random weights
+        with torch.device("meta"):
+            empty = open_clip.create_model(architecture, pretrained=None, load_weights=False, device="meta")
+        if sum(parameter.numel() for parameter in empty.parameters()) > sum(map(Tensor.numel, weights.values())):
+            raise EditingError(misfit)
         model = open_clip.create_model(architecture, pretrained=None, load_weights=False)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise EditingError(
-            f"{Path(path).name} does not fit {architecture}; choose the architecture that its page names."
-        ) from error
+        raise EditingError(misfit) from error
     model = model.to(device).float().eval().requires_grad_(False)
     visual: Any = model.visual
     tokenizer = open_clip.get_tokenizer(architecture)

@@ -1,14 +1,13 @@
 """Networks from the folders that ``save_pretrained`` writes, for transformers and diffusers alike.
 
-The libraries never see the folder. Its configuration is read here and only keys and values that are known go on; its
-weights' header is compared with what the configuration would build, before that is built; both are then laid out in a
-temporary folder, which is all that a library gets. So nothing else in the folder can name code, a hub, a kernel or
-another file. A folder that holds code is refused at once.
+The libraries never see the folder. Of its configuration only what :mod:`.model_settings` knows goes on; its weights are
+compared with what it would build, before that is built; both are then laid out in a temporary folder, which is all that
+a library gets. So nothing else in the folder can name code, a hub, a kernel or another file. A folder that holds code
+is refused at once.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
@@ -18,143 +17,30 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
 
 from ..errors import EditingError
 from ..files import load_json, tensor_shapes
-from ..reading.forms import Form, Unfit, digits, either, flag, listed, mapped, maybe, number, one_of, text, whole
 from ..reading.kinds import check_size
 from ..reading.libraries import broken, is_broken_library, is_out_of_memory, library
+from .model_settings import (
+    CONFIG,
+    PARTS_OF_CLIP,
+    SCHEDULERS,
+    diffusers_layers_of,
+    diffusers_settings,
+    layers_of,
+    transformers_settings,
+)
 
-CONFIG = "config.json"
 #: Endings of files that Python can run or load.
 CODE = (".py", ".pyc", ".pyd", ".so")
 MOST_FILES = 10_000
-#: Patches of a picture: some networks keep a table of their pairs.
-MOST_PATCHES = 10_000
-MOST_LABELS = 100_000
 #: What keeps the libraries from the network, whatever happens.
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
-ACTIVATIONS = (
-    "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu6", "leaky_relu", "silu", "swish",
-    "hardswish", "tanh", "sigmoid", "linear",
-)  # fmt: skip
-
-
-def _one_or_many(form: Form) -> Form:
-    return maybe(either(form, listed(form, 0, 64)))
-
-
-_WIDTH = _one_or_many(whole(1, 131_072))
-_COUNT = _one_or_many(whole(0, 256))
-_SIDE = _one_or_many(whole(1, 2048))
-_SMALL = _one_or_many(whole(0, 512))
-_NUMBER = maybe(number(-100, 100))
-_RATIO = _one_or_many(number(0, 100))
-_FLAG = maybe(flag)
-_TOKEN = maybe(whole(0, 1_000_000))
-#: Keys that say how many layers there are.
-LAYERS = ("num_hidden_layers", "depths", "num_block_repeats", "num_layers", "num_stages")
-#: What may be passed on of a transformers configuration: enough for the networks of :data:`CLASSIFIERS` and for CLIP.
-SETTINGS: dict[str, Form] = {
-    **dict.fromkeys(
-        (
-            "hidden_size", "intermediate_size", "projection_dim", "embed_dim", "embedding_size", "hidden_sizes",
-            "hidden_dim", "pooler_output_size", "in_channels", "out_channels", "neck_hidden_sizes", "groups_width",
-            "num_channels",
-        ),
-        _WIDTH,
-    ),
-    **dict.fromkeys(
-        (*LAYERS, "num_attention_heads", "num_heads", "num_register_tokens", "max_position_embeddings"), _COUNT
-    ),
-    "image_size": _SIDE,
-    **dict.fromkeys(
-        (
-            "patch_size", "kernel_sizes", "strides", "depthwise_padding", "output_stride", "encoder_stride",
-            "min_depth", "depth_divisible_by", "depth_divisor", "conv_kernel_size",
-        ),
-        _SMALL,
-    ),
-    **dict.fromkeys(("window_size", "pretrained_window_sizes"), _one_or_many(whole(0, 64))),
-    **dict.fromkeys(
-        (
-            "layer_norm_eps", "batch_norm_eps", "batch_norm_momentum", "initializer_range", "initializer_factor",
-            "logit_scale_init_value", "layer_scale_init_value", "layerscale_value", "attention_dropout",
-            "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout_prob", "drop_path_rate",
-            "drop_connect_rate", "dropout_rate",
-        ),
-        _NUMBER,
-    ),
-    **dict.fromkeys(
-        (
-            "mlp_ratio", "expand_ratio", "expand_ratios", "depth_multiplier", "squeeze_expansion_ratio",
-            "width_coefficient", "depth_coefficient",
-        ),
-        _RATIO,
-    ),
-    **dict.fromkeys(
-        (
-            "qkv_bias", "use_absolute_embeddings", "use_absolute_position_embeddings", "use_mask_token",
-            "use_mean_pooling", "use_relative_position_bias", "use_shared_relative_position_bias", "use_swiglu_ffn",
-            "downsample_in_bottleneck", "downsample_in_first_stage", "finegrained_output", "first_layer_is_expansion",
-            "tf_padding", "apply_layernorm", "vision_use_head",
-        ),
-        _FLAG,
-    ),
-    **dict.fromkeys(("hidden_act", "pooler_act"), maybe(one_of(ACTIVATIONS))),
-    "layer_type": maybe(one_of(("basic", "bottleneck", "x", "y"))),
-    "pooling_type": maybe(one_of(("mean", "max"))),
-    "problem_type": one_of((None, "regression", "single_label_classification", "multi_label_classification")),
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size"), _TOKEN),
-    "num_labels": maybe(whole(1, MOST_LABELS)),
-    "id2label": maybe(mapped(text(), 1, MOST_LABELS, digits(0, MOST_LABELS))),
-}  # fmt: skip
-#: transformers' image classifiers by model type.
-CLASSIFIERS = {
-    "beit": "BeitForImageClassification",
-    "clip": "CLIPForImageClassification",
-    "convnext": "ConvNextForImageClassification",
-    "convnextv2": "ConvNextV2ForImageClassification",
-    "data2vec-vision": "Data2VecVisionForImageClassification",
-    "deit": "DeiTForImageClassification",
-    "dinov2": "Dinov2ForImageClassification",
-    "dinov2_with_registers": "Dinov2WithRegistersForImageClassification",
-    "efficientnet": "EfficientNetForImageClassification",
-    "mobilenet_v1": "MobileNetV1ForImageClassification",
-    "mobilenet_v2": "MobileNetV2ForImageClassification",
-    "mobilevit": "MobileViTForImageClassification",
-    "regnet": "RegNetForImageClassification",
-    "resnet": "ResNetForImageClassification",
-    "siglip": "SiglipForImageClassification",
-    "swin": "SwinForImageClassification",
-    "swinv2": "Swinv2ForImageClassification",
-    "vit": "ViTForImageClassification",
-    "vit_msn": "ViTMSNForImageClassification",
-}
-PARTS_OF_CLIP = ("text_config", "vision_config")
-
-#: What a configuration of a diffusers part may hold; the part's own class says which keys it knows.
-_SCALAR = either(flag, whole(-1, 131_072), number(-1e6, 1e6), text(60))
-DIFFUSERS_SETTING = maybe(either(_SCALAR, listed(maybe(either(_SCALAR, listed(_SCALAR, 0, 64))), 0, 1000)))
-DIFFUSERS_SETTINGS: dict[str, Form] = {
-    "sample_size": _one_or_many(whole(1, 512)),
-    "num_train_timesteps": whole(1, 10_000),
-    "latent_channels": whole(1, 1024),
-}
-#: Keys that multiply to the number of layers.
-DIFFUSERS_LAYERS = (
-    "layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block", "num_hidden_layers",
-    "num_res_blocks",
-)  # fmt: skip
-SCHEDULERS = (
-    "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
-    "DEISMultistepScheduler", "UniPCMultistepScheduler", "LCMScheduler", "TCDScheduler", "AmusedScheduler",
-)  # fmt: skip
 
 
 def refuse_code(folder: Path) -> None:
@@ -183,46 +69,6 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     refuse_code(folder)
     found: dict[str, Any] = load_json(folder / CONFIG, "configuration", name, "choose the folder of a whole model")
     return found
-
-
-def transformers_settings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The part of a transformers configuration that is passed on: known keys with values of the right form.
-
-    Raises:
-        EditingError: a value is not of its form.
-    """
-    made = {key: value for key, value in config.items() if key in SETTINGS}
-    try:
-        for key, value in made.items():
-            SETTINGS[key](value, key)
-        _check_patches(made)
-    except Unfit as error:
-        raise EditingError(f"{name} has a damaged {CONFIG}: {error}; download it again.") from error
-    labels = made.get("id2label")
-    if labels is not None:
-        if sorted(map(int, labels)) != list(range(len(labels))):
-            raise EditingError(f"{name} does not number its classes from 0; download it again.")
-        made["id2label"] = {int(key): label for key, label in labels.items()}
-        made["label2id"] = {label: key for key, label in made["id2label"].items()}
-        made.pop("num_labels", None)
-    for part in PARTS_OF_CLIP:
-        inner = [config.get(key) for key in (part, f"{part}_dict")]  # old files have the second as well
-        if any(isinstance(entry, dict) for entry in inner):
-            merged = {key: value for entry in inner if isinstance(entry, dict) for key, value in entry.items()}
-            made[part] = transformers_settings({k: v for k, v in merged.items() if k not in PARTS_OF_CLIP}, name)
-    return made
-
-
-def _check_patches(settings: Mapping[str, Any]) -> None:
-    sides, patches = (numbers_in(settings.get(key)) for key in ("image_size", "patch_size"))
-    if sides and patches and (max(sides) / max(min(patches), 1)) ** 2 > MOST_PATCHES:
-        raise Unfit(f"its pictures have more than {MOST_PATCHES} patches")
-
-
-def numbers_in(value: Any) -> list[int]:
-    """The whole numbers in a setting that is one or a list."""
-    values = value if isinstance(value, list) else [value]
-    return [part for part in values if type(part) is int]
 
 
 def load_transformers(
@@ -262,12 +108,6 @@ def load_transformers(
     return _load(folder, "model", layers, empty, load, {}, name, "transformers")
 
 
-def layers_of(settings: Mapping[str, Any]) -> int:
-    """About how many layers a transformers configuration asks for."""
-    counts = [sum(numbers_in(settings.get(key))) for key in LAYERS]
-    return int(max(counts, default=0) * max(1.0, settings.get("depth_coefficient") or 1.0))
-
-
 def load_diffusers(folder: Path, class_name: str, name: str) -> Any:
     """A network of the diffusers library, on the CPU.
 
@@ -275,9 +115,9 @@ def load_diffusers(folder: Path, class_name: str, name: str) -> Any:
         EditingError: diffusers is missing or broken, the configuration or the weights are missing or damaged.
     """
     cls = getattr(library("diffusers", name, class_name), class_name)
-    settings = _diffusers_settings(folder / CONFIG, cls, name)
-    factors = [max([1, *_flat(settings.get(key))]) for key in DIFFUSERS_LAYERS]
-    layers = prod(factors) * max(1, len(_flat(settings.get("block_out_channels"))))
+    given = load_json(folder / CONFIG, "configuration", name, "download the model again")
+    settings = diffusers_settings(given, cls, CONFIG, name)
+    layers = diffusers_layers_of(settings)
 
     def load(place: Path) -> Any:
         return cls.from_pretrained(place, local_files_only=True, use_safetensors=True, output_loading_info=True)
@@ -325,29 +165,12 @@ def load_scheduler(folder: Path, class_name: str, name: str) -> Any:
     if class_name not in SCHEDULERS:
         raise EditingError(f"{name} has an unknown scheduler ({class_name[:60]}); use one with {SCHEDULERS[0]}.")
     cls = getattr(library("diffusers", name, class_name), class_name)
-    settings = _diffusers_settings(folder / "scheduler_config.json", cls, name)
-    with refusing(f"{name} has a damaged scheduler_config.json; download the model again."):
+    file = folder / "scheduler_config.json"
+    settings = diffusers_settings(
+        load_json(file, "configuration", name, "download the model again"), cls, file.name, name
+    )
+    with refusing(f"{name} has a damaged {file.name}; download the model again."), offline():
         return cls.from_config(settings)
-
-
-def _diffusers_settings(file: Path, cls: Any, name: str) -> dict[str, Any]:
-    given: dict[str, Any] = load_json(file, "configuration", name, "download the model again")
-    made = {key: value for key, value in given.items() if key in inspect.signature(cls.__init__).parameters}
-    made.pop("quantization_config", None)
-    try:
-        for key, value in made.items():
-            DIFFUSERS_SETTINGS.get(key, DIFFUSERS_SETTING)(value, key)
-            if key in DIFFUSERS_LAYERS and any(count > 256 for count in _flat(value)):
-                raise Unfit(f"its {key} is more than any network has")
-    except Unfit as error:
-        raise EditingError(f"{name} has a damaged {file.name}: {error}; download the model again.") from error
-    return {"_class_name": cls.__name__, **made}
-
-
-def _flat(value: Any) -> list[int]:
-    if isinstance(value, list):
-        return [number for part in value for number in _flat(part)]
-    return [value] if type(value) is int else []
 
 
 def weight_files(folder: Path, stem: str, name: str) -> list[Path]:
@@ -441,25 +264,33 @@ def _link(file: Path, place: Path) -> None:
     shutil.copyfile(file, place)
 
 
+_ALONE = RLock()
+
+
 @contextmanager
 def offline() -> Iterator[None]:
-    """Everything inside keeps off the network: nothing that is loaded here may be looked up anywhere."""
-    before = {name: os.environ.get(name) for name in OFFLINE}
-    os.environ.update(dict.fromkeys(OFFLINE, "1"))
-    constants: Any = sys.modules.get("huggingface_hub.constants")  # reads the variable once, when it is imported
-    online = getattr(constants, OFFLINE[0], None)
-    if online is not None:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
+    """Everything inside keeps off the network: nothing that is loaded here may be looked up anywhere.
+
+    That holds for the whole process, so one thread waits for another: else the first to leave would put the second back
+    online, and the second would leave behind what it found.
+    """
+    with _ALONE:
+        before = {name: os.environ.get(name) for name in OFFLINE}
+        os.environ.update(dict.fromkeys(OFFLINE, "1"))
+        constants: Any = sys.modules.get("huggingface_hub.constants")  # reads the variable once, when it is imported
+        online = getattr(constants, OFFLINE[0], None)
         if online is not None:
-            constants.HF_HUB_OFFLINE = online
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+            constants.HF_HUB_OFFLINE = True
+        try:
+            yield
+        finally:
+            if online is not None:
+                constants.HF_HUB_OFFLINE = online
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")

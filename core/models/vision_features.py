@@ -20,7 +20,8 @@ from ..denoiser import check_finite
 from ..errors import EditingError
 from ..files import load_tensors
 from .clip import CLIP_NORMALISATION
-from .model_folder import load_transformers, numbers_in, read_config, transformers_settings
+from .model_folder import load_transformers, read_config
+from .model_settings import numbers_in, transformers_settings
 from .transformers_files import NORMALISATIONS, PREPROCESSORS, input_of, preprocessor
 from .vit import VisionTransformer
 

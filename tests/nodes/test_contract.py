@@ -127,3 +127,16 @@ def test_every_node_that_writes_asks_before_it_replaces():
         "files", "direction_files", "models", "classifier_trainer", "generator", "diffusion_trainer",
     }  # fmt: skip
     assert len(SAVING) == 6
+    assert rooms == {"files", "direction_files", "models", "classifier_trainer"} and len(SAVING) == 5
+
+
+def test_a_shipped_workflow_that_replaces_files_says_so():
+    replacing = set()
+    for path in sorted((ROOT / "workflows" / "api").glob("*.json")):
+        nodes = json.loads(path.read_text("utf-8")).values()
+        if any(node["inputs"].get("overwrite") for node in nodes):
+            drawn = json.loads((ROOT / "workflows" / path.name).read_text("utf-8"))["nodes"]
+            notes = [node["widgets_values"][0] for node in drawn if node["type"] == "MarkdownNote"]
+            assert any("*overwrite* is on" in note and "replaces" in note for note in notes), path.stem
+            replacing.add(path.stem)
+    assert replacing == {"demo_caso_train"}

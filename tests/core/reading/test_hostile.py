@@ -10,6 +10,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -17,15 +18,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from semantic_editing.benchmarks.fuzz_mutations import BOMBS, EVIL, HOSTILE
+from semantic_editing.benchmarks.fuzz_mutations import BOMBS, EVIL, HOSTILE, NASTY
 from semantic_editing.benchmarks.fuzz_samples import OLD, SAMPLES
 from semantic_editing.core.classifiers.loaders import load_image_classifier
 from semantic_editing.core.diffusers.checkpoint import load_checkpoint
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import load_legacy_tensor, load_tensors, load_weights, save_tensors
 from semantic_editing.core.inversion import Inversion
-from semantic_editing.core.models import model_folder
-from semantic_editing.core.models.clip import load_transformers_clip
+from semantic_editing.core.models import model_folder, model_settings
+from semantic_editing.core.models.clip import load_open_clip, load_transformers_clip
 from semantic_editing.core.models.vision_features import load_vision_features
 from semantic_editing.core.reading import libraries
 from semantic_editing.core.reading.pickles import MAX_OPCODES, read_network_pickle
@@ -213,6 +214,61 @@ def test_the_environment_is_offline_for_the_call_and_as_it_was_afterwards(monkey
     assert constants.HF_HUB_OFFLINE is False
 
 
+def test_two_threads_that_load_at_once_leave_the_environment_as_it_was(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    inside, leave, seen = threading.Event(), threading.Event(), []
+
+    def other():
+        with model_folder.offline():
+            inside.set()
+            leave.wait(60)
+            seen.append(os.environ.get("HF_HUB_OFFLINE"))
+
+    thread = threading.Thread(target=other)
+    with model_folder.offline():
+        thread.start()
+        inside.wait(0.3)  # it gets in here only where nothing keeps it out
+        with model_folder.offline():  # inside itself it is free
+            pass
+        assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert inside.wait(60)
+    leave.set()
+    thread.join()
+    assert seen == ["1"] and "HF_HUB_OFFLINE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "name", [*FOLDERS, "own classifier of transformers", "single file", "OpenCLIP file", "torchvision classifier"]
+)
+def test_no_library_builds_a_network_online(tmp_path, monkeypatch, name):
+    """A configuration that made one look something up would find the hub closed."""
+    if SAMPLES[name].missing():
+        pytest.skip(f"{SAMPLES[name].missing()} is not installed")
+    path = made(name, tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    original, built = torch.nn.Module.__init__, []
+
+    def noted(self, *arguments, **options):
+        if type(self).__module__.split(".")[0] in ("transformers", "diffusers", "open_clip"):
+            built.append(os.environ.get("HF_HUB_OFFLINE"))
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "__init__", noted)
+    SAMPLES[name].load(path)
+    assert set(built) == (set() if name == "torchvision classifier" else {"1"})
+
+
+@pytest.mark.parametrize("name", ["OpenCLIP file", "CLIP folder", "vision folder", "single file"])
+def test_loading_draws_no_random_numbers(tmp_path, name):
+    """The networks are filled with random numbers first; the person's next ones stay what they were."""
+    if SAMPLES[name].missing():
+        pytest.skip(f"{SAMPLES[name].missing()} is not installed")
+    path = made(name, tmp_path)
+    before = torch.get_rng_state()
+    SAMPLES[name].load(path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_index_that_points_elsewhere_is_refused(tmp_path):
     path = made("vision folder of two files", tmp_path)
     index = path / "model.safetensors.index.json"
@@ -248,6 +304,22 @@ def test_a_configuration_that_claims_a_large_network(tmp_path, little_memory, se
         load_image_classifier(path)
 
 
+@pytest.mark.parametrize("setting", model_settings.SETTINGS)
+def test_every_setting_is_used_as_its_form_promises(setting):
+    """What its form lets through can be counted; all else is a sentence, no other error."""
+    passed = 0
+    for value in (*NASTY, [0], [0.5] * 3, [2, 3], 16, 2.5, "gelu", "basic", "mean", {"0": "cat"}):
+        for config in ({setting: value}, {"vision_config": {setting: value}}):
+            try:
+                settings = model_settings.transformers_settings(config, "model")
+            except EditingError:
+                continue
+            layers = [model_settings.layers_of(part) for part in (settings, settings.get("vision_config", {}))]
+            assert all(0 <= count <= 256 * 64 * 100 for count in layers)
+            passed += settings not in ({}, {"vision_config": {}})
+    assert passed >= 2, "no value was of its form"
+
+
 @pytest.mark.parametrize("setting", [{"hidden_size": 60_000, "intermediate_size": 60_000}, {"num_hidden_layers": 200}])
 def test_a_saved_classifier_that_claims_a_large_network(tmp_path, little_memory, setting):
     path = made("own classifier of transformers", tmp_path)
@@ -257,6 +329,14 @@ def test_a_saved_classifier_that_claims_a_large_network(tmp_path, little_memory,
     save_tensors(path, tensors, metadata | {"architecture": json.dumps(architecture)}, overwrite=True)
     with pytest.raises(EditingError, match="lacks a part of its weights"):
         load_image_classifier(path)
+
+
+def test_an_architecture_larger_than_the_file_is_not_built(tmp_path, little_memory):
+    """A workflow names it; ViT-bigG-14 is 10 GB."""
+    pytest.importorskip("open_clip")
+    path = save_tensors(tmp_path / "a.safetensors", {"visual.proj": torch.zeros(4, 4)}, {})
+    with pytest.raises(EditingError, match=r"a\.safetensors does not fit ViT-bigG-14"):
+        load_open_clip(path, "ViT-bigG-14")
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])

@@ -189,7 +189,7 @@ def test_five_hundred_damaged_files_end_in_a_sentence_or_load(tmp_path):
 
 
 BAD_LOADERS = """
-import os, subprocess, sys, time
+import hashlib, os, subprocess, sys, threading, time
 sys.argv = ["fuzz", *sys.argv[1:]]
 from pathlib import Path
 import numpy
@@ -201,6 +201,17 @@ def make(folder):
     return folder / "a.bin"
 
 UNDAMAGED = bytes(range(256)) * 20
+
+def work():
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 30_000)  # other threads may run meanwhile
+
+def starve(until):
+    # Two threads have the one processor, and this one what they leave
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    others = lambda: [work() for _ in iter(lambda: time.perf_counter() < until, False)]
+    for _ in range(2): threading.Thread(target=others).start()
+    os.setpriority(os.PRIO_PROCESS, 0, 19)  # of this thread alone
+    while time.perf_counter() < until: work()
 
 def bad(deed):
     def load(path):
@@ -219,10 +230,11 @@ def bad(deed):
             sys.path.insert(0, str(path.parent))
             import evil
         if deed == "leaks": raise EditingError(f"{path} is damaged; download it again.")
+        if deed == "starves": starve(time.perf_counter() + fuzz.SECONDS + fuzz.GRACE + 1)
         if deed == "mumbles": raise EditingError("It is\\ndamaged.")
     return load
 
-fuzz.SECONDS, fuzz.PEAK = 3.0, 2**29
+fuzz.SECONDS, fuzz.GRACE, fuzz.PEAK = 3.0, 1.0, 2**29
 fuzz_samples.SAMPLES.clear()
 for deed in DEEDS:
     fuzz_samples.SAMPLES[deed] = fuzz_samples.Sample(make, bad(deed), ())
@@ -233,6 +245,7 @@ VERDICTS = {
     "raises": "other exception", "waits": "hang", "takes": "memory", "claims": "memory", "hides": "memory",
     "dies": "crash", "runs": "forbidden", "imports": "forbidden", "leaks": "other exception",
     "mumbles": "other exception", "nothing": "loaded",
+    "starves": "loaded",  # the last: it stays where it put itself
 }  # fmt: skip
 
 

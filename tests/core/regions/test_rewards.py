@@ -249,7 +249,7 @@ def fake_open_clip():
     }
     module.list_models = lambda: list(configs)
     module.get_model_config = configs.get
-    module.create_model = lambda name, pretrained, load_weights: Network()
+    module.create_model = lambda name, pretrained, load_weights, device="cpu": Network()
     module.get_tokenizer = lambda name: lambda texts: torch.tensor([TEXTS[text][:3] for text in texts])
     module.get_model_preprocess_cfg = lambda model: {"size": (4, 4), "mean": (0.5,) * 3, "std": (0.25,) * 3}
     return module
