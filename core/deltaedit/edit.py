@@ -23,7 +23,7 @@ from .style_code import StyleCode
 from .text import NONE, text_deltas
 
 #: Share of the channels that an edit may move, where nothing else is asked for.
-SHARE = 0.3
+SHARE = 0.4
 #: The paper's threshold tau of relevance.
 THRESHOLD = 0.03
 #: Edited faces that go through the mapper together.
@@ -44,7 +44,7 @@ class EditSettings:
     strength: float = 1.0
     share: float = SHARE
     threshold: float | None = None
-    subtract_idle: bool = False
+    subtract_idle: bool = True
 
     def check(self) -> None:
         """Raise :class:`EditingError` for what cannot be edited with."""

@@ -150,10 +150,10 @@ class DeltaEditMapper(io.ComfyNode):
                 widget(
                     io.Boolean,
                     "subtract_idle",
-                    default=False,
+                    default=True,
                     advanced=True,
                     tooltip="Take away what the mapper does when nothing is asked of it, a pull towards the average "
-                    "face. On: other things stay better, the edit is a little weaker.",
+                    "face: other things stay better, the edit is a little weaker. Off: as the paper has it.",
                 ),
                 widget(
                     io.Combo,
@@ -239,7 +239,7 @@ class DeltaEditMapper(io.ComfyNode):
         disentangle_by: str = BY_SHARE,
         threshold: float = THRESHOLD,
         relevance_file: str = OWN_MATRIX,
-        subtract_idle: bool = False,
+        subtract_idle: bool = True,
         templates: str = NONE,
         mapper: DeltaMapper | None = None,
         relevance: Relevance | None = None,
