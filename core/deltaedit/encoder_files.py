@@ -26,6 +26,4 @@ def load_encoder(path: str | Path, rows: int, style_dim: int) -> CompactEncoder:
 def save_encoder(path: str | Path, encoder: CompactEncoder, overwrite: bool = False) -> Path:
     """Write an encoder."""
     shape = {name: getattr(encoder, name) for name in ("rows", "style_dim", "side", "widths", "hidden")}
-    return save_tensors(
-        path, encoder.state_dict(), {"format": FORMAT, "shape": json.dumps(shape)}, overwrite=overwrite
-    )
+    return save_tensors(path, encoder.state_dict(), {"format": FORMAT, "shape": json.dumps(shape)}, overwrite=overwrite)

@@ -221,7 +221,7 @@ class MapperTrainer:
         return self.best()
 
     def advance(self) -> None:
-        """Take one step, and look at the held-out pairs where it is time; a loss that is no number ends the training."""
+        """Take one step, and look at the held-out pairs where it is time; a loss of NaN ends the training."""
         with torch.inference_mode(False), torch.enable_grad():
             loss = self._gradients()
             value = float(loss)
@@ -332,8 +332,7 @@ class MapperTrainer:
         lines = [
             f"{facts['faces']} faces; {settings.architecture} architecture, {count / 1e6:.1f} million weights",
             f"best at step {facts['steps']} steps of {settings.batch} pairs: held-out loss {facts['held-out loss']}",
-            f"{RATIO} {facts[RATIO]} (smaller is better), cosine "
-            f"{facts['held-out cosine']}",
+            f"{RATIO} {facts[RATIO]} (smaller is better), cosine {facts['held-out cosine']}",
             self.broken,
         ]
         return "\n".join(filter(None, lines))

@@ -1,9 +1,8 @@
-"""Stopping a mapper's training and going on later: its state as a safetensors file, and the check that it is the same."""
+"""Stopping a mapper's training and going on later: its state as a safetensors file, compared before it is used."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -14,7 +13,6 @@ from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
 from .training import Best, MapperTrainer, Validation
 
 FILE_FORMAT = "semantic_editing.mapper_training"
-KIND = "mapper training"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -59,9 +57,9 @@ def resume_training(trainer: MapperTrainer, path: str | Path) -> None:
     Raises:
         EditingError: missing, damaged or foreign file, or one of a training with other latents or settings.
     """
-    tensors, metadata = load_tensors(path, FILE_FORMAT, kind=KIND)
+    tensors, metadata = load_tensors(path, FILE_FORMAT, kind="mapper training")
     name = Path(path).name
-    saved, progress = (metadata_json(metadata, key, name, KIND) for key in ("run", "progress"))
+    saved, progress = (metadata_json(metadata, key, name, "mapper training") for key in ("run", "progress"))
     current = json.loads(json.dumps(trainer.run_facts()))
     different = [key for key in current if saved.get(key) != current[key]]
     if different:
@@ -89,7 +87,9 @@ def resume_training(trainer: MapperTrainer, path: str | Path) -> None:
                 moments = {moment: torch.empty_like(weight).copy_(parts[f"{moment}.{key}"]) for moment in MOMENTS}
                 counter = torch.tensor(float(step), device=weight.device if trainer.fused else "cpu")
                 trainer.optimizer.state[weight] = {"step": counter, **moments}
-        best = {} if score is None else {key: parts[f"best.{key}"].clone().to(trainer.device) for key in trainer.weights}
+        best = (
+            {} if score is None else {key: parts[f"best.{key}"].clone().to(trainer.device) for key in trainer.weights}
+        )
     trainer.step, trainer.losses = step, losses.tolist()
     trainer.validations = [Validation(int(at), *figures) for at, *figures in progress["validations"]]
     trainer.scheduled = Best() if score is None else Best(float(score), progress["best_step"], best)

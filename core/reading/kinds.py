@@ -128,9 +128,7 @@ KINDS: dict[str, Kind] = {
     "mapper training": Kind(
         "state of a mapper's training", 8 * GIB, 2000, {"run": facts, "progress": _mapper_progress}
     ),
-    "relevance probing": Kind(
-        "state of a relevance matrix", GIB, 4, {"run": facts, "done": whole(0, 1_000_000)}
-    ),
+    "relevance probing": Kind("state of a relevance matrix", GIB, 4, {"run": facts, "done": whole(0, 1_000_000)}),
     # Networks of other programs
     "network": Kind("network", 32 * GIB),
     "perceptual network": Kind("network of LPIPS", GIB),

@@ -123,4 +123,4 @@ def test_every_node_that_writes_asks_before_it_replaces():
     """Whoever makes the path of a new file has the widget."""
     writers = [path for path in (ROOT / "nodes").rglob("*.py") if "output_path(" in path.read_text("utf-8")]
     rooms = {path.stem for path in writers} - {"folders", "trainer_files"}
-    assert rooms == {"files", "direction_files", "models", "classifier_trainer"} and len(SAVING) == 5
+    assert rooms == {"files", "direction_files", "models", "classifier_trainer", "training"} and len(SAVING) == 8

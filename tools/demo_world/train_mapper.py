@@ -99,7 +99,9 @@ def main() -> None:
     made, true = mapper.change(first, seen, others - seen) / mapper.deviation, (second - first) / mapper.deviation
     ratio = float((made - true).square().mean() / true.square().mean())
     cosine = float(torch.cosine_similarity(made, true).mean())
-    print(f"validation pictures: loss {delta_loss(made, true):.4f}, {ratio:.4f} of no change's error, cosine {cosine:.4f}")
+    print(
+        f"validation pictures: loss {delta_loss(made, true):.4f}, {ratio:.4f} of no change's error, cosine {cosine:.4f}"
+    )
     save_mapper(options.out, mapper, by_covariance(train), overwrite=True)
 
 

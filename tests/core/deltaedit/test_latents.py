@@ -127,7 +127,9 @@ def test_faces_are_saved_on_the_way(tmp_path, monkeypatch):
 
     monkeypatch.setattr(latents, "SAVE_EVERY", 3)
     sizes, path = [], tmp_path / "a.safetensors"
-    builder(path).run(samples=8, callback=lambda done, total: sizes.append(len(load_latents(path)) if path.exists() else 0))
+    builder(path).run(
+        samples=8, callback=lambda done, total: sizes.append(len(load_latents(path)) if path.exists() else 0)
+    )
     assert sizes[:2] == [0, 4] and sizes == sorted(sizes), "after the fourth face, in batches of two"
     assert len(load_latents(path)) == 8
 
@@ -165,7 +167,9 @@ def test_what_was_made_otherwise_is_refused_by_name(tmp_path, encoder, pictures)
     fresh = builder(tmp_path / "b.safetensors")
     assert "style encoder" in refusal(fresh.run, pictures)
     fresh.run()
-    assert "not one face" in refusal(fresh.save, tmp_path / "b.safetensors") and "not one face" in refusal(fresh.latents)
+    assert "not one face" in refusal(fresh.save, tmp_path / "b.safetensors") and "not one face" in refusal(
+        fresh.latents
+    )
     assert "generator" in refusal(load_latents(path).check, "another", CLIP.identity)
     assert "CLIP" in refusal(load_latents(path).check, GENERATOR.identity, "another")
 

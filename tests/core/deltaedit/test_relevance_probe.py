@@ -37,7 +37,9 @@ class Planted:
         self.patterns[5] = 0  # a channel that shows nothing
         self.clip = LinearClip(10, unit=False)
         # columns without any correlation: each channel varies alone
-        columns = torch.linalg.qr(torch.cat([torch.ones(count, 1), torch.randn(count, width, generator=seeded(12))], 1)).Q
+        columns = torch.linalg.qr(
+            torch.cat([torch.ones(count, 1), torch.randn(count, width, generator=seeded(12))], 1)
+        ).Q
         offsets = columns[:, 1:] * (0.5 + torch.rand(width, generator=seeded(13)))
         self.latents = replace(base, offsets=offsets, image_features=self.features(offsets + base.centre))
         origin = replace(base.origin, clip=self.clip.identity)
@@ -100,7 +102,10 @@ def test_covariance_in_chunks_is_the_definition(monkeypatch):
     double = by_covariance(latents).matrix.double().numpy()
     styles, features = latents.convs.double().numpy(), latents.image_features.double().numpy()
     for channel in (0, 17):
-        row = sum((s - styles[:, channel].mean()) * (f - features.mean(0)) for s, f in zip(styles[:, channel], features, strict=True))
+        row = sum(
+            (s - styles[:, channel].mean()) * (f - features.mean(0))
+            for s, f in zip(styles[:, channel], features, strict=True)
+        )
         assert double[channel] == pytest.approx(row / (row @ row) ** 0.5, abs=1e-4)
 
 
@@ -130,7 +135,9 @@ def test_a_stopped_probing_goes_on_where_it_was(tmp_path):
     gone_on.resume(tmp_path / "a.safetensors")
     assert torch.equal(gone_on.run().matrix, whole.matrix) and planted.drawn == (18 - 8) * 6
     for change, word in (({"faces": 4}, "faces"), ({"amount": 1.0}, "amount"), ({"seed": 3}, "seed")):
-        assert f"another {word}" in refusal(planted.probe(replace(SETTINGS, **change)).resume, tmp_path / "a.safetensors")
+        assert f"another {word}" in refusal(
+            planted.probe(replace(SETTINGS, **change)).resume, tmp_path / "a.safetensors"
+        )
     assert "another latents" in refusal(Planted(41).probe().resume, tmp_path / "a.safetensors")
 
 

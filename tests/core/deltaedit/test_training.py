@@ -1,4 +1,4 @@
-"""Training a mapper: the loss and pairs by brute force, what is held out and kept, a world it must learn, and resuming."""
+"""Training a mapper: loss and pairs by brute force, what is held out and kept, a world it must learn, and resuming."""
 
 import math
 
@@ -249,7 +249,10 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_best(tmp_path)
     assert trainer.step == 6 and "step 7" in trainer.broken and trainer.best_found.step == 4
     assert all(weight.isfinite().all() for weight in mapper.parameters())
     assert trainer.broken in trainer.report(mapper)
-    assert "broke" in refusal(save_training, trainer, tmp_path / "a.safetensors") or not (tmp_path / "a.safetensors").exists()
+    assert (
+        "broke" in refusal(save_training, trainer, tmp_path / "a.safetensors")
+        or not (tmp_path / "a.safetensors").exists()
+    )
     early = trainer_of()
     next(iter(early.weights.values())).data.fill_(math.nan)
     assert "lower the learning rate" in refusal(early.run)

@@ -1,4 +1,4 @@
-"""DeltaEdit Latents, Mapper Trainer and Relevance Matrix under the stand-in host: what they keep, replace and refuse."""
+"""DeltaEdit Latents, Mapper Trainer and Relevance Matrix under the stand-in host: what they keep and refuse."""
 
 import importlib
 from contextlib import contextmanager
@@ -235,7 +235,9 @@ def test_a_stopped_training_goes_on_to_the_same_mapper(host, latents):
     assert "another seed" in refusal(train, latents, resume=True, seed=1, overwrite=True)
     made = train(latents, resume=True)[0]
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in made.state_dict().items())
-    files.save_mapper(host.path / "delta_mappers" / "mine.safetensors", train(latents, filename="b", seed=7)[0], None, True)
+    files.save_mapper(
+        host.path / "delta_mappers" / "mine.safetensors", train(latents, filename="b", seed=7)[0], None, True
+    )
     assert "not from the training" in refusal(train, latents, resume=True)
     assert "fast, released" in refusal(train, latents, filename="c", preset="slow")
 
