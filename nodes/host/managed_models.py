@@ -74,9 +74,7 @@ def manage_classifier(make: Callable[[], ImageClassifier]) -> ManagedClassifier:
 
 
 @contextmanager
-def training_scope(
-    weights: int, advice: str = "lower batch_size or switch train_trunk off"
-) -> Iterator[torch.device]:
+def training_scope(weights: int, advice: str = "lower batch_size or switch train_trunk off") -> Iterator[torch.device]:
     """The device to train on, with room made for a network of ``weights`` bytes; autograd works inside.
 
     Args:
