@@ -34,6 +34,7 @@ from semantic_editing.core.deltaedit import style_diffusion_training
 from semantic_editing.core.deltaedit.encoder import CompactEncoder, E4eEncoder
 from semantic_editing.core.deltaedit.encoder_files import load_encoder, save_encoder
 from semantic_editing.core.deltaedit.generator_files import load_generator, save_generator
+from semantic_editing.core.deltaedit.latents import Latents, LatentsBuilder, Origin, load_latents
 from semantic_editing.core.deltaedit.mapper import FLAT, DeltaMapper
 from semantic_editing.core.deltaedit.mapper import RELEASED as RELEASED_MAPPER
 from semantic_editing.core.deltaedit.mapper_files import (
@@ -44,10 +45,14 @@ from semantic_editing.core.deltaedit.mapper_files import (
     save_relevance,
 )
 from semantic_editing.core.deltaedit.relevance import COVARIANCE, Relevance
+from semantic_editing.core.deltaedit.relevance_probe import ProbeSettings, RelevanceProbe
 from semantic_editing.core.deltaedit.style_code import StyleLayout
 from semantic_editing.core.deltaedit.style_diffusion import StyleDiffusion, load_style_diffusion
 from semantic_editing.core.deltaedit.style_unet import UNetShape
 from semantic_editing.core.deltaedit.stylegan2 import StyleGAN2
+from semantic_editing.core.deltaedit.training import MapperSettings, MapperTrainer
+from semantic_editing.core.deltaedit.training_state import resume_training as resume_mapper_training
+from semantic_editing.core.deltaedit.training_state import save_training as save_mapper_training
 from semantic_editing.core.demo.builders import DemoDecoder, demo_vector_encoder
 from semantic_editing.core.demo.data import FOLDER, TOKENIZER
 from semantic_editing.core.demo.model import load_demo_model
@@ -285,6 +290,55 @@ def _resumed_style_diffusion(path: Path) -> style_diffusion_training.DiffusionTr
     trainer = _style_diffusion_trainer()
     style_diffusion_training.resume_training(trainer, path)
     return trainer
+
+
+@cache
+def _latents() -> Latents:
+    """Faces of a world with three channels a level."""
+    layout = StyleLayout(((4, 3), (16, 3), (64, 3)), ((4, 2),))
+    names = tuple(f"seed {number}" for number in range(40))
+    parts = _random(40, 4).half(), _random(40, 9, seed=1).half(), _random(9, seed=2), _random(2, seed=3)
+    return Latents(*parts, layout, names, Origin("generator", "clip"))
+
+
+def _latents_file(folder: Path) -> Path:
+    generator = _seeded(lambda: StyleGAN2(8, {4: 2, 8: 2}, style_dim=4, mapping_layers=1))
+    builder = LatentsBuilder(lambda: generator, None, folder / "a.safetensors", Origin("generator", "clip"))
+    with torch.no_grad():
+        code = generator.styles(_random(3, generator.layout.rows, 4))
+    builder._append(["a.png", "b.png", "seed 3"], _random(3, 5), code)
+    builder.rows.skipped.append("c.png")
+    return builder.save(builder.path)
+
+
+@cache
+def _mapper_trainer() -> MapperTrainer:
+    """A training that has come to its first look."""
+    trainer = MapperTrainer(_latents(), MapperSettings(hidden=4, steps=2, batch=4, check_every=1))
+    trainer.advance()
+    return trainer
+
+
+def _mapper_training(folder: Path) -> Path:
+    return save_mapper_training(_mapper_trainer(), folder / "a.safetensors")
+
+
+@cache
+def _probe() -> RelevanceProbe:
+    """A probing of which five channels are done."""
+
+    class Other:
+        identity = "generator"
+
+    clip = Other()
+    clip.identity = "clip"
+    return RelevanceProbe(Other, clip, _latents(), ProbeSettings())
+
+
+def _probing(folder: Path) -> Path:
+    probe = _probe()
+    probe.done = 5
+    return probe.save(folder / "a.safetensors")
 
 
 # Networks of other programs
@@ -643,6 +697,17 @@ SAMPLES: dict[str, Sample] = {
         _style_diffusion_training,
         _resumed_style_diffusion,
         ("core.deltaedit.style_diffusion_training.resume_training",),
+    ),
+    "delta latents": Sample(_latents_file, load_latents, ("core.deltaedit.latents.load_latents",)),
+    "mapper training": Sample(
+        _mapper_training,
+        lambda path: resume_mapper_training(_mapper_trainer(), path) or True,
+        ("core.deltaedit.training_state.resume_training",),
+    ),
+    "relevance probing": Sample(
+        _probing,
+        lambda path: _probe().resume(path) or True,
+        ("core.deltaedit.relevance_probe.RelevanceProbe.resume",),
     ),
     "vision file": Sample(_dino_file, load_vision_features, ("core.models.vision_features.load_vision_features",)),
     "vision folder": Sample(

@@ -27,7 +27,6 @@ from .style_code import StyleCode, StyleLayout
 from .stylegan2 import StyleGAN2
 
 FILE_FORMAT = "semantic_editing.delta_latents"
-KIND = "delta latents"
 #: Largest side of a picture that CLIP is shown; more than any CLIP takes.
 LARGEST_PICTURE = 512
 #: Faces between two saves, or more where these are too large to be written so often.
@@ -149,10 +148,10 @@ def load_latents(path: str | Path) -> Latents:
     Raises:
         EditingError: missing, damaged or foreign.
     """
-    tensors, metadata = load_tensors(path, FILE_FORMAT, kind=KIND)
+    tensors, metadata = load_tensors(path, FILE_FORMAT, kind="delta latents")
     name = shown_name(Path(path).name)
     layers, names, skipped, truncation = (
-        metadata_json(metadata, key, name, KIND) for key in ("layout", "names", "skipped", "truncation")
+        metadata_json(metadata, key, name, "delta latents") for key in ("layout", "names", "skipped", "truncation")
     )
     layout = StyleLayout(*(tuple((side, count) for side, count in layers[kind]) for kind in ("convs", "rgbs")))
     shapes = {
@@ -260,7 +259,7 @@ class LatentsBuilder:
             self.origin = held.origin
         copies = [held.image_features, held.offsets, *([] if held.w_plus is None else [held.w_plus])]
         features, offsets, *w_plus = (part.half().clone() for part in copies)  # no map of a file that is to be replaced
-        sums = load_tensors(self.path, FILE_FORMAT, kind=KIND)[0]["rgb_sum"].double().clone()
+        sums = load_tensors(self.path, FILE_FORMAT, kind="delta latents")[0]["rgb_sum"].double().clone()
         self.rows = _Rows(
             list(held.names), [features], [offsets], w_plus, list(held.skipped), held.centre.clone(), sums
         )

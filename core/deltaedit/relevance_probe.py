@@ -1,5 +1,5 @@
-"""Finding a relevance matrix: by moving each channel and looking at what CLIP sees (the paper's, after StyleCLIP's global
-directions), or from the latents themselves, without drawing a picture."""
+"""Finding a relevance matrix: by moving each channel and looking at what CLIP sees (the paper's way, after StyleCLIP's
+global directions), or from the latents themselves, without drawing a picture."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from .relevance import COVARIANCE, PERTURBATION, Relevance
 from .stylegan2 import StyleGAN2
 
 FILE_FORMAT = "semantic_editing.relevance_probing"
-KIND = "relevance probing"
 #: A shorter difference of unit features is rounding, and is not made a direction.
 LEAST_DIFFERENCE = 1e-5
 
@@ -135,9 +134,9 @@ class RelevanceProbe:
         Raises:
             EditingError: missing, damaged or foreign file, or one of other latents or settings.
         """
-        tensors, metadata = load_tensors(path, FILE_FORMAT, kind=KIND)
+        tensors, metadata = load_tensors(path, FILE_FORMAT, kind="relevance probing")
         name = Path(path).name
-        run, done = (metadata_json(metadata, key, name, KIND) for key in ("run", "done"))
+        run, done = (metadata_json(metadata, key, name, "relevance probing") for key in ("run", "done"))
         different = [key for key, value in self._run().items() if run.get(key) != value]
         if different:
             raise EditingError(

@@ -43,6 +43,9 @@ class MapperSettings:
         averaging: how much of their running mean the weights keep at each step, which is what is kept; 0: no mean.
         conditioning: :data:`DELTA`, or :data:`PLAIN`, the paper's straightforward solution (Eq. 1 and 2), whose
             condition is the other image itself: for comparison, as it gives an average face.
+        alike: the second face of a pair is the one that CLIP finds most like the first among some random faces, of which
+            there are 1, 4, 16 and so on to this number, by lot; 1: any face, as in the paper. Faces at random differ in
+            nearly everything, and an edit asks for one thing.
         held_out: share of the faces that are not learned from, with a least and a most.
         check_every: steps between looks at these.
     """
@@ -61,6 +64,7 @@ class MapperSettings:
     longest_gradient: float = 1.0
     averaging: float = 0.99
     conditioning: str = DELTA
+    alike: int = 1
     held_out: float = 0.05
     check_every: int = 100
     seed: int = 0
@@ -221,7 +225,7 @@ class MapperTrainer:
         return self.best()
 
     def advance(self) -> None:
-        """Take one step, and look at the held-out pairs where it is time; a loss that is no number ends the training."""
+        """Take one step, and look at the held-out pairs where it is time; a loss of NaN ends the training."""
         with torch.inference_mode(False), torch.enable_grad():
             loss = self._gradients()
             value = float(loss)
@@ -364,7 +368,9 @@ class MapperTrainer:
         with self._seeded(self.step):
             first = torch.randint(len(self.train), (self.settings.batch,))
             away = torch.randint(1, len(self.train), (self.settings.batch,))
-            pairs = (self.train[rows].to(self.device) for rows in (first, (first + away) % len(self.train)))
+            pairs = [self.train[rows].to(self.device) for rows in (first, (first + away) % len(self.train))]
+            if self.settings.alike > 1:
+                pairs[1] = self._most_alike(*pairs)
             styles, given, true = self._pair(*pairs)
             self.mapper.train()
             loss = delta_loss(self.mapper(styles, given), true)
@@ -372,6 +378,18 @@ class MapperTrainer:
                 weight.grad = None
             loss.backward()
         return loss.detach()
+
+    def _most_alike(self, first: Tensor, second: Tensor) -> Tensor:
+        """In place of each of ``second``, the face most like that of ``first`` among some of ``second`` and others."""
+        others = self.train[torch.randint(len(self.train), (self.settings.alike,))].to(self.device)
+        among = torch.cat([second, others])
+        alike = self.features[first].float() @ self.features[among].float().T
+        levels = int(math.log(self.settings.alike, 4)) + 1
+        counts = 4 ** torch.randint(levels, (len(first), 1))
+        places = torch.rand(len(first), len(among)).argsort(1)
+        allowed = (places < counts).to(self.device) & (among != first[:, None])
+        allowed[torch.arange(len(first)), torch.arange(len(first))] = True  # the one that was drawn
+        return among[alike.masked_fill(~allowed, -2).argmax(1)]
 
     def _update(self) -> None:
         settings, weights = self.settings, list(self.weights.values())

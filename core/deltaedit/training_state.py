@@ -1,4 +1,4 @@
-"""Stopping a mapper's training and going on later: its state as a safetensors file, and the check that it is the same."""
+"""Stopping a mapper's training and going on later: its state as a safetensors file, compared before it is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
 from .training import Best, MapperTrainer, Validation
 
 FILE_FORMAT = "semantic_editing.mapper_training"
-KIND = "mapper training"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -58,9 +57,9 @@ def resume_training(trainer: MapperTrainer, path: str | Path) -> None:
     Raises:
         EditingError: missing, damaged or foreign file, or one of a training with other latents or settings.
     """
-    tensors, metadata = load_tensors(path, FILE_FORMAT, kind=KIND)
+    tensors, metadata = load_tensors(path, FILE_FORMAT, kind="mapper training")
     name = Path(path).name
-    saved, progress = (metadata_json(metadata, key, name, KIND) for key in ("run", "progress"))
+    saved, progress = (metadata_json(metadata, key, name, "mapper training") for key in ("run", "progress"))
     current = json.loads(json.dumps(trainer.run_facts()))
     different = [key for key in current if saved.get(key) != current[key]]
     if different:

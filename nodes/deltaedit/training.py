@@ -357,8 +357,8 @@ class DeltaEditMapperTrainer(io.ComfyNode):
                 DeltaMapperType.Output(
                     "delta_mapper",
                     display_name="delta mapper",
-                    tooltip="The mapper that did best on the held-out faces, with the relevance matrix of these faces (by "
-                    "covariance); it is saved too.",
+                    tooltip="The mapper that did best on the held-out faces, with the relevance matrix of the faces "
+                    "(by covariance); it is saved too.",
                 ),
                 plot_output(),
                 report_output(),
@@ -557,7 +557,10 @@ class RelevanceMatrix(io.ComfyNode):
                 probe = RelevanceProbe(stylegan2.loaded, clip_scorer, delta_latents, settings)
                 state = output_path(MAPPER_TRAININGS, filename, PROBING)
                 relevance = _probed(probe, ClaimedFiles(state), overwrite, bar)
-                told = f"{probe.evaluations} pictures drawn and looked at (+-{amount:g} deviations on {len(probe.rows)} faces)"
+                told = (
+                    f"{probe.evaluations} pictures drawn and looked at (+-{amount:g} deviations on {len(probe.rows)} "
+                    "faces)"
+                )
 
         def save(target: Path, replacing: bool) -> None:
             save_relevance(target, relevance, overwrite=replacing)
@@ -568,7 +571,8 @@ class RelevanceMatrix(io.ComfyNode):
         known = int((relevance.matrix.norm(dim=1) > 0).sum())
         lines = [
             saved.line,
-            f"{method}: {len(relevance.matrix)} channels, {known} of which show something to CLIP; {len(delta_latents)} faces",
+            f"{method}: {len(relevance.matrix)} channels, {known} of which show something to CLIP; "
+            f"{len(delta_latents)} faces",
             told,
         ]
         report = "\n".join(filter(None, lines))

@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, default=Path())
     parser.add_argument("--steps", type=int, default=PRESETS["fast"].steps)
+    parser.add_argument("--alike", type=int, default=PRESETS["fast"].alike)
     parser.add_argument("--hidden", type=int, default=PRESETS["fast"].hidden)
     options = parser.parse_args()
     generator = load_generator(options.style / "generator.safetensors").eval()
@@ -74,7 +75,9 @@ def main() -> None:
     train = latents(generator, encoder, np.load(cache, mmap_mode="c"), clip_features(options.data, "train"))
     val = latents(generator, encoder, small(load(options.data, "val")[0]), clip_features(options.data, "val"))
 
-    trainer = MapperTrainer(train, replace(PRESETS["fast"], steps=options.steps, hidden=options.hidden))
+    trainer = MapperTrainer(
+        train, replace(PRESETS["fast"], steps=options.steps, hidden=options.hidden, alike=options.alike)
+    )
     begun, cpu = time.time(), time.process_time()
 
     def tell(trainer: MapperTrainer) -> None:

@@ -1,4 +1,4 @@
-"""Training a mapper: the loss and pairs by brute force, what is held out and kept, a world it must learn, and resuming."""
+"""Training a mapper: loss and pairs by brute force, what is held out and kept, a world it must learn, and resuming."""
 
 import math
 

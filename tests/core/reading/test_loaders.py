@@ -45,6 +45,7 @@ MAY_READ = {
     "nodes/demo/comfy_model.py": {"loads", "read_text"},
     # No files: what this process has just made
     "core/caso/training_state.py": {"loads"},
+    "core/deltaedit/training_state.py": {"loads"},
     "nodes/caso/trainer.py": {"frombuffer"},
 }
 #: Functions that are given a kind of file, and which of their arguments it is.

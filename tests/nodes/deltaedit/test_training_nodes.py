@@ -1,4 +1,4 @@
-"""DeltaEdit Latents, Mapper Trainer and Relevance Matrix under the stand-in host: what they keep, replace and refuse."""
+"""DeltaEdit Latents, Mapper Trainer and Relevance Matrix under the stand-in host: what they keep and refuse."""
 
 import importlib
 from contextlib import contextmanager
