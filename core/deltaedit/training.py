@@ -43,8 +43,8 @@ class MapperSettings:
         averaging: how much of their running mean the weights keep at each step, which is what is kept; 0: no mean.
         conditioning: :data:`DELTA`, or :data:`PLAIN`, the paper's straightforward solution (Eq. 1 and 2), whose
             condition is the other image itself: for comparison, as it gives an average face.
-        alike: the second face of a pair is the one that CLIP finds most like the first among some random faces: 1, 4, 16
-            and so on to this number of them, by lot. 1: any face, as in the paper. Faces at random differ in nearly
+        alike: the second face of a pair is the one that CLIP finds most like the first among some random faces: 1, 4,
+            16 and so on to this number of them, by lot. 1: any face, as in the paper. Faces at random differ in nearly
             everything, and an edit asks for one thing.
         held_out: share of the faces that are not learned from, with a least and a most.
         check_every: steps between looks at these.
