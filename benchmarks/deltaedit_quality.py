@@ -1,8 +1,8 @@
-"""DeltaEdit on the demo world, for the arms that no node offers: the true code's edit, the paper's straightforward
-mapper, the mapper in W+.
+"""DeltaEdit on the demo world, arm by arm: the true code's edit, the shipped mapper with and without its parts, and,
+where there are latents to train on, the paper's straightforward mapper and one in W+.
 
-    python benchmarks/deltaedit_quality.py --latents latents.safetensors     # as DeltaEdit Latents writes them
-    python benchmarks/deltaedit_quality.py --latents ... --pairs 8 --steps 500
+    python benchmarks/deltaedit_quality.py
+    python benchmarks/deltaedit_quality.py --latents latents.safetensors     # as DeltaEdit Latents writes them, with W+
 
 What the nodes do at their defaults is measured through the shipped workflows by ``semantic-editing bench --demo``. Here
 all arms start from the same codes of the same unseen pictures, 64 pixels, and are judged by the demo's second
@@ -22,14 +22,15 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from semantic_editing.core.deltaedit.edit import SHARE
 from semantic_editing.core.deltaedit.encoder_files import load_encoder
 from semantic_editing.core.deltaedit.generator_files import load_generator
 from semantic_editing.core.deltaedit.latents import Latents, load_latents
 from semantic_editing.core.deltaedit.mapper import DeltaMapper
-from semantic_editing.core.deltaedit.relevance import Relevance, from_covariance
-from semantic_editing.core.deltaedit.style_code import StyleCode
+from semantic_editing.core.deltaedit.mapper_files import load_mapper
+from semantic_editing.core.deltaedit.style_code import StyleCode, StyleLayout
 from semantic_editing.core.deltaedit.stylegan2 import StyleGAN2
-from semantic_editing.core.deltaedit.training import DELTA, PLAIN, PRESETS, MapperTrainer
+from semantic_editing.core.deltaedit.training import PLAIN, PRESETS, MapperSettings, MapperTrainer
 from semantic_editing.core.demo.data import FOLDER, PHRASES, DemoData, DemoPair
 from semantic_editing.core.demo.model import DemoModel, load_demo_model
 from semantic_editing.core.metrics.image import psnr
@@ -114,74 +115,84 @@ def figures(demo: DemoModel, made: Tensor, of: Faces) -> dict[str, Tensor]:
     return {"success": torch.tensor(success), "kept": torch.tensor(kept), "psnr": psnr(made, of.truth).float()}
 
 
-def trained(latents: Latents, steps: int, conditioning: str) -> DeltaMapper:
+def trained(latents: Latents, settings: MapperSettings) -> DeltaMapper:
     """A mapper by the shipped trainer."""
     start = time.process_time()
-    settings = replace(PRESETS["fast"], steps=steps, conditioning=conditioning)
     mapper = MapperTrainer(latents, settings).run()
     spent = time.process_time() - start
-    print(f"trained ({conditioning}, {latents.offsets.shape[1]} channels): {mapper.facts}, {spent:.0f} CPU seconds")
+    print(
+        f"trained ({settings.conditioning}, {latents.offsets.shape[1]} channels): {mapper.facts}, {spent:.0f} CPU s",
+        flush=True,
+    )
     return mapper
 
 
-def arms(
-    generator: StyleGAN2, latents: Latents, steps: int, wide: Latents | None, probed: Relevance | None
-) -> dict[str, Callable[[Faces], StyleCode]]:
-    """Name -> what it makes of the codes."""
-    mapper, plain = trained(latents, steps, DELTA), trained(latents, steps, PLAIN)
-    covariance = from_covariance(mapper.standardised(latents.convs), latents.image_features.float())
+def arms(generator: StyleGAN2, mapper: DeltaMapper) -> dict[str, Callable[[Faces], StyleCode]]:
+    """Name -> what it makes of the codes, for everything that needs no training."""
+    relevance = mapper.relevance
+    assert relevance is not None, "the demo's mapper carries it"
 
-    def moved(
-        of: Faces, difference: Tensor, share: float = 1.0, idle: bool = False, by: Relevance = covariance
-    ) -> StyleCode:
-        rows = difference.expand(len(of.code), -1)
+    def moved(of: Faces, share: float = 1.0, idle: bool = True, difference: Tensor | None = None) -> StyleCode:
+        rows = (of.texts if difference is None else difference).expand(len(of.code), -1)
         change = mapper.change(of.code.convs, of.features, rows, subtract_idle=idle)
         if share < 1:
-            change = change * by.most(rows, share)
+            change = change * relevance.most(rows, share)
         return of.code.with_convs(of.code.convs + change)
+
+    def above(of: Faces, tau: float) -> StyleCode:
+        change = mapper.change(of.code.convs, of.features, of.texts.expand(len(of.code), -1), subtract_idle=True)
+        return of.code.with_convs(of.code.convs + change * relevance.above(of.texts, tau))
+
+    return {
+        "no edit (the reconstruction)": lambda of: of.code,
+        "true S": lambda of: of.code.with_convs(of.true.convs),
+        "as the paper: all channels": lambda of: moved(of, 1.0, False),
+        "minus the idle change": moved,
+        "and tau .03": lambda of: above(of, 0.03),
+        f"and {SHARE:.0%} of the channels (default)": lambda of: moved(of, SHARE),
+        "and 20% of the channels": lambda of: moved(of, 0.2),
+        "image pair as condition, default": lambda of: moved(of, SHARE, True, of.true_features - of.features),
+    }
+
+
+def trained_arms(
+    generator: StyleGAN2, latents: Latents, settings: MapperSettings
+) -> dict[str, Callable[[Faces], StyleCode]]:
+    """Name -> what it makes of the codes, for mappers that the pack does not ship."""
+    plain = trained(latents, replace(settings, conditioning=PLAIN))
 
     def straightforward(of: Faces) -> StyleCode:
         styles = plain.standardised(of.code.convs)
-        rows = of.target.expand(len(styles), -1)
-        change = plain(styles, torch.cat([of.features, functional.normalize(rows, dim=1)], 1))
+        target = functional.normalize(of.target.expand(len(styles), -1), dim=1)
+        change = plain(styles, torch.cat([of.features, target], 1))
         return of.code.with_convs(of.code.convs + change * plain.deviation)
 
-    def tau(of: Faces) -> StyleCode:
-        change = mapper.change(of.code.convs, of.features, of.texts.expand(len(of.code), -1))
-        return of.code.with_convs(of.code.convs + change * covariance.above(of.texts, 0.03))
-
-    made: dict[str, Callable[[Faces], StyleCode]] = {
-        "no edit (the reconstruction)": lambda of: of.code,
-        "true S": lambda of: of.code.with_convs(of.true.convs),
-        "true W+": lambda of: of.true,
-        "straightforward (Eq. 1, 2)": straightforward,
-        "delta": lambda of: moved(of, of.texts),
-        "delta - delta(0)": lambda of: moved(of, of.texts, idle=True),
-        "delta, tau .03": tau,
-    }
-    for share in (0.2, 0.3, 0.4, 0.6):
-        made[f"delta, covariance, {share:.0%}"] = lambda of, share=share: moved(of, of.texts, share)
-        made[f"delta - delta(0), covariance, {share:.0%}"] = lambda of, share=share: moved(of, of.texts, share, True)
-        if probed is not None:
-            made[f"delta, probing, {share:.0%}"] = lambda of, share=share: moved(of, of.texts, share, by=probed)
-    made["image pair as condition"] = lambda of: moved(of, of.true_features - of.features)
-    if wide is not None:
-        wide_mapper = trained(wide, steps, DELTA)
+    made: dict[str, Callable[[Faces], StyleCode]] = {"straightforward (Eq. 1, 2), all channels": straightforward}
+    if latents.w_plus is not None:
+        flat = latents.w_plus.flatten(1).float()
+        width = latents.w_plus.shape[2]
+        layout = StyleLayout(tuple((size, width) for size, _ in latents.layout.convs), latents.layout.rgbs)
+        centre = flat[:, : layout.width].mean(0)
+        rows = replace(
+            latents, offsets=(flat[:, : layout.width] - centre).half(), centre=centre, layout=layout, w_plus=None
+        )
+        wide = trained(rows, settings)
 
         def in_w_plus(of: Faces) -> StyleCode:
             assert of.code.w_plus is not None
-            flat = of.code.w_plus.flatten(1)
-            change = wide_mapper.change(flat, of.features, of.texts.expand(len(flat), -1))
-            return generator.styles((flat + change).view_as(of.code.w_plus))
+            code = of.code.w_plus[:, :-1].flatten(1)
+            change = wide.change(code, of.features, of.texts.expand(len(code), -1), subtract_idle=True)
+            moved = torch.cat([(code + change).unflatten(1, (-1, width)), of.code.w_plus[:, -1:]], 1)
+            return generator.styles(moved)
 
-        made["delta in W+"] = in_w_plus
+        made["in W+, minus the idle change"] = in_w_plus
     return made
 
 
 def main() -> None:
     """Train the arms' mappers and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latents", type=Path, required=True)
+    parser.add_argument("--latents", type=Path, help="what to train the other mappers on (default: without them)")
     parser.add_argument("--style", type=Path, default=STYLE, help="folder of generator and encoder")
     parser.add_argument("--data", type=Path, default=FOLDER / "unseen")
     parser.add_argument("--edits", nargs="+", default=list(EDITS))
@@ -192,9 +203,10 @@ def main() -> None:
     generator = load_generator(options.style / "generator.safetensors").eval()
     encoder = load_encoder(options.style / "encoder.safetensors", generator.layout.rows, generator.style_dim)
     demo, data = load_demo_model(), DemoData(options.data)
-    latents = load_latents(options.latents)
-    with torch.inference_mode(False):
-        methods = arms(generator, latents, options.steps, None, None)
+    methods = arms(generator, load_mapper(options.style / "mapper.safetensors"))
+    if options.latents is not None:
+        settings = replace(PRESETS["fast"], steps=options.steps)
+        methods |= trained_arms(generator, load_latents(options.latents), settings)
     with torch.inference_mode():
         sets = {edit: faces(demo, generator, encoder, data.pairs_of(edit)[: options.pairs]) for edit in options.edits}
         for edit, of in sets.items():

@@ -54,7 +54,7 @@ class MapperSettings:
     hidden: int = 256
     dropout: float = 0.1
     standardise: bool = True
-    steps: int = 3000
+    steps: int = 4000
     batch: int = 256
     learning_rate: float = 3e-3
     beta2: float = 0.99
@@ -82,7 +82,7 @@ class MapperSettings:
 
 #: Settings by name: learned several times faster, and as the published program.
 PRESETS = {
-    "fast": MapperSettings(),
+    "fast": MapperSettings(alike=256),
     "released": MapperSettings(
         architecture=RELEASED,
         standardise=False,

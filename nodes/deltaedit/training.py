@@ -302,7 +302,7 @@ class DeltaEditMapperTrainer(io.ComfyNode):
                     default=DEFAULTS.steps,
                     min=1,
                     max=1_000_000,
-                    tooltip="Steps of learning. 3000 suit fast; released wants 20,000 and more (the authors took "
+                    tooltip="Steps of learning. 4000 suit fast; released wants 20,000 and more (the authors took "
                     "200,000).",
                 ),
                 widget(
