@@ -129,7 +129,8 @@ class StyleDiffusionEncode(io.ComfyNode):
                     default=STEPS,
                     min=1,
                     max=999,
-                    tooltip="Steps from the picture to its noise. 20 are enough where exact is on; without it more come "
+                    tooltip="Steps from the picture to its noise. 20 are enough where exact is on; without it more "
+                    "come "
                     "back closer, and the paper takes 100.",
                 ),
                 widget(
