@@ -83,7 +83,7 @@ def save_tensor_parts(
         stream.write(len(described).to_bytes(8, "little") + described)
         for _, parts in ordered:
             for part in parts:
-                stream.write(part.detach().contiguous().numpy())
+                stream.write(part.detach().contiguous().numpy().data)
 
     return write_whole(Path(path), fill, overwrite=overwrite)
 

@@ -183,7 +183,7 @@ class MapperTrainer:
             self.mapper.layout = latents.layout
             self.mapper.generator, self.mapper.clip = latents.origin.generator, latents.origin.clip
             self.mapper.to(self.device)
-            self.weights = dict(self.mapper.named_parameters())
+            self.weights: dict[str, Tensor] = dict(self.mapper.named_parameters())
             self.averages = {name: value.detach().clone() for name, value in self.weights.items()}
             self.fused = self.device.type in ("cpu", "cuda")
             self.optimizer = torch.optim.AdamW(
