@@ -27,6 +27,9 @@ SHOWN = {
     "demo_caso_train": ("Loss and accuracy",),
     "demo_caso_edit": ("Original", "Edited image", "True edited image (for comparison)"),
     "demo_caso_multi": ("Original", "Edited image"),
+    "demo_deltaedit_text": ("The generator's copy", "As the generator draws it", "Where it changed", "Edited image"),
+    "demo_deltaedit_images": ("The generator's copy", "As the generator draws it", "Edited image"),
+    "demo_deltaedit_diffusion": ("The generator's copy", "Where it changed", "Edited image"),
     "demo_region_edit": ("Original", "The best boxes", "Edited image", "True edited image (for comparison)"),
     "demo_region_mask_to_inpaint": ("Original", "Mask that was found", "Edited image"),
 }
