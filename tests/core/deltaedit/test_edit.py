@@ -132,7 +132,7 @@ def test_the_mappers_own_relevance_counts_unless_another_is_given():
     assert without.allowed.all() and not without.masked, "no matrix: all channels may move"
     mapper.relevance = tiny.relevance(GEN)
     own = delta_edit(mapper, CODE, FEATURES, WANTED)
-    assert own.masked and torch.equal(own.allowed, mapper.relevance.most(WANTED.rows, 0.3))
+    assert own.masked and torch.equal(own.allowed, mapper.relevance.most(WANTED.rows, EditSettings().share))
     other = delta_edit(mapper, CODE, FEATURES, WANTED, relevance=tiny.relevance(GEN, seed=11))
     assert not torch.equal(own.allowed, other.allowed)
 

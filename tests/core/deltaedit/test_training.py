@@ -143,7 +143,7 @@ def test_averages_are_a_running_mean_of_the_weights():
 def test_a_linear_world_is_learned_to_a_tenth_of_no_change(kind):
     trainer = trainer_of(
         hidden=48, batch=96, steps=250, warm_up=20, check_every=50, dropout=0.0, averaging=0.9, learning_rate=6e-3,
-        conditioning=kind,
+        conditioning=kind, alike=1,
     )  # fmt: skip
     mapper = trainer.run()
     assert trainer.validations[0].ratio > trainer.validations[-1].ratio and trainer.validations[-1].ratio < 0.1

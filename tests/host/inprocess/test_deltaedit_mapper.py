@@ -78,7 +78,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(node, parts, *changed, file="none", texts=TEXTS, strength=1.0, share=0.3, **options):
+def run(node, parts, *changed, file="none", texts=TEXTS, strength=1.0, share=0.5, **options):
     generator, code, scorer, mapper = (new or old for new, old in zip((*changed, *[None] * 4), parts, strict=False))
     if file == "none":
         options.setdefault("mapper", mapper)
@@ -153,7 +153,7 @@ def test_masks(node, parts):
     assert torch.equal(run(node, parts, share=1.0, threshold=2.0, **threshold)[1], before)
     doubled = run(node, parts, share=1.0, strength=2.0)[0].convs - parts[1].convs.repeat(2, 1)
     torch.testing.assert_close(doubled, 2 * (everything.convs - parts[1].convs.repeat(2, 1)), rtol=1e-4, atol=1e-5)
-    assert not torch.equal(run(node, parts, share=1.0, subtract_idle=True)[0].convs, everything.convs)
+    assert not torch.equal(run(node, parts, share=1.0, subtract_idle=False)[0].convs, everything.convs)
     assert not torch.equal(run(node, parts, share=1.0, templates="imagenet")[0].convs, everything.convs)
 
 
