@@ -27,6 +27,7 @@ TECHNIQUES = (
     "caso.edit",
     "caso.generate",
     "regions.models",
+    "regions.stock_scorer",
     "regions.editors",
     "regions.generator",
     "regions.trainer",
@@ -36,6 +37,7 @@ TECHNIQUES = (
     "deltaedit.diffusion_trainer",
     "deltaedit.training",
     "deltaedit.mapper",
+    "deltaedit.analysis",
     "metrics.edit_report",
 )
 

@@ -113,6 +113,7 @@ def make_schema(name: str) -> ModuleType:
     """``nodes.host.schema`` whose schemas are plain objects."""
     made: Any = ModuleType(name)
     types = {kind: Kind(kind.upper()) for kind in TYPES}
+    types["ClipVision"] = Kind("CLIP_VISION")
     made.io = SimpleNamespace(**types, Custom=Kind, ComfyNode=object, NodeOutput=NodeOutput)
     made.ComfyExtension = object
     made.schema = lambda **fields: SimpleNamespace(**fields)
@@ -141,6 +142,7 @@ def loading(pack: str, finders: list[Any]) -> Iterator[ModuleType]:
         folders: Any = importlib.import_module(f"{pack}.nodes.host.folders")
         folders.list_files = lambda kind: []
         folders.list_models = lambda kind, mark="": []
+        folders.list_picture_folders = list
         folders.register_folders = lambda: None
         yield importlib.import_module(f"{pack}.nodes.registry")
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -179,6 +180,24 @@ def picture_files(folder: str | Path) -> list[Path]:
         raise EditingError(f"The folder '{shown}' cannot be read ({error.strerror}); check its permissions.") from error
     if not found:
         raise EditingError(f"The folder '{shown}' holds no pictures; put PNG, JPEG or WebP files into it.")
+    return found
+
+
+def picture_folders(home: str | Path, deepest: int = 3, most: int = 500) -> list[str]:
+    """Folders below ``home`` that hold pictures, relative to it, levels separated by ``/``; none where it is missing.
+
+    Args:
+        deepest: how many levels are looked at.
+        most: where the search ends.
+    """
+    found: list[str] = []
+    for root, below, files in os.walk(home):
+        level = Path(root).relative_to(home).parts
+        below[:] = sorted(name for name in below if not name.startswith(".")) if len(level) < deepest else []
+        if level and any(Path(file).suffix.lower() in FORMATS for file in files):
+            found.append("/".join(level))
+        if len(found) == most:
+            break
     return found
 
 

@@ -27,7 +27,7 @@ def scatter_plot(panels: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
             one scale, the same for x and y; the first to the third are red, blue and green. Where two sets have few
             points, those of equal row are joined.
     """
-    canvas = Image.new("RGB", (len(panels) * (SIDE + MARGIN) + MARGIN, SIDE + 3 * MARGIN), "white")
+    canvas = Image.new("RGB", (len(panels) * (SIDE + MARGIN) + MARGIN, SIDE + 2 * MARGIN + 4), "white")
     draw = ImageDraw.Draw(canvas)
     for number, (title, sets) in enumerate(panels.items()):
         _panel(draw, title, sets, MARGIN + number * (SIDE + MARGIN), MARGIN)

@@ -10,7 +10,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ...core.demo.builders import demo_scorer, demo_vision_features
-from ...core.demo.data import FOLDER, embedding_files
+from ...core.demo.data import FOLDER, DemoData, embedding_files
 from ...core.demo.model import expand_token_table
 from ...core.demo.model import load_demo_model as load_demo_networks
 from ...core.errors import EditingError
@@ -46,6 +46,17 @@ def offer_to_loaders() -> None:
     bundle("clip_scorer", {"demo model": lambda: demo_scorer(load_demo_networks())})
     for kind, file in STYLE_FILES.items():
         bundle(kind, {"demo": FOLDER / "style" / f"{file}.safetensors"})
+    bundle("captioned_pictures", {"demo pictures": captioned_pictures})
+
+
+def captioned_pictures() -> tuple[list[Tensor], list[str]]:
+    """All the demo's pictures ``[1, 3, H, W]`` in 0..1, with their captions."""
+    data = DemoData()
+    pictures, captions = list(data.images), list(data.captions)
+    for pair in data.pairs:
+        pictures += [pair.source, pair.target]
+        captions += [pair.source_caption, pair.target_caption]
+    return [picture[None] for picture in pictures], captions
 
 
 def load_demo_model(folder: Path = FOLDER) -> tuple[Any, Any, Any]:

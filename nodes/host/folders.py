@@ -13,6 +13,7 @@ import folder_paths
 
 from ...core.errors import EditingError
 from ...core.file_names import check_name, shown_name
+from ...core.images.files import picture_folders
 
 EDIT_DIRECTIONS = "edit_directions"
 INVERSIONS = "inversions"
@@ -124,6 +125,11 @@ def rescue_folders() -> list[tuple[str, Path]]:
         ("ComfyUI's output folder", Path(folder_paths.get_output_directory())),
         ("ComfyUI's temp folder, which is emptied when it starts", Path(folder_paths.get_temp_directory())),
     ]
+
+
+def list_picture_folders() -> list[str]:
+    """Folders inside ComfyUI's input folder that hold pictures, for a combo widget; ``/`` separates levels."""
+    return picture_folders(folder_paths.get_input_directory())
 
 
 def input_folder(name: str) -> Path:

@@ -17,6 +17,7 @@ from semantic_editing.core.images.files import (
     FORMATS,
     check_writable,
     picture_files,
+    picture_folders,
     picture_mark,
     read_picture,
     save_picture,
@@ -325,3 +326,12 @@ def test_names_that_cannot_be_sent_are_told_all_the_same(tmp_path):
     with pytest.raises(EditingError, match=r"a\\udcff\.png is damaged") as caught:
         read_picture(picture_files(tmp_path)[0])
     assert str(caught.value).encode()
+
+
+def test_folders_of_pictures_are_listed_and_no_others(tmp_path):
+    for name in ("a/1.png", "a/b/2.JPG", "notes/x.txt", ".hidden/3.png", "1/2/3/4.webp", "1/2/3/5/6.png", "0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert picture_folders(tmp_path) == ["1/2/3", "a", "a/b"]
+    assert picture_folders(tmp_path, deepest=1) == ["a"] and len(picture_folders(tmp_path, most=2)) == 2
+    assert picture_folders(tmp_path / "absent") == []
