@@ -235,7 +235,7 @@ def bad(deed):
         if deed == "mumbles": raise EditingError("It is\\ndamaged.")
     return load
 
-fuzz.SECONDS, fuzz.GRACE, fuzz.PEAK = 3.0, 1.0, 2**29
+fuzz.SECONDS, fuzz.PEAK = 3.0, 2**29
 fuzz_samples.SAMPLES.clear()
 for deed in DEEDS:
     fuzz_samples.SAMPLES[deed] = fuzz_samples.Sample(make, bad(deed), ())
