@@ -4,6 +4,8 @@ where there are latents to train on, the paper's straightforward mapper and one 
     python benchmarks/deltaedit_quality.py
     python benchmarks/deltaedit_quality.py --latents latents.safetensors     # as DeltaEdit Latents writes them, with W+
 
+(The rendered world's latents: ``tools/demo_world/train_mapper.py --keep latents.safetensors``.)
+
 What the nodes do at their defaults is measured through the shipped workflows by ``semantic-editing bench --demo``. Here
 all arms start from the same codes of the same unseen pictures, 64 pixels, and are judged by the demo's second
 classifier: success where the reconstruction still reads as the source, other attributes kept against the own
@@ -16,6 +18,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,9 +31,11 @@ from semantic_editing.core.deltaedit.generator_files import load_generator
 from semantic_editing.core.deltaedit.latents import Latents, load_latents
 from semantic_editing.core.deltaedit.mapper import DeltaMapper
 from semantic_editing.core.deltaedit.mapper_files import load_mapper
+from semantic_editing.core.deltaedit.relevance_probe import ProbeSettings, RelevanceProbe
 from semantic_editing.core.deltaedit.style_code import StyleCode, StyleLayout
 from semantic_editing.core.deltaedit.stylegan2 import StyleGAN2
 from semantic_editing.core.deltaedit.training import PLAIN, PRESETS, MapperSettings, MapperTrainer
+from semantic_editing.core.demo.builders import demo_scorer
 from semantic_editing.core.demo.data import FOLDER, PHRASES, DemoData, DemoPair
 from semantic_editing.core.demo.model import DemoModel, load_demo_model
 from semantic_editing.core.metrics.image import psnr
@@ -139,6 +144,11 @@ def arms(generator: StyleGAN2, mapper: DeltaMapper) -> dict[str, Callable[[Faces
             change = change * relevance.most(rows, share)
         return of.code.with_convs(of.code.convs + change)
 
+    def at_random(of: Faces) -> StyleCode:
+        change = moved(of).convs - of.code.convs
+        seeded = torch.Generator().manual_seed(0)
+        return of.code.with_convs(of.code.convs + change * (torch.rand(change.shape, generator=seeded) < SHARE))
+
     def above(of: Faces, tau: float) -> StyleCode:
         change = mapper.change(of.code.convs, of.features, of.texts.expand(len(of.code), -1), subtract_idle=True)
         return of.code.with_convs(of.code.convs + change * relevance.above(of.texts, tau))
@@ -150,16 +160,38 @@ def arms(generator: StyleGAN2, mapper: DeltaMapper) -> dict[str, Callable[[Faces
         "minus the idle change": moved,
         "and tau .03": lambda of: above(of, 0.03),
         f"and {SHARE:.0%} of the channels (default)": lambda of: moved(of, SHARE),
+        f"in its place {SHARE:.0%} of the channels at random": at_random,
+        "in its place all channels at strength .7": lambda of: of.code.with_convs(
+            of.code.convs + 0.7 * (moved(of).convs - of.code.convs)
+        ),
         "and 20% of the channels": lambda of: moved(of, 0.2),
         "image pair as condition, default": lambda of: moved(of, SHARE, True, of.true_features - of.features),
     }
+
+
+def probed_arms(
+    generator: StyleGAN2, demo: DemoModel, mapper: DeltaMapper, latents: Latents
+) -> dict[str, Callable[[Faces], StyleCode]]:
+    """Name -> what it makes of the codes, with the paper's relevance: each channel moved, and CLIP asked."""
+    start = time.process_time()
+    probe = RelevanceProbe(lambda: generator, demo_scorer(demo), latents, ProbeSettings())
+    relevance = probe.run()
+    spent = time.process_time() - start
+    print(f"relevance by perturbation: {probe.evaluations} pictures, {spent:.0f} CPU s", flush=True)
+
+    def kept(of: Faces, share: float) -> StyleCode:
+        rows = of.texts.expand(len(of.code), -1)
+        change = mapper.change(of.code.convs, of.features, rows, subtract_idle=True)
+        return of.code.with_convs(of.code.convs + change * relevance.most(rows, share))
+
+    return {f"relevance by perturbation, {share:.0%}": partial(kept, share=share) for share in (SHARE, 0.2)}
 
 
 def trained_arms(
     generator: StyleGAN2, latents: Latents, settings: MapperSettings
 ) -> dict[str, Callable[[Faces], StyleCode]]:
     """Name -> what it makes of the codes, for mappers that the pack does not ship."""
-    plain = trained(latents, replace(settings, conditioning=PLAIN))
+    plain = trained(latents, replace(settings, conditioning=PLAIN, alike=1))
 
     def straightforward(of: Faces) -> StyleCode:
         styles = plain.standardised(of.code.convs)
@@ -203,10 +235,13 @@ def main() -> None:
     generator = load_generator(options.style / "generator.safetensors").eval()
     encoder = load_encoder(options.style / "encoder.safetensors", generator.layout.rows, generator.style_dim)
     demo, data = load_demo_model(), DemoData(options.data)
-    methods = arms(generator, load_mapper(options.style / "mapper.safetensors"))
+    mapper = load_mapper(options.style / "mapper.safetensors")
+    methods = arms(generator, mapper)
     if options.latents is not None:
         settings = replace(PRESETS["fast"], steps=options.steps)
-        methods |= trained_arms(generator, load_latents(options.latents), settings)
+        latents = load_latents(options.latents)
+        methods |= probed_arms(generator, demo, mapper, latents)
+        methods |= trained_arms(generator, latents, settings)
     with torch.inference_mode():
         sets = {edit: faces(demo, generator, encoder, data.pairs_of(edit)[: options.pairs]) for edit in options.edits}
         for edit, of in sets.items():

@@ -392,7 +392,7 @@ class LatentsBuilder:
         encoder = self.encoder()
         generator = self.generator()
         small = torch.cat([resized(batch, encoder.side) for batch in batches]) * 2 - 1
-        self._append(names, features, generator.styles(encoder(small.to(generator.w_mean))))
+        self.append(names, features, generator.styles(encoder(small.to(generator.w_mean))))
 
     @torch.no_grad()
     def _add_samples(self, seeds: Sequence[int]) -> None:
@@ -401,9 +401,14 @@ class LatentsBuilder:
         code = generator.styles(w_plus)
         pictures = (generator.synthesize(code) / 2 + 0.5).clamp(0, 1)
         features = self.clip.embed_images(pictures).features.cpu()
-        self._append([f"{SEED}{seed}" for seed in seeds], features, code)
+        self.append([f"{SEED}{seed}" for seed in seeds], features, code)
 
-    def _append(self, names: list[str], features: Tensor, code: StyleCode) -> None:
+    def append(self, names: list[str], features: Tensor, code: StyleCode) -> None:
+        """Add faces whose codes and unit CLIP features ``[B, P]`` are there.
+
+        Raises:
+            EditingError: values that are not numbers.
+        """
         rows, code = self.rows, code.to("cpu")
         centre = code.convs.mean(0) if rows.centre is None else rows.centre
         offsets = (code.convs - centre).half()

@@ -1,5 +1,5 @@
 """The demo world's Delta Mapper, trained by the pack's own trainer at its fast preset on the training pictures.
-Usage: train_mapper.py STYLE OUT [--data FOLDER] [--steps N] [--hidden N]
+Usage: train_mapper.py STYLE OUT [--data FOLDER] [--keep FILE] [--steps N] [--hidden N]
 
 STYLE is the folder that finish_style.py wrote. The pictures' CLIP features are kept beside the pictures, for the next
 generator's mapper; the codes are made anew. A line compares the mapper with the predictor that changes nothing.
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.deltaedit.encoder import StyleEncoder
 from core.deltaedit.encoder_files import load_encoder
 from core.deltaedit.generator_files import load_generator
-from core.deltaedit.latents import Latents, Origin
+from core.deltaedit.latents import LatentsBuilder, Origin
 from core.deltaedit.mapper_files import save_mapper
 from core.deltaedit.relevance_probe import by_covariance
 from core.deltaedit.stylegan2 import StyleGAN2
@@ -46,15 +46,18 @@ def clip_features(data: Path, split: str) -> Tensor:
 
 
 @torch.inference_mode()
-def latents(generator: StyleGAN2, encoder: StyleEncoder, pictures: np.ndarray, features: Tensor) -> Latents:
-    """Pictures ``uint8 [N, 64, 64, 3]`` as the trainer takes them."""
-    starts = range(0, len(pictures), BATCH)
-    codes = [generator.styles(encoder(to_tensor(pictures[start : start + BATCH]))) for start in starts]
-    convs, rgbs = (torch.cat([getattr(code, part) for code in codes]) for part in ("convs", "rgbs"))
-    names = tuple(f"{number:05d}" for number in range(len(convs)))
-    origin = Origin(generator.identity, demo_scorer(load_demo_model()).identity, "demo")
-    centre = convs.mean(0)
-    return Latents(features.half(), (convs - centre).half(), centre, rgbs.mean(0), generator.layout, names, origin)
+def latents(
+    generator: StyleGAN2, encoder: StyleEncoder, pictures: np.ndarray, features: Tensor, path: Path, w_plus: bool
+) -> LatentsBuilder:
+    """Pictures ``uint8 [N, 64, 64, 3]`` gathered as **DeltaEdit Latents** gathers a folder's."""
+    scorer = demo_scorer(load_demo_model())
+    origin = Origin(generator.identity, scorer.identity, "demo")
+    builder = LatentsBuilder(lambda: generator, scorer, path, origin, lambda: encoder, keep_w_plus=w_plus)
+    for start in range(0, len(pictures), BATCH):
+        part = pictures[start : start + BATCH]
+        names = [f"{start + number:05d}" for number in range(len(part))]
+        builder.append(names, features[start : start + BATCH], generator.styles(encoder(to_tensor(part))))
+    return builder
 
 
 def main() -> None:
@@ -63,6 +66,7 @@ def main() -> None:
     parser.add_argument("style", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, default=Path())
+    parser.add_argument("--keep", type=Path, help="keep the training pictures' latents there, with W+")
     parser.add_argument("--steps", type=int, default=PRESETS["fast"].steps)
     parser.add_argument("--alike", type=int, default=PRESETS["fast"].alike)
     parser.add_argument("--hidden", type=int, default=PRESETS["fast"].hidden)
@@ -72,8 +76,15 @@ def main() -> None:
     cache = options.data / "train64.npy"
     if not cache.exists():
         np.save(cache, small(load(options.data, "train")[0]))
-    train = latents(generator, encoder, np.load(cache, mmap_mode="c"), clip_features(options.data, "train"))
-    val = latents(generator, encoder, small(load(options.data, "val")[0]), clip_features(options.data, "val"))
+    builder = latents(
+        generator, encoder, np.load(cache, mmap_mode="c"), clip_features(options.data, "train"), options.keep or Path(),
+        options.keep is not None,
+    )  # fmt: skip
+    if options.keep is not None:
+        builder.save(options.keep, overwrite=True)
+    train = builder.latents()
+    val_pictures = small(load(options.data, "val")[0])
+    val = latents(generator, encoder, val_pictures, clip_features(options.data, "val"), Path(), False).latents()
 
     trainer = MapperTrainer(
         train, replace(PRESETS["fast"], steps=options.steps, hidden=options.hidden, alike=options.alike)
