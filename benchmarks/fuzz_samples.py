@@ -328,7 +328,7 @@ def _probe() -> RelevanceProbe:
     """A probing of which five channels are done."""
 
     class Other:
-        identity = "generator"
+        identity, layout = "generator", _latents().layout
 
     clip = Other()
     clip.identity = "clip"

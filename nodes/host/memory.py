@@ -13,10 +13,12 @@ PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` is an allocator's, by the host's own judgement or by its words."""
-    if hasattr(model_management, "is_oom"):
-        known = model_management.is_oom(error)
-    else:
+    try:
+        judge = model_management.is_oom
+    except AttributeError:  # an older host
         known = isinstance(error, model_management.OOM_EXCEPTION) and model_management.OOM_EXCEPTION is not Exception
+    else:
+        known = judge(error)
     return known or (isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in PHRASES))
 
 

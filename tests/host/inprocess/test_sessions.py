@@ -32,7 +32,7 @@ def traces(model):
         "hook_mode": model.hook_mode,
         "injected": model.is_injected,
         "inference": torch.is_inference_mode_enabled(),
-        "training": getattr(mm, "in_training", None),
+        "training": vars(mm).get("in_training"),
         "grad": torch.is_grad_enabled(),
         "hooks": None if patcher is None else repr(patcher.current_hooks),
         "thawed": sum(p.requires_grad for p in model.model.parameters()),
