@@ -135,9 +135,9 @@ def test_edit_after_edit_keeps_nothing(pack, model):
     for _ in range(3):
         edit(pack, model, 1)
     tensors, objects = alive()
-    for _ in range(20):
+    for _ in range(12):
         edit(pack, model, 1)
-    assert alive()[0] == tensors and alive()[1] < objects + 20
+    assert alive()[0] == tensors and alive()[1] < objects + 12
 
 
 def test_lack_of_memory_names_the_widget_and_stays_recognised(pack, model):
