@@ -328,7 +328,7 @@ def _probe() -> RelevanceProbe:
     """A probing of which five channels are done."""
 
     class Other:
-        identity = "generator"
+        identity, layout = "generator", _latents().layout
 
     clip = Other()
     clip.identity = "clip"
@@ -688,7 +688,7 @@ SAMPLES: dict[str, Sample] = {
     "published style encoder": Sample(
         _published_style_encoder,
         lambda path: load_encoder(path, ROWS, 32, stages=STAGES, side=SIDE),
-        ("core.reading.pickles.read_nested_pickle",),
+        (),
     ),
     "style diffusion": Sample(
         _style_diffusion_file, load_style_diffusion, ("core.deltaedit.style_diffusion.load_style_diffusion",)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from ..errors import EditingError
 from ..files import load_tensors, metadata_json, save_tensors
 from ..models.arcface import STAGES
-from ..reading.pickles import read_nested_pickle
+from ..reading.pickles import read_snapshot_pickle
 from .encoder import CompactEncoder, E4eEncoder
 
 FORMAT = "style encoder"
 #: Where the published checkpoints keep what the encoder needs; the rest is a generator.
+PARTS = ("state_dict", "latent_avg", "opts")
 WEIGHTS, MEAN, KIND = "state_dict.encoder.", "latent_avg", "opts.encoder_type"
 #: What they call their encoders, and whether its blocks after the first give differences from the first's code.
 PUBLISHED = {"Encoder4Editing": True, "GradualStyleEncoder": False}
@@ -73,9 +74,9 @@ def save_encoder(path: str | Path, encoder: Encoder, *, half: bool = False, over
 
 def _published(source: Path, stages: Sequence[tuple[int, int]], side: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """``(weights, shape)`` of a checkpoint of e4e or pSp."""
-    found, texts = read_nested_pickle(source, "style encoder", lambda name: name == MEAN or name.startswith(WEIGHTS))
+    read = read_snapshot_pickle(source, "style encoder", PARTS, lambda name: name == MEAN or name.startswith(WEIGHTS))
+    found, kind = read.tensors, str(read.facts.get(KIND, "Encoder4Editing"))
     tensors = {name.removeprefix(WEIGHTS): tensor for name, tensor in found.items() if name != MEAN}
-    kind = texts.get(KIND, "Encoder4Editing")
     if not tensors or kind not in PUBLISHED:
         held = f"a {kind[:40]}" if tensors and kind.isprintable() else "no weights under encoder"
         raise EditingError(

@@ -7,6 +7,7 @@ A file of them grows while it is made: stopped, it is a smaller file of the same
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,9 @@ CHUNK = 4096
 #: A deviation counts as at least so much of the mean one: channels that never move are not blown up.
 LEAST_DEVIATION = 1e-4
 SEEDS = 2**64
+#: Style channels or CLIP features, and one times the other. A StyleGAN2 of 1024 pixels has 6,048 channels, CLIPs have
+#: about a thousand features.
+LARGEST_WIDTH, LARGEST_MATRIX = 2**16, 2**27
 
 
 @dataclass(frozen=True)
@@ -133,13 +137,21 @@ class Latents:
 
     def report(self) -> str:
         """How many there are, of what."""
-        samples = sum(name.startswith(SEED) for name in self.names)
+        samples = sum(seed_of(name) is not None for name in self.names)
         lines = [f"{len(self)} faces: {len(self) - samples} pictures, {samples} generated samples"]
         lines.append(f"{self.offsets.shape[1]} style channels, {self.image_features.shape[1]} CLIP features")
         return "\n".join(lines)
 
 
 SEED = "seed "
+
+
+def seed_of(name: str) -> int | None:
+    """The seed of a generated sample, None where it is the name of a picture."""
+    number = name.removeprefix(SEED)
+    if number == name or not re.fullmatch("[0-9]{1,20}", number) or int(number) >= SEEDS:
+        return None
+    return int(number)
 
 
 def load_latents(path: str | Path) -> Latents:
@@ -168,6 +180,13 @@ def load_latents(path: str | Path) -> Latents:
     fits = fits and all(tensor.is_floating_point() for tensor in tensors.values())
     if not fits or features is None or not all(tensors[key].isfinite().all() for key in ("centre", "rgb_sum")):
         raise EditingError(f"{name} has parts that do not fit together; make it anew with DeltaEdit Latents.")
+    seen = features.shape[1]
+    if max(layout.width, seen) > LARGEST_WIDTH or layout.width * seen > LARGEST_MATRIX:
+        # Two such rows are a small file, and whoever learns from them would take memory without measure.
+        raise EditingError(
+            f"{name} has {layout.width} style channels and {seen} CLIP features, more than any generator and CLIP "
+            "have; choose another file."
+        )
     generator, clip, encoder = (metadata.get(key, "") for key in ("generator", "clip", "encoder"))
     origin = Origin(generator, clip, encoder, float(truncation))
     return Latents(
@@ -416,6 +435,11 @@ class LatentsBuilder:
             raise EditingError(
                 f"The network's answer to {shown_name(names[0])} or its neighbours is not a number; check the style "
                 "encoder and the generator."
+            )
+        if rows.features and features.shape[1] != rows.features[0].shape[1]:
+            raise EditingError(
+                f"{shown_name(self.path.name)} was made with another CLIP ({rows.features[0].shape[1]} features; the "
+                f"wired one gives {features.shape[1]}); choose another name, or allow overwriting to start anew."
             )
         if rows.centre is None or rows.rgb_sum is None:
             rows.centre = centre

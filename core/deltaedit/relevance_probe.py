@@ -67,7 +67,8 @@ class RelevanceProbe:
 
     def __init__(self, generator: Callable[[], StyleGAN2], clip: ClipScorer, latents: Latents, settings: ProbeSettings):
         settings.check()
-        latents.check(generator().identity, clip.identity)
+        network = generator()
+        latents.check(network.identity if network.layout == latents.layout else "", clip.identity)
         self.generator, self.clip, self.latents, self.settings = generator, clip, latents, settings
         _, self.deviation = latents.moments()
         seeded = torch.Generator().manual_seed(settings.seed % 2**63)
@@ -114,6 +115,11 @@ class RelevanceProbe:
             code = replace(self.code, convs=part, rgbs=rgbs).to(generator.w_mean.device)
             pictures = (generator.synthesize(code) / 2 + 0.5).clamp(0, 1)
             features.append(self.clip.embed_images(pictures).features.float().cpu())
+            if features[-1].shape[1] != self.matrix.shape[1]:
+                raise EditingError(
+                    f"The latents were made with another CLIP ({self.matrix.shape[1]} features; the wired one gives "
+                    f"{features[-1].shape[1]}); wire the one that made them."
+                )
         down, up = torch.cat(features).unflatten(0, (len(channels), 2, count)).unbind(1)
         difference = up - down
         difference = torch.where(difference.norm(dim=2, keepdim=True) > LEAST_DIFFERENCE, difference, 0.0)

@@ -95,7 +95,7 @@ _unet_shape = table(
         "width": whole(1, 4096),
         "multipliers": listed(whole(1, 64), 1, 10),
         "blocks": whole(1, 8),
-        "attention": listed(_side, 0, 10),
+        "attention": listed(whole(1, 128), 0, 10),  # every place of such a map is compared with every other
         "dropout": number(0, 0.99),
         "embedding": whole(1, 8192),
         "coarse": whole(0, LARGEST_SIDE),

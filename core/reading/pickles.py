@@ -82,7 +82,8 @@ class PickledNetwork:
         kind: name of the outermost class, e.g. "BinaryClassifier", "state_dict" for a plain table of tensors, or
             "textual_inversion" for a table of the tensors under :data:`TERMS`.
         tensors: parameters and buffers by their dotted names, as ``state_dict()`` would give them.
-        facts: of a snapshot, the networks' plain attributes (numbers, texts, true and false) by their dotted names.
+        facts: of a snapshot, the plain attributes of networks and tables (numbers, texts, true and false) by their
+            dotted names.
     """
 
     kind: str
@@ -131,50 +132,6 @@ def read_table_pickle(path: str | Path, kind: str) -> dict[str, Tensor]:
     return _read(Path(path), kind, take)[1]
 
 
-def read_nested_pickle(
-    path: str | Path, kind: str, wanted: Callable[[str], bool] = bool
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tables of tensors inside tables, as a training saves its networks and settings together.
-
-    Args:
-        wanted: whether the tensor of a dotted name is needed, e.g. "state_dict.encoder.styles.0.linear.weight"; others
-            take no memory.
-
-    Returns:
-        ``(tensors, texts)`` by dotted names; of the settings only the texts.
-
-    Raises:
-        EditingError: see :func:`read_network_pickle`, or no tensor is wanted.
-    """
-    name, what, texts = Path(path).name, KINDS[kind].title, dict[str, str]()
-
-    def take(value: Any) -> tuple[str, dict[str, _View]]:
-        views: dict[str, _View] = {}
-        tables, steps = [("", value, 0)], 0
-        while tables:
-            prefix, table, depth = tables.pop()
-            entries = table.tables if isinstance(table, _Inert) else table
-            if not isinstance(entries, dict) or depth > MAX_DEPTH:
-                continue
-            steps += len(entries)
-            if steps > MAX_OPCODES:
-                raise ValueError("tables inside themselves")
-            for key, part in entries.items():
-                dotted = f"{prefix}{_name(key)}"
-                if isinstance(part, _View):
-                    if wanted(dotted):
-                        views[dotted] = part
-                elif isinstance(part, str):
-                    texts[dotted] = part
-                else:
-                    tables.append((f"{dotted}.", part, depth + 1))
-        if not views:
-            raise EditingError(f"{name} holds no weights of a {what}; choose another file.")
-        return "tables", views
-
-    return _read(Path(path), kind, take)[1], texts
-
-
 def read_tensor_pickle(path: str | Path, kind: str) -> Tensor:
     """Read one tensor, see :func:`read_network_pickle`.
 
@@ -194,8 +151,10 @@ def read_tensor_pickle(path: str | Path, kind: str) -> Tensor:
     return _read(Path(path), kind, take)[1][""]
 
 
-def read_snapshot_pickle(path: str | Path, kind: str, parts: Sequence[str]) -> PickledNetwork:
-    """Read what a training of a GAN left: a network or a table of tensors, alone or in a table with others.
+def read_snapshot_pickle(
+    path: str | Path, kind: str, parts: Sequence[str], wanted: Callable[[str], bool] = bool
+) -> PickledNetwork:
+    """Read what a training left: a network or a table of tensors, alone or in a table with others and its settings.
 
     Besides files of ``torch.save`` plain pickles are read whose networks bring their own classes, as those of
     NVIDIA's ``torch_utils.persistence``: of such a class only the name is taken.
@@ -203,9 +162,11 @@ def read_snapshot_pickle(path: str | Path, kind: str, parts: Sequence[str]) -> P
     Args:
         parts: names of what is wanted in the table, e.g. "g_ema"; tensors and facts then begin with them. Of a file
             without any of them everything is taken.
+        wanted: whether the tensor of a dotted name is needed, e.g. "state_dict.encoder.styles.0.linear.weight"; others
+            take no memory.
 
     Raises:
-        EditingError: see :func:`read_network_pickle`.
+        EditingError: see :func:`read_network_pickle`, or no tensor is wanted.
     """
     source, what, facts = Path(path), KINDS[kind].title, {}
 
@@ -217,13 +178,15 @@ def read_snapshot_pickle(path: str | Path, kind: str, parts: Sequence[str]) -> P
             if isinstance(held, _View):
                 views[part] = held
                 continue
+            prefix = f"{part}." if part else ""
             tables = held.tables if isinstance(held, _Inert) else {"_parameters": held}
             made = made or (held.kind if isinstance(held, _Inert) else "state_dict")
-            networks = list(_networks(tables, source.name, what, f"{part}." if part else ""))
+            networks = list(_networks(tables, source.name, what, prefix))
             views |= _views_of(networks)
-            facts.update(_facts_of(networks))
+            facts.update(_facts_of([*networks, (prefix, held)] if isinstance(held, dict) else networks))
+        views = {name: view for name, view in views.items() if wanted(name)}
         if not views:
-            raise EditingError(f"{source.name} holds no weights; choose another file.")
+            raise EditingError(f"{source.name} holds no weights of a {what}; choose another file.")
         return made, views
 
     return PickledNetwork(*_read(source, kind, take, MEANINGS | SNAPSHOT), facts)

@@ -25,7 +25,9 @@ class Saved:
     line: str
 
 
-def save_or_rescue(save: Callable[[Path, bool], object], path: Path, overwrite: bool) -> Saved:
+def save_or_rescue(
+    save: Callable[[Path, bool], object], path: Path, overwrite: bool, *, is_output: bool = True
+) -> Saved:
     """Save at ``path``; where that fails, under a free name in a folder of :func:`~..host.folders.rescue_folders`.
 
     Where all of them refuse, the result is still in the node's output, and the line says so; nothing is raised, because
@@ -33,6 +35,11 @@ def save_or_rescue(save: Callable[[Path, bool], object], path: Path, overwrite: 
 
     Args:
         save: writes to a path, replacing a file only if told to; raises EditingError where it cannot.
+        is_output: whether the node gives what it saves as an output, too. A node that only saves has it from another
+            node, which keeps it.
+
+    Raises:
+        EditingError: all folders refuse, and it is no output.
     """
     try:
         save(path, overwrite)
@@ -46,6 +53,8 @@ def save_or_rescue(save: Callable[[Path, bool], object], path: Path, overwrite: 
             return Saved(
                 "", f"{reason} It is kept as {name} in {place}; move it from there into the folder {path.parent.name}."
             )
+    if not is_output:
+        raise EditingError(reason)
     return Saved(
         "",
         f"{reason} No other folder could take it: it is in this node's output alone, until ComfyUI ends or the node "

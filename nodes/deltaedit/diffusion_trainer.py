@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.deltaedit.latents import seed_of
 from ...core.deltaedit.style_diffusion import StyleDiffusion, load_style_diffusion
 from ...core.deltaedit.style_diffusion_training import (
     DiffusionProgress,
@@ -43,7 +44,6 @@ SMALL, PAPER = "small, 64 pixels", "paper, 128 pixels"
 PRESETS = {SMALL: (DEMO_SHAPE, DiffusionSettings()), PAPER: (UNetShape(), DiffusionSettings.paper())}
 #: Seconds between two saves of the state to go on from.
 SAVE_EVERY = 60
-SEED = "seed "  # how the latents name a generated sample
 
 
 class StyleDiffusionTrainer(io.ComfyNode):
@@ -296,13 +296,12 @@ def picture_finder(
     generator = None if stylegan2 is None else stylegan2.loaded()
 
     def find(name: str) -> Tensor | None:
-        if name.startswith(SEED) and name not in files:
-            if generator is None:
-                return None
-            w_plus = generator.sample_w_plus(1, int(name.removeprefix(SEED)), truncation)
-            return (generator(w_plus) / 2 + 0.5).clamp(0, 1)
         if name not in files:
-            return None
+            seed = seed_of(name)
+            if generator is None or seed is None:
+                return None
+            w_plus = generator.sample_w_plus(1, seed, truncation)
+            return (generator(w_plus) / 2 + 0.5).clamp(0, 1)
         try:
             picture, _ = read_picture(files[name], multiple=1)
         except EditingError:

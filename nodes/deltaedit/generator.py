@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 from ...core.deltaedit.generator_files import load_generator, save_generator
 from ...core.deltaedit.style_code import LEVELS, StyleCode, interpolate
 from ...core.deltaedit.stylegan2 import StyleGAN2
+from ...core.writing import check_target
 from ..common.bundled import bundled, bundled_file, bundled_names
 from ..common.inputs import saved_name_inputs, seed_input
 from ..common.reports import file_fingerprint, report_output, shown
+from ..common.saving import save_or_rescue
 from ..host.folders import list_files, output_path, resolve_file
 from ..host.memory import memory_advice
 from ..host.progress import StoppableBar
@@ -137,10 +140,13 @@ class SaveStyleGAN2(io.ComfyNode):
     @classmethod
     def execute(cls, stylegan2: Managed[StyleGAN2], filename: str, overwrite: bool, half_precision: bool) -> Any:
         """Write whole or not at all."""
-        path = save_generator(
-            output_path(FOLDER, filename), stylegan2.network, overwrite, half_precision=half_precision
-        )
-        return io.NodeOutput(path.name, ui=shown(f"saved {path.name}\n{stylegan2.network.describe()}"))
+        path, network = check_target(output_path(FOLDER, filename), overwrite=overwrite), stylegan2.network
+
+        def save(target: Path, replacing: bool) -> None:
+            save_generator(target, network, replacing, half_precision=half_precision)
+
+        saved = save_or_rescue(save, path, overwrite, is_output=False)
+        return io.NodeOutput(saved.file, ui=shown(f"{saved.line}\n{network.describe()}"))
 
 
 class StyleGAN2Generate(io.ComfyNode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -436,7 +437,7 @@ class DeltaEditMapperTrainer(io.ComfyNode):
             save_mapper(target, mapper, overwrite=replacing)
 
         saved = save_or_rescue(save, path, path in files.replaceable)
-        if saved.file:
+        if saved.file and not files.trouble:
             bar.finish()  # else it would be lost, or nobody would hear where it went
         report_text = "\n".join(filter(None, [saved.line, text, files.trouble]))
         return io.NodeOutput(mapper, plot, report_text, ui=shown(report_text, plot, cls))
@@ -567,7 +568,8 @@ class RelevanceMatrix(io.ComfyNode):
 
         saved = save_or_rescue(save, path, overwrite)
         if state is not None and saved.file:
-            state.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it stays, and does no harm
+                state.unlink()
         known = int((relevance.matrix.norm(dim=1) > 0).sum())
         lines = [
             saved.line,
@@ -603,6 +605,8 @@ def _probed(probe: RelevanceProbe, files: ClaimedFiles, overwrite: bool, bar: St
     with bar.catching():
         return probe.run(report)
     files.save_state(save_state)
+    if files.trouble:  # what was looked at is lost, and nobody would hear of it
+        raise EditingError(f"Cancelled when {probe.done} of {len(probe.matrix)} channels were known. {files.trouble}")
     bar.finish()
     raise AssertionError("a press of Cancel is raised")
 

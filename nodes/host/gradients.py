@@ -33,16 +33,16 @@ def gradient_scope(enabled: bool) -> Iterator[None]:
             yield
         return
     # Newer hosts run in-place inference kernels unless this flag says that autograd is recording.
-    flagged = hasattr(model_management, "in_training")
-    before = getattr(model_management, "in_training", False)
+    host = vars(model_management)
+    flagged, before = "in_training" in host, host.get("in_training")
     with torch.inference_mode(False), torch.enable_grad():
         try:
             if flagged:
-                model_management.in_training = True
+                host["in_training"] = True
             yield
         finally:
             if flagged:
-                model_management.in_training = before
+                host["in_training"] = before
 
 
 def materialise(module: torch.nn.Module, device: torch.device) -> None:

@@ -13,9 +13,10 @@ PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` is an allocator's, by the host's own judgement or by its words."""
-    if hasattr(model_management, "is_oom"):
-        known = model_management.is_oom(error)
-    else:
+    judge = vars(model_management).get("is_oom")
+    if judge is not None:
+        known = judge(error)
+    else:  # an older host
         known = isinstance(error, model_management.OOM_EXCEPTION) and model_management.OOM_EXCEPTION is not Exception
     return known or (isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in PHRASES))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ...core.pix2pix_zero.edit_direction import EditDirection
+from ...core.writing import check_target
 from ..common.inputs import file_input, saved_name_inputs
 from ..common.reports import file_fingerprint, report_output, shown
+from ..common.saving import save_or_rescue
 from ..host.folders import list_files, output_path, resolve_file
 from ..host.schema import io, schema, widget
 from .directions import EditDirectionType
@@ -44,8 +47,13 @@ class SaveEditDirection(io.ComfyNode):
     @classmethod
     def execute(cls, edit_direction: EditDirection, filename: str, overwrite: bool) -> Any:
         """Write whole or not at all."""
-        path = edit_direction.save(output_path(FOLDER, filename), overwrite=overwrite)
-        return io.NodeOutput(path.name, ui=shown(f"saved {path.name}"))
+        path = check_target(output_path(FOLDER, filename), overwrite=overwrite)
+
+        def save(target: Path, replacing: bool) -> None:
+            edit_direction.save(target, overwrite=replacing)
+
+        saved = save_or_rescue(save, path, overwrite, is_output=False)
+        return io.NodeOutput(saved.file, ui=shown(saved.line))
 
 
 class LoadEditDirection(io.ComfyNode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ import torch
 from ...core.models.clip import TowerScorer, load_open_clip, load_transformers_clip
 from ...core.models.vision_features import VisionFeatures, load_vision_features
 from ...core.regions.network import RegionNetwork
+from ...core.writing import check_target
 from ..common.bundled import bundled, bundled_names
 from ..common.inputs import file_input, saved_name_inputs
 from ..common.reports import file_fingerprint, report_output, shown
+from ..common.saving import save_or_rescue
 from ..common.sockets import ClipScorerType, VisionFeaturesType
 from ..host.folders import list_models, output_path, resolve_file, resolve_model
 from ..host.managed_models import manage_scorer, manage_vision
@@ -192,8 +195,13 @@ class SaveRegionNetwork(io.ComfyNode):
     @classmethod
     def execute(cls, region_network: RegionNetwork, filename: str, overwrite: bool) -> Any:
         """Write whole or not at all."""
-        path = region_network.save(output_path(NETWORKS, filename), overwrite=overwrite)
-        return io.NodeOutput(path.name, ui=shown(f"saved {path.name}\n{network_report(region_network)}"))
+        path = check_target(output_path(NETWORKS, filename), overwrite=overwrite)
+
+        def save(target: Path, replacing: bool) -> None:
+            region_network.save(target, overwrite=replacing)
+
+        saved = save_or_rescue(save, path, overwrite, is_output=False)
+        return io.NodeOutput(saved.file, ui=shown(f"{saved.line}\n{network_report(region_network)}"))
 
 
 class LoadRegionNetwork(io.ComfyNode):

@@ -13,7 +13,7 @@ from semantic_editing.core.deltaedit.encoder import CompactEncoder, E4eEncoder
 from semantic_editing.core.deltaedit.encoder_files import load_encoder, save_encoder
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import load_tensors, save_tensors
-from semantic_editing.core.reading.pickles import read_nested_pickle
+from semantic_editing.core.reading.pickles import read_snapshot_pickle
 
 WIDTH = STAGES[-1][0]
 
@@ -173,10 +173,15 @@ def test_a_file_of_psp_loads_as_what_it_is(tmp_path):
 
 def test_only_the_encoder_is_read(tmp_path):
     path = published(tmp_path / "e4e.pt", random_encoder())
-    tensors, texts = read_nested_pickle(path, "style encoder")
-    assert "state_dict.decoder.input.input" in tensors and texts == {"opts.encoder_type": "Encoder4Editing"}
-    tensors, _ = read_nested_pickle(path, "style encoder", lambda name: name == "latent_avg")
-    assert list(tensors) == ["latent_avg"]
+    parts = ("state_dict", "latent_avg", "opts")
+    read = read_snapshot_pickle(path, "style encoder", parts)
+    assert "state_dict.decoder.input.input" in read.tensors
+    assert read.facts == {"opts.encoder_type": "Encoder4Editing", "opts.stylegan_size": 32}
+    assert list(read_snapshot_pickle(path, "style encoder", parts, lambda name: name == "latent_avg").tensors) == [
+        "latent_avg"
+    ]
+    with pytest.raises(EditingError, match="holds no weights of a style encoder"):
+        read_snapshot_pickle(path, "style encoder", parts, lambda name: False)
 
 
 @pytest.mark.parametrize("half", [False, True])

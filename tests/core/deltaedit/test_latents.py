@@ -1,12 +1,16 @@
 """Latents: what their numbers are, the file they lie in, and building them in parts that give the same file."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from semantic_editing.core.deltaedit.encoder import CompactEncoder
-from semantic_editing.core.deltaedit.latents import LatentsBuilder, Origin, load_latents, resized
+from semantic_editing.core.deltaedit.latents import FILE_FORMAT, LatentsBuilder, Origin, load_latents, resized
+from semantic_editing.core.deltaedit.relevance_probe import ProbeSettings, RelevanceProbe
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import load_tensors, save_tensor_parts, save_tensors
 from semantic_editing.tests.core.deltaedit.tiny_latents import LinearClip, linear_world, seeded, tiny_generator
@@ -172,6 +176,38 @@ def test_what_was_made_otherwise_is_refused_by_name(tmp_path, encoder, pictures)
     )
     assert "generator" in refusal(load_latents(path).check, "another", CLIP.identity)
     assert "CLIP" in refusal(load_latents(path).check, GENERATOR.identity, "another")
+
+
+def test_a_file_whose_identities_are_forged_is_refused_all_the_same(tmp_path):
+    """It names the CLIP that is wired, but holds features of another length; and another layout of the generator."""
+    path, wide = tmp_path / "a.safetensors", LinearClip(width=12)
+    assert wide.identity == CLIP.identity
+    builder(path).run(samples=2)
+    before = path.read_bytes()
+    going_on = builder(path, clip=wide)
+    going_on.resume()
+    assert "another CLIP (10 features; the wired one gives 12)" in refusal(going_on.run, samples=4)
+    assert path.read_bytes() == before
+    latents, settings = load_latents(path), ProbeSettings(faces=2)
+    probe = RelevanceProbe(lambda: GENERATOR, wide, latents, settings)
+    assert "another CLIP (10 features; the wired one gives 12)" in refusal(probe.run)
+    other = replace(latents, layout=replace(latents.layout, convs=latents.layout.convs[::-1]))
+    assert "another generator" in refusal(RelevanceProbe, lambda: GENERATOR, CLIP, other, settings)
+
+
+@pytest.mark.parametrize(("channels", "features"), [(2**16, 2**12), (2**17, 1), (1, 2**17)])
+def test_rows_longer_than_any_generators_and_clips_are_refused(tmp_path, channels, features):
+    """From a file of a MB a mapper and a relevance matrix would take gigabytes."""
+    tensors = {
+        "image_features": torch.zeros(2, features).half(), "offsets": torch.zeros(2, channels).half(),
+        "centre": torch.zeros(channels), "rgb_sum": torch.zeros(1),
+    }  # fmt: skip
+    convs = [[4, min(channels, 2**16)] for _ in range(max(1, channels // 2**16))]
+    texts = {"layout": {"convs": convs, "rgbs": [[4, 1]]}, "names": ["a", "b"], "skipped": [], "truncation": 1}
+    metadata = {"format": FILE_FORMAT} | {key: json.dumps(value) for key, value in texts.items()}
+    path = save_tensors(tmp_path / "a.safetensors", tensors, metadata)
+    assert path.stat().st_size < 2**21
+    assert f"has {channels} style channels and {features} CLIP features" in refusal(load_latents, path)
 
 
 def test_a_network_that_answers_nothing_is_told(tmp_path):

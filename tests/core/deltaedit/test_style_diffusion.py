@@ -332,6 +332,7 @@ def test_noise_of_the_trained_network_is_known_to_the_one_from_the_file(tmp_path
         ("shape", {"width": 16}, "its weights do not fit its description"),
         ("shape", {"size": 18}, "cannot be halved"),
         ("shape", {"blocks": 9}, "blocks is no whole number from 1 to 8"),
+        ("shape", {"attention": [256]}, r"attention\[0\] is no whole number from 1 to 128"),
         ("shape", {"prediction": "flow"}, "prediction is not one of eps, v"),
         ("layout", {"convs": [[4, 3]]}, "its weights do not fit its description"),
         ("layout", {"convs": [[4]]}, "is no list of 2 values"),

@@ -52,8 +52,7 @@ MAY_READ = {
 TAKES_KIND = {
     "load_tensors": "kind", "tensor_shapes": 1, "load_legacy_tensor": 1, "load_weights": 1, "load_json": 1,
     "metadata_json": 3, "read_network_pickle": 1, "read_snapshot_pickle": 1, "read_table_pickle": 1,
-    "read_tensor_pickle": 1, "read_nested_pickle": 1, "check_size": 1, "read_array": 1,
-    "load_text": 1,
+    "read_tensor_pickle": 1, "check_size": 1, "read_array": 1, "load_text": 1,
 }  # fmt: skip
 
 

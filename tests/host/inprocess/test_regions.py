@@ -287,7 +287,7 @@ def test_cancel_and_errors_leave_nothing(pack, demo, plain, make):
     before."""
     opener, image = make(pack, plain, demo[2]), picture()
     first, watched = render(opener, image), []
-    before = (repr(plain.model_options), torch.is_grad_enabled(), getattr(mm, "in_training", None))
+    before = (repr(plain.model_options), torch.is_grad_enabled(), vars(mm).get("in_training"))
 
     def press(told):
         watched.append(weakref.ref(told.denoised))
@@ -300,7 +300,7 @@ def test_cancel_and_errors_leave_nothing(pack, demo, plain, make):
         render(opener, image, progress=lambda told: 1 / 0)
     gc.collect()
     assert [reference() for reference in watched] == [None] * len(watched)
-    assert before == (repr(plain.model_options), torch.is_grad_enabled(), getattr(mm, "in_training", None))
+    assert before == (repr(plain.model_options), torch.is_grad_enabled(), vars(mm).get("in_training"))
     assert torch.equal(first, render(opener, image))
 
 

@@ -32,7 +32,7 @@ def traces(model):
         "hook_mode": model.hook_mode,
         "injected": model.is_injected,
         "inference": torch.is_inference_mode_enabled(),
-        "training": getattr(mm, "in_training", None),
+        "training": vars(mm).get("in_training"),
         "grad": torch.is_grad_enabled(),
         "hooks": None if patcher is None else repr(patcher.current_hooks),
         "thawed": sum(p.requires_grad for p in model.model.parameters()),
@@ -83,6 +83,61 @@ def test_a_failed_run_leaves_nothing(pack, model, how, gradients):
         )
         stock.append(comfy.sample.sample(model, x, 2, 3.0, "euler", "normal", cond, cond, torch.zeros_like(x), seed=1))
     assert torch.equal(*stock)
+
+
+def edit(pack, model, steps, press=0):
+    """A whole edit: an inverted picture, guided; Cancel is pressed at the progress report number ``press``."""
+    reports = []
+
+    def work(session):
+        report = session.callback()
+
+        def told(progress):
+            reports.append(progress)
+            if len(reports) == press:
+                mm.interrupt_current_processing(True)
+            report(progress)
+
+        source, target = session.conds["source"], session.conds["target"]
+        inversion = pack("core.sampling").reference_from_noise(
+            session.denoiser, session.latent, source, 1.0, None, steps, callback=told
+        )
+        return pack("core.pix2pix_zero.guided_edit").cross_attention_guided_edit(
+            session.denoiser, inversion, source, target, cfg=1.0, callback=told
+        )
+
+    conds = {"source": conditioning("sd1"), "target": conditioning("sd1", seed=3)}
+    latent = {"samples": noise(1, 4, 8, 8, seed=5)}
+    with torch.inference_mode():
+        return pack("nodes.host.sampling").run(model, latent, conds, work, gradients=True), len(reports)
+
+
+def test_cancel_at_every_report_of_an_edit_leaves_the_next_one_as_it_was(pack, model):
+    edited, reports = edit(pack, model, 3)
+    before = traces(model)
+    assert reports >= 6
+    for press in range(1, reports + 1):
+        with pytest.raises(mm.InterruptProcessingException):
+            edit(pack, model, 3, press)
+        gc.collect()
+        assert traces(model) == before, press
+    assert torch.equal(edit(pack, model, 3)[0], edited)
+
+
+def test_edit_after_edit_keeps_nothing(pack, model):
+    """After the first few, which fill caches, not one tensor and less than one object an edit stays alive."""
+
+    def alive():
+        gc.collect()
+        objects = gc.get_objects()
+        return sum(issubclass(type(value), torch.Tensor) for value in objects), len(objects)
+
+    for _ in range(3):
+        edit(pack, model, 1)
+    tensors, objects = alive()
+    for _ in range(12):
+        edit(pack, model, 1)
+    assert alive()[0] == tensors and alive()[1] < objects + 12
 
 
 def test_lack_of_memory_names_the_widget_and_stays_recognised(pack, model):

@@ -265,6 +265,31 @@ def test_nothing_of_another_training_is_replaced_unasked(host):
     assert train(faces(host), overwrite=True, resume=False)["file"] == "a.safetensors"
 
 
+@pytest.mark.parametrize("press", [None, 3])
+@pytest.mark.parametrize("full", [{"style_diffusion", "style_diffusion_trainings"}, {"style_diffusion_trainings"}])
+def test_a_full_disk_loses_no_training(host, monkeypatch, full, press):
+    saving, writing = host_stand_in.module("nodes.common.saving"), host_stand_in.module("core.writing")
+    publish = writing._publish
+
+    def refusing(temporary, target, overwrite):
+        if target.parent.name in full:
+            raise OSError(28, "No space left on device")
+        publish(temporary, target, overwrite)
+
+    monkeypatch.setattr(writing, "_publish", refusing)
+    monkeypatch.setattr(saving, "rescue_folders", lambda: [("the output folder", host / "output")])
+    Bar.press = press
+    done = train(faces(host))  # Cancel is not obeyed: nobody would hear of it
+    assert "The progress to go on from could not be saved: a.safetensors could not be written" in done["report"]
+    rescued = "style_diffusion" in full
+    assert ("It is kept as a.safetensors in the output folder" in done["report"]) == rescued
+    assert done["file"] == ("" if rescued else "a.safetensors")
+    kept = style_diffusion.load_style_diffusion(host / ("output" if rescued else "style_diffusion") / "a.safetensors")
+    for name, value in done["network"].network.state_dict().items():
+        torch.testing.assert_close(kept.state_dict()[name], value, rtol=2**-10, atol=1e-6)  # stored in 16 bits
+    assert not list(host.rglob("*.part")) and str(host) not in done["report"]
+
+
 def test_faces_without_a_picture_are_left_out_and_counted(host):
     latents = faces(host)
     (host / "faces" / "2.png").unlink()
@@ -287,6 +312,10 @@ def test_generated_samples_are_drawn_anew(host):
         found, _ = training.styled_pictures(latents, "", 8, managed(generator))
         wanted = (generator(generator.sample_w_plus(1, 4, 0.7)) / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(found.pictures[1].float() / 255, wanted[0].movedim(0, -1), rtol=0, atol=0.003)
+    find = training.picture_finder({}, managed(generator), 0.7)
+    assert find(f"seed {2**64 - 1}") is not None
+    for name in ("seed", "seed ", "seed x", "seed -1", "seed 1.5", "seed ²", f"seed {2**64}", "seed " + "9" * 5000):
+        assert find(name) is None, name
     generator.identity = "another"
     with pytest.raises(EditingError, match="made with another generator"):
         training.styled_pictures(latents, "", 8, managed(generator))

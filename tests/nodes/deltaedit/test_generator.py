@@ -147,6 +147,36 @@ def test_loading_and_saving(stylegan2, folder, shown, monkeypatch):
     assert "held within 256" in NODES.StyleGAN2Loader.execute("d.safetensors").args[1]
 
 
+def test_a_generator_that_the_disk_refuses_is_rescued_and_what_cannot_be_stored_is_refused(
+    stylegan2, folder, shown, monkeypatch
+):
+    saving, save = host_stand_in.module("nodes.common.saving"), NODES.save_generator
+    room = ["output"]
+
+    def full(path, *args, **kwargs):
+        if path.parent.name not in room:
+            raise EditingError(f"{path.name} could not be written (No space left on device); free some.")
+        return save(path, *args, **kwargs)
+
+    monkeypatch.setattr(NODES, "save_generator", full)
+    monkeypatch.setattr(saving, "rescue_folders", lambda: [("the output folder", folder / "output")])
+    result = NODES.SaveStyleGAN2.execute(stylegan2, "a", False, False)
+    assert result.args == ("",) and "kept as a.safetensors in the output folder" in str(result.ui)
+    kept = FILES.load_generator(folder / "output" / "a.safetensors")
+    assert kept.identity == stylegan2.network.identity
+    room.clear()
+    with pytest.raises(EditingError, match=r"^a\.safetensors could not be written \(No space"):
+        NODES.SaveStyleGAN2.execute(stylegan2, "a", False, False)
+    monkeypatch.setattr(NODES, "save_generator", save)
+    stylegan2.network.conv1.conv.weight.fill_(1e6)
+    with pytest.raises(EditingError, match="save it in single precision"):
+        NODES.SaveStyleGAN2.execute(stylegan2, "b", False, True)
+    (folder / "c.safetensors").write_bytes(b"precious")
+    with pytest.raises(EditingError, match="exists already"):
+        NODES.SaveStyleGAN2.execute(stylegan2, "c", False, False)
+    assert not list(folder.rglob("[bc]_*")) and not list((folder / "output").glob("[bc]*")), "refused, not rescued"
+
+
 def test_a_bundled_generator_comes_first(stylegan2, folder, monkeypatch):
     path = FILES.save_generator(folder / "demo file.safetensors", stylegan2.network)
     monkeypatch.setattr(BUNDLED, "_ENTRIES", {})

@@ -256,6 +256,68 @@ def test_cancel_before_a_look_keeps_what_there_is(host, latents, monkeypatch):
     assert files.load_mapper(host.path / "delta_mappers" / "mine.safetensors").facts["steps"] == "1 of 1"
 
 
+@pytest.fixture
+def disk(monkeypatch, tmp_path):
+    """Names of folders on a full disk."""
+    full, writing = set(), host_stand_in.module("core.writing")
+    publish = writing._publish
+
+    def refusing(temporary, target, overwrite):
+        if target.parent.name in full:
+            raise OSError(28, "No space left on device")
+        publish(temporary, target, overwrite)
+
+    monkeypatch.setattr(writing, "_publish", refusing)
+    return full
+
+
+def test_a_full_disk_loses_no_mapper(host, latents, disk):
+    disk |= {"delta_mappers", "mapper_trainings"}
+    mapper, _, report = train(latents)
+    assert "It is kept as mine.safetensors in the output folder" in report
+    assert "The progress to go on from could not be saved: mine.safetensors could not be written" in report
+    kept = files.load_mapper(host.path / "output" / "mine.safetensors")
+    assert all(torch.equal(value, kept.state_dict()[name]) for name, value in mapper.state_dict().items())
+    host.bar.press_at = 4
+    _, _, report = train(latents)  # Cancel is not obeyed: it would lose this
+    assert "It is kept as mine_2.safetensors" in report
+    assert not list(host.path.rglob("*.part")) and str(host.path) not in report
+
+
+def test_progress_that_could_not_be_saved_is_told_though_cancelled(host, latents, disk):
+    disk |= {"mapper_trainings"}
+    host.bar.press_at = 4
+    _, _, report = train(latents)
+    assert "saved mine.safetensors" in report and "The progress to go on from could not be saved" in report
+
+
+def test_a_full_disk_loses_no_relevance_matrix(host, latents, generator, disk):
+    wires = {"method": "perturbation", "stylegan2": generator, "clip_scorer": CLIP}
+    disk |= {"delta_mappers", "mapper_trainings"}
+    for options in ({}, wires):
+        relevance, report = relate(latents, filename=f"m{len(options)}", **options)
+        assert f"It is kept as m{len(options)}.safetensors in the output folder" in report
+        kept = files.load_relevance(host.path / "output" / f"m{len(options)}.safetensors")
+        assert torch.equal(kept.matrix, relevance.matrix)
+    host.bar.press_at = 12
+    sentence = refusal(relate, latents, **wires)
+    assert sentence.startswith(f"Cancelled when 12 of {latents.layout.width} channels were known. The progress to go")
+
+
+def test_progress_of_another_is_never_replaced_unasked(host, latents, generator):
+    """Under the names of both kinds of progress, whoever's they are."""
+    wires = {"method": "perturbation", "stylegan2": generator, "clip_scorer": CLIP}
+    folder = host.path / "mapper_trainings"
+    folder.mkdir()
+    for name in ("mine", "matrix.probing"):
+        (folder / f"{name}.safetensors").write_bytes(b"precious")
+    assert "switch resume on" in refusal(train, latents)
+    assert "damaged or not a safetensors file" in refusal(train, latents, resume=True)
+    assert "damaged or not a safetensors file" in refusal(relate, latents, **wires)
+    assert all(path.read_bytes() == b"precious" for path in folder.iterdir()) and len(list(folder.iterdir())) == 2
+    assert not (host.path / "delta_mappers").exists() or not list((host.path / "delta_mappers").iterdir())
+
+
 def test_0_leaves_a_presets_values():
     fast = NODES.trainer_settings("fast", steps=7, batch=0, learning_rate=0.0, seed=0)
     assert (fast.steps, fast.batch, fast.learning_rate) == (7, 256, 3e-3)

@@ -50,3 +50,24 @@ def test_a_lone_file_is_one_side_and_says_so(load):
     chained, _ = cat.apply(dog.apply(prompt)[0], strength=-1.0)
     at_once, _ = load("dog.pt", "cat.pt")[0].apply(prompt)
     torch.testing.assert_close(chained, at_once, rtol=0, atol=1e-4)
+
+
+def test_a_direction_that_the_disk_refuses_is_rescued(load, tmp_path, monkeypatch):
+    files, saving = (
+        host_stand_in.module(f"nodes.{name}") for name in ("pix2pix_zero.direction_files", "common.saving")
+    )
+    writing = host_stand_in.module("core.writing")
+    publish = writing._publish
+
+    def refusing(temporary, target, overwrite):
+        if target.parent.name == "full":
+            raise OSError(28, "No space left on device")
+        publish(temporary, target, overwrite)
+
+    monkeypatch.setattr(writing, "_publish", refusing)
+    monkeypatch.setattr(files, "output_path", lambda kind, name: tmp_path / "full" / f"{name}.safetensors")
+    monkeypatch.setattr(saving, "rescue_folders", lambda: [("the output folder", tmp_path / "output")])
+    direction, _ = load("dog.pt", "cat.pt")
+    result = files.SaveEditDirection.execute(direction, "a", False)
+    assert result.args == ("",) and "kept as a.safetensors in the output folder" in str(result.ui)
+    assert (tmp_path / "output" / "a.safetensors").is_file() and not list((tmp_path / "full").iterdir())

@@ -128,6 +128,23 @@ def test_a_network_comes_back_and_can_be_trained_on(folder):
     assert MODELS.SaveRegionNetwork.execute(**(saved | {"overwrite": True})).args == ("net.safetensors",)
 
 
+def test_a_trained_network_that_the_disk_refuses_is_rescued(folder, monkeypatch):
+    saving, save = host_stand_in.module("nodes.common.saving"), RegionNetwork.save
+
+    def full(network, path, **options):
+        if path.parent.name != "output":
+            raise EditingError(f"{path.name} could not be written (No space left on device); free some.")
+        return save(network, path, **options)
+
+    monkeypatch.setattr(RegionNetwork, "save", full)
+    monkeypatch.setattr(saving, "rescue_folders", lambda: [("the output folder", folder / "output")])
+    network = RegionNetwork(5, 3, seed=1, vision="eye")
+    result = MODELS.SaveRegionNetwork.execute(network, "net", False)
+    assert result.args == ("",) and "kept as net.safetensors in the output folder" in str(result.ui)
+    kept = RegionNetwork.load(folder / "output" / "net.safetensors").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in network.state_dict().items())
+
+
 def test_other_files_are_no_networks(folder):
     save_tensors(folder / "other.safetensors", {"x": torch.ones(1)}, {"format": "something"})
     assert "not a semantic_editing.region_network file" in refusal(
