@@ -23,7 +23,7 @@ from .style_code import StyleCode
 from .text import NONE, text_deltas
 
 #: Share of the channels that an edit may move, where nothing else is asked for.
-SHARE = 0.5
+SHARE = 0.3
 #: The paper's threshold tau of relevance.
 THRESHOLD = 0.03
 #: Edited faces that go through the mapper together.

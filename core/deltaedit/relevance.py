@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from ..errors import EditingError
 from .style_code import StyleCode
 
-PERTURBATION, COVARIANCE, RELEASED = "perturbation", "covariance", "released"
+PERTURBATION, COVARIANCE, BOTH, RELEASED = "perturbation", "covariance", "both", "released"
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Relevance:
 
     Attributes:
         matrix: ``[S, P]``; rows of unit length, or of zero where nothing was seen.
-        kind: how it was found, :data:`PERTURBATION` (the paper's), :data:`COVARIANCE`, or :data:`RELEASED` (a file of
-            the paper's authors).
+        kind: how it was found, :data:`PERTURBATION` (the paper's), :data:`COVARIANCE`, :data:`BOTH`, or :data:`RELEASED`
+            (a file of the paper's authors).
         generator, clip: identities; "" where unknown.
     """
 
@@ -88,3 +89,19 @@ def from_covariance(styles: Tensor, image_features: Tensor, generator: str = "",
     matrix = (styles - styles.mean(0)).T @ centred / (len(styles) - 1)
     length = matrix.norm(dim=1, keepdim=True)
     return Relevance(torch.where(length > 0, matrix / length.clamp_min(1e-12), matrix), COVARIANCE, generator, clip)
+
+
+def both(covariance: Relevance, perturbation: Relevance) -> Relevance:
+    """The direction halfway between those that two kinds of looking found, channel by channel.
+
+    Faces tell what a channel goes along with, probing what it draws; a channel that is relevant must do both.
+
+    Raises:
+        EditingError: matrices of different generators or CLIPs.
+    """
+    first, second = covariance, perturbation
+    same = (first.generator, first.clip) == (second.generator, second.clip)
+    if first.matrix.shape != second.matrix.shape or not same:
+        raise EditingError("The two relevance matrices are of different generators or CLIPs; make both of the same.")
+    rows = functional.normalize(first.matrix, dim=1) + functional.normalize(second.matrix, dim=1)
+    return Relevance(functional.normalize(rows, dim=1), BOTH, first.generator, first.clip)

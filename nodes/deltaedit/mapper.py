@@ -116,7 +116,7 @@ class DeltaEditMapper(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     tooltip="Share of the style channels that may move, those that matter most for this edit. 1: all, "
-                    "stronger but other things change too; 0.2 to 0.4 keeps them.",
+                    "stronger but other things change too; 0.5 if too little happens.",
                 ),
                 widget(
                     io.Combo,

@@ -25,7 +25,8 @@ from core.deltaedit.encoder_files import load_encoder
 from core.deltaedit.generator_files import load_generator
 from core.deltaedit.latents import LatentsBuilder, Origin
 from core.deltaedit.mapper_files import save_mapper
-from core.deltaedit.relevance_probe import by_covariance
+from core.deltaedit.relevance import both
+from core.deltaedit.relevance_probe import ProbeSettings, RelevanceProbe, by_covariance
 from core.deltaedit.stylegan2 import StyleGAN2
 from core.deltaedit.training import PRESETS, MapperTrainer, delta_loss
 from core.demo.builders import demo_scorer
@@ -107,7 +108,8 @@ def main() -> None:
     print(
         f"validation pictures: loss {delta_loss(made, true):.4f}, {ratio:.4f} of no change's error, cosine {cosine:.4f}"
     )
-    save_mapper(options.out, mapper, by_covariance(train), overwrite=True, half=True)
+    probe = RelevanceProbe(lambda: generator, demo_scorer(load_demo_model()), train, ProbeSettings())
+    save_mapper(options.out, mapper, both(by_covariance(train), probe.run()), overwrite=True, half=True)
 
 
 if __name__ == "__main__":

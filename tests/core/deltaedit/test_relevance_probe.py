@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from semantic_editing.core.deltaedit.relevance import COVARIANCE, PERTURBATION, from_covariance
+from semantic_editing.core.deltaedit.relevance import BOTH, COVARIANCE, PERTURBATION, Relevance, both, from_covariance
 from semantic_editing.core.deltaedit.relevance_probe import ProbeSettings, RelevanceProbe, by_covariance
 from semantic_editing.core.errors import EditingError
 from semantic_editing.tests.core.deltaedit.tiny_latents import LinearClip, linear_world, seeded, tiny_generator
@@ -155,3 +155,19 @@ def test_what_cannot_be_probed_is_refused():
     latents.offsets[0, 0] = float("nan")
     assert "not numbers" in refusal(by_covariance, latents)
     assert "at least two" in refusal(by_covariance, linear_world(1)[0])
+
+
+def test_both_is_halfway_and_keeps_what_one_alone_saw():
+    first = torch.tensor([[3.0, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]])
+    second = torch.tensor([[0.0, 0.5, 0], [0, 0, 0], [0, 0, 0], [1, 0, 0]])
+    found = both(Relevance(first, COVARIANCE, "g", "c"), Relevance(second, PERTURBATION, "g", "c"))
+    assert (found.kind, found.generator, found.clip) == (BOTH, "g", "c")
+    half = 0.5**0.5
+    torch.testing.assert_close(found.matrix, torch.tensor([[half, half, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]]))
+
+
+@pytest.mark.parametrize("change", [{"generator": "another"}, {"clip": "another"}, {"matrix": torch.zeros(3, 2)}])
+def test_both_of_different_makers_is_refused(change):
+    made = Relevance(torch.zeros(2, 2), COVARIANCE, "g", "c")
+    with pytest.raises(EditingError, match="make both of the same"):
+        both(made, replace(made, **change))

@@ -359,3 +359,6 @@ def test_relevance_by_perturbation_goes_on_and_tells_its_cost(host, latents, gen
     other = tiny.LinearClip(seed=4)
     assert "another CLIP" in refusal(relate, latents, filename="d", **(wires | {"clip_scorer": other}))
     assert "covariance, perturbation" in refusal(relate, latents, filename="d", method="guessing")
+    halfway, _ = relate(latents, filename="halfway", **(wires | {"method": "both"}))
+    wanted = both(relate(latents, filename="e")[0], whole)
+    assert halfway.kind == "both" and torch.equal(halfway.matrix, wanted.matrix)
