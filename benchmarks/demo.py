@@ -70,6 +70,10 @@ BOUNDS = {
     ),
     "SemEdit_InvertToStyleCode": ('demo_deltaedit_text@SaveImage.images=["3", 1]', "deltaedit_true_styles"),
 }
+DRAWN_TITLES = {
+    "SemEdit_StyleDiffusionDecode": "DeltaEdit, style diffusion",
+    "SemEdit_InvertToStyleCode": "DeltaEdit, StyleGAN2",
+}
 #: Every technique's workflow and, first, the baseline its table is read against.
 METHODS = (
     "word_swap",
@@ -421,7 +425,7 @@ def groups(
         ][:most]
         title = " and ".join([edit, *(f"{key.replace('_', ' ')}: {label}" for key, label in also.items())])
         if drawn_by is not None:
-            yield f"{title}, drawn by {drawn_by}", also, pairs, alike
+            yield f"{title} ({DRAWN_TITLES[drawn_by]})", also, pairs, alike
             continue
         yield title, also, pairs, alike if also or not others else [*baselines, *alike]
 
