@@ -110,6 +110,7 @@ EDITS = {
 #: What a workflow asks for beside the edit of its pair.
 ALSO = {"demo_caso_multi": {"facial_hair": "beard"}}
 REBUILT = "rebuilt portraits"
+KEEPING = ("--cache-lru", "200")  # node results that a ComfyUI keeps, of one workflow after another
 TIMEOUT = 1800  # seconds for one picture
 
 
@@ -303,15 +304,15 @@ class AloneRunner(Runner):
 
 
 @contextmanager
-def running(host: Host | None) -> Iterator[Runner]:
-    """Start ``host`` on the CPU, or on its GPU where it finds one; None: do without."""
+def running(host: Host | None, arguments: Sequence[str] = ()) -> Iterator[Runner]:
+    """Start ``host``, with some more ``arguments``, on the CPU, or on its GPU where it finds one; None: do without."""
     with tempfile.TemporaryDirectory() as base:
         if host is None:
             torch.set_num_threads(1)  # as in a host that is started here: the models are tiny
             yield AloneRunner(Path(base))
             return
         probe = ROOT / "benchmarks" / "probe"
-        with ComfyServer(host.path, host.python, host.environment, ROOT, base, probe) as server:
+        with ComfyServer(host.path, host.python, host.environment, ROOT, base, probe, arguments) as server:
             yield ComfyRunner(server)
 
 
@@ -374,8 +375,8 @@ def asked(method: Method, pair: DemoPair, runner: Runner) -> tuple[Workflow, str
 
 
 def together(methods: Sequence[Method], pairs: Sequence[DemoPair], runner: Runner, store: Store) -> list[list[Outcome]]:
-    """Outcomes of each method, made pair by pair: the methods after the first find the pair's inversion in the
-    ComfyUI's cache, so that only the first one's time is a time."""
+    """Outcomes of each method, made pair by pair: the methods after the first find the pair's inversion in a cache that
+    keeps it, so that only the first one's time is a time."""
     made: list[list[Outcome]] = [[] for _ in methods]
     for number, pair in enumerate(pairs):
         for method, outcomes_of in zip(methods, made, strict=True):
@@ -521,7 +522,7 @@ def drawn(
     drawn_by = methods[0].drawn_by
     assert drawn_by is not None, "these are not methods that draw"
     every = [*methods, *map(method, BOUNDS[drawn_by])]
-    with running(host) as runner:
+    with running(host, KEEPING) as runner:
         made = together(every, pairs, runner, store)
     judgement = DrawnJudgement(demo, pairs, torch.stack([outcome.picture for outcome in made[-2]]))
     times = torch.tensor([outcome.seconds for outcome in made[0]], dtype=torch.float64)
