@@ -78,13 +78,14 @@ def show_style_edits(demo: DemoModel, steps: int, number: int, result: Showcase)
     for row, pair in enumerate(pairs):
         one = slice(row, row + 1)
         face = _Face(pair, faces[one], codes.select(one), copies[one])
-        result.rows.append((f"{pair.edit}, by moving a style code (DeltaEdit)", _edited(demo, networks, face, result)))
-        cells = result.rows[-1][1]
-        if pair.edit == BY_EXAMPLE:
-            of = demo.pairs_of(pair.edit)
-            cells += _by_example(demo, networks, face, of[(number + 1) % len(of)], result)
+        cells = _edited(demo, networks, face, result)
+        result.rows.append((f"{pair.edit}, by two texts that move a style code (DeltaEdit)", cells))
         if pair.edit == BY_DIFFUSION:
             cells += _by_diffusion(demo, networks, face, min(steps, STEPS), result)
+        if pair.edit == BY_EXAMPLE:
+            of = demo.pairs_of(pair.edit)
+            shown = _by_example(demo, networks, face, of[(number + 1) % len(of)], result)
+            result.rows.append((f"{pair.edit}, as two pictures of somebody else show it (DeltaEdit)", shown))
 
 
 def _edited(demo: DemoModel, networks: _Networks, face: _Face, result: Showcase) -> list[Cell]:
@@ -106,15 +107,17 @@ def _edited(demo: DemoModel, networks: _Networks, face: _Face, result: Showcase)
 
 
 def _by_example(demo: DemoModel, networks: _Networks, face: _Face, example: DemoPair, result: Showcase) -> list[Cell]:
-    """As two pictures of somebody else show it."""
+    """By the difference of two pictures of somebody else, no words."""
     shown = example.source[None], example.target[None]
     wanted = differences_of_pictures(networks.scorer, *shown, networks.mapper.preprocessing)
     pasted = _pasted(face.pair, face.copy, _drawn(networks.generator, _moved(networks, face, wanted)))
     entry = result.measures["style_edits"][face.pair.edit]["example"] = _judged(demo, face.pair, pasted)
     return [
-        result.show(f"{face.stem}_example_before", example.source, "an example of the edit: before"),
+        result.show(f"{face.stem}_example_before", example.source, "the example: before"),
         result.show(f"{face.stem}_example_after", example.target, "and after"),
-        result.judged(f"{face.stem}_example", pasted[0], "by the example, no words", entry),
+        (face.pair.source, "source"),
+        (face.pair.target, "the true edited picture"),
+        result.judged(f"{face.stem}_example", pasted[0], "what it changed, in the photo", entry),
     ]
 
 
