@@ -46,7 +46,8 @@ def short(name):
     """A workflow with few steps."""
     workflow = copy.deepcopy(bench.method(name).workflow)
     for node in workflow.values():
-        node["inputs"] |= {key: value for key, value in SHORT.items() if node["inputs"].get(key)}
+        if node["class_type"] != "SemEdit_StyleCodeMix":  # whose steps are pictures
+            node["inputs"] |= {key: value for key, value in SHORT.items() if node["inputs"].get(key)}
         if node["class_type"] == "SemEdit_SentenceEditDirection":
             node["inputs"]["count"] = 8
     return workflow

@@ -47,7 +47,10 @@ def test_others_are_kept_against_the_same_picture_unedited(judgement, demo, pair
     unlike = halved([pairs[1].source, pairs[2].source, pairs[0].source])  # other people
     seen = demo.judge.labels(torch.nn.functional.interpolate(unlike, (128, 128), mode="bicubic").clamp(0, 1))
     was = demo.judge.labels(torch.nn.functional.interpolate(judgement.copies, (128, 128), mode="bicubic").clamp(0, 1))
-    expected = [np.mean([one[key] == other[key] for key in one if key != "glasses"]) for one, other in zip(seen, was, strict=True)]
+    expected = [
+        np.mean([one[key] == other[key] for key in one if key != "glasses"])
+        for one, other in zip(seen, was, strict=True)
+    ]
     figures = judgement.measure(unlike)
     assert figures["kept_rebuilt"].tolist() == pytest.approx(expected) and figures["kept_rebuilt"].mean() < 0.9
     assert judgement.measure(judgement.copies)["kept_rebuilt"].tolist() == [1, 1, 1]
