@@ -94,15 +94,15 @@ def _edited(demo: DemoModel, networks: _Networks, face: _Face, result: Showcase)
     drawn = _drawn(networks.generator, _moved(networks, face, _texts(networks, pair)))
     pasted = _pasted(pair, copy, drawn)
     decibel = float(psnr(copy, face.face))
-    figures = {"copy_psnr": decibel, "drawn": _judged(demo, pair, drawn), "texts": _judged(demo, pair, pasted)}
-    result.measures["style_edits"][pair.edit] = figures
+    in_drawn, in_photo = _judged(demo, pair, drawn), _judged(demo, pair, pasted)
+    result.measures["style_edits"][pair.edit] = {"copy_psnr": decibel, "drawn": in_drawn, "texts": in_photo}
     copied = f"the generator's copy, {copy.shape[-1]} pixels\n{decibel:.1f} dB to the source"
     return [
         result.show(f"{face.stem}_source", pair.source, f"source\n{pair.source_caption}"),
         result.show(f"{face.stem}_true", pair.target, "the true edited picture"),
         result.show(f"{face.stem}_copy", _large(copy, pair)[0], copied),
-        result.judged(f"{face.stem}_drawn", _large(drawn, pair)[0], f"its edit to: {pair.words[1]}", figures["drawn"]),
-        result.judged(f"{face.stem}_texts", pasted[0], "what it changed, in the photo", figures["texts"]),
+        result.judged(f"{face.stem}_drawn", _large(drawn, pair)[0], f"its edit to: {pair.words[1]}", in_drawn),
+        result.judged(f"{face.stem}_texts", pasted[0], "what it changed, in the photo", in_photo),
     ]
 
 
