@@ -10,8 +10,10 @@ Load Demo Image) and, behind @ signs, widgets set otherwise; TRAINING+WORKFLOW r
 ComfyUI is started for it ($COMFYUI_PATH, the one this pack lies in, or ~/comfy/ComfyUI*), in which u is counted
 whatever node samples. With --alone, or where no ComfyUI is found, the same nodes run without one (tools/demo_host.py
 says what that cannot do). Each table holds the rows "nothing done" and "true picture through the VAE"; wall is the
-median time of a picture as a multiple of the table's first method's. Judged by the demo's second classifier; intervals
-are of 95 %. Pictures, the worst of each method and results.json are left in --out; --resume goes on where a run ended.
+median time of a picture as a multiple of the table's first method's. DeltaEdit's tables are of their own: at the
+generator's size, beside its copy of the source and what the true picture's styles make of it. Judged by the demo's
+second classifier; intervals are of 95 %. Pictures, the worst of each method and results.json are left in --out;
+--resume goes on where a run ended.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 import tempfile
 import time
@@ -41,6 +44,7 @@ from semantic_editing.core.demo.bench import (
     table,
     with_settings,
 )
+from semantic_editing.core.demo.bench_drawn import DrawnJudgement, drawn_table
 from semantic_editing.core.demo.data import FOLDER, DemoData, DemoPair
 from semantic_editing.core.demo.model import DemoModel, load_demo_model
 from semantic_editing.core.errors import EditingError
@@ -54,6 +58,22 @@ WORKFLOWS = (ROOT / "workflows" / "api", ROOT / "benchmarks" / "baselines")
 BOXES = "demo_region_edit@SemEdit_RegionBoxGenerator.sizes="
 LARGEST_BOX = f'{BOXES}"1"@SemEdit_RegionBoxGenerator.change_anchors=0@SemEdit_RegionBoxGenerator.refine=false'
 MAP_ONLY = f'{BOXES}"1"'
+#: What DeltaEdit's generator or diffusion model drew, before it is pasted into the photo.
+DRAWN = 'demo_deltaedit_text@SaveImage.images=["7", 1]'
+DRAWN_BY_DIFFUSION = 'demo_deltaedit_diffusion@SaveImage.images=["13", 0]'
+#: What draws a face anew: a node that only its workflows have -> its copy of the source without an edit, and the edit
+#: by the styles of the true edited picture in place of a text's.
+BOUNDS = {
+    "SemEdit_StyleDiffusionDecode": (
+        f'{DRAWN_BY_DIFFUSION}@SemEdit_StyleDiffusionDecode.style_code=["3", 0]',
+        "deltaedit_diffusion_true_styles",
+    ),
+    "SemEdit_InvertToStyleCode": ('demo_deltaedit_text@SaveImage.images=["3", 1]', "deltaedit_true_styles"),
+}
+DRAWN_TITLES = {
+    "SemEdit_StyleDiffusionDecode": "DeltaEdit, style diffusion",
+    "SemEdit_InvertToStyleCode": "DeltaEdit, StyleGAN2",
+}
 #: Every technique's workflow and, first, the baseline its table is read against.
 METHODS = (
     "word_swap",
@@ -68,10 +88,29 @@ METHODS = (
     "demo_invert_reconstruct@SemEdit_SPDInvInversion.solver=ddim",
     "demo_invert_reconstruct",
     "demo_noise_regularised",
+    "demo_deltaedit_text",
+    DRAWN,
+    "demo_deltaedit_images",
+    "demo_deltaedit_diffusion",
+    DRAWN_BY_DIFFUSION,
 )
+#: Edits that a workflow is measured on, where they are not the one that it ships with.
+TEXT_EDITS = (
+    "glasses: none to glasses",
+    "facial hair: none to beard",
+    "hair color: black to red",
+    "background: blue to green",
+    "mouth: sad to smile",
+)
+EDITS = {
+    "demo_deltaedit_text": TEXT_EDITS,
+    "demo_deltaedit_images": TEXT_EDITS,
+    "demo_deltaedit_diffusion": ("hair color: black to red", "glasses: none to glasses"),
+}
 #: What a workflow asks for beside the edit of its pair.
 ALSO = {"demo_caso_multi": {"facial_hair": "beard"}}
 REBUILT = "rebuilt portraits"
+KEEPING = ("--cache-lru", "200")  # node results that a ComfyUI keeps, of one workflow after another
 TIMEOUT = 1800  # seconds for one picture
 
 
@@ -82,17 +121,30 @@ class Method:
     Attributes:
         also: what it asks for beside the edit of its pair, attribute -> label.
         training: a workflow that is run once before the first picture.
+        others: edits that it is measured on in place of its own.
     """
 
     name: str
     workflow: Workflow
     also: dict[str, str]
     training: Workflow | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def edit(self) -> str | None:
         """The edit it was made for; None rebuilds."""
         return edit_of(self.workflow)
+
+    @property
+    def edits(self) -> tuple[str | None, ...]:
+        """The edits that it is measured on."""
+        return self.others or (self.edit,)
+
+    @property
+    def drawn_by(self) -> str | None:
+        """Of :data:`BOUNDS`; None edits the photo itself."""
+        kinds = {node["class_type"] for node in self.workflow.values()}
+        return next((kind for kind in BOUNDS if kind in kinds), None)
 
 
 def method(text: str) -> Method:
@@ -113,7 +165,8 @@ def method(text: str) -> Method:
         except ValueError:
             settings[key] = value
     workflow = with_settings(workflow_called(name), settings)
-    return Method(text, workflow, ALSO.get(name, {}), workflow_called(training) if training else None)
+    trained = workflow_called(training) if training else None
+    return Method(text, workflow, ALSO.get(name, {}), trained, EDITS.get(name, ()))
 
 
 def workflow_called(name: str) -> Workflow:
@@ -251,15 +304,15 @@ class AloneRunner(Runner):
 
 
 @contextmanager
-def running(host: Host | None) -> Iterator[Runner]:
-    """Start ``host`` on the CPU, or on its GPU where it finds one; None: do without."""
+def running(host: Host | None, arguments: Sequence[str] = ()) -> Iterator[Runner]:
+    """Start ``host``, with some more ``arguments``, on the CPU, or on its GPU where it finds one; None: do without."""
     with tempfile.TemporaryDirectory() as base:
         if host is None:
             torch.set_num_threads(1)  # as in a host that is started here: the models are tiny
             yield AloneRunner(Path(base))
             return
         probe = ROOT / "benchmarks" / "probe"
-        with ComfyServer(host.path, host.python, host.environment, ROOT, base, probe) as server:
+        with ComfyServer(host.path, host.python, host.environment, ROOT, base, probe, arguments) as server:
             yield ComfyRunner(server)
 
 
@@ -299,10 +352,7 @@ def outcomes(method: Method, pairs: Sequence[DemoPair], runner: Runner, store: S
     """One of each pair."""
     made, trained = [], method.training is None
     for number, pair in enumerate(pairs):
-        source, truth = runner.picture_file(pair.source), runner.picture_file(pair.target)
-        workflow = aimed_at(method.workflow, pair, source, truth)
-        told = json.dumps([method.training, workflow] if method.training else workflow, sort_keys=True)
-        key = hashlib.sha256(told.encode()).hexdigest()[:16] + runner.mark
+        workflow, key = asked(method, pair, runner)
         outcome = store.get(key)
         if outcome is None:
             if not trained:
@@ -312,6 +362,33 @@ def outcomes(method: Method, pairs: Sequence[DemoPair], runner: Runner, store: S
             store.put(key, outcome)
         made.append(outcome)
         print(f"\r{method.name}: {number + 1} of {len(pairs)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return made
+
+
+def asked(method: Method, pair: DemoPair, runner: Runner) -> tuple[Workflow, str]:
+    """The workflow aimed at a pair, and what its outcome is stored under."""
+    source, truth = runner.picture_file(pair.source), runner.picture_file(pair.target)
+    workflow = aimed_at(method.workflow, pair, source, truth)
+    told = json.dumps([method.training, workflow] if method.training else workflow, sort_keys=True)
+    return workflow, hashlib.sha256(told.encode()).hexdigest()[:16] + runner.mark
+
+
+def together(methods: Sequence[Method], pairs: Sequence[DemoPair], runner: Runner, store: Store) -> list[list[Outcome]]:
+    """Outcomes of each method, made pair by pair: the methods after the first find the pair's inversion in a cache that
+    keeps it, so that only the first one's time is a time."""
+    made: list[list[Outcome]] = [[] for _ in methods]
+    for number, pair in enumerate(pairs):
+        for method, outcomes_of in zip(methods, made, strict=True):
+            workflow, key = asked(method, pair, runner)
+            outcome = store.get(key)
+            if outcome is None:
+                outcome = runner.run(workflow)
+                store.put(key, outcome)
+            outcomes_of.append(outcome)
+        print(
+            f"\r{pair.edit}, {len(methods)} methods: {number + 1} of {len(pairs)}", end="", file=sys.stderr, flush=True
+        )
     print(file=sys.stderr)
     return made
 
@@ -331,23 +408,27 @@ def groups(
         raise EditingError(f"The folder {data.folder.name!r} holds no pairs; render some (tools/demo_world).")
     baselines = [m for m in methods if m.name.partition("@")[0] == "word_swap"]
     others = [m for m in methods if m not in baselines]
-    tables = dict.fromkeys((m.edit, tuple(sorted(m.also.items()))) for m in others or baselines)
-    for own, wanted in tables:
-        alike = [m for m in others or baselines if (m.edit, tuple(sorted(m.also.items()))) == (own, wanted)]
+    tables: dict[tuple[str | None, tuple[tuple[str, str], ...], str | None], list[Method]] = {}
+    for one in others or baselines:
+        for edit in (None,) if one.edit is None else edits or one.edits:
+            tables.setdefault((edit, tuple(sorted(one.also.items())), one.drawn_by), []).append(one)
+    for (edit, wanted, drawn_by), alike in tables.items():
         also = dict(wanted)
-        if own is None:
+        if edit is None:
             each = -(-most // len(data.edits)) if most else 2
-            pairs = [pair for edit in data.edits for pair in data.pairs_of(edit)[:each]][:most]
+            pairs = [pair for name in data.edits for pair in data.pairs_of(name)[:each]][:most]
             yield REBUILT, also, as_rebuilding(pairs), alike
             continue
-        for edit in edits or [own]:
-            pairs = [
-                pair
-                for pair in data.pairs_of(edit)
-                if all(pair.source_attributes[key] != label for key, label in also.items())
-            ][:most]
-            title = " and ".join([edit, *(f"{key.replace('_', ' ')}: {label}" for key, label in also.items())])
-            yield title, also, pairs, alike if also or not others else [*baselines, *alike]
+        pairs = [
+            pair
+            for pair in data.pairs_of(edit)
+            if all(pair.source_attributes[key] != label for key, label in also.items())
+        ][:most]
+        title = " and ".join([edit, *(f"{key.replace('_', ' ')}: {label}" for key, label in also.items())])
+        if drawn_by is not None:
+            yield f"{title} ({DRAWN_TITLES[drawn_by]})", also, pairs, alike
+            continue
+        yield title, also, pairs, alike if also or not others else [*baselines, *alike]
 
 
 def save_worst(folder: Path, title: str, row: Row, pairs: Sequence[DemoPair], made: Sequence[Outcome]) -> None:
@@ -410,25 +491,52 @@ def bench(settings: argparse.Namespace) -> None:
     results = []
     host = None if settings.alone else chosen_host(settings.comfyui)
     for title, also, pairs, alike in planned:
-        judgement = Judgement(demo, pairs, also, rebuild=title == REBUILT)
-        rows = judgement.bounds()
-        for one in alike:
-            with running(host) as runner:  # a fresh one each: what another method left in caches would look free
-                made = outcomes(one, pairs, runner, store)
-            row = judgement.row(one.name, made)
-            rows.append(row)
-            save_worst(settings.out, title, row, pairs, made)
-        reference = next(row for row in rows if row.seconds is not None)
-        print(f"\n## {title}\n\n{table(rows, reference)}\n", flush=True)
+        if alike[0].drawn_by is not None:
+            rows, told = drawn(title, pairs, alike, host, store, demo, settings.out)
+        else:
+            judgement = Judgement(demo, pairs, also, rebuild=title == REBUILT)
+            rows = judgement.bounds()
+            for one in alike:
+                with running(host) as runner:  # a fresh one each: what another method left in caches would look free
+                    made = outcomes(one, pairs, runner, store)
+                row = judgement.row(one.name, made)
+                rows.append(row)
+                save_worst(settings.out, title, row, pairs, made)
+            told = table(rows, next(row for row in rows if row.seconds is not None))
+        print(f"\n## {title}\n\n{told}\n", flush=True)
         results.append({"title": title, "rows": [as_json(row) for row in rows]})
         (settings.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"pictures, the worst of each method and results.json are in {settings.out}")
 
 
+def drawn(
+    title: str,
+    pairs: Sequence[DemoPair],
+    methods: Sequence[Method],
+    host: Host | None,
+    store: Store,
+    demo: DemoModel,
+    folder: Path,
+) -> tuple[list[Row], str]:
+    """Rows and table of methods that draw the face anew, with the copy and the true styles among them."""
+    drawn_by = methods[0].drawn_by
+    assert drawn_by is not None, "these are not methods that draw"
+    every = [*methods, *map(method, BOUNDS[drawn_by])]
+    with running(host, KEEPING) as runner:
+        made = together(every, pairs, runner, store)
+    judgement = DrawnJudgement(demo, pairs, torch.stack([outcome.picture for outcome in made[-2]]))
+    times = torch.tensor([outcome.seconds for outcome in made[0]], dtype=torch.float64)
+    rows = [judgement.nothing()]
+    for one, outcomes_of in [*zip(every[-2:], made[-2:], strict=True), *zip(methods, made, strict=False)]:
+        rows.append(judgement.row(one.name, outcomes_of, float(times.median()) if one is methods[0] else None))
+        save_worst(folder, title, rows[-1], pairs, outcomes_of)
+    return rows, drawn_table(rows, judgement.small)
+
+
 def as_json(row: Row) -> dict[str, Any]:
-    """A row with the figures of each picture; infinite ones as null."""
+    """A row with the figures of each picture; infinite ones, and those that do not count, as null."""
     figures = {
-        name: [value if abs(value) != float("inf") else None for value in values.tolist()]
+        name: [value if math.isfinite(value) else None for value in values.tolist()]
         for name, values in row.figures.items()
     }
     cost = {"forward": row.forward, "backward": row.backward, "seconds": row.seconds}

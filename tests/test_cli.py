@@ -12,6 +12,7 @@ from semantic_editing import cli
 from semantic_editing.core.demo import model as demo_model
 from semantic_editing.core.demo import showcase
 from semantic_editing.core.demo import showcase_caso as caso_showcase
+from semantic_editing.core.demo import showcase_deltaedit as style_showcase
 from semantic_editing.core.demo import showcase_regions as region_showcase
 from semantic_editing.core.demo.data import FOLDER, TOKENIZER
 from semantic_editing.core.diffusers.checkpoint import load_checkpoint
@@ -297,10 +298,16 @@ def test_demo_writes_a_sheet_pictures_and_measures(tmp_path, monkeypatch, capsys
         assert changed[y : y + height, x : x + width].any()
         changed[y : y + height, x : x + width] = False
         assert not changed.any()
+    # Style codes: what was drawn and what was pasted of each edit; the diffusion's inversion and one evaluation a step.
+    assert set(measures["style_edits"]) == set(style_showcase.EDITS)
+    assert all({"copy_psnr", "drawn", "texts"} <= set(entry) for entry in measures["style_edits"].values())
+    assert measures["style_edits"][style_showcase.BY_DIFFUSION]["diffusion"]["u_forward"] >= 2 + 2
+    assert "example" in measures["style_edits"][style_showcase.BY_EXAMPLE]
     sheet = Image.open(tmp_path / "out" / "contact_sheet.png")
     assert sheet.width > 5 * 128 and sheet.height > 4 * 128
     written = sorted(os.listdir(tmp_path / "out"))
-    assert len(written) == 2 + 5 + 5 * 2 + 3 + 6 * len(embeddings) + 4 * len(region_showcase.EDITS)
+    styles = 5 * len(style_showcase.EDITS) + 1 + 3
+    assert len(written) == 2 + 5 + 5 * 2 + 3 + 6 * len(embeddings) + 4 * len(region_showcase.EDITS) + styles
     assert "wrote" in capsys.readouterr().out
 
 

@@ -35,6 +35,8 @@ def test_every_shipped_method_is_in_a_table_of_its_own_edit(unseen):
         (f"{GLASSES} and facial hair: beard", sum(p.source_attributes["facial_hair"] != "beard" for p in
                                                   unseen.pairs_of(GLASSES))),
         (bench.REBUILT, 24),
+        *((f"{edit} (DeltaEdit, StyleGAN2)", len(unseen.pairs_of(edit))) for edit in bench.TEXT_EDITS),
+        *((f"{edit} (DeltaEdit, style diffusion)", 40) for edit in bench.EDITS["demo_deltaedit_diffusion"]),
     ]  # fmt: skip
     assert [names for *_, names in tables] == [
         ["word_swap", "demo_word_edit", "demo_caso_edit", TRAINED, "demo_region_mask_to_inpaint"],
@@ -42,6 +44,8 @@ def test_every_shipped_method_is_in_a_table_of_its_own_edit(unseen):
         ["demo_caso_multi"],
         ["demo_invert_reconstruct@SemEdit_SPDInvInversion.solver=ddim", "demo_invert_reconstruct",
          "demo_noise_regularised"],
+        *[["demo_deltaedit_text", bench.DRAWN, "demo_deltaedit_images"]] * 5,
+        *[["demo_deltaedit_diffusion", bench.DRAWN_BY_DIFFUSION]] * 2,
     ]  # fmt: skip
 
 
@@ -130,6 +134,53 @@ def test_outcomes_are_one_a_pair_and_each_is_made_once(tmp_path, unseen):
     runner.files.clear()
     again = bench.outcomes(method, pairs, runner, bench.Store(tmp_path, True))
     assert len(runner.asked) == 2 and torch.equal(again[1].picture, made[1].picture)
+
+
+def ends_at(workflow):
+    """What the one picture that is saved comes out of: class and number of the output."""
+    ((key, number),) = (node["inputs"]["images"] for node in workflow.values() if node["class_type"] == "SaveImage")
+    return workflow[key]["class_type"], number
+
+
+def test_rows_of_what_is_drawn_end_where_their_names_say():
+    copy, true = (bench.method(name).workflow for name in bench.BOUNDS["SemEdit_InvertToStyleCode"])
+    assert ends_at(copy) == ("SemEdit_InvertToStyleCode", 1) and ends_at(true) == ("SemEdit_DecodeStyleCode", 0)
+    assert ends_at(bench.method(bench.DRAWN).workflow) == ("SemEdit_DeltaEditMapper", 1)
+    copy, true = (bench.method(name).workflow for name in bench.BOUNDS["SemEdit_StyleDiffusionDecode"])
+    for workflow, styles in (
+        (copy, "SemEdit_InvertToStyleCode"),
+        (true, "SemEdit_StyleCodeMix"),
+        (bench.method(bench.DRAWN_BY_DIFFUSION).workflow, "SemEdit_DeltaEditMapper"),
+    ):
+        (decode,) = (node for node in workflow.values() if node["class_type"] == "SemEdit_StyleDiffusionDecode")
+        assert ends_at(workflow) == ("SemEdit_StyleDiffusionDecode", 0)
+        assert workflow[decode["inputs"]["style_code"][0]]["class_type"] == styles
+
+
+@pytest.mark.parametrize("name", ["deltaedit_true_styles", "deltaedit_diffusion_true_styles"])
+def test_the_true_pictures_styles_are_made_with_the_shipped_settings(name):
+    shipped = bench.method("demo_deltaedit_diffusion").workflow
+    inputs = {node["class_type"]: node["inputs"] for node in shipped.values()}
+    workflow = bench.method(name).workflow
+    for node in workflow.values():
+        for widget, value in inputs.get(node["class_type"], {}).items():
+            if not isinstance(value, list) and widget not in ("filename_prefix", "pictures", "number"):
+                assert node["inputs"][widget] == value
+    (mix,) = (node["inputs"] for node in workflow.values() if node["class_type"] == "SemEdit_StyleCodeMix")
+    assert (mix["amount"], mix["coarse"], mix["medium"], mix["fine"], mix["colour_layers"]) == (1, 1, 1, 1, False)
+    from_source, from_truth = (workflow[mix[way][0]]["inputs"]["image"][1] for way in ("first", "second"))
+    assert (from_source, from_truth) == (0, 2)  # Load Demo Image's picture and its true edit
+
+
+def test_what_is_drawn_is_made_pair_by_pair(tmp_path, unseen):
+    runner, pairs = Canned(unseen), unseen.pairs_of(GLASSES)[:2]
+    methods = [bench.method(name) for name in ("demo_deltaedit_text", bench.DRAWN)]
+    made = bench.together(methods, pairs, runner, bench.Store(tmp_path, False))
+    assert [ends_at(asked)[0] for asked in runner.asked] == ["SemEdit_PasteFaceBack", "SemEdit_DeltaEditMapper"] * 2
+    for of in made:
+        assert all(torch.equal(outcome.picture, pair.target) for outcome, pair in zip(of, pairs, strict=True))
+    bench.together(methods, pairs, Canned(unseen), bench.Store(tmp_path, True))
+    assert len(runner.asked) == 4
 
 
 def test_a_training_runs_once_before_the_first_picture(tmp_path, unseen):

@@ -22,6 +22,8 @@ from .data import PHRASES, DemoPair
 from .model import DemoModel
 
 LOADER, UNEDITED = "SemEdit_LoadDemoImage", "portraits"
+#: Socket of DeltaEdit Mapper for the picture before an edit that is shown by example.
+EXAMPLE = "condition_from"
 #: Bundled embedding that turns each label up.
 EMBEDDINGS = {
     ("glasses", "glasses"): "demo: glasses",
@@ -78,9 +80,10 @@ def with_settings(workflow: Workflow, settings: Mapping[str, Any]) -> Workflow:
 def aimed_at(workflow: Workflow, pair: DemoPair, source_file: str, truth_file: str) -> Workflow:
     """A copy that edits ``pair`` as a person would: their picture loaded, their captions typed, their words filled in.
 
-    Load Demo Image becomes two stock Load Image nodes and the captions as texts. Where the workflow was made for
-    another edit, that edit's words and bundled embeddings in its widgets become those of the pair's; an embedding of
-    what is to go gets the negative strength.
+    Load Demo Image becomes two stock Load Image nodes and the captions as texts; one that shows a DeltaEdit Mapper an
+    edit by example stays, at a bundled pair of the same edit. Where the workflow was made for another edit, that edit's
+    words and bundled embeddings in its widgets become those of the pair's; an embedding of what is to go gets the
+    negative strength.
 
     Args:
         source_file, truth_file: names in ComfyUI's input folder.
@@ -92,8 +95,11 @@ def aimed_at(workflow: Workflow, pair: DemoPair, source_file: str, truth_file: s
     aimed = copy.deepcopy(workflow)
     truth = str(max((int(key) for key in aimed if key.isdigit()), default=0) + 1)
     aimed[truth] = {"class_type": "LoadImage", "inputs": {"image": truth_file}}
+    examples = [value[0] for node in workflow.values() if (value := node["inputs"].get(EXAMPLE))]
     for key, node in workflow.items():
-        if node["class_type"] == LOADER:
+        if key in examples:
+            aimed[key]["inputs"]["pictures"] = pair.edit
+        elif node["class_type"] == LOADER:
             aimed[key] = {"class_type": "LoadImage", "inputs": {"image": source_file}}
             outputs = ([key, 0], pair.source_caption, [truth, 0], pair.target_caption)
             for other in aimed.values():
@@ -298,13 +304,13 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> str:
         psnrs = figures.get("psnr")
         cells = [
             row.name,
-            _share(figures.get("success")),
-            _share(figures["kept"]),
-            _share(figures["kept_rebuilt"]),
-            _decibels(psnrs, True),
-            "" if psnrs is None else _number(float(psnrs.min())),
+            share(figures.get("success")),
+            share(figures["kept"]),
+            share(figures["kept_rebuilt"]),
+            decibels(psnrs, True),
+            "" if psnrs is None else number(float(psnrs.min())),
             "" if "ssim" not in figures else f"{float(figures['ssim'].mean()):.3f}",
-            _decibels(figures["outside"], False),
+            decibels(figures["outside"], False),
             _evaluations(row),
             _ratio(row, reference),
             str(n),
@@ -313,23 +319,26 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> str:
     return "\n".join(lines)
 
 
-def _share(values: Tensor | None) -> str:
+def share(values: Tensor | None) -> str:
+    """A mean share with its interval; "" for None."""
     if values is None:
         return ""
     low, high = interval(values)
     return f"{100 * float(values.mean()):.1f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """One decimal, or "equal" for infinite dB."""
     return "equal" if math.isinf(value) else f"{value:.1f}"
 
 
-def _decibels(values: Tensor | None, with_interval: bool) -> str:
+def decibels(values: Tensor | None, with_interval: bool) -> str:
+    """A mean in dB, with its interval where that is wanted; "" for None."""
     if values is None:
         return ""
     mean = float(values.mean())
     if math.isinf(mean) or not with_interval:
-        return _number(mean)
+        return number(mean)
     low, high = interval(values)
     return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 

@@ -20,6 +20,7 @@ from ..spdinv.invert import invert
 from .data import DemoPair
 from .model import DemoModel
 from .showcase_caso import show_embeddings
+from .showcase_deltaedit import show_style_edits
 from .showcase_regions import show_regions
 from .showcase_result import Showcase
 
@@ -57,7 +58,8 @@ class Settings:
 def run_showcase(
     demo: DemoModel, settings: Settings | None = None, report: Callable[[str], None] = lambda _: None
 ) -> Showcase:
-    """Rebuild a portrait three ways; edit five by words, one inside a mask, others by embeddings or in a found place.
+    """Rebuild a portrait three ways; edit five by words, one inside a mask, others by embeddings, in a found place, and
+    in style space.
 
     Args:
         report: told in a line what comes next.
@@ -90,6 +92,8 @@ def run_showcase(
         show_embeddings(demo, settings.steps, settings.pair, result)
         report("letting edits find their own place")
         show_regions(demo, settings.steps, settings.pair, result)
+        report("moving style codes by texts, by an example, and by the style diffusion")
+        show_style_edits(demo, settings.steps, settings.pair, result)
     return result
 
 

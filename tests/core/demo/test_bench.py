@@ -131,6 +131,26 @@ def test_an_edit_without_an_embedding_and_a_workflow_without_pictures_are_refuse
         edit_of({"1": {"class_type": "LoadImage", "inputs": {}}})
 
 
+def test_an_example_of_the_edit_is_not_the_pair_itself(unseen):
+    original = workflow("demo_deltaedit_images")
+    aimed = aimed_at(original, unseen.pairs_of(GLASSES)[0], "a.png", "b.png")
+    edit = inputs(aimed, "SemEdit_DeltaEditMapper")
+    for side, output in (("condition_from", 0), ("condition_to", 2)):
+        shown = aimed[edit[side][0]]
+        assert (shown["class_type"], edit[side][1]) == ("SemEdit_LoadDemoImage", output)
+        assert shown["inputs"]["pictures"] == GLASSES and shown["inputs"]["number"] == 1
+    assert aimed[edit["image"][0]]["inputs"] == {"image": "a.png"}
+    assert inputs(original, "SemEdit_DeltaEditMapper") == {**edit, "image": ["2", 0]}
+
+
+def test_texts_move_the_code_as_the_edit_is_worded(unseen):
+    for name in ("demo_deltaedit_text", "demo_deltaedit_diffusion"):
+        aimed = aimed_at(workflow(name), unseen.pairs_of("facial hair: none to beard")[0], "a.png", "b.png")
+        edit = inputs(aimed, "SemEdit_DeltaEditMapper")
+        assert edit["source_text"] == "a portrait of a person, clean shaven"
+        assert edit["target_text"] == "a portrait of a person, with a beard"
+
+
 def test_edit_of_tells_edits_from_rebuilding():
     assert edit_of(workflow("demo_word_edit")) == GLASSES
     assert edit_of(workflow("demo_invert_reconstruct")) is None
