@@ -31,7 +31,7 @@ from semantic_editing.core.deltaedit.generator_files import load_generator
 from semantic_editing.core.deltaedit.latents import Latents, load_latents
 from semantic_editing.core.deltaedit.mapper import DeltaMapper
 from semantic_editing.core.deltaedit.mapper_files import load_mapper
-from semantic_editing.core.deltaedit.relevance_probe import ProbeSettings, RelevanceProbe
+from semantic_editing.core.deltaedit.relevance_probe import ProbeSettings, RelevanceProbe, by_covariance
 from semantic_editing.core.deltaedit.style_code import StyleCode, StyleLayout
 from semantic_editing.core.deltaedit.stylegan2 import StyleGAN2
 from semantic_editing.core.deltaedit.training import PLAIN, PRESETS, MapperSettings, MapperTrainer
@@ -164,7 +164,7 @@ def arms(generator: StyleGAN2, mapper: DeltaMapper) -> dict[str, Callable[[Faces
         "in its place all channels at strength .7": lambda of: of.code.with_convs(
             of.code.convs + 0.7 * (moved(of).convs - of.code.convs)
         ),
-        "and 20% of the channels": lambda of: moved(of, 0.2),
+        "and 50% of the channels": lambda of: moved(of, 0.5),
         "image pair as condition, default": lambda of: moved(of, SHARE, True, of.true_features - of.features),
     }
 
@@ -172,19 +172,26 @@ def arms(generator: StyleGAN2, mapper: DeltaMapper) -> dict[str, Callable[[Faces
 def probed_arms(
     generator: StyleGAN2, demo: DemoModel, mapper: DeltaMapper, latents: Latents
 ) -> dict[str, Callable[[Faces], StyleCode]]:
-    """Name -> what it makes of the codes, with the paper's relevance: each channel moved, and CLIP asked."""
+    """Name -> what it makes of the codes, with relevance of one kind: the faces' covariance, and the paper's, each
+    channel moved and CLIP asked.
+    """
     start = time.process_time()
     probe = RelevanceProbe(lambda: generator, demo_scorer(demo), latents, ProbeSettings())
-    relevance = probe.run()
+    kinds = {"perturbation": probe.run()}
     spent = time.process_time() - start
     print(f"relevance by perturbation: {probe.evaluations} pictures, {spent:.0f} CPU s", flush=True)
+    kinds["covariance"] = by_covariance(latents)
 
-    def kept(of: Faces, share: float) -> StyleCode:
+    def kept(of: Faces, kind: str, share: float) -> StyleCode:
         rows = of.texts.expand(len(of.code), -1)
         change = mapper.change(of.code.convs, of.features, rows, subtract_idle=True)
-        return of.code.with_convs(of.code.convs + change * relevance.most(rows, share))
+        return of.code.with_convs(of.code.convs + change * kinds[kind].most(rows, share))
 
-    return {f"relevance by perturbation, {share:.0%}": partial(kept, share=share) for share in (SHARE, 0.2)}
+    return {
+        f"relevance by {kind}, {share:.0%}": partial(kept, kind=kind, share=share)
+        for kind in kinds
+        for share in (SHARE, 0.5)
+    }
 
 
 def trained_arms(

@@ -25,8 +25,8 @@ class Relevance:
 
     Attributes:
         matrix: ``[S, P]``; rows of unit length, or of zero where nothing was seen.
-        kind: how it was found, :data:`PERTURBATION` (the paper's), :data:`COVARIANCE`, :data:`BOTH`, or :data:`RELEASED`
-            (a file of the paper's authors).
+        kind: how it was found, :data:`PERTURBATION` (the paper's), :data:`COVARIANCE`, :data:`BOTH`, or
+            :data:`RELEASED` (a file of the paper's authors).
         generator, clip: identities; "" where unknown.
     """
 

@@ -482,7 +482,8 @@ class RelevanceMatrix(io.ComfyNode):
                     default=PROBE.faces,
                     min=1,
                     max=1000,
-                    tooltip="Of perturbation and both: faces on which each channel is moved. Each costs two pictures a channel.",
+                    tooltip="Of perturbation and both: faces on which each channel is moved. Each costs two pictures a "
+                    "channel.",
                 ),
                 widget(
                     io.Float,

@@ -16,6 +16,7 @@ CompactEncoder = host_stand_in.module("core.deltaedit.encoder").CompactEncoder
 files = host_stand_in.module("core.deltaedit.mapper_files")
 load_latents = host_stand_in.module("core.deltaedit.latents").load_latents
 save_encoder = host_stand_in.module("core.deltaedit.encoder_files").save_encoder
+both = host_stand_in.module("core.deltaedit.relevance").both
 #: Sample faces, tiny networks: made of the stand-in's own classes.
 tiny = importlib.import_module("semantic_editing.tests.core.deltaedit.tiny_latents")
 LATENTS = {
