@@ -114,7 +114,7 @@ _mapper_shape = table(
     },
     {"preprocessing": one_of(("own", "deltaedit"))},
 )
-_relevance_kind = one_of(("perturbation", "covariance", "released"))
+_relevance_kind = one_of(("perturbation", "covariance", "both", "released"))
 _rows = listed(text(), 0, 1_000_000)
 _mapper_progress = table(
     {

@@ -15,7 +15,7 @@ from semantic_editing.core.deltaedit.mapper_files import (
     save_mapper,
     save_relevance,
 )
-from semantic_editing.core.deltaedit.relevance import COVARIANCE, PERTURBATION, RELEASED, Relevance
+from semantic_editing.core.deltaedit.relevance import BOTH, COVARIANCE, PERTURBATION, RELEASED, Relevance
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import load_tensors, save_tensors
 from semantic_editing.core.reading.arrays import read_array
@@ -194,11 +194,12 @@ def test_a_damaged_file_ends_in_a_sentence(tmp_path, change, said):
     assert said in refusal(load_mapper, rewritten(tmp_path, change))
 
 
-def test_a_relevance_matrix_comes_back(tmp_path):
-    matrix = Relevance(tiny.seeded(5, 3), PERTURBATION, "a generator", "a CLIP")
+@pytest.mark.parametrize("kind", [COVARIANCE, PERTURBATION, BOTH])
+def test_a_relevance_matrix_comes_back(tmp_path, kind):
+    matrix = Relevance(tiny.seeded(5, 3), kind, "a generator", "a CLIP")
     found = load_relevance(save_relevance(tmp_path / "a.safetensors", matrix))
     assert torch.equal(found.matrix, matrix.matrix)
-    assert (found.kind, found.generator, found.clip) == (PERTURBATION, "a generator", "a CLIP")
+    assert (found.kind, found.generator, found.clip) == (kind, "a generator", "a CLIP")
     assert "is not a semantic_editing.delta_mapper file" in refusal(load_mapper, tmp_path / "a.safetensors")
 
 
