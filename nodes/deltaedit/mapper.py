@@ -269,7 +269,8 @@ class DeltaEditMapper(io.ComfyNode):
                 wanted = differences_of_pictures(clip_scorer, *pictures, network.preprocessing)
             else:
                 wanted = differences_of_texts(clip_scorer, source_text, target_text, templates)
-            network.check(style_code, clip_scorer.identity, wanted.rows.shape[1])  # before the drawing, which takes long
+            # before the drawing, which takes long
+            network.check(style_code, clip_scorer.identity, wanted.rows.shape[1])
             faces = len(style_code)
             total = faces * (1 + len(wanted.rows))
             before = drawn(stylegan2, style_code, lambda done: bar.show(done, total))
