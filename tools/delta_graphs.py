@@ -23,6 +23,9 @@ HAIR = (
     ("a portrait of a person, black hair", "a portrait of a person, red hair"),
 )
 
+#: Pixels in which the lines of Edit Report's table do not wrap.
+REPORT = 780
+
 
 def inverted(graph: Graph, photo: Output, generator: str = "demo", encoder: str = "demo") -> tuple[Node, Node]:
     """Columns 0 and 1: generator, the face's code and how well it rebuilds; returns generator and inversion."""
@@ -33,10 +36,9 @@ def inverted(graph: Graph, photo: Output, generator: str = "demo", encoder: str 
         image=photo,
         stylegan2=loader.out("stylegan2"),
         encoder_file=encoder,
-        width=330,
+        width=310,
     )
-    graph.add("PreviewImage", 1, title="The generator's copy", images=inversion.out("reconstruction"), width=330)
-    graph.add("PreviewAny", 1, title="How well it is rebuilt", source=inversion.out("report"), width=330, height=160)
+    graph.add("PreviewAny", 1, title="How well it is rebuilt", source=inversion.out("report"), width=310, height=180)
     return loader, inversion
 
 
@@ -62,13 +64,12 @@ def mapped(
         clip_scorer=scorer.out("clip scorer"),
         mapper_file=mapper,
         image=photo,
-        width=360,
+        width=330,
         **words,
         **pictures,
     )
-    graph.add("PreviewImage", 2, title="As the generator draws it", images=edit.out("image"), width=360)
-    graph.add("PreviewImage", 2, title="Where it changed", images=edit.out("heat"), width=360)
-    graph.add("PreviewAny", 2, title="Report", source=edit.out("report"), width=360, height=200)
+    graph.add("PreviewImage", 2, title="Where it changed", images=edit.out("heat"), width=330)
+    graph.add("PreviewAny", 2, title="Report", source=edit.out("report"), width=330, height=260)
     return scorer, edit
 
 
@@ -108,6 +109,7 @@ def demo_deltaedit_text(graph: Graph) -> None:
         4,
         photo,
         paste.out("image"),
+        width=REPORT,
         true_edit=picture.out("edited image"),
         clip_scorer=scorer.out("clip scorer"),
         source_text=texts[0],
@@ -131,7 +133,7 @@ def demo_deltaedit_images(graph: Graph) -> None:
         "pair's node, such as `top: short to hat`.",
         0, title="What this shows", height=260,
     )  # fmt: skip
-    edit_report(graph, 4, photo, paste.out("image"), true_edit=picture.out("edited image"))
+    edit_report(graph, 4, photo, paste.out("image"), width=REPORT, true_edit=picture.out("edited image"))
 
 
 def demo_deltaedit_diffusion(graph: Graph) -> None:
@@ -183,6 +185,7 @@ def demo_deltaedit_diffusion(graph: Graph) -> None:
         4,
         photo,
         paste.out("image"),
+        width=REPORT,
         true_edit=picture.out("edited image"),
         clip_scorer=scorer.out("clip scorer"),
         source_text=texts[0],
@@ -211,6 +214,7 @@ def ffhq_deltaedit(graph: Graph) -> None:
         4,
         photo,
         paste.out("image"),
+        width=REPORT,
         clip_scorer=scorer.out("clip scorer"),
         source_text=texts[0],
         target_text=texts[1],

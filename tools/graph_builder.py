@@ -20,6 +20,9 @@ PICTURE_NODES = {
     "SemEdit_RegionBoxGenerator",
     "SemEdit_RegionNetworkTrainer",
     "SemEdit_EditReport",
+    "SemEdit_InvertToStyleCode",
+    "SemEdit_DeltaEditMapper",
+    "SemEdit_StyleDiffusionDecode",
 }
 
 

@@ -19,7 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, MARGIN, HEAD = 256, 16, 34
-#: Workflow -> titles of the nodes whose pictures are shown, in order.
+INVERTED = ("Invert to Style Code", "The face, and the generator's copy")
+EDITED = ("DeltaEdit Mapper", "As the generator draws it")
+#: Workflow -> titles of the nodes whose pictures are shown, in order; with what is written above where it is not that.
 SHOWN = {
     "demo_invert_reconstruct": ("Original", "Rebuilt image", "Residual and cost per step"),
     "demo_word_edit": ("Original", "Edited image", "True edited image (for comparison)"),
@@ -27,9 +29,9 @@ SHOWN = {
     "demo_caso_train": ("Loss and accuracy",),
     "demo_caso_edit": ("Original", "Edited image", "True edited image (for comparison)"),
     "demo_caso_multi": ("Original", "Edited image"),
-    "demo_deltaedit_text": ("The generator's copy", "As the generator draws it", "Where it changed", "Edited image"),
-    "demo_deltaedit_images": ("The generator's copy", "As the generator draws it", "Edited image"),
-    "demo_deltaedit_diffusion": ("The generator's copy", "Where it changed", "Edited image"),
+    "demo_deltaedit_text": (INVERTED, EDITED, "Where it changed", "Edited image"),
+    "demo_deltaedit_images": (INVERTED, EDITED, "Edited image"),
+    "demo_deltaedit_diffusion": (INVERTED, "Where it changed", "Edited image"),
     "demo_region_edit": ("Original", "The best boxes", "Edited image", "True edited image (for comparison)"),
     "demo_region_mask_to_inpaint": ("Original", "Mask that was found", "Edited image"),
 }
@@ -87,11 +89,12 @@ def main() -> None:
         outputs = run(server, prompt)
         numbers = {node["_meta"]["title"]: number for number, node in prompt.items()}
         pictures = []
-        for title in titles:
+        for entry in titles:
+            title, caption = (entry, entry) if isinstance(entry, str) else entry
             (image,) = outputs[numbers[title]]["images"]
             query = urllib.parse.urlencode({key: image[key] for key in ("filename", "subfolder", "type")})
             pictures.append(
-                (title, Image.open(io.BytesIO(ask(server, f"/view?{query}")), formats=["PNG"]).convert("RGB"))
+                (caption, Image.open(io.BytesIO(ask(server, f"/view?{query}")), formats=["PNG"]).convert("RGB"))
             )
         sheet = compose(pictures)
         sheet.save(ROOT / "workflows" / "previews" / f"{name}.png", optimize=True)

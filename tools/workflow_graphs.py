@@ -46,7 +46,7 @@ def show(graph: Graph, column: int, latent: Output, vae: Output, name: str, titl
     return decoded
 
 
-def edit_report(graph: Graph, column: int, before: Output, after: Output, **more: Any) -> None:
+def edit_report(graph: Graph, column: int, before: Output, after: Output, width: int = 680, **more: Any) -> None:
     """What changed and what stayed, as the last column of a workflow; its numbers come after all others."""
     report = graph.add(
         "SemEdit_EditReport",
@@ -54,11 +54,11 @@ def edit_report(graph: Graph, column: int, before: Output, after: Output, **more
         title="What changed, what stayed",
         before=before,
         after=after,
-        width=680,
+        width=width,
         height=520,
         **more,
     )
-    graph.add("PreviewAny", column, title="Figures of the edit", source=report.out("report"), width=680, height=320)
+    graph.add("PreviewAny", column, title="Figures of the edit", source=report.out("report"), width=width, height=320)
 
 
 def invert_reconstruct(graph: Graph, inversion_type: str, name: str, plot_title: str) -> tuple[Output, Output]:

@@ -143,8 +143,10 @@ def delta_edit(
     features = image_features.expand(faces, -1).repeat(len(rows), 1)
     wanted, channels = rows.repeat_interleave(faces, 0), allowed.repeat_interleave(faces, 0)
     changes = []
+    device = mapper.mean.device  # a host may have moved the mapper
     for part in torch.arange(len(before)).split(CHUNK):
-        changes.append(mapper.change(before[part], features[part], wanted[part], settings.subtract_idle))
+        given = (tensor[part].to(device) for tensor in (before, features, wanted))
+        changes.append(mapper.change(*given, settings.subtract_idle).to(before.device))
         if callback is not None:
             callback(int(part[-1]) + 1, len(before))
     change = torch.where(channels, settings.strength * torch.cat(changes), 0.0)

@@ -103,11 +103,11 @@ def _encoded(
     if seen.ndim != 3 or not seen.isfinite().all():
         raise EditingError("The style encoder made codes that are no numbers; check its file, or run it in 32 bits.")
     best = current = seen
-    error = first = _errors(generator(current), target)
+    rebuilt = generator(current)
+    error = first = _errors(rebuilt, target)
     if not error.isfinite().all():
         raise EditingError("The generator made pictures that are no numbers; check its file, or run it in 32 bits.")
     tell()
-    rebuilt = generator(current) if passes > 1 else target
     for _ in range(passes - 1):
         current = current + seen - encoder(_fitted(rebuilt, encoder.side))
         rebuilt = generator(current)

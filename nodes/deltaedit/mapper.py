@@ -27,7 +27,7 @@ from ...core.deltaedit.text import NONE, TEMPLATES
 from ...core.errors import EditingError
 from ...core.images.difference import difference_map, difference_picture, full_heat
 from ...core.models.clip import ClipScorer
-from ..common.bundled import bundled_file, bundled_names
+from ..common.bundled import bundled, bundled_file, bundled_names
 from ..common.reports import file_fingerprint, report_output, shown
 from ..common.sockets import ClipScorerType
 from ..host.folders import DELTA_MAPPERS, list_files, resolve_file
@@ -41,6 +41,8 @@ NO_FILE, OWN_MATRIX = "none", "the mapper's own"
 BY_SHARE, BY_THRESHOLD = "share", "threshold"
 #: Pixels that are drawn together, at most, and pictures.
 PIXELS, PICTURES = 2**20, 16
+#: The mapper of the last run, so that other words do not read 300 MB anew; the host may evict it.
+_KEPT: dict[tuple[str, str], Managed[DeltaMapper]] = {}
 
 
 class DeltaEditMapper(io.ComfyNode):
@@ -222,8 +224,7 @@ class DeltaEditMapper(io.ComfyNode):
     def fingerprint_inputs(cls, mapper_file: str = NO_FILE, relevance_file: str = OWN_MATRIX, **others: Any) -> str:
         """Sizes and times of the files, so that a file saved anew is read anew."""
         files = [name for name in (mapper_file, relevance_file) if name not in (NO_FILE, OWN_MATRIX)]
-        bundled = bundled_names(DELTA_MAPPERS)
-        return " ".join(name if name in bundled else file_fingerprint(DELTA_MAPPERS, name) for name in files)
+        return " ".join(map(fingerprint_of, files))
 
     @classmethod
     def execute(
@@ -241,7 +242,7 @@ class DeltaEditMapper(io.ComfyNode):
         relevance_file: str = OWN_MATRIX,
         subtract_idle: bool = True,
         templates: str = NONE,
-        mapper: DeltaMapper | None = None,
+        mapper: Managed[DeltaMapper] | None = None,
         relevance: Relevance | None = None,
         image: Tensor | None = None,
         condition_from: Tensor | None = None,
@@ -254,7 +255,8 @@ class DeltaEditMapper(io.ComfyNode):
         if (condition_from is None) != (condition_to is None):
             raise EditingError("Wire both condition_from and condition_to, or none of them to edit by texts.")
         with torch.inference_mode(False), torch.no_grad(), memory_advice("edit fewer faces or targets at once"):
-            mapper = mapper_from(mapper_file) if mapper is None else mapper
+            managed = mapper_named(mapper_file) if mapper is None else mapper
+            network = managed.network
             if relevance is None and relevance_file != OWN_MATRIX:
                 relevance = load_relevance(resolve_file(DELTA_MAPPERS, relevance_file))
             bar = StoppableBar()
@@ -264,16 +266,17 @@ class DeltaEditMapper(io.ComfyNode):
 
             if condition_from is not None and condition_to is not None:
                 pictures = (channels_first(part) for part in (condition_from, condition_to))
-                wanted = differences_of_pictures(clip_scorer, *pictures, mapper.preprocessing)
+                wanted = differences_of_pictures(clip_scorer, *pictures, network.preprocessing)
             else:
                 wanted = differences_of_texts(clip_scorer, source_text, target_text, templates)
-            mapper.check(style_code, clip_scorer.identity, wanted.rows.shape[1])  # before the drawing, which takes long
+            # before the drawing, which takes long
+            network.check(style_code, clip_scorer.identity, wanted.rows.shape[1])
             faces = len(style_code)
             total = faces * (1 + len(wanted.rows))
             before = drawn(stylegan2, style_code, lambda done: bar.show(done, total))
             seen = before if image is None else channels_first(image)
-            features = features_of(clip_scorer, seen, mapper.preprocessing, look)
-            edit = delta_edit(mapper, style_code, features, wanted, settings, relevance, clip_scorer.identity)
+            features = features_of(clip_scorer, seen, network.preprocessing, look)
+            edit = delta_edit(managed.loaded(), style_code, features, wanted, settings, relevance, clip_scorer.identity)
             unedited = before.repeat(len(wanted.rows), 1, 1, 1)
             moved = edit.moved.any(1).nonzero()[:, 0]  # the others are the pictures before, to the bit
             after, drawn_before = unedited.clone(), total - len(moved)
@@ -281,8 +284,8 @@ class DeltaEditMapper(io.ComfyNode):
                 after[moved] = drawn(
                     stylegan2, edit.code.select(moved), lambda done: bar.show(drawn_before + done, total)
                 )
-            own = features if image is None else features_of(clip_scorer, before, mapper.preprocessing, look)
-            edited_features = features_of(clip_scorer, after, mapper.preprocessing, look)
+            own = features if image is None else features_of(clip_scorer, before, network.preprocessing, look)
+            edited_features = features_of(clip_scorer, after, network.preprocessing, look)
             difference = difference_map(after, unedited)
             full = full_heat(difference)
             heat = torch.cat(
@@ -293,7 +296,7 @@ class DeltaEditMapper(io.ComfyNode):
             )
             report = "\n".join(
                 [
-                    *notes(mapper, relevance or mapper.relevance, settings, condition_from is not None),
+                    *notes(network, relevance or network.relevance, settings, condition_from is not None),
                     edit_sentences(edit, own, edited_features, unedited, after),
                     f"full heat is a difference of {100 * full:.0f} %",
                 ]
@@ -302,11 +305,21 @@ class DeltaEditMapper(io.ComfyNode):
         return io.NodeOutput(edit.code, *outputs, report, ui=shown(report, outputs[0], cls))
 
 
-def mapper_from(name: str) -> DeltaMapper:
-    """The mapper that ``mapper_file`` names."""
+def mapper_named(name: str) -> Managed[DeltaMapper]:
+    """The mapper that ``mapper_file`` names; kept until another is asked for, or its file changes."""
     if name == NO_FILE:
         raise EditingError("There is no mapper; choose a mapper_file, or wire one from DeltaEdit Mapper Trainer.")
-    return load_mapper(bundled_file(DELTA_MAPPERS, name) or resolve_file(DELTA_MAPPERS, name))
+    key = (name, fingerprint_of(name))
+    if key not in _KEPT:
+        path = bundled_file(DELTA_MAPPERS, name) or resolve_file(DELTA_MAPPERS, name)
+        _KEPT.clear()
+        _KEPT[key] = Managed.make(lambda: load_mapper(path))
+    return _KEPT[key]
+
+
+def fingerprint_of(name: str) -> str:
+    """Size and time of a file, so that a file saved anew is read anew."""
+    return name if bundled(DELTA_MAPPERS, name) else file_fingerprint(DELTA_MAPPERS, name)
 
 
 def channels_first(images: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ StyleCodeType = io.Custom("STYLE_CODE")
 FaceCropType = io.Custom("FACE_CROP")
 #: Carries a ``core.deltaedit.latents.Latents``: pairs of CLIP features and style codes to train on.
 DeltaLatentsType = io.Custom("DELTA_LATENTS")
-#: Carries a ``core.deltaedit.mapper.DeltaMapper`` on the CPU.
+#: Carries a ``Managed[core.deltaedit.mapper.DeltaMapper]``.
 DeltaMapperType = io.Custom("DELTA_MAPPER")
 #: Carries a ``core.deltaedit.relevance.Relevance`` on the CPU.
 RelevanceType = io.Custom("RELEVANCE_MATRIX")

@@ -440,7 +440,8 @@ class DeltaEditMapperTrainer(io.ComfyNode):
         if saved.file and not files.trouble:
             bar.finish()  # else it would be lost, or nobody would hear where it went
         report_text = "\n".join(filter(None, [saved.line, text, files.trouble]))
-        return io.NodeOutput(mapper, plot, report_text, ui=shown(report_text, plot, cls))
+        managed = Managed.make(lambda: mapper)
+        return io.NodeOutput(managed, plot, report_text, ui=shown(report_text, plot, cls))
 
 
 def _made_by(path: Path, trainer: MapperTrainer) -> bool:

@@ -29,6 +29,7 @@ DEMOS = (
     "demo_region_mask_to_inpaint",
 )
 CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit", "sd15_caso_edit", "sd15_inpaint_region_edit")
+DELTAEDIT = ("demo_deltaedit_text", "demo_deltaedit_images", "demo_deltaedit_diffusion", "ffhq_deltaedit")
 SHORT = {"steps": 4, "count": 8}  # for the tests that do not look at the picture
 
 
@@ -113,7 +114,7 @@ def wired(prompt):
     }
 
 
-@pytest.mark.parametrize("name", DEMOS + CHECKPOINTS)
+@pytest.mark.parametrize("name", DEMOS + CHECKPOINTS + DELTAEDIT)
 def test_both_formats_agree(name, info, floor):
     found = from_ui(ui(name), info)
     assert wired(found) == wired(api(name))
@@ -121,7 +122,7 @@ def test_both_formats_agree(name, info, floor):
         assert {k: v["_meta"] for k, v in found.items()} == {k: v["_meta"] for k, v in api(name).items()}
 
 
-@pytest.mark.parametrize("name", DEMOS + CHECKPOINTS)
+@pytest.mark.parametrize("name", DEMOS + CHECKPOINTS + DELTAEDIT)
 def test_files_are_what_the_tool_writes(name, info, floor):
     if not floor:
         pytest.skip("the files are built on the floor host; newer hosts may add inputs to stock nodes")
@@ -130,7 +131,7 @@ def test_files_are_what_the_tool_writes(name, info, floor):
     assert built[f"api/{name}.json"] == (ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", DEMOS + CHECKPOINTS)
+@pytest.mark.parametrize("name", DEMOS + CHECKPOINTS + DELTAEDIT)
 def test_inputs_are_complete_and_links_have_the_right_type(name, info):
     prompt = api(name)
     for number, node in prompt.items():
@@ -144,7 +145,7 @@ def test_inputs_are_complete_and_links_have_the_right_type(name, info):
                 assert wanted in ("*", made), f"{node['class_type']}.{key} wants {wanted} and gets {made}"
 
 
-@pytest.mark.parametrize("name", DEMOS + CHECKPOINTS)
+@pytest.mark.parametrize("name", DEMOS + CHECKPOINTS + DELTAEDIT)
 def test_layout_has_no_overlaps_and_the_file_has_its_pictures(name):
     boxes = [
         (n["pos"][0], n["pos"][1] - 30, n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1], n["type"])

@@ -81,7 +81,8 @@ def folder(tmp_path, monkeypatch):
 def run(node, parts, *changed, file="none", texts=TEXTS, strength=1.0, share=0.5, **options):
     generator, code, scorer, mapper = (new or old for new, old in zip((*changed, *[None] * 4), parts, strict=False))
     if file == "none":
-        options.setdefault("mapper", mapper)
+        wired = options.pop("mapper", mapper)
+        options["mapper"] = type(generator).make(lambda: wired)
     with torch.inference_mode():
         return node.execute(generator, code, scorer, file, *texts, strength, share, **options).result
 
@@ -195,6 +196,19 @@ def test_files(pack, node, parts, folder):
     assert not torch.equal(other[0].convs, wired.convs) and "50 % of them (released)" in other[-1]
     matrix = pack("core.deltaedit.relevance").Relevance(torch.from_numpy(rows), "perturbation")
     assert torch.equal(run(node, parts, relevance_file="own.safetensors", relevance=matrix)[0].convs, other[0].convs)
+    kept = pack("nodes.deltaedit.mapper")._KEPT
+    (read,) = kept.values()
+    run(node, parts, file="own.safetensors", strength=2.0)
+    assert list(kept.values()) == [read], "an unchanged file is read once"
+    with torch.no_grad():
+        parts[3].mean.add_(1)
+    try:
+        files.save_mapper(folder / "own.safetensors", parts[3], overwrite=True)
+    finally:
+        with torch.no_grad():
+            parts[3].mean.sub_(1)
+    assert not torch.equal(run(node, parts, file="own.safetensors")[0].convs, wired.convs)
+    assert list(kept.values()) != [read]
     before = node.fingerprint_inputs(mapper_file="own.safetensors", relevance_file="fs3.npy")
     np.save(folder / "fs3.npy", rows[:, :3])
     assert node.fingerprint_inputs(mapper_file="own.safetensors", relevance_file="fs3.npy") != before

@@ -93,8 +93,8 @@ def test_a_mapper_is_trained_and_stopped_and_gone_on_with(pack, nodes, latents, 
         run(nodes.DeltaEditMapperTrainer, delta_latents=latents, **TRAINER)
     monkeypatch.setattr(state, "show", show)
     assert (tmp_path / "delta_mappers" / "mine.safetensors").exists()
-    made = run(nodes.DeltaEditMapperTrainer, delta_latents=latents, **(TRAINER | {"resume": True}))[0]
-    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in made.state_dict().items())
+    made = run(nodes.DeltaEditMapperTrainer, delta_latents=latents, **(TRAINER | {"resume": True}))[0].network
+    assert all(torch.equal(value, whole.network.state_dict()[name]) for name, value in made.state_dict().items())
     assert not any(value.is_inference() or value.requires_grad for value in made.state_dict().values())
 
 

@@ -123,7 +123,8 @@ def make_latents(generator, clip=CLIP, **options):
 
 def train(latents, **options):
     with torch.inference_mode():
-        return NODES.DeltaEditMapperTrainer.execute(delta_latents=latents, **(TRAINER | options)).args
+        mapper, *others = NODES.DeltaEditMapperTrainer.execute(delta_latents=latents, **(TRAINER | options)).args
+    return mapper.network, *others
 
 
 def relate(latents, **options):
