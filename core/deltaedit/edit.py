@@ -145,8 +145,8 @@ def delta_edit(
     changes = []
     device = mapper.mean.device  # a host may have moved the mapper
     for part in torch.arange(len(before)).split(CHUNK):
-        given = (tensor[part].to(device) for tensor in (before, features, wanted))
-        changes.append(mapper.change(*given, settings.subtract_idle).to(before.device))
+        styles, seen, way = (tensor[part].to(device) for tensor in (before, features, wanted))
+        changes.append(mapper.change(styles, seen, way, settings.subtract_idle).to(before.device))
         if callback is not None:
             callback(int(part[-1]) + 1, len(before))
     change = torch.where(channels, settings.strength * torch.cat(changes), 0.0)
