@@ -59,8 +59,8 @@ BOXES = "demo_region_edit@SemEdit_RegionBoxGenerator.sizes="
 LARGEST_BOX = f'{BOXES}"1"@SemEdit_RegionBoxGenerator.change_anchors=0@SemEdit_RegionBoxGenerator.refine=false'
 MAP_ONLY = f'{BOXES}"1"'
 #: What DeltaEdit's generator or diffusion model drew, before it is pasted into the photo.
-DRAWN = 'demo_deltaedit_text@SaveImage.images=["7", 1]'
-DRAWN_BY_DIFFUSION = 'demo_deltaedit_diffusion@SaveImage.images=["13", 0]'
+DRAWN = 'demo_deltaedit_text@SaveImage.images=["6", 1]'
+DRAWN_BY_DIFFUSION = 'demo_deltaedit_diffusion@SaveImage.images=["11", 0]'
 #: What draws a face anew: a node that only its workflows have -> its copy of the source without an edit, and the edit
 #: by the styles of the true edited picture in place of a text's.
 BOUNDS = {
