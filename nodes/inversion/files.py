@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ...core.inversion import Inversion
+from ...core.writing import check_target
 from ..common.inputs import file_input, saved_name_inputs
 from ..common.reports import (
     file_fingerprint,
@@ -14,6 +16,7 @@ from ..common.reports import (
     report_output,
     shown,
 )
+from ..common.saving import save_or_rescue
 from ..common.sockets import InversionType
 from ..host.denoiser import identity
 from ..host.folders import output_path, resolve_file
@@ -50,8 +53,13 @@ class SaveInversion(io.ComfyNode):
     @classmethod
     def execute(cls, inversion: Inversion, filename: str, overwrite: bool) -> Any:
         """Write whole or not at all."""
-        path = inversion.save(output_path(FOLDER, filename), overwrite=overwrite)
-        return io.NodeOutput(path.name, ui=shown(f"saved {path.name}\n{inversion_report(inversion)}"))
+        path = check_target(output_path(FOLDER, filename), overwrite=overwrite)
+
+        def save(target: Path, replacing: bool) -> None:
+            inversion.save(target, overwrite=replacing)
+
+        saved = save_or_rescue(save, path, overwrite, is_output=False)
+        return io.NodeOutput(saved.file, ui=shown(f"{saved.line}\n{inversion_report(inversion)}"))
 
 
 class LoadInversion(io.ComfyNode):
