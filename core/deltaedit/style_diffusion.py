@@ -29,6 +29,7 @@ from ..reading.forms import only
 from ..sampling import sample
 from ..spdinv.invert import spdinv
 from ..spdinv.solvers import SPDInvSettings
+from ..weight_print import weight_print
 from .style_code import StyleCode, StyleLayout
 from .style_unet import StyleUNet, UNetShape
 
@@ -84,7 +85,7 @@ class StyleDiffusion(nn.Module):
     def identity(self) -> ModelIdentity:
         """By which noise is known as this network's own."""
         signature = weight_signature(self.unet.first.weight, self.unet.last.weight)
-        return ModelIdentity(FAMILY, 3, "eps", signature)
+        return ModelIdentity(FAMILY, 3, "eps", signature, weight_print(self.unet.parameters()))
 
     def check(self, code: StyleCode) -> None:
         """Raise :class:`EditingError` when a style code belongs to another generator than this network learned from."""

@@ -12,6 +12,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...core.content_print import content_print
 from ...core.errors import EditingError
 
 POOLED = "pooled_output"
@@ -59,6 +60,11 @@ def conditioning_tensors(conditioning: list[Any]) -> dict[str, Tensor] | None:
     if POOLED in extra:
         tensors["pooled"] = options[POOLED].detach().float().cpu()
     return tensors
+
+
+def conditioning_print(conditioning: list[Any]) -> str:
+    """Content print of CONDITIONING of any kind: texts, areas, masks, ControlNets, pictures."""
+    return content_print([(embeds, options) for embeds, options in conditioning])
 
 
 def conditioning_from_tensors(tensors: dict[str, Tensor]) -> list[Any]:
