@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import register_multi_grad_hook
 
 from .errors import EditingError
-from .weight_print import ABSOLUTE, RELATIVE, WeightPrint
+from .prints.weights import ABSOLUTE, RELATIVE, WeightPrint
 
 if TYPE_CHECKING:
     from .attention.site import AttentionControl

@@ -16,7 +16,7 @@ from torch import Tensor
 from .denoiser import Denoiser, ModelIdentity, check_finite, unit_scale
 from .errors import EditingError
 from .files import load_tensors, metadata_json, save_tensors
-from .weight_print import WeightPrint
+from .prints.weights import WeightPrint
 
 FILE_FORMAT = "semantic_editing.inversion"
 FILE_VERSION = "1"

@@ -29,7 +29,7 @@ from ..reading.forms import only
 from ..sampling import sample
 from ..spdinv.invert import spdinv
 from ..spdinv.solvers import SPDInvSettings
-from ..weight_print import weight_print
+from ..prints.weights import weight_print
 from .style_code import StyleCode, StyleLayout
 from .style_unet import StyleUNet, UNetShape
 

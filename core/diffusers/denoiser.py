@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..attention.site import AttentionControl
 from ..denoiser import Evaluations, ModelIdentity, ddim_grid, weight_signature
 from ..errors import EditingError
-from ..weight_print import weight_print
+from ..prints.weights import weight_print
 from .attention import controlled
 
 PREDICTIONS: dict[str, Literal["eps", "v"]] = {"epsilon": "eps", "v_prediction": "v"}

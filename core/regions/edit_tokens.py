@@ -20,7 +20,6 @@ from torch import Tensor
 from ..content_hash import fingerprint
 from ..denoiser import Callback, Evaluations, Progress, check_finite
 from ..errors import EditingError
-from ..weight_print import WeightPrint, weight_print
 from ..models.model_folder import (
     load_clip_tokenizer,
     load_diffusers,
@@ -28,6 +27,7 @@ from ..models.model_folder import (
     load_text_encoder,
     read_index,
 )
+from ..prints.weights import WeightPrint, weight_print
 from .editors import Quality
 from .paste import Framing, check_quality, paste, repainted_cells
 

@@ -72,8 +72,8 @@ def own_negative(inversion: Inversion) -> Any:
         return None
     if inversion.uncond is None:
         raise EditingError(
-            f"This inversion was made at cfg {inversion.cfg:g} and does not carry its negative prompt; wire the negative "
-            "it was made with."
+            f"This inversion was made at cfg {inversion.cfg:g} and does not carry its negative prompt; wire the "
+            "negative it was made with."
         )
     return conditioning_from_tensors(dict(inversion.uncond))
 

@@ -12,7 +12,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...core.content_print import content_print
+from ...core.prints.content import content_print
 from ...core.errors import EditingError
 
 POOLED = "pooled_output"

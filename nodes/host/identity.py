@@ -1,4 +1,4 @@
-"""What a MODEL is by content: its own weights, what is put on them, and the name of its file where the host knows it."""
+"""What a MODEL is by content: its own weights, what is put on them, and its file's name where the host knows it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import comfy.model_sampling
 import torch
 from torch import Tensor
 
-from ...core.content_print import content_print
+from ...core.prints.content import content_print
 from ...core.denoiser import ModelIdentity, Prediction, weight_signature
 from ...core.errors import EditingError
-from ...core.weight_print import WeightPrint, weight_print
+from ...core.prints.weights import WeightPrint, weight_print
 
 #: Options that every run fills in for itself, and those that change no value.
 PASSING = {"sample_sigmas", "sigmas", "cond_or_uncond", "uuids", "callbacks", "multigpu_clones", "registered_hooks"}
@@ -179,8 +179,9 @@ def _origin(part: tuple[Any, Any]) -> str:
 
 
 def require_no_cache(model: Any) -> None:
-    """Raise :class:`EditingError` where a node put a step cache on the MODEL (EasyCache, TeaCache and their like), which
-    answers some evaluations with old ones; what is inverted or guided with it is not what the model predicts.
+    """Raise :class:`EditingError` where a node put a step cache on the MODEL (EasyCache, TeaCache and their like).
+
+    It answers some evaluations with old ones; what is inverted or guided with it is not what the model predicts.
     """
     for options in (model.model_options, getattr(model, "wrappers", {}), dict(model.object_patches)):
         for key, value in _named_leaves(options):

@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from ...core.errors import EditingError
 
-
 #: Smallest side in latent pixels that a network halves a few times and doubles again.
 SMALLEST = 2
 

@@ -23,9 +23,9 @@ from ...core.errors import EditingError
 from ...core.gradient_checkpointing import blocks_of, checkpointed
 from .attention import WRAPPER_KEY
 from .conditioning import require_conditioning
-from .identity import identity, require_no_cache
 from .denoiser import ComfyDenoiser
 from .gradients import frozen, gradient_scope, make_differentiable, materialise, normal_tensors, static_patcher
+from .identity import identity, require_no_cache
 from .latents import fitted_latent, host_latent, image_latent, latent_from_model, latent_to_model
 from .memory import memory_advice
 from .session import Session
@@ -256,7 +256,13 @@ class DenoiserGuider(SessionGuider):
         """One sampling run; what ``prepare`` returned for it is dropped at its end."""
         if getattr(latent_image, "is_nested", False) or not isinstance(latent_image, Tensor):
             raise EditingError("This latent is a video or a stack of several latents; wire the latent of still images.")
-        fitted_latent(self.model_patcher, {"samples": latent_image})
+        if fitted_latent(self.model_patcher, {"samples": latent_image})["samples"].shape[1] != image_latent(
+            latent_image
+        ).shape[1]:
+            raise EditingError(
+                f"The sampler's latent has {image_latent(latent_image).shape[1]} channels and the model works on "
+                f"{self.model_patcher.model.latent_format.latent_channels}; wire the inversion's noise latent."
+            )
         with ExitStack() as stack:
             stack.callback(self._forget)
             return super().sample(noise, latent_image, *rest, **named)

@@ -16,8 +16,8 @@ from ..common.reports import (
     shown,
 )
 from ..common.sockets import InversionType
-from ..host.identity import identity
 from ..host.folders import output_path, resolve_file
+from ..host.identity import identity
 from ..host.schema import io, schema, widget
 
 FOLDER = "inversions"

@@ -26,7 +26,7 @@ from ...core.regions.edit_tokens import TokenEditor, TokenEditSettings, load_tok
 from ...core.regions.editors import Conds, Editor, Sampling
 from ...core.regions.paste import Framing
 from ...core.regions.search import OpenEditor
-from ...core.weight_print import weight_print
+from ...core.prints.weights import weight_print
 from ..host.attention import site_table
 from ..host.conditioning import require_conditioning
 from ..host.identity import identity, patches_print

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .content_hash import content_hash
+from ..content_hash import content_hash
 
 PICKED = 8  # values taken of each tensor
 CODE_LENGTH = 8  # hexadecimal digits shown to people
@@ -26,8 +27,8 @@ class WeightPrint:
 
     Attributes:
         sizes: elements of each tensor, ascending, int64 ``[N]``.
-        values: ``[N, 8]`` fp32; among tensors of one size each column is sorted by itself. Sorting moves nothing further
-            apart than it was, so what rounds alike compares alike, and no names need to correspond.
+        values: ``[N, 8]`` fp32; among tensors of one size each column is sorted by itself. Sorting moves nothing
+            further apart than it was, so what rounds alike compares alike, and no names need to correspond.
     """
 
     sizes: Tensor
@@ -61,9 +62,7 @@ def weight_print(tensors: Iterable[Tensor]) -> WeightPrint:
     order = sizes.sort(stable=True)
     sizes, values = order.values, values[order.indices]
     bounds = [0, *((sizes.diff() != 0).nonzero().flatten() + 1).tolist(), len(sizes)]
-    groups = [
-        values[start:end].sort(dim=0).values for start, end in zip(bounds, bounds[1:], strict=False) if end > start
-    ]
+    groups = [values[start:end].sort(dim=0).values for start, end in pairwise(bounds)]
     return WeightPrint(sizes, torch.cat(groups))
 
 

@@ -1,7 +1,8 @@
 """Prints of what a host hangs on a model or a prompt: patches, options, conditionings of any kind, by content.
 
-Functions are known by their names and by what they hold (closures, defaults, bound objects), tensors by slices, networks
-by their :mod:`.weight_print`. What cannot be read counts as itself: equal while it is the same object, never to another.
+Functions are known by their names and by what they hold (closures, defaults, bound objects), tensors by slices,
+networks by their :mod:`.weights`. What cannot be read counts as itself: equal while it is the same object, never
+to another.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .content_hash import content_hash
-from .weight_print import sliced, weight_print
+from ..content_hash import content_hash
+from .weights import sliced, weight_print
 
 MOST_PARTS = 50_000  # looked at in one print; a LoRA of a large model has a few thousand
 DEEPEST = 30
@@ -29,7 +30,9 @@ _known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 def content_print(*parts: Any) -> str:
-    """Hexadecimal hash of any objects; equal content gives an equal hash, in another process too where it is readable."""
+    """Hexadecimal hash of any objects; equal content gives an equal hash, in another process too where it is
+    readable.
+    """
     return content_hash(*_Walk().pieces(parts, 0))
 
 
