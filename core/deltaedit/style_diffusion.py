@@ -25,11 +25,11 @@ from ..attention.site import AttentionControl
 from ..denoiser import Callback, Evaluations, ModelIdentity, check_finite, unit_scale, weight_signature
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
+from ..prints.weights import weight_print
 from ..reading.forms import only
 from ..sampling import sample
 from ..spdinv.invert import spdinv
 from ..spdinv.solvers import SPDInvSettings
-from ..prints.weights import weight_print
 from .style_code import StyleCode, StyleLayout
 from .style_unet import StyleUNet, UNetShape
 

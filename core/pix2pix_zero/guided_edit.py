@@ -143,6 +143,11 @@ class CrossAttentionGuidance(TrajectoryEdit):
         sigma = self._levels(level)[0]
         capture = CaptureMaps(self.settings.max_resolution)
         self.denoiser(self._source(x, level), sigma, reference_cond, control=capture)
+        if not capture.maps and not capture.shown:
+            raise EditingError(
+                "The network showed no attention at this step: a node before (a step cache, or one that replaces the "
+                "network) answers for it; wire the model from before that node."
+            )
         control = MapLoss(capture.maps)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()

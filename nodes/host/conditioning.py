@@ -12,8 +12,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...core.prints.content import content_print
 from ...core.errors import EditingError
+from ...core.prints.content import content_print
 
 POOLED = "pooled_output"
 #: The host's names of the encoders (SD1, SD2, SDXL) whose blocks all have 77 tokens, and the one whose pooled vector a

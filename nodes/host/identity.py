@@ -10,9 +10,9 @@ import comfy.model_sampling
 import torch
 from torch import Tensor
 
-from ...core.prints.content import content_print
 from ...core.denoiser import ModelIdentity, Prediction, weight_signature
 from ...core.errors import EditingError
+from ...core.prints.content import content_print
 from ...core.prints.weights import WeightPrint, weight_print
 
 #: Options that every run fills in for itself, and those that change no value.

@@ -256,9 +256,10 @@ class DenoiserGuider(SessionGuider):
         """One sampling run; what ``prepare`` returned for it is dropped at its end."""
         if getattr(latent_image, "is_nested", False) or not isinstance(latent_image, Tensor):
             raise EditingError("This latent is a video or a stack of several latents; wire the latent of still images.")
-        if fitted_latent(self.model_patcher, {"samples": latent_image})["samples"].shape[1] != image_latent(
-            latent_image
-        ).shape[1]:
+        if (
+            fitted_latent(self.model_patcher, {"samples": latent_image})["samples"].shape[1]
+            != image_latent(latent_image).shape[1]
+        ):
             raise EditingError(
                 f"The sampler's latent has {image_latent(latent_image).shape[1]} channels and the model works on "
                 f"{self.model_patcher.model.latent_format.latent_channels}; wire the inversion's noise latent."

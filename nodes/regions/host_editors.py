@@ -20,13 +20,14 @@ from ...core.content_hash import fingerprint
 from ...core.denoiser import Callback, Evaluations, ModelIdentity, Progress
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
+from ...core.prints.weights import weight_print
 from ...core.regions.edit_inpaint import InpaintEditor, InpaintSettings, ShowKnown
 from ...core.regions.edit_invert import InversionEditor, InversionEditSettings
 from ...core.regions.edit_tokens import TokenEditor, TokenEditSettings, load_token_model
 from ...core.regions.editors import Conds, Editor, Sampling
 from ...core.regions.paste import Framing
 from ...core.regions.search import OpenEditor
-from ...core.prints.weights import weight_print
+from ..common.recording import own_negative
 from ..host.attention import site_table
 from ..host.conditioning import require_conditioning
 from ..host.identity import identity, patches_print
@@ -94,6 +95,7 @@ def inversion_opener(
         site_table(model.model.diffusion_model)
     given = inversion
     if inversion is not None:
+        negative = own_negative(inversion) if negative is None else negative
         with torch.inference_mode(False):
             given = replace(inversion, latents=inversion.latents.clone(), sigmas=inversion.sigmas.clone())
 
