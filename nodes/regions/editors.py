@@ -243,8 +243,8 @@ class RegionInversionEditor(io.ComfyNode):
                     io.Conditioning,
                     "negative",
                     optional=True,
-                    tooltip="What to steer away from when cfg is not 1. Unwired: the source prompt, or the negative that a "
-                    "wired inversion was made with.",
+                    tooltip="What to steer away from when cfg is not 1. Unwired: the source prompt, or the "
+                    "negative that a wired inversion was made with.",
                 ),
                 widget(
                     InversionType,
