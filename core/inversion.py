@@ -332,7 +332,8 @@ def _other_prompt(
         rows = len(mine) == len(theirs) or 1 in (len(mine), len(theirs))
         if mine.shape[1:] != theirs.shape[1:] or not rows:
             return True
-        return not torch.allclose(*torch.broadcast_tensors(mine, theirs), atol=1e-3)
+        mine, theirs = torch.broadcast_tensors(mine, theirs)
+        return not torch.allclose(mine, theirs, atol=1e-3)
     return bool(own_print and given_print and own_print != given_print)
 
 

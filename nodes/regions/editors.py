@@ -12,7 +12,7 @@ from ...core.regions.edit_tokens import TokenEditSettings
 from ...core.regions.paste import Framing
 from ...core.regions.search import OpenEditor
 from ..common.inputs import cfg_input
-from ..common.recording import as_lines, changed_remarks
+from ..common.recording import changed_remarks
 from ..common.sockets import InversionType
 from ..host.folders import list_models, resolve_model
 from ..host.identity import identity
@@ -284,7 +284,7 @@ class RegionInversionEditor(io.ComfyNode):
         steps = steps if inversion is None else inversion.steps
         screening = f"{screening_steps} to screen" if screening_steps else "screened by one whole edit"
         title = f"along the inversion: {steps} steps ({screening}), cfg {cfg:g}, guidance {guidance:g}"
-        return io.NodeOutput(RegionEditor(opener, title + as_lines(remarks)))
+        return io.NodeOutput(RegionEditor(opener, "; ".join([title, *remarks])))
 
 
 class RegionTokenEditor(io.ComfyNode):
