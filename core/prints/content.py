@@ -1,6 +1,6 @@
 """Prints of what a host hangs on a model or a prompt: patches, options, conditionings of any kind, by content.
 
-Functions are known by their names and by what they hold (closures, defaults, bound objects), tensors by slices,
+Functions are known by their names, code and what they hold (closures, defaults, bound objects), tensors by slices,
 networks by their :mod:`.weights`. What cannot be read counts as itself: equal while it is the same object, never
 to another.
 """
@@ -84,7 +84,7 @@ class _Walk:
             yield "partial"
             yield from self.pieces((part.func, part.args, part.keywords), depth)
         elif isinstance(part, types.FunctionType):
-            yield f"function {part.__module__}.{part.__qualname__}"
+            yield f"function {part.__module__}.{part.__qualname__} {_code(part.__code__)}"
             yield from self.pieces((_cells(part), part.__defaults__, part.__kwdefaults__), depth)
         elif isinstance(part, (type, types.BuiltinFunctionType, types.ModuleType)):
             yield f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', getattr(part, '__name__', ''))}"
@@ -107,6 +107,12 @@ def _plain_fields(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
         for key, value in fields.items()
         if not key.startswith("_") and isinstance(value, (bool, int, float, str)) and key != "training"
     )
+
+
+def _code(code: types.CodeType) -> str:
+    """What a function does; functions without a name of their own share names."""
+    held = [_code(value) if isinstance(value, types.CodeType) else repr(value) for value in code.co_consts]
+    return content_hash(code.co_code.hex(), *code.co_names, *held)
 
 
 def _cells(function: types.FunctionType) -> list[Any]:

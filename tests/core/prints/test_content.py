@@ -69,6 +69,18 @@ def test_what_cannot_be_read_is_equal_to_itself_alone():
     assert content_print(one) != content_print(other)
 
 
+def test_functions_of_one_name_are_told_apart():
+    def made(kind):
+        return (lambda x: x * 2) if kind else (lambda x: x * 3)
+
+    def nested(kind):
+        return (lambda x: [y * 2 for y in x]) if kind else (lambda x: [y * 3 for y in x])
+
+    for make in (made, nested):
+        assert make(0).__qualname__ == make(1).__qualname__
+        assert content_print(make(0)) != content_print(make(1)) and content_print(make(0)) == content_print(make(0))
+
+
 def test_circles_end():
     holder = {"name": "a"}
     holder["itself"] = holder
