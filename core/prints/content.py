@@ -111,7 +111,12 @@ def _plain_fields(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _code(code: types.CodeType) -> str:
     """What a function does; functions without a name of their own share names."""
-    held = [_code(value) if isinstance(value, types.CodeType) else repr(value) for value in code.co_consts]
+    held = []
+    for value in code.co_consts:
+        if isinstance(value, types.CodeType):
+            held.append(_code(value))
+        else:  # a set's own order is another one in every process
+            held.append(repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value))
     return content_hash(code.co_code.hex(), *code.co_names, *held)
 
 
