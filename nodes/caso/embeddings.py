@@ -95,8 +95,14 @@ class CASOEmbeddingLoader(io.ComfyNode):
 
 
 def prompt_text(clip: Any, embedding_file: str, embedding: SemanticEmbedding) -> str:
-    """What to write in a prompt to use the file, "" where the host does not find it by any spelling of its name."""
+    """What to write in a prompt to use the file, "" where the host does not find it by any spelling of its name.
+
+    The host is asked about safetensors files only: others it reads with less care than this pack, so their names alone
+    are looked at.
+    """
     name = Path(embedding_file).with_suffix("").as_posix()
+    if not embedding_file.lower().endswith(".safetensors"):
+        return "" if _means_more(name) else f"embedding:{name}"
     escaped = name.replace("(", "\\(").replace(")", "\\)")  # brackets are emphasis
     for spelling in (name, escaped, Path(embedding_file).as_posix()):
         written = f"embedding:{spelling}"
@@ -107,11 +113,16 @@ def prompt_text(clip: Any, embedding_file: str, embedding: SemanticEmbedding) ->
 
 def unreadable_name(embedding_file: str) -> str:
     """Why there is no text for a prompt."""
-    if any(character.isspace() or character in "()" for character in embedding_file):
+    if _means_more(embedding_file):
         why = "its name has spaces or brackets, which mean something else there; rename the file without them"
     else:
         why = "with this CLIP it reads no such file as an embedding"
     return f"ComfyUI cannot find this file from a prompt: {why}. The embedding output works all the same."
+
+
+def _means_more(name: str) -> bool:
+    """Whether a prompt reads more than a name in ``name``: words, or emphasis."""
+    return any(character.isspace() or character in "()" for character in name)
 
 
 class CASOCombine(io.ComfyNode):

@@ -392,4 +392,5 @@ def test_text_for_a_prompt_is_what_the_host_finds(pack, tmp_path, monkeypatch):
         found[name] = spell(clip, f"{name}.safetensors", embedding)
     assert found["plain"] == "embedding:plain" and found["my face"] == found["face (old)"] == ""
     assert found["face(old)"] in ("", r"embedding:face\(old\)")
+    assert spell(None, "my face.pt", embedding) == "" and spell(None, "face.pt", embedding) == "embedding:face"
     assert "rename the file" in pack("nodes.caso.embeddings").unreadable_name("my face.safetensors")
