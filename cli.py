@@ -178,7 +178,7 @@ def run_edit(options: argparse.Namespace) -> None:
     """``semantic-editing edit``: invert the picture, steer it, write it."""
     from .core.diffusers.checkpoint import load_checkpoint
     from .core.images.contact_sheet import to_picture
-    from .core.images.files import check_writable, read_picture, save_picture
+    from .core.images.files import check_writable, read_picture, read_whole_picture, save_picture
     from .core.pix2pix_zero.guided_edit import CrossAttentionSettings
     from .core.pix2pix_zero.word_edit import WordEdit, choose_device, edit_by_words
     from .core.spdinv.solvers import SPDInvSettings
@@ -190,7 +190,7 @@ def run_edit(options: argparse.Namespace) -> None:
     print(f"loading {options.model.name} on {device}", flush=True)
     quiet()
     model = load_checkpoint(options.model, device, dtype, options.prediction)
-    image, note = read_picture(options.image, options.size or model.native_size, model.patch)
+    image, note, fit = read_whole_picture(options.image, options.size or model.native_size, model.patch)
     print(f"{options.image.name}: {note}", flush=True)
     request = WordEdit(
         source=options.source,
@@ -205,7 +205,7 @@ def run_edit(options: argparse.Namespace) -> None:
         direction_files=tuple(options.direction or ()),
     )
     edited, summary = edit_by_words(model, image, request, report=lambda line: print(line, flush=True))
-    save_picture(options.out, to_picture(edited[0]), overwrite=options.overwrite)
+    save_picture(options.out, to_picture(fit.undo(edited)[0]), overwrite=options.overwrite)
     print(f"{summary}\nwrote {options.out}")
 
 

@@ -70,6 +70,7 @@ from semantic_editing.core.models.arcface import IdentityNetwork
 from semantic_editing.core.models.clip import load_open_clip, load_transformers_clip
 from semantic_editing.core.models.vision_features import load_vision_features, load_vision_folder
 from semantic_editing.core.pix2pix_zero.edit_direction import EditDirection
+from semantic_editing.core.prints.weights import weight_print
 from semantic_editing.core.reading.pickles import read_network_pickle, read_table_pickle, read_tensor_pickle
 from semantic_editing.core.regions.edit_tokens import load_token_model
 from semantic_editing.core.regions.network import RegionNetwork
@@ -118,7 +119,9 @@ def _seeded(make: Callable[[], Any]) -> Any:
 
 
 def _inversion(folder: Path) -> Path:
-    identity = ModelIdentity("sd1", 4, "eps", (0.1, -0.2, 0.3))
+    identity = ModelIdentity(
+        "sd1", 4, "eps", (0.1, -0.2, 0.3), weight_print([torch.ones(3, 3), torch.zeros(3)]), "abc", ("a patch",)
+    )
     counts = [torch.ones(2, 1) for _ in range(3)]
     made = Inversion(
         _random(3, 1, 4, 4, 4), torch.tensor([0.0, 1.0, 3.0]), *counts, identity, "spdinv/auto",

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import register_multi_grad_hook
 
 from .errors import EditingError
+from .prints.weights import ABSOLUTE, RELATIVE, WeightPrint
 
 if TYPE_CHECKING:
     from .attention.site import AttentionControl
@@ -54,16 +55,28 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What makes two networks "the same model" for an inversion.
+    """What makes two networks "the same model" for an inversion, and what else is known of a model.
 
-    ``signature`` holds a few weights of the first and last layer (fp32 values). They survive a change of file
-    format, backend and storage precision, unlike a hash of bytes.
+    Attributes:
+        signature: a few weights of the first and last layer (fp32 values). They stand for the whole model only where
+            one of two has no ``weights``: those of files that older versions wrote.
+        weights: print of all weights, without what patches put on them.
+        patches: content hash of what the host puts on the model (LoRAs, guidance and attention patches, options), ""
+            where there is nothing. It does not make another model.
+        patch_names: the same for people, e.g. "LoRA or the like on 128 weights", "RescaleCFG".
+        latent_format: scaling of the latents, where a host has a name for it.
+        file: name of the checkpoint, where known.
     """
 
     family: str
     latent_channels: int
     prediction: Prediction
     signature: tuple[float, ...] = field(default=())
+    weights: WeightPrint | None = field(default=None, compare=False)
+    patches: str = ""
+    patch_names: tuple[str, ...] = ()
+    latent_format: str = ""
+    file: str = field(default="", compare=False)
 
     def mismatch(self, other: ModelIdentity) -> str | None:
         """Say in half a sentence how ``other`` differs, or None when both are the same model."""
@@ -73,14 +86,24 @@ class ModelIdentity:
             return f"{self.prediction} prediction against {other.prediction}"
         if self.family != other.family:
             return f"a {self.family} model against a {other.family} model"
+        if self.latent_format and other.latent_format and self.latent_format != other.latent_format:
+            return f"latents scaled as {self.latent_format} against {other.latent_format}"
+        if self.weights is not None and other.weights is not None:
+            difference = self.weights.mismatch(other.weights)
+            return None if difference is None else f"{difference}: {self.label} against {other.label}"
         if len(self.signature) != len(other.signature):
             return "differently shaped networks"
-        # bf16 keeps 8 bits of mantissa, so equal weights in another precision agree to about 0.4 %.
         close = all(
-            abs(a - b) <= 1e-6 + 1e-2 * max(abs(a), abs(b))
+            abs(a - b) <= ABSOLUTE + RELATIVE * max(abs(a), abs(b))
             for a, b in zip(self.signature, other.signature, strict=True)
         )
         return None if close else "other weights"
+
+    @property
+    def label(self) -> str:
+        """The model's file and print for people."""
+        code = "unknown" if self.weights is None else self.weights.code
+        return f"{self.file} ({code})" if self.file else code
 
 
 def weight_signature(first: Tensor, last: Tensor, count: int = 16) -> tuple[float, ...]:
@@ -128,6 +151,15 @@ class Denoiser(Protocol):
 @runtime_checkable
 class Combining(Protocol):
     """A denoiser whose model combines predictions in its own way, as a host's guidance patches do (rescaled CFG)."""
+
+    @property
+    def patched(self) -> bool:
+        """Whether it does; otherwise :meth:`combine` is the plain formula."""
+        ...
+
+    def guide(self, x: Tensor, sigma: float | Tensor, cond: Any, uncond: Any | None, cfg: float) -> Tensor:
+        """Evaluate and combine, as the host does at this ``cfg``; without ``uncond`` it is that of ``cfg`` 1."""
+        ...
 
     def combine(
         self, x: Tensor, sigma: float | Tensor, predictions: list[Tensor], conds: Sequence[Any], cfg: float

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from .denoiser import Callback, Combining, Denoiser, Progress, check_finite, euler_step, unit_scale
 from .errors import EditingError
-from .inversion import Inversion, check_latent, inversion_grid
+from .inversion import Inversion, MadeFrom, check_latent, inversion_grid
 
 #: ``(x [B, C, H, W], sigma, step)`` -> the prediction of the clean latent, ``[B, C, H, W]``; steps are counted from 0.
 Predict = Callable[[Tensor, float, int], Tensor]
@@ -62,12 +62,11 @@ def guided(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, cond: Any, unco
     ``D_u + cfg * (D_c - D_u)``, or what a :class:`~.denoiser.Combining` denoiser has instead. When ``cfg`` is 1 or
     ``uncond`` is None it is the plain prediction, for one evaluation.
     """
+    if isinstance(denoiser, Combining):
+        return denoiser.guide(x, sigma, cond, uncond, cfg)
     if uncond is None or cfg == 1.0:
         return denoiser(x, sigma, cond)
-    predictions = denoiser.batch(x, sigma, [cond, uncond])
-    if isinstance(denoiser, Combining):
-        return denoiser.combine(x, sigma, predictions, [cond, uncond], cfg)
-    conditional, unconditional = predictions
+    conditional, unconditional = denoiser.batch(x, sigma, [cond, uncond])
     return unconditional + (conditional - unconditional) * cfg
 
 
@@ -96,6 +95,7 @@ class TrajectoryEdit(ABC):
 
     def __post_init__(self) -> None:
         self.inversion.require_model(self.denoiser.identity)
+        self.inversion.require_sampler()
         if self.mask is not None:
             self.mask = latent_mask(self.mask, self.inversion.latents[0])
 
@@ -192,6 +192,7 @@ def reconstruct(
         EditingError: other model, missing ``uncond``, NaN prediction.
     """
     inversion.require_model(denoiser.identity)
+    inversion.require_sampler()
     require_negative(cfg, uncond)
     levels = inversion.sigmas.flip(0).tolist()
     return sample(
@@ -251,4 +252,6 @@ def reference_from_noise(
         method="generated",
         cond={"embeds": cond} if isinstance(cond, Tensor) else None,
         info={"cfg": cfg},
+        made_from=MadeFrom(cfg),
+        uncond={"embeds": uncond} if isinstance(uncond, Tensor) and cfg != 1.0 else None,
     )

@@ -104,10 +104,18 @@ def test_edit_writes_a_picture_for_every_family(tmp_path, sd1, image, family, ca
     model = sd1 if family == "sd1" else save_pipeline(tmp_path / "model", family)
     out = tmp_path / "new" / "out.png"
     assert edit(model, image, out) == 0
-    assert Image.open(out).size == (56, 32)  # 70 x 40 -> shorter side 32 -> multiples of 8
+    assert Image.open(out).size == (70, 40)  # edited at 56 x 32, given back at the photo's own size
     said = capsys.readouterr().out
     assert "70 x 40, resized to 56 x 32" in said and f"wrote {out}" in said
     assert os.listdir(out.parent) == ["out.png"]
+
+
+def test_a_photo_of_any_size_comes_back_at_its_own(tmp_path, sd1):
+    """37 x 51: edited at 32 x 44, padded to 32 x 48."""
+    values = np.random.default_rng(1).integers(0, 255, (51, 37, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "odd.png")
+    assert edit(sd1, tmp_path / "odd.png", tmp_path / "out.png") == 0
+    assert Image.open(tmp_path / "out.png").size == (37, 51)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ ORDER = (
     {"writing", "file_names"},
     {"reading"},
     {"files", "content_hash", "gradient_checkpointing"},
+    {"prints"},
     {"denoiser", "attention", "inversion", "sampling", "token_vectors"},  # the seams, which may import each other
     {"images"},
     {"models"},

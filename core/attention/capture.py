@@ -54,15 +54,18 @@ class CaptureMaps:
 
     Attributes:
         maps: ``[B, heads, N, M]`` fp32 by :data:`MapKey`.
+        shown: whether the network had any cross-attention to look at, of whatever resolution.
     """
 
     def __init__(self, max_resolution: int | None = None):
         self.max_resolution = max_resolution
         self.maps: dict[MapKey, Tensor] = {}
+        self.shown = False
         self._chunks = _Chunks()
 
     def wants(self, site: Site) -> bool:
         """Cross-attention up to the resolution."""
+        self.shown |= site.kind == "cross"
         return site.kind == "cross" and (self.max_resolution is None or max(site.resolution) <= self.max_resolution)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoiser import Callback, Denoiser, Progress, check_finite, unit_scale
+from ..denoiser import Callback, Combining, Denoiser, Progress, check_finite, unit_scale
 from ..errors import EditingError
 from ..inversion import Inversion, check_latent, inversion_grid
 from ..sampling import TrajectoryEdit, sample
@@ -124,10 +124,22 @@ def steered(
 
     A term with a focus below 1 counts only where its difference is largest: inside ``mask [B or 1, 1, H, W]``, where
         one is given.
+
+    Where the model combines predictions in its own way (see :class:`~..denoiser.Combining`), each term is a guidance of
+    its own: what the model makes of ``[D_i, D_u]`` at the term's strength takes the place of the plain formula.
     """
     if not terms:
         return denoiser(x, sigma, uncond)
     base, *conditional = denoiser.batch(x, sigma, [uncond, *(term.cond for term in terms)])
+    if isinstance(denoiser, Combining) and denoiser.patched:
+        combined = [
+            denoiser.combine(x, sigma, [prediction, base], [term.cond, uncond], term.strength)
+            for prediction, term in zip(conditional, terms, strict=True)
+        ]
+        if len(terms) == 1 and terms[0].focus == 1:
+            return combined[0]  # the host's classifier-free guidance, bit for bit
+        shifts = [focused(made - base, term.focus, mask) for made, term in zip(combined, terms, strict=True)]
+        return base + torch.stack(shifts).sum(0)
     shift = torch.zeros_like(base)
     for prediction, term in zip(conditional, terms, strict=True):
         shift = shift + focused(prediction - base, term.focus, mask) * term.strength

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ FREE = {"steps", "check_every"}
 #: Settings that older files lack, and the value they were trained with.
 ABSENT = {"start_words": ""}
 MOST_STEPS = 1_000_000
+#: What an identity says of the model that a training must go on with, besides its weights.
+IDENTITY = ("family", "latent_channels", "prediction", "signature")
 
 
 def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -76,6 +77,7 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     saved = metadata_json(metadata, "run", name, "training")
     progress = metadata_json(metadata, "progress", name, "training")
     current = json.loads(json.dumps(_run(trainer)))
+    saved.setdefault("weights", current["weights"])  # older files lack it
     different = [key for key in current if saved.get(key, ABSENT.get(key)) != current[key]]
     if different:
         raise EditingError(
@@ -135,13 +137,15 @@ def made_by(embedding: SemanticEmbedding, settings: TrainingSettings, classifier
 
 def _run(trainer: EmbeddingTrainer) -> dict[str, Any]:
     """What must be the same for a training to go on, as the file keeps it."""
+    weights = trainer.denoiser.identity.weights
     settings = {key: value for key, value in trainer.settings.stored().items() if key not in FREE}
     if trainer.draft_decoder is not None:
         settings["steps"] = trainer.settings.steps  # the switch of decoders depends on it
     return {
         **settings,
         "classifier": trainer.classifier.fingerprint,
-        "model": asdict(trainer.denoiser.identity),
+        "model": {key: getattr(trainer.denoiser.identity, key) for key in IDENTITY},
+        "weights": None if weights is None else weights.hash,
         "text_encoder": trainer.vector_encoder.encoder_name,
         "pictures": [_digest(trainer.latents), None if trainer.validation is None else _digest(trainer.validation)],
     }

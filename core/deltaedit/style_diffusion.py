@@ -25,6 +25,7 @@ from ..attention.site import AttentionControl
 from ..denoiser import Callback, Evaluations, ModelIdentity, check_finite, unit_scale, weight_signature
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
+from ..prints.weights import weight_print
 from ..reading.forms import only
 from ..sampling import sample
 from ..spdinv.invert import spdinv
@@ -84,7 +85,7 @@ class StyleDiffusion(nn.Module):
     def identity(self) -> ModelIdentity:
         """By which noise is known as this network's own."""
         signature = weight_signature(self.unet.first.weight, self.unet.last.weight)
-        return ModelIdentity(FAMILY, 3, "eps", signature)
+        return ModelIdentity(FAMILY, 3, "eps", signature, weight_print(self.unet.parameters()))
 
     def check(self, code: StyleCode) -> None:
         """Raise :class:`EditingError` when a style code belongs to another generator than this network learned from."""

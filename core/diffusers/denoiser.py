@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..attention.site import AttentionControl
 from ..denoiser import Evaluations, ModelIdentity, ddim_grid, weight_signature
 from ..errors import EditingError
+from ..prints.weights import weight_print
 from .attention import controlled
 
 PREDICTIONS: dict[str, Literal["eps", "v"]] = {"epsilon": "eps", "v_prediction": "v"}
@@ -76,7 +77,13 @@ class DiffusersDenoiser:
         self.sigmas = ((1 - alphas) / alphas).sqrt().float()
         self._log_sigmas = self.sigmas.log()
         signature = weight_signature(self.unet.conv_in.weight, self.unet.conv_out.weight)
-        self.identity = ModelIdentity(_family(config), config.in_channels, PREDICTIONS[prediction], signature)
+        self.identity = ModelIdentity(
+            _family(config),
+            config.in_channels,
+            PREDICTIONS[prediction],
+            signature,
+            weight_print(self.unet.parameters()),
+        )
 
     def __call__(
         self, x: Tensor, sigma: float | Tensor, cond: Tensor | TextCond, *, control: AttentionControl | None = None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
+from torch.nn import functional
 
 from ..errors import EditingError
 from ..file_names import shown_name
@@ -50,10 +52,20 @@ def read_picture(path: str | Path, size: int | None = None, multiple: int = MULT
         EditingError: missing or unreadable file, a picture too small or too large, or a size that is no positive
             multiple.
     """
-    source = Path(path)
+    pixels, note, _ = _read_resized(Path(path), size, multiple)
+    height, width = (side - side % multiple for side in pixels.shape[-2:])
+    if (height, width) != tuple(pixels.shape[-2:]):
+        top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+        pixels = pixels[..., top : top + height, left : left + width].contiguous()
+        note += f", cropped to {width} x {height}"
+    return pixels, note
+
+
+def _read_resized(source: Path, size: int | None, multiple: int) -> tuple[Tensor, str, Fit]:
     if size is not None and (size < multiple or size % multiple):
         raise EditingError(f"The size is {size}; use a positive multiple of {multiple}.")
     picture = decoded(source)
+    own = picture.size
     note = f"{picture.width} x {picture.height}"
     if size is not None and min(picture.size) != size:
         factor = size / min(picture.size)
@@ -61,18 +73,53 @@ def read_picture(path: str | Path, size: int | None = None, multiple: int = MULT
         _refuse_large(source, resized, "resized ")
         picture = picture.resize(resized, Image.Resampling.LANCZOS)
         note += f", resized to {picture.width} x {picture.height}"
-    width, height = (side - side % multiple for side in picture.size)
-    if not width or not height:
+    if min(picture.size) < multiple:
         raise EditingError(
             f"{source.name} is {picture.width} x {picture.height} pixels, too small to edit; use a larger picture."
         )
-    if (width, height) != picture.size:
-        left, top = (picture.width - width) // 2, (picture.height - height) // 2
-        picture = picture.crop((left, top, left + width, top + height))
-        note += f", cropped to {width} x {height}"
+    fit = Fit(own, picture.size)
     pixels = torch.from_numpy(np.array(picture))
     del picture
-    return pixels.permute(2, 0, 1)[None].float().div_(255), note
+    return pixels.permute(2, 0, 1)[None].float().div_(255), note, fit
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture was made ready for a model, so that what is made of it can go back to the picture's own size.
+
+    Attributes:
+        size: (width, height) of the picture, upright.
+        resized: the same after resizing; below and to the right it is padded to what the model takes.
+    """
+
+    size: tuple[int, int]
+    resized: tuple[int, int]
+
+    def undo(self, edited: Tensor) -> Tensor:
+        """``edited [1, 3, H, W]`` in 0..1 at the picture's own size; bit-equal where nothing was resized."""
+        width, height = self.resized
+        whole = edited[..., :height, :width]
+        if self.size == self.resized:
+            return whole
+        side = (self.size[1], self.size[0])
+        return functional.interpolate(whole, side, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def read_whole_picture(path: str | Path, size: int | None = None, multiple: int = MULTIPLE) -> tuple[Tensor, str, Fit]:
+    """:func:`read_picture` without cropping: ``([1, 3, H, W], what was done to it, how to undo it)``.
+
+    What is missing to multiples of ``multiple`` is filled with the last row and column, so that all of the picture is
+    edited.
+
+    Raises:
+        EditingError: see :func:`read_picture`.
+    """
+    pixels, note, fit = _read_resized(Path(path), size, multiple)
+    below, right = (-pixels.shape[-2]) % multiple, (-pixels.shape[-1]) % multiple
+    if below or right:
+        pixels = functional.pad(pixels, (0, right, 0, below), mode="replicate")
+        note += f", padded to {pixels.shape[-1]} x {pixels.shape[-2]}"
+    return pixels, note, fit
 
 
 def decoded(path: str | Path) -> Image.Image:
@@ -89,7 +136,7 @@ def decoded(path: str | Path) -> Image.Image:
         with Image.open(source, formats=sorted(set(FORMATS.values()))) as opened:
             _refuse_large(source, opened.size)
             ImageOps.exif_transpose(opened, in_place=True)
-            picture: Image.Image = opened
+            picture: Image.Image = _eight_bit(opened)
             if picture.has_transparency_data:
                 layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
@@ -102,6 +149,26 @@ def decoded(path: str | Path) -> Image.Image:
         ) from error
     except Exception as error:  # decoders raise whatever the bytes provoke, and one bad file must not end a folder
         raise EditingError(f"{shown} is damaged or not a picture; use a PNG, JPEG or WebP file.") from error
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """A picture of one channel with more than 8 bits as 8-bit greyscale; any other as it is.
+
+    Pillow's own conversion cuts off what is above 255 instead of scaling it. Whole numbers are of 16 bits unless they
+    are larger; floats are in 0..1, or of 8 or 16 bits where they are larger.
+
+    Raises:
+        EditingError: floats that are not numbers.
+    """
+    if not picture.mode.startswith("I") and picture.mode != "F":
+        return picture
+    values = np.asarray(picture).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise EditingError("The picture holds values that are not numbers; save it again as an 8-bit PNG.")
+    highest = float(values.max(initial=0))
+    scales = (1.0, 255.0, 65535.0, 2.0**31 - 1) if picture.mode == "F" else (65535.0, 2.0**31 - 1)
+    scale = next((known for known in scales if highest <= known), highest)
+    return Image.fromarray(np.clip(values / scale * 255 + 0.5, 0, 255).astype(np.uint8))
 
 
 def _refuse_large(source: Path, size: tuple[int, int], how: str = "") -> None:

@@ -74,7 +74,8 @@ class CrossAttentionGuidance(TrajectoryEdit):
         inversion: the source's trajectory; it gives the grid, the reference latents and what lies outside the mask.
         source_cond: conditioning of the source, the one the image was inverted with.
         target_cond: conditioning of the edit, as many tokens as the source's.
-        uncond: negative conditioning; None means ``source_cond``, the paper's choice for real images.
+        uncond: negative conditioning; None means the one that the inversion was made with at another cfg than 1, where
+            it is a plain text, else ``source_cond``, the paper's choice for real images.
         mask: ``[B or 1, H, W]`` of any size, 1 where to edit; outside it the source's trajectory is kept exactly.
         losses: map loss ``[B]`` before each guided step's move, by level.
 
@@ -95,7 +96,9 @@ class CrossAttentionGuidance(TrajectoryEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.uncond is None:
-            self.uncond = self.source_cond
+            own = self.inversion.uncond or {}
+            plain = self.inversion.cfg != 1.0 and set(own) == {"embeds"} and isinstance(self.source_cond, Tensor)
+            self.uncond = own["embeds"].to(self.source_cond) if plain else self.source_cond
 
     def is_guided(self, level: int) -> bool:
         """Whether the step from ``level`` to ``level - 1`` is guided."""
@@ -140,6 +143,11 @@ class CrossAttentionGuidance(TrajectoryEdit):
         sigma = self._levels(level)[0]
         capture = CaptureMaps(self.settings.max_resolution)
         self.denoiser(self._source(x, level), sigma, reference_cond, control=capture)
+        if not capture.maps and not capture.shown:
+            raise EditingError(
+                "The network showed no attention at this step: a node before (a step cache, or one that replaces the "
+                "network) answers for it; wire the model from before that node."
+            )
         control = MapLoss(capture.maps)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()

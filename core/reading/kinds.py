@@ -50,6 +50,21 @@ _identity = table(
         "latent_channels": whole(1, 4096),
         "prediction": one_of(("eps", "v", "flow")),
         "signature": listed(number(), 0, 1024),
+    },
+    {
+        "patches": text(),
+        "patch_names": listed(text(), 0, 64),
+        "latent_format": text(),
+        "file": text(),
+    },
+)
+_made_from = table(
+    {
+        "cfg": number(),
+        "sampler": text(),
+        "prompt": text(),
+        "negative": text(),
+        "batch_index": listed(whole(0, 2**31), 0, 65_536),
     }
 )
 _progress = table(
@@ -132,7 +147,11 @@ _tokenizer = table(
 KINDS: dict[str, Kind] = {
     # Files of this pack
     "inversion": Kind(
-        "inversion", 4 * GIB, 64, {"identity": _identity, "info": facts}, {"method": text(), "base_model": text()}
+        "inversion",
+        4 * GIB,
+        64,
+        {"identity": _identity, "info": facts, "made_from": _made_from},
+        {"method": text(), "base_model": text()},
     ),
     "edit direction": Kind(
         "edit direction",

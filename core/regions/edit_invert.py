@@ -193,18 +193,14 @@ class InversionEditor:
             picture: fingerprint of the picture, under which its inversion is kept.
 
         Raises:
-            EditingError: a given inversion of another size; see :func:`~..spdinv.invert.invert`.
+            EditingError: a given inversion of another picture or size; see :func:`~..spdinv.invert.invert`.
         """
         steps = self.settings.steps if quality == "full" else self.settings.screen_steps or self.settings.steps
         key = (picture, steps)
         if key in self._kept:
             return self._kept[key]
         if self.given is not None and steps == self.given.steps:
-            if self.given.latents.shape[1:] != latent.shape:
-                raise EditingError(
-                    f"The inversion's latent is {list(self.given.latents.shape[-2:])} and the picture's "
-                    f"{list(latent.shape[-2:])}; invert the picture that is to be edited, at its own size."
-                )
+            self.given.require_picture(latent)
             return replace(self.given, latents=self.given.latents.to(latent.device))
         inversion = invert(denoiser, latent, source_cond, steps, self.settings.solver, callback=self.callback)
         self.shared_evaluations += int(inversion.forward_evaluations.sum() + inversion.backward_evaluations.sum())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..content_hash import fingerprint
-from ..denoiser import Callback, Evaluations, Progress, check_finite, weight_signature
+from ..denoiser import Callback, Evaluations, Progress, check_finite
 from ..errors import EditingError
 from ..models.model_folder import (
     load_clip_tokenizer,
@@ -27,6 +27,7 @@ from ..models.model_folder import (
     load_text_encoder,
     read_index,
 )
+from ..prints.weights import WeightPrint, weight_print
 from .editors import Quality
 from .paste import Framing, check_quality, paste, repainted_cells
 
@@ -71,9 +72,10 @@ class TokenModel:
         """Side in pixels of the pictures it was trained on."""
         return int(self.transformer.config.sample_size) * self.patch
 
-    def signature(self) -> tuple[float, ...]:
-        """A few weights that tell this transformer from another."""
-        return weight_signature(self.transformer.embed.embeddings.weight, self.transformer.encoder_proj.weight)
+    def weights(self) -> WeightPrint:
+        """Tells these networks from others of the same shapes."""
+        networks = (self.vqvae, self.transformer, self.text_encoder)
+        return weight_print(parameter for network in networks for parameter in network.parameters())
 
     def encode_text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts -> pooled ``[B, P]`` and the last but one layer's states ``[B, L, D]``."""
@@ -220,7 +222,7 @@ class TokenEditor:
     def identity(self) -> str:
         """Key of everything but the image, mask, box, seed and quality that decides the picture."""
         settings = (self.text, self.negative, self.settings, self._frame, self.label)
-        return f"tokens/{fingerprint(self.model.signature(), settings)}"
+        return f"tokens/{fingerprint(self.model.weights(), settings)}"
 
     @cached_property
     def _encoded_text(self) -> tuple[Tensor, Tensor]:

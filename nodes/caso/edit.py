@@ -21,11 +21,13 @@ from ...core.caso.embedding import GuidanceTerm
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
 from ..common.inputs import mask_input
+from ..common.recording import as_lines, reads_noise_mask
 from ..common.reports import report_output, shown
 from ..common.sockets import InversionType
-from ..common.trajectory_edit import EulerOnly, on_device
-from ..host.conditioning import conditioning_tensors
-from ..host.latents import latent_from_model, sigmas_out
+from ..common.trajectory_edit import EulerOnly, edit_mask, on_device, refuse_noise_mask, source_latent
+from ..host.conditioning import conditioning_print, conditioning_tensors
+from ..host.identity import identity
+from ..host.latents import latent_from_model, noise_mask_of, sigmas_out
 from ..host.sampling import DenoiserGuider, run
 from ..host.schema import blocked, io, schema, widget
 from ..host.session import Session
@@ -142,6 +144,10 @@ class CASOEditSampler(io.ComfyNode):
             )
         settings = edit_settings(strength, window, start, end, single_step, joined, focus)
         terms = host_terms(clip, semantic_embedding, settings)
+        mask = edit_mask(mask)
+        remarks = inversion_remarks(model, inversion, terms.empty)
+        if latent is not None and mask is None and not reads_noise_mask(model):
+            mask = noise_mask_of(latent)  # a stock sampler leaves the latent alone outside its mask
 
         def work(session: Session) -> tuple[Tensor, Tensor, str]:
             uncond, own = session.conds[EMPTY], terms.of(session)
@@ -158,10 +164,10 @@ class CASOEditSampler(io.ComfyNode):
             return edited, rows, terms.report(session, len(edited))
 
         inverts = inversion is None  # which may take gradients, where iterations alone do not converge
-        place = latent if inversion is None else latent_from_model(model, inversion.latents[0])
+        place = latent if inversion is None else source_latent(model, inversion)
         sigmas = None if inversion is None else sigmas_out(inversion.sigmas)
         edited, rows, report = run(model, place, terms.conds, work, gradients=inverts, sigmas=sigmas, advice=ADVICE)
-        report += foreign_prompt(inversion, terms.empty)
+        report += as_lines(remarks)
         strip = decode_images(vae, latent_from_model(model, rows)) if interpolate else blocked(NO_STRIP)
         return io.NodeOutput(latent_from_model(model, edited), strip, report, ui=shown(report))
 
@@ -216,6 +222,9 @@ class CASOGuider(io.ComfyNode):
         """A guider that keeps no state between sampling runs."""
         settings = edit_settings(strength, window, start, end, single_step, joined, focus)
         terms = host_terms(clip, semantic_embedding, settings)
+        mask = edit_mask(mask)
+        remarks = inversion_remarks(model, inversion, terms.empty)
+        refuse_noise_mask(inversion, "CASO Edit Sampler")
 
         def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
             source = on_device(inversion, session)
@@ -223,7 +232,8 @@ class CASOGuider(io.ComfyNode):
                 SemanticStep(session.denoiser, source, session.conds[EMPTY], terms.of(session), settings.window, mask)
             )
 
-        return io.NodeOutput(DenoiserGuider(model, terms.conds, prepare, advice=ADVICE))
+        guider = DenoiserGuider(model, terms.conds, prepare, advice=ADVICE)
+        return io.NodeOutput(guider, ui=shown("\n".join(remarks)) if remarks else None)
 
 
 def strip_of(
@@ -237,16 +247,26 @@ def strip_of(
     return made.transpose(0, 1).flatten(0, 1)
 
 
-def foreign_prompt(inversion: Inversion | None, empty: Any) -> str:
-    """A remark when the inversion was made under another prompt than the empty one, "" otherwise."""
-    mine = conditioning_tensors(empty)
-    if inversion is None or inversion.cond is None or mine is None:
-        return ""
-    theirs = inversion.cond["embeds"]
-    same = theirs.shape[1:] == mine["embeds"].shape[1:] and torch.allclose(
-        theirs, mine["embeds"].expand_as(theirs), atol=1e-4
+def inversion_remarks(model: Any, inversion: Inversion | None, empty: Any) -> list[str]:
+    """What is not as an edit under the ``empty`` prompt wants the INVERSION, one line each.
+
+    Raises:
+        EditingError: it is another model's.
+    """
+    if inversion is None:
+        return []
+    inversion.require_model(own := identity(model))
+    lines = inversion.remarks(
+        own,
+        conditioning_tensors(empty),
+        conditioning_print(empty),
+        other_prompt="the inversion was made with a prompt; an empty prompt rebuilds the image better here",
     )
-    return "" if same else "\nthe inversion was made with a prompt; an empty prompt rebuilds the image better here"
+    if inversion.cfg != 1.0:
+        lines.append(
+            f"the inversion was made at cfg {inversion.cfg:g}; one made at cfg 1 rebuilds the image better here"
+        )
+    return lines
 
 
 NODES = [CASOEditSampler, CASOGuider]

@@ -11,7 +11,7 @@ from ..common.bundled import bundled, bundled_file, bundled_names
 from ..common.reports import file_fingerprint, report_output, shown
 from ..host.folders import list_files, resolve_file
 from ..host.schema import io, schema, widget
-from ..host.tokens import HostVectorEncoder
+from ..host.tokens import HostVectorEncoder, reads_embedding
 
 #: Socket carrying semantic embeddings with their relative strengths, see :data:`Chosen`.
 SemanticEmbeddingType = io.Custom("SEMANTIC_EMBEDDING")
@@ -70,7 +70,7 @@ class CASOEmbeddingLoader(io.ComfyNode):
                     "prompt_text",
                     display_name="prompt text",
                     tooltip="What to write in any prompt to use the file, e.g. embedding:glasses. Empty for the "
-                    "demo's.",
+                    "demo's, and where ComfyUI cannot find the file by its name (the report says why).",
                 ),
                 report_output(),
             ],
@@ -86,9 +86,43 @@ class CASOEmbeddingLoader(io.ComfyNode):
         """Read; EditingError for a damaged, hostile or foreign file, or one of another model."""
         embedding = SemanticEmbedding.load(bundled_file(FOLDER, embedding_file) or resolve_file(FOLDER, embedding_file))
         conditioning = embedding.condition(HostVectorEncoder(clip))
-        text = "" if bundled(FOLDER, embedding_file) else f"embedding:{Path(embedding_file).with_suffix('').as_posix()}"
         report = f"{embedding_file}: {embedding.describe()}"
+        text = ""
+        if not bundled(FOLDER, embedding_file):
+            text = prompt_text(clip, embedding_file, embedding)
+            report += "" if text else f"\n{unreadable_name(embedding_file)}"
         return io.NodeOutput(((embedding, 1.0),), conditioning, text, report, ui=shown(report))
+
+
+def prompt_text(clip: Any, embedding_file: str, embedding: SemanticEmbedding) -> str:
+    """What to write in a prompt to use the file, "" where the host does not find it by any spelling of its name.
+
+    The host is asked about safetensors files only: others it reads with less care than this pack, so their names alone
+    are looked at.
+    """
+    name = Path(embedding_file).with_suffix("").as_posix()
+    if not embedding_file.lower().endswith(".safetensors"):
+        return "" if _means_more(name) else f"embedding:{name}"
+    escaped = name.replace("(", "\\(").replace(")", "\\)")  # brackets are emphasis
+    for spelling in (name, escaped, Path(embedding_file).as_posix()):
+        written = f"embedding:{spelling}"
+        if reads_embedding(clip, written, embedding.tokens):
+            return written
+    return ""
+
+
+def unreadable_name(embedding_file: str) -> str:
+    """Why there is no text for a prompt."""
+    if _means_more(embedding_file):
+        why = "its name has spaces or brackets, which mean something else there; rename the file without them"
+    else:
+        why = "with this CLIP it reads no such file as an embedding"
+    return f"ComfyUI cannot find this file from a prompt: {why}. The embedding output works all the same."
+
+
+def _means_more(name: str) -> bool:
+    """Whether a prompt reads more than a name in ``name``: words, or emphasis."""
+    return any(character.isspace() or character in "()" for character in name)
 
 
 class CASOCombine(io.ComfyNode):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...core.caso.editing import PRESETS, EditSettings, generate
 from ..common.inputs import seed_input
+from ..common.recording import unused_latent
 from ..common.reports import report_output, shown
-from ..host.latents import latent_from_model
+from ..host.latents import latent_from_model, seeded_noise
 from ..host.sampling import run
 from ..host.schema import io, schema, widget
 from ..host.session import Session
@@ -79,9 +79,7 @@ class CASOGenerate(io.ComfyNode):
         terms = host_terms(clip, semantic_embedding, settings)
 
         def work(session: Session) -> tuple[Tensor, str]:
-            noise = torch.randn(session.latent.shape, generator=torch.Generator("cpu").manual_seed(seed)).to(
-                session.latent.device
-            )
+            noise = seeded_noise(empty_latent, session.latent.shape, seed).to(session.latent.device)
             made = generate(
                 session.denoiser,
                 noise,
@@ -95,6 +93,7 @@ class CASOGenerate(io.ComfyNode):
 
         conds = terms.conds if base is None else terms.conds | {EMPTY: base}
         made, report = run(model, empty_latent, conds, work, seed=seed, advice=ADVICE)
+        report += unused_latent(model, empty_latent)
         return io.NodeOutput(latent_from_model(model, made), report, ui=shown(report))
 
 

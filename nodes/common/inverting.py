@@ -13,6 +13,7 @@ from ..host.conditioning import conditioning_tensors
 from ..host.sampling import run
 from ..host.schema import io, widget
 from ..host.session import Session
+from .recording import noise_mask_note, recorded
 from .reports import (
     inversion_outputs,
     inversion_report,
@@ -98,6 +99,8 @@ def invert_image(
         EditingError: see ``method``.
     """
 
+    noted = noise_mask_note(model, latent)
+
     def work(session: Session) -> Inversion:
         return method(
             session.denoiser,
@@ -112,5 +115,6 @@ def invert_image(
 
     conds = {"positive": positive}
     inversion = run(model, latent, conds, work, gradients=gradients, sigmas=sigmas, advice="lower the image size")
-    report, plot = inversion_report(inversion) + step_report(inversion), plot_image(inversion, plot_line)
+    inversion = recorded(inversion, model, latent, positive)
+    report, plot = inversion_report(inversion) + noted + step_report(inversion), plot_image(inversion, plot_line)
     return io.NodeOutput(*inversion_values(model, inversion), plot, report, ui=shown(report, plot, cls))

@@ -13,7 +13,9 @@ from ...core.errors import EditingError
 from ...core.inversion import Inversion
 from ...core.sampling import TrajectoryEdit
 from ..host.conditioning import conditioning_from_tensors
+from ..host.latents import latent_from_model
 from ..host.session import Session
+from .recording import own_negative
 
 
 def source_prompt(inversion: Inversion, source: Any) -> Any:
@@ -34,10 +36,39 @@ def edit_conditionings(inversion: Inversion, target: Any, source: Any, negative:
 
     Args:
         source: None takes the prompt that the INVERSION carries.
-        negative: None leaves it out.
+        negative: None takes the one that an INVERSION made at another cfg than 1 carries, and leaves it out for others.
     """
+    negative = own_negative(inversion) if negative is None else negative
     conds = {"positive": target, "source": source_prompt(inversion, source)}
     return conds if negative is None else conds | {"negative": negative}
+
+
+def source_latent(model: Any, inversion: Inversion) -> dict[str, Any]:
+    """The LATENT that was inverted, with the noise mask that an inpainting model read."""
+    latent = latent_from_model(model, inversion.latents[0])
+    return latent if inversion.noise_mask is None else {**latent, "noise_mask": inversion.noise_mask[:, None]}
+
+
+def refuse_noise_mask(inversion: Inversion, node: str) -> None:
+    """Raise :class:`EditingError` for an INVERSION whose mask a host's own sampler could not hand to the model."""
+    if inversion.noise_mask is not None:
+        raise EditingError(
+            f"This inversion was made with a noise mask, which a guider cannot hand to the model; use {node} instead."
+        )
+
+
+def edit_mask(mask: Tensor | None) -> Tensor | None:
+    """A wired MASK.
+
+    Raises:
+        EditingError: it is empty, so that nothing would be edited.
+    """
+    if mask is not None and not bool((mask > 0).any()):
+        raise EditingError(
+            "The mask is empty (all black, as Load Image gives it for a picture without transparency): nothing would "
+            "be edited. Paint where to edit, or take the mask's wire away to edit everywhere."
+        )
+    return mask
 
 
 def on_device(inversion: Inversion, session: Session) -> Inversion:

@@ -5,6 +5,7 @@
 ``sampling``           ``run`` an algorithm on a MODEL; ``DenoiserGuider`` for SamplerCustomAdvanced
 ``session``            what an algorithm is given while a MODEL is loaded
 ``denoiser``           the MODEL as ``core.denoiser.Denoiser``, with attention control
+``identity``           what a MODEL is by content: its weights, and what is put on them
 ``attention``          attention control through the host's override
 ``gradients``          the one context manager that makes gradients possible under ``inference_mode``
 ``memory``             what to say when memory runs out

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import EditingError
+from ...core.prints.content import content_print
 
 POOLED = "pooled_output"
 #: The host's names of the encoders (SD1, SD2, SDXL) whose blocks all have 77 tokens, and the one whose pooled vector a
@@ -59,6 +60,11 @@ def conditioning_tensors(conditioning: list[Any]) -> dict[str, Tensor] | None:
     if POOLED in extra:
         tensors["pooled"] = options[POOLED].detach().float().cpu()
     return tensors
+
+
+def conditioning_print(conditioning: list[Any]) -> str:
+    """Content print of CONDITIONING of any kind: texts, areas, masks, ControlNets, pictures."""
+    return content_print([(embeds, options) for embeds, options in conditioning])
 
 
 def conditioning_from_tensors(tensors: dict[str, Tensor]) -> list[Any]:

@@ -2,69 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management as model_management
-import comfy.model_sampling
 import comfy.samplers
 import torch
 from torch import Tensor
 
 from ...core.attention.site import AttentionControl
-from ...core.denoiser import Evaluations, ModelIdentity, Prediction, ddim_grid, weight_signature
+from ...core.denoiser import Evaluations, ModelIdentity, ddim_grid
 from ...core.errors import EditingError
 from .attention import with_control
 from .gradients import gradient_factor, scale_gradient
 
-
-def prediction_of(model_sampling: Any) -> Prediction:
-    """What the network predicts.
-
-    Raises:
-        EditingError: a parameterisation in which the sigma-space equation does not hold.
-    """
-    host = comfy.model_sampling
-    unusable = tuple(getattr(host, name) for name in ("X0", "IMG_TO_IMG", "IMG_TO_IMG_FLOW") if hasattr(host, name))
-    kinds: tuple[tuple[type, Prediction], ...] = ((host.CONST, "flow"), (host.V_PREDICTION, "v"), (host.EPS, "eps"))
-    if not isinstance(model_sampling, unusable):
-        for kind, prediction in kinds:
-            if isinstance(model_sampling, kind):
-                return prediction
-    raise EditingError("This kind of model cannot be inverted; use an eps, v-prediction or rectified-flow image model.")
-
-
-def identity(model: Any) -> ModelIdentity:
-    """The identity of a MODEL, equal to that of the same weights in diffusers; LoRA and other patches do not change it.
-
-    Raises:
-        EditingError: a kind of model that no algorithm of the pack can use.
-    """
-    base = model.model
-    network = base.diffusion_model
-    prediction = prediction_of(model.get_model_object("model_sampling"))
-    named = {name: p for name, p in network.named_parameters() if p.ndim >= 2}
-    if "input_blocks.0.0.weight" in named:
-        first, last = "input_blocks.0.0.weight", "out.2.weight"
-        family = unet_family(base.model_config.unet_config)
-    else:
-        first, last = next(iter(named)), next(reversed(named))
-        family = type(base).__name__.lower()
-    weights = [_unpatched(model, f"diffusion_model.{name}", named[name]) for name in (first, last)]
-    return ModelIdentity(family, base.latent_format.latent_channels, prediction, weight_signature(*weights))
-
-
-def unet_family(config: dict[str, Any]) -> str:
-    """Family of a Stable Diffusion U-Net by what its cross-attention reads."""
-    if config.get("adm_in_channels"):
-        return "sdxl"
-    return {768: "sd1", 1024: "sd2"}.get(config.get("context_dim") or 0, f"sd{config.get('context_dim')}")
-
-
-def _unpatched(model: Any, key: str, weight: Tensor) -> Tensor:
-    """The weight as the checkpoint had it: while a LoRA is applied the host keeps that in its backup."""
-    backup = model.backup.get(key)
-    return weight if backup is None else getattr(backup, "weight", backup)
+#: Options by which nodes change how predictions are combined.
+GUIDANCE_PATCHES = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function")
 
 
 class ComfyDenoiser:
@@ -73,7 +27,7 @@ class ComfyDenoiser:
     Args:
         base: the loaded ``BaseModel``.
         model_options: the options of this sampling run; patches, wrappers and hooks of the MODEL are in there.
-        model_identity: :func:`identity` of the MODEL.
+        model_identity: :func:`~.identity.identity` of the MODEL.
     """
 
     def __init__(self, base: Any, model_options: dict[str, Any], model_identity: ModelIdentity):
@@ -87,9 +41,14 @@ class ComfyDenoiser:
     ) -> Tensor:
         """See ``core.denoiser.Denoiser``; every call raises when the person pressed Cancel.
 
+        Without ``control`` it is what the host predicts at cfg 1, so that an inversion is one of what the host samples
+        from: guidance patches that act there (PAG and the like) are in it.
+
         Raises:
             EditingError: ``control`` given and the model has no cross-attention.
         """
+        if control is None and self.patched:
+            return self.guide(x, sigma, cond, None, 1.0)
         return self.batch(x, sigma, [cond], control=control)[0]
 
     def batch(
@@ -101,6 +60,7 @@ class ComfyDenoiser:
         factor = gradient_factor(self.base)
         if control is not None:
             options = with_control(options, self.base.diffusion_model, control, factor)
+        x = self._host_latent(x)
         if factor != 1.0:
             x, conds = scale_gradient(x, 1 / factor), [_scaled(cond, 1 / factor) for cond in conds]
         # An alias of this call alone: a loss on attention maps flows back through it, though never through the output.
@@ -111,7 +71,35 @@ class ComfyDenoiser:
             outputs = options["sampler_calc_cond_batch_function"](inputs)
         else:
             outputs = comfy.samplers.calc_cond_batch(self.base, list(conds), x, level, options)
-        return [self.evaluations.track(scale_gradient(denoised, factor), *watched) for denoised in outputs]
+        return [
+            self.evaluations.track(_image_latent(scale_gradient(denoised, factor)), *watched) for denoised in outputs
+        ]
+
+    @property
+    def patched(self) -> bool:
+        """See ``core.denoiser.Combining``."""
+        return any(self.model_options.get(kind) for kind in GUIDANCE_PATCHES)
+
+    def guide(self, x: Tensor, sigma: float | Tensor, cond: Any, uncond: Any | None, cfg: float) -> Tensor:
+        """The host's own sampling function, so at any ``cfg`` bit-equal to stock; evaluations that a patch makes by
+        itself are not counted.
+        """
+        if uncond is None:
+            cfg = 1.0
+        alone = uncond is None or (math.isclose(cfg, 1.0) and not self.model_options.get("disable_cfg1_optimization"))
+        if not self.patched:
+            if alone:
+                return self.batch(x, sigma, [cond])[0]
+            return self.combine(x, sigma, self.batch(x, sigma, [cond, uncond]), [cond, uncond], cfg)
+        model_management.throw_exception_if_processing_interrupted()
+        factor = gradient_factor(self.base)
+        x, level = scale_gradient(self._host_latent(x), 1 / factor), _level(x, sigma)
+        if factor != 1.0:
+            cond, uncond = _scaled(cond, 1 / factor), None if uncond is None else _scaled(uncond, 1 / factor)
+        made = comfy.samplers.sampling_function(self.base, x, level, uncond, cond, cfg, self.model_options)
+        if not alone:
+            self.evaluations.forward += len(x)
+        return self.evaluations.track(_image_latent(scale_gradient(made, factor)))
 
     def combine(
         self, x: Tensor, sigma: float | Tensor, predictions: list[Tensor], conds: Sequence[Any], cfg: float
@@ -119,7 +107,8 @@ class ComfyDenoiser:
         """Classifier-free guidance as the host does it, with the guidance patches of the MODEL (RescaleCFG, PAG and the
         like); without any it is the plain formula, bit for bit. Evaluations that a patch makes by itself are not
         counted."""
-        options, level, outputs = self.model_options, _level(x, sigma), list(predictions)
+        options, level = self.model_options, _level(x, sigma)
+        x, outputs = self._host_latent(x), [self._host_latent(prediction) for prediction in predictions]
         for patch in options.get("sampler_pre_cfg_function", []):
             given = {"conds": list(conds), "conds_out": outputs, "cond_scale": cfg, "timestep": level}
             outputs = patch({**given, "input": x, "sigma": level, "model": self.base, "model_options": options})
@@ -127,7 +116,11 @@ class ComfyDenoiser:
         combined: Tensor = comfy.samplers.cfg_function(
             self.base, outputs[0], outputs[1], cfg, x, level, model_options=options, cond=cond, uncond=uncond
         )
-        return combined
+        return _image_latent(combined)
+
+    def _host_latent(self, x: Tensor) -> Tensor:
+        """``x`` as the network takes it: image models made from video networks have a time axis of length 1."""
+        return x.unsqueeze(2) if self.base.latent_format.latent_dimensions == 3 and x.ndim == 4 else x
 
     def select(self, cond: Any, rows: Tensor) -> Any:
         """The processed conditioning restricted to batch rows ``rows`` (long, [b]).
@@ -150,6 +143,11 @@ class ComfyDenoiser:
         if steps < 1:
             raise EditingError(f"steps is {steps}; use 1 or more.")
         return comfy.samplers.calculate_sigmas(sampling, "simple", steps).flip(0).float().cpu()
+
+
+def _image_latent(x: Tensor) -> Tensor:
+    """``[B, C, H, W]`` of a latent with a time axis of length 1."""
+    return x.squeeze(2) if x.ndim == 5 else x
 
 
 def _level(x: Tensor, sigma: float | Tensor) -> Tensor:

@@ -7,7 +7,7 @@ replace the Parameter and buffer objects once, value for value (:func:`materiali
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,13 +112,35 @@ def static_patcher(model: Any) -> Any:
 def make_differentiable(transformer_options: dict[str, Any]) -> None:
     """Change one run's ``transformer_options`` so that the network's forward can be differentiated; no value changes.
 
-    Attention kernels without a backward give way to PyTorch's. And every skip connection of a U-Net gets a tensor of
-    its own: a ControlNet is added to it in place, after autograd has saved it for the block that follows.
+    Attention kernels without a backward give way to PyTorch's. Every skip connection of a U-Net gets a tensor of its
+    own: a ControlNet is added to it in place, after autograd has saved it for the block that follows. And patches may
+    write into what they are given, as FreeU does.
     """
     previous = transformer_options.get("optimized_attention_override")
     transformer_options["optimized_attention_override"] = differentiable_attention(previous)
-    patches = transformer_options.setdefault("patches", {})
+    patches = {
+        name: [_may_write(patch) for patch in given] for name, given in transformer_options.get("patches", {}).items()
+    }
     patches["input_block_patch_after_skip"] = [*patches.get("input_block_patch_after_skip", []), _own_copy]
+    transformer_options["patches"] = patches
+
+
+def _may_write(patch: Callable[..., Any]) -> Callable[..., Any]:
+    """``patch`` on copies of the tensors that autograd follows; what it saves for the way back is copied too, so that
+    it may be written over."""
+
+    def written(*given: Any, **named: Any) -> Any:
+        if not any(isinstance(part, torch.Tensor) and part.requires_grad for part in given):
+            return patch(*given, **named)
+        own = [part.clone() if isinstance(part, torch.Tensor) and part.requires_grad else part for part in given]
+        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, _as_it_is):
+            return patch(*own, **named)
+
+    return written
+
+
+def _as_it_is(saved: torch.Tensor) -> torch.Tensor:
+    return saved
 
 
 def _own_copy(h: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:

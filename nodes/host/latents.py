@@ -6,42 +6,106 @@ v models leave as ``process_out(x)``: SamplerCustomAdvanced with DisableNoise an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management as model_management
+import comfy.sample
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...core.errors import EditingError
 
+#: Smallest side in latent pixels that a network halves a few times and doubles again.
+SMALLEST = 2
 
-def require_image_latent(model: Any, samples: Any) -> None:
-    """Raise :class:`EditingError` unless ``samples`` is ``[B, C, H, W]`` with the channels of ``model``."""
-    if getattr(samples, "is_nested", False) or samples.ndim != 4:
+
+def fitted_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
+    """A LATENT with ``samples [B, C, H, W]`` of still images as ``model`` takes them; the rest of it is kept.
+
+    An empty latent gets the channels of the model, as the stock samplers do it, and a time axis of length 1 is left
+    out; ``noise_mask`` becomes ``[B or 1, H, W]`` or stays out where there is none.
+
+    Raises:
+        EditingError: video or several latents, no picture at all, one too small, channels the model does not have.
+    """
+    samples = latent["samples"]
+    if (
+        getattr(samples, "is_nested", False)
+        or samples.ndim not in (4, 5)
+        or (samples.ndim == 5 and samples.shape[2] != 1)
+    ):
         raise EditingError("This latent is a video or a stack of several latents; wire the latent of still images.")
+    if not len(samples):
+        raise EditingError("The latent is a batch of no pictures; wire at least one.")
+    image = image_latent(samples)
     channels = model.model.latent_format.latent_channels
-    if samples.shape[1] != channels:
+    if image.shape[1] != channels and not torch.count_nonzero(image):
+        image = image_latent(comfy.sample.fix_empty_latent_channels(model, samples))
+    if image.shape[1] != channels:
         raise EditingError(
-            f"The latent has {samples.shape[1]} channels and the model works on {channels}; encode the image with the "
+            f"The latent has {image.shape[1]} channels and the model works on {channels}; encode the image with the "
             "model's own VAE."
         )
+    if min(image.shape[-2:]) < SMALLEST:
+        raise EditingError(
+            f"The latent is only {image.shape[-1]} x {image.shape[-2]} latent pixels; use a picture of at least "
+            f"{SMALLEST * 8} x {SMALLEST * 8} pixels."
+        )
+    return {**latent, "samples": image}
+
+
+def image_latent(samples: Tensor) -> Tensor:
+    """``[B, C, H, W]`` of a latent of still images, with or without a time axis of length 1."""
+    return samples.squeeze(2) if samples.ndim == 5 else samples
+
+
+def host_latent(model: Any, samples: Tensor) -> Tensor:
+    """``[B, C, H, W]`` as ``model`` keeps it: image models made from video networks have a time axis of length 1."""
+    return samples.unsqueeze(2) if model.model.latent_format.latent_dimensions == 3 and samples.ndim == 4 else samples
 
 
 def latent_to_model(model: Any, latent: dict[str, Any]) -> Tensor:
     """The clean latent ``[B, C, H, W]`` of a LATENT in ``model``'s own units, fp32.
 
     Raises:
-        EditingError: video or nested latents, channels the model does not have.
+        EditingError: see :func:`fitted_latent`.
     """
-    samples = latent["samples"]
-    require_image_latent(model, samples)
-    return model.model.process_latent_in(samples.float())
+    samples = host_latent(model, fitted_latent(model, latent)["samples"].float())
+    return image_latent(model.model.process_latent_in(samples))
 
 
 def latent_from_model(model: Any, x: Tensor) -> dict[str, Any]:
     """A LATENT of ``x [B, C, H, W]`` given in model units, on the host's intermediate device."""
-    samples = model.model.process_latent_out(x.detach().float())
+    samples = model.model.process_latent_out(host_latent(model, x.detach().float()))
     return {"samples": samples.to(model_management.intermediate_device())}
+
+
+def seeded_noise(latent: dict[str, Any], shape: Sequence[int], seed: int) -> Tensor:
+    """Noise ``[B, C, H, W]`` of a seed as the stock samplers draw it, by the LATENT's ``batch_index`` where it has one:
+    a row taken out of a batch gets the noise it had there.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    rows = batch_index(latent)
+    if not rows:
+        return torch.randn(tuple(shape), generator=generator)
+    drawn = [torch.randn((1, *shape[1:]), generator=generator) for _ in range(max(rows) + 1)]
+    return torch.cat([drawn[row] for row in rows])
+
+
+def batch_index(latent: dict[str, Any]) -> tuple[int, ...]:
+    """Rows of a larger batch that a LATENT holds; () where it does not say."""
+    return tuple(int(row) for row in latent.get("batch_index") or ())
+
+
+def noise_mask_of(latent: dict[str, Any]) -> Tensor | None:
+    """The ``noise_mask`` of a LATENT at its own size, ``[B or 1, h, w]``, or None; 1 is where to paint."""
+    mask = latent.get("noise_mask")
+    if mask is None:
+        return None
+    plain = mask.detach().float().reshape(-1, 1, *mask.shape[-2:])
+    return functional.interpolate(plain, latent["samples"].shape[-2:], mode="bilinear")[:, 0].clamp(0, 1).cpu()
 
 
 class InvertedNoise:
@@ -60,19 +124,20 @@ class InvertedNoise:
         Raises:
             EditingError: the latent wired into the sampler has another shape.
         """
-        samples = input_latent["samples"]
+        given = input_latent["samples"]
+        samples = image_latent(given) if not getattr(given, "is_nested", False) and given.ndim in (4, 5) else given
         if samples.shape != self.start.shape:
             raise EditingError(
-                f"The sampler's latent is {list(samples.shape)} and the inverted noise {list(self.start.shape)}; "
+                f"The sampler's latent is {list(given.shape)} and the inverted noise {list(self.start.shape)}; "
                 "wire the latent that was inverted."
             )
         start, scale = self.start, 1.0
         if self.model is not None:
             scale = getattr(self.model.get_model_object("model_sampling"), "noise_scale", 1.0)
             if self.sigma < 1.0 and torch.count_nonzero(samples) > 0:  # the host leaves an all-zero latent unscaled
-                clean = self.model.model.process_latent_in(samples.float())
+                clean = latent_to_model(self.model, input_latent)
                 start = start - (1.0 - self.sigma) * clean.to(start.device)
-        return (start / (self.sigma * scale)).to(samples.device)
+        return (start / (self.sigma * scale)).to(given.device).reshape(given.shape)
 
 
 def noise_object(x: Tensor, sigma: float = 1.0, model: Any | None = None) -> InvertedNoise:

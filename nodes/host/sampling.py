@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from ...core.denoiser import Denoiser, Evaluations
+from ...core.errors import EditingError
 from ...core.gradient_checkpointing import blocks_of, checkpointed
 from .attention import WRAPPER_KEY
 from .conditioning import require_conditioning
-from .denoiser import ComfyDenoiser, identity
+from .denoiser import ComfyDenoiser
 from .gradients import frozen, gradient_scope, make_differentiable, materialise, normal_tensors, static_patcher
-from .latents import latent_from_model, latent_to_model, require_image_latent
+from .identity import identity, require_no_cache
+from .latents import fitted_latent, host_latent, image_latent, latent_from_model, latent_to_model
 from .memory import memory_advice
 from .session import Session
 
@@ -55,7 +57,8 @@ def run(
     """Load ``model``, prepare ``conds`` for ``latent`` and return ``work(session)``; everything is undone afterwards.
 
     Args:
-        latent: a LATENT; its ``noise_mask`` reaches inpainting models as usual.
+        latent: a LATENT; its ``noise_mask`` reaches inpainting models as usual, an empty one gets the channels of the
+            model.
         conds: CONDITIONING by name. Call them "positive" and "negative" where both exist: ControlNet's and areas' rules
             of the host go by those names; more names may be added freely.
         work: the algorithm. Tensors it returns should be detached; they may live on any device.
@@ -70,10 +73,12 @@ def run(
             autograd and frozen.
 
     Raises:
-        EditingError: unusable latent, conditioning of another text encoder, or whatever ``work`` refuses.
+        EditingError: unusable latent, conditioning of another text encoder, a step cache on the model, or whatever
+            ``work`` refuses.
         InterruptProcessingException: the person pressed Cancel (always passes through).
         OOM_EXCEPTION: out of memory, with ``advice`` in the message and still recognised by the host.
     """
+    latent = fitted_latent(model, latent)
     clean = latent_to_model(model, latent)
     if sigmas is None:
         sampling = model.get_model_object("model_sampling")
@@ -85,7 +90,7 @@ def run(
     guider = SessionGuider(
         model, conds, gradients=gradients, gradient_checkpointing=gradient_checkpointing, advice=advice
     )
-    samples = latent["samples"]
+    samples = host_latent(model, latent["samples"])
     guider.sample(
         torch.zeros_like(samples),
         samples,
@@ -141,7 +146,7 @@ class _Work(comfy.samplers.Sampler, Generic[T]):
     ) -> Tensor:
         session = model_wrap.session(extra_args["model_options"], self.clean)
         self.result = self.work(session)
-        return torch.zeros_like(session.latent)
+        return torch.zeros_like(host_latent(model_wrap.model_patcher, session.latent))
 
 
 def _with_room(room: int, executor: Any, model: Any, noise_shape: Any, *rest: Any, **named: Any) -> Any:
@@ -162,6 +167,7 @@ class SessionGuider(comfy.samplers.CFGGuider):
     ):
         super().__init__(model)
         require_conditioning(model, conds)
+        require_no_cache(model)
         self.model_patcher: Any
         self.original_conds: dict[str, Any]
         self.model_identity = identity(model)
@@ -171,7 +177,7 @@ class SessionGuider(comfy.samplers.CFGGuider):
 
     def session(self, model_options: dict[str, Any], clean: Tensor) -> Session:
         """The session of the run in progress; ``clean`` is the latent in model space."""
-        latent = clean.to(self.model_patcher.load_device, torch.float32)
+        latent = image_latent(clean).to(self.model_patcher.load_device, torch.float32)
         denoiser = ComfyDenoiser(self.inner_model, model_options, self.model_identity)
         return Session(denoiser, normal_tensors(latent) if self.gradients else latent, self.conds, self.model_patcher)
 
@@ -248,7 +254,16 @@ class DenoiserGuider(SessionGuider):
 
     def sample(self, noise: Tensor, latent_image: Tensor, *rest: Any, **named: Any) -> Tensor:
         """One sampling run; what ``prepare`` returned for it is dropped at its end."""
-        require_image_latent(self.model_patcher, latent_image)
+        if getattr(latent_image, "is_nested", False) or not isinstance(latent_image, Tensor):
+            raise EditingError("This latent is a video or a stack of several latents; wire the latent of still images.")
+        if (
+            fitted_latent(self.model_patcher, {"samples": latent_image})["samples"].shape[1]
+            != image_latent(latent_image).shape[1]
+        ):
+            raise EditingError(
+                f"The sampler's latent has {image_latent(latent_image).shape[1]} channels and the model works on "
+                f"{self.model_patcher.model.latent_format.latent_channels}; wire the inversion's noise latent."
+            )
         with ExitStack() as stack:
             stack.callback(self._forget)
             return super().sample(noise, latent_image, *rest, **named)
@@ -268,7 +283,8 @@ class DenoiserGuider(SessionGuider):
                 self._session = self.session(options, self._clean)
                 self._step = self.prepare(self._session)
             self._session.denoiser.model_options = options
-            return self._step(x.detach(), float(timestep.reshape(-1)[0])).detach()
+            denoised = self._step(image_latent(x.detach()), float(timestep.reshape(-1)[0])).detach()
+            return host_latent(self.model_patcher, denoised)
 
     def _forget(self) -> None:
         self._step = self._session = None

@@ -103,6 +103,12 @@ class HostVectorEncoder:
         return self.clip.encode_from_tokens_scheduled(self.tokens(vectors))
 
 
+def reads_embedding(clip: Any, text: str, count: int) -> bool:
+    """Whether the host finds an embedding file of ``count`` vectors where a prompt says ``text``."""
+    blocks = clip.tokenize(f"a picture, {text}").values()
+    return any(sum(isinstance(token[0], Tensor) for row in rows for token in row) == count for rows in blocks)
+
+
 class SessionVectorEncoder(HostVectorEncoder):
     """The same with gradients, for learning vectors inside a run (``core.token_vectors.TokenVectorEncoder``).
 

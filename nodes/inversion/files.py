@@ -8,6 +8,7 @@ from typing import Any
 from ...core.inversion import Inversion
 from ...core.writing import check_target
 from ..common.inputs import file_input, saved_name_inputs
+from ..common.recording import as_lines, changed_remarks
 from ..common.reports import (
     file_fingerprint,
     inversion_outputs,
@@ -18,8 +19,8 @@ from ..common.reports import (
 )
 from ..common.saving import save_or_rescue
 from ..common.sockets import InversionType
-from ..host.denoiser import identity
 from ..host.folders import output_path, resolve_file
+from ..host.identity import identity
 from ..host.schema import io, schema, widget
 
 FOLDER = "inversions"
@@ -93,8 +94,8 @@ class LoadInversion(io.ComfyNode):
     def execute(cls, model: Any, inversion_file: str) -> Any:
         """Read and check; EditingError for a damaged file or another model."""
         inversion = Inversion.load(resolve_file(FOLDER, inversion_file))
-        inversion.require_model(identity(model))
-        report = inversion_report(inversion)
+        inversion.require_model(own := identity(model))
+        report = inversion_report(inversion) + as_lines(changed_remarks(inversion, own))
         return io.NodeOutput(*inversion_values(model, inversion), report, ui=shown(report))
 
 

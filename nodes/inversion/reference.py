@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
-
-import torch
 
 from ...core.inversion import Inversion
 from ...core.sampling import reference_from_noise
 from ..common.inputs import cfg_input, seed_input, steps_input
+from ..common.recording import recorded, unused_latent
 from ..common.reports import inversion_outputs, inversion_values, shown
-from ..host.conditioning import conditioning_tensors
-from ..host.latents import latent_from_model
+from ..host.latents import latent_from_model, seeded_noise
 from ..host.sampling import run
 from ..host.schema import io, schema, widget
 from ..host.session import Session
@@ -59,16 +56,16 @@ class GenerateReference(io.ComfyNode):
         """Generate; EditingError for unusable input passes through as it is."""
 
         def work(session: Session) -> Inversion:
-            generator = torch.Generator("cpu").manual_seed(seed)
-            noise = torch.randn(session.latent.shape, generator=generator).to(session.latent.device)
+            noise = seeded_noise(empty_latent, session.latent.shape, seed).to(session.latent.device)
             conds, callback = session.conds, session.callback()
             return reference_from_noise(
                 session.denoiser, noise, conds["positive"], cfg, conds["negative"], steps, callback=callback
             )
 
         reference = run(model, empty_latent, {"positive": positive, "negative": negative}, work, seed=seed)
-        reference = replace(reference, cond=conditioning_tensors(positive))
+        reference = recorded(reference, model, empty_latent, positive, negative, cfg)
         report = f"generated from seed {seed}: {steps} steps, {reference.evaluations:.0f} network evaluations per image"
+        report += unused_latent(model, empty_latent)
         return io.NodeOutput(
             *inversion_values(model, reference), latent_from_model(model, reference.latents[0]), ui=shown(report)
         )

@@ -11,9 +11,18 @@ from ...core.errors import EditingError
 from ...core.inversion import Inversion
 from ...core.pix2pix_zero.guided_edit import PRESETS, CrossAttentionGuidance, CrossAttentionSettings, Preset
 from ..common.inputs import cfg_input, mask_input
+from ..common.recording import as_lines, changed_remarks
 from ..common.reports import cost_report, report_output, shown
 from ..common.sockets import InversionType
-from ..common.trajectory_edit import EulerOnly, edit_conditionings, on_device
+from ..common.trajectory_edit import (
+    EulerOnly,
+    edit_conditionings,
+    edit_mask,
+    on_device,
+    refuse_noise_mask,
+    source_latent,
+)
+from ..host.identity import identity
 from ..host.latents import latent_from_model, sigmas_out
 from ..host.sampling import DenoiserGuider, run
 from ..host.schema import io, schema, widget
@@ -94,8 +103,8 @@ def guidance_widgets() -> list[Any]:
             io.Conditioning,
             "negative",
             optional=True,
-            tooltip="What to move away from when cfg is not 1. Unwired: the source prompt, as in the paper for real "
-            "images.",
+            tooltip="What to move away from when cfg is not 1. Unwired: the negative the inversion was made with, if "
+            "any, else the source prompt, as in the paper for real images.",
         ),
         mask_input(),
     ]
@@ -172,15 +181,18 @@ class CrossAttnGuidedSampler(io.ComfyNode):
     ) -> Any:
         """Edit; EditingError for unusable input passes through as it is."""
         settings = CrossAttentionSettings(cfg, guidance, guided_fraction, max_resolution(resolution), preset)
+        where = edit_mask(mask)
+        inversion.require_model(own := identity(model))
 
         def work(session: Session) -> tuple[Tensor, str]:
-            edited = edit_of(session, inversion, settings, mask).run(inversion.steps, session.callback())
+            edited = edit_of(session, inversion, settings, where).run(inversion.steps, session.callback())
             return edited, cost_report(session.denoiser.evaluations, inversion)
 
-        empty = latent_from_model(model, inversion.latents[0])
+        place = source_latent(model, inversion)
         conds = edit_conditionings(inversion, target, source, negative)
         gradients, sigmas = settings.guidance > 0, sigmas_out(inversion.sigmas)
-        edited, report = run(model, empty, conds, work, gradients=gradients, sigmas=sigmas, advice=ADVICE)
+        edited, report = run(model, place, conds, work, gradients=gradients, sigmas=sigmas, advice=ADVICE)
+        report += as_lines(changed_remarks(inversion, own, source, negative, cfg))
         return io.NodeOutput(latent_from_model(model, edited), report, ui=shown(report))
 
 
@@ -222,12 +234,17 @@ class CrossAttnGuider(io.ComfyNode):
     ) -> Any:
         """A guider that keeps no state between sampling runs."""
         settings = CrossAttentionSettings(cfg, guidance, guided_fraction, max_resolution(resolution), preset)
+        where = edit_mask(mask)
+        inversion.require_model(own := identity(model))
+        refuse_noise_mask(inversion, "Cross-Attn Guided Sampler")
 
         def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
-            return EulerOnly(edit_of(session, inversion, settings, mask))
+            return EulerOnly(edit_of(session, inversion, settings, where))
 
         conds = edit_conditionings(inversion, target, source, negative)
-        return io.NodeOutput(DenoiserGuider(model, conds, prepare, gradients=settings.guidance > 0, advice=ADVICE))
+        guider = DenoiserGuider(model, conds, prepare, gradients=settings.guidance > 0, advice=ADVICE)
+        remarks = changed_remarks(inversion, own, source, negative, cfg)
+        return io.NodeOutput(guider, ui=shown("\n".join(remarks)) if remarks else None)
 
 
 NODES = [CrossAttnGuidedSampler, CrossAttnGuider]

@@ -12,8 +12,10 @@ from ...core.regions.edit_tokens import TokenEditSettings
 from ...core.regions.paste import Framing
 from ...core.regions.search import OpenEditor
 from ..common.inputs import cfg_input
+from ..common.recording import changed_remarks
 from ..common.sockets import InversionType
 from ..host.folders import list_models, resolve_model
+from ..host.identity import identity
 from ..host.schema import io, schema, widget
 from .host_editors import inpaint_opener, inversion_opener, token_opener
 from .models import CATEGORY, model_fingerprint
@@ -241,7 +243,8 @@ class RegionInversionEditor(io.ComfyNode):
                     io.Conditioning,
                     "negative",
                     optional=True,
-                    tooltip="What to steer away from when cfg is not 1. Unwired: the source prompt.",
+                    tooltip="What to steer away from when cfg is not 1. Unwired: the source prompt, or the "
+                    "negative that a wired inversion was made with.",
                 ),
                 widget(
                     InversionType,
@@ -277,10 +280,11 @@ class RegionInversionEditor(io.ComfyNode):
             cfg, guidance, steps, screening_steps, working_size=working_size or None, feather=feather
         )
         opener = inversion_opener(model, vae, source, target, negative, inversion, settings)
+        remarks = [] if inversion is None else changed_remarks(inversion, identity(model), source, negative, cfg)
         steps = steps if inversion is None else inversion.steps
         screening = f"{screening_steps} to screen" if screening_steps else "screened by one whole edit"
         title = f"along the inversion: {steps} steps ({screening}), cfg {cfg:g}, guidance {guidance:g}"
-        return io.NodeOutput(RegionEditor(opener, title))
+        return io.NodeOutput(RegionEditor(opener, "; ".join([title, *remarks])))
 
 
 class RegionTokenEditor(io.ComfyNode):

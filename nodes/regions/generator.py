@@ -40,6 +40,7 @@ from .search_inputs import (
     require_editor,
     search_settings,
     strategy_input,
+    wanted_mask,
     watching,
 )
 
@@ -271,7 +272,7 @@ class RegionBoxGenerator(io.ComfyNode):
             change_anchors=change_anchors,
         )
         pictures, remark = pictures_of(image)
-        masks = masks_of(mask)
+        masks = masks_of(wanted_mask(mask, mask_use))
         if len(pictures) != 1 or len(masks) != 1:
             raise EditingError(
                 f"There are {len(pictures)} images and {len(masks)} masks; wire one image and at most one mask "

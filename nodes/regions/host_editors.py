@@ -17,18 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from ...core.content_hash import fingerprint
-from ...core.denoiser import Callback, Evaluations, ModelIdentity, Progress, weight_signature
+from ...core.denoiser import Callback, Evaluations, ModelIdentity, Progress
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
+from ...core.prints.weights import weight_print
 from ...core.regions.edit_inpaint import InpaintEditor, InpaintSettings, ShowKnown
 from ...core.regions.edit_invert import InversionEditor, InversionEditSettings
 from ...core.regions.edit_tokens import TokenEditor, TokenEditSettings, load_token_model
 from ...core.regions.editors import Conds, Editor, Sampling
 from ...core.regions.paste import Framing
 from ...core.regions.search import OpenEditor
+from ..common.recording import own_negative
 from ..host.attention import site_table
 from ..host.conditioning import require_conditioning
-from ..host.denoiser import identity
+from ..host.identity import identity, patches_print
+from ..host.inpainting import reads_mask
 from ..host.latents import latent_from_model, latent_to_model
 from ..host.managed_models import load_to_device, managed_patcher, preferred_dtype
 from ..host.progress import stop_if_cancelled
@@ -92,6 +95,7 @@ def inversion_opener(
         site_table(model.model.diffusion_model)
     given = inversion
     if inversion is not None:
+        negative = own_negative(inversion) if negative is None else negative
         with torch.inference_mode(False):
             given = replace(inversion, latents=inversion.latents.clone(), sigmas=inversion.sigmas.clone())
 
@@ -139,34 +143,6 @@ def token_opener(
         return TokenEditor(model, text, negative, settings, callback=callback, load=load)
 
     return _opener(make)
-
-
-def reads_mask(model: Any) -> bool:
-    """Whether ``model`` is an inpainting model, which reads mask and masked picture; False for a plain one.
-
-    Raises:
-        EditingError: it reads another picture besides the latent (to edit, to upscale, of depth or edges).
-    """
-    base, channels = model.model, model.model.latent_format.latent_channels
-
-    def read(picture: float, mask: float) -> Tensor | None:
-        latent = torch.full((1, channels, 8, 8), picture)
-        found: Tensor | None = base.concat_cond(
-            noise=latent, device=latent.device, concat_latent_image=latent, concat_mask=torch.full((1, 1, 8, 8), mask)
-        )
-        return found
-
-    neither, masked, pictured = read(0, 0), read(0, 1), read(1, 0)
-    if neither is None or masked is None or pictured is None:
-        taken = base.model_config.unet_config.get("in_channels", channels)
-        if not hasattr(base.diffusion_model, "input_blocks") or taken == channels:
-            return False
-    elif not torch.equal(neither, masked) and not torch.equal(neither, pictured):
-        return True
-    raise EditingError(
-        "This model reads another picture besides the latent (instruct-pix2pix, depth or upscale models do) and cannot "
-        "inpaint; wire a plain or an inpainting model."
-    )
 
 
 @dataclass(frozen=True)
@@ -223,11 +199,8 @@ class _ModelAndVae:
 
     @property
     def label(self) -> str:
-        """Names patches of the MODEL and the VAE; a new name every time when a patch is code that cannot be read."""
-        model, weights = self.model, [p for p in self.vae.first_stage_model.parameters() if p.ndim > 1]
-        patched = str(model.patches_uuid) if model.patches else ""
-        changes = (model.model_options, model.object_patches, model.wrappers)
-        return fingerprint(patched, *changes, weight_signature(weights[0], weights[-1]))
+        """Names patches of the MODEL and the VAE by content."""
+        return fingerprint(patches_print(self.model), weight_print(self.vae.first_stage_model.parameters()))
 
 
 def _mask_and_picture(parts: _ModelAndVae) -> ShowKnown:

@@ -16,6 +16,7 @@ from ...core.regions.rewards import LossWeights
 from ...core.regions.search import SearchSettings, Watch
 from ...core.regions.settings import LearningSettings
 from ..common.sockets import ClipScorerType, VisionFeaturesType
+from ..common.trajectory_edit import edit_mask
 from ..host.progress import StoppableBar
 from ..host.schema import io, widget
 from .editors import RegionEditorType
@@ -233,6 +234,16 @@ def pictures_of(images: Tensor) -> tuple[Tensor, str]:
     with torch.inference_mode(False):
         pictures = images[..., :3].movedim(-1, 1).float().cpu().clone(memory_format=torch.contiguous_format)
     return pictures, "the image's transparency is not used" if images.shape[-1] == 4 else ""
+
+
+def wanted_mask(mask: Tensor | None, mask_use: str) -> Tensor | None:
+    """A wired MASK; None where it is empty and says what to leave out, which is then nothing.
+
+    Raises:
+        EditingError: it is empty and says where to edit.
+    """
+    empty = mask is not None and not bool((mask > 0).any())
+    return None if empty and mask_use == "exclude" else edit_mask(mask)
 
 
 def masks_of(mask: Tensor | None) -> list[Tensor | None]:

@@ -68,7 +68,7 @@ def test_denoised_and_identity_agree(pack, ours, theirs, height, width, batch):
 
     for sigma, denoised in pack("nodes.host.sampling").run(ours[0], {"samples": x}, {"positive": cond}, work):
         assert close(denoised, denoiser(x, sigma, theirs.encode_text([CAPTIONS[0]])))
-    assert pack("nodes.host.denoiser").identity(ours[0]).mismatch(denoiser.identity) is None
+    assert pack("nodes.host.identity").identity(ours[0]).mismatch(denoiser.identity) is None
 
 
 @torch.inference_mode()

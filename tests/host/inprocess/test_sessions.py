@@ -226,12 +226,18 @@ def test_latents_go_in_and_out_in_the_models_units(pack, model):
 
 
 @pytest.mark.parametrize(
-    ("shape", "sentence"), [((1, 16, 8, 8), "16 channels and the model works on 4"), ((1, 4, 5, 8, 8), "video")]
+    ("shape", "sentence"),
+    [
+        ((1, 16, 8, 8), "16 channels and the model works on 4"),
+        ((1, 4, 5, 8, 8), "video"),
+        ((0, 4, 8, 8), "batch of no pictures"),
+        ((1, 4, 1, 8), "only 8 x 1 latent pixels"),
+    ],
 )
 def test_unusable_latents_are_refused_in_a_sentence(pack, model, shape, sentence):
     with pytest.raises(ValueError, match=sentence):
         pack("nodes.host.sampling").run(
-            model, {"samples": torch.zeros(shape)}, {"positive": conditioning("sd1")}, lambda s: None
+            model, {"samples": torch.ones(shape)}, {"positive": conditioning("sd1")}, lambda s: None
         )
 
 
@@ -292,6 +298,6 @@ def test_flow_noise_makes_the_stock_sampler_start_where_we_ended(pack, flow, las
 
 
 def test_flow_identity(pack, flow):
-    found = pack("nodes.host.denoiser").identity(flow)
+    found = pack("nodes.host.identity").identity(flow)
     assert (found.prediction, found.latent_channels, found.family) == ("flow", 16, "sd3")
-    assert len(found.signature) == 32 and found.mismatch(pack("nodes.host.denoiser").identity(flow)) is None
+    assert len(found.signature) == 32 and found.mismatch(pack("nodes.host.identity").identity(flow)) is None

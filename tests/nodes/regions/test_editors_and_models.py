@@ -222,7 +222,7 @@ def test_editors_pass_on_what_is_wired_and_open_when_asked(openers, folder):
         assert "9 " in line and "(2 to screen)" in line and "cfg 3.5" in line and "\n" not in line
 
 
-def test_a_ready_inversion_brings_its_steps(openers):
+def test_a_ready_inversion_brings_its_steps_and_what_changed_since(openers, monkeypatch):
     Inversion, identity = (
         host_stand_in.module("core.inversion").Inversion,
         host_stand_in.module("core.denoiser").ModelIdentity("sd1", 4, "eps"),
@@ -232,5 +232,8 @@ def test_a_ready_inversion_brings_its_steps(openers):
         torch.zeros(4, 1, 4, 8, 8), torch.arange(4.0), torch.zeros(3, 1), ones, ones * 0, identity, "ddim"
     )
     inputs = {"steps": 20, "screening_steps": 2, "cfg": 3.0, "guidance": 0.1, "working_size": 64, "feather": 1}
+    monkeypatch.setattr(EDITORS, "identity", lambda model: identity)
+    monkeypatch.setattr(EDITORS, "changed_remarks", lambda *given: [f"asked {given[0] is ready} {given[2:]}"])
     (editor,) = EDITORS.RegionInversionEditor.execute("m", "v", "s", "t", inversion=ready, **inputs).args
     assert "3 steps" in editor.title and openers["inversion_opener"][5] is ready
+    assert editor.title.endswith("; asked True ('s', None, 3.0)")

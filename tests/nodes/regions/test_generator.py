@@ -233,7 +233,7 @@ def foreign_network():
         ({"image": torch.rand(1, 24, 40, 1)}, "RGB"),
         ({"image": torch.full((1, 24, 40, 3), 0.5)}, "flat colour"),
         ({"image": torch.rand(1, 3, 3, 3)}, "smaller than a patch"),
-        ({"mask": torch.zeros(1, 24, 40)}, "leaves no patch"),
+        ({"mask": torch.zeros(1, 24, 40)}, "mask is empty"),
         ({"mask": torch.ones(1, 8, 8)}, "of the image's size"),
         ({"strategy": "sampled", "budget": 2}, "at least one render for each anchor"),
         ({"strategy": "policy"}, "trained region network"),
