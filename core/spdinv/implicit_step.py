@@ -29,6 +29,7 @@ class ImplicitStep:
         name: how an error names this step.
         best: ``[B, C, H, W]`` the visited latent with the smallest residual.
         slope: ``[B, C, H, W]`` the network's ``dx/dsigma`` at ``best``.
+        result: ``[B, C, H, W]`` where the inversion goes on from: ``best``, or one move further.
         residual: ``[B]`` mean square of ``f(best) - best`` in unit-variance latent units (SPDInv Eq. 4, as a mean).
         forward: ``[B]`` network evaluations spent; ``backward`` likewise.
     """
@@ -42,6 +43,7 @@ class ImplicitStep:
     name: str = "this step"
     best: Tensor = field(init=False)
     slope: Tensor = field(init=False)
+    result: Tensor = field(init=False)
     residual: Tensor = field(init=False)
     forward: Tensor = field(init=False)
     backward: Tensor = field(init=False)
@@ -49,6 +51,7 @@ class ImplicitStep:
     def __post_init__(self) -> None:
         batch = self.start.shape[0]
         self.best = self.start.clone()
+        self.result = self.best
         self.slope = torch.zeros_like(self.start)
         self.residual = torch.full((batch,), float("inf"), dtype=self.start.dtype, device=self.start.device)
         self.forward = torch.zeros(batch, dtype=torch.long)
@@ -97,7 +100,7 @@ class ImplicitStep:
 
     def accept(self, y: Tensor, *, measure: bool) -> None:
         """Take ``y [B, C, H, W]`` as the result; its residual is measured (one evaluation) or left as NaN."""
-        self.best = y
+        self.best = self.result = y
         if measure:
             with torch.no_grad():
                 slope = self.network(y, self.rows)

@@ -13,6 +13,7 @@ from ..denoiser import Callback, Denoiser, Progress
 from ..inversion import Inversion, check_latent, inversion_grid
 from .implicit_step import ImplicitStep, ddim_guess, extrapolate
 from .solvers import Solver, SPDInvSettings, solve
+from .way_back import WayBack
 
 
 def spdinv(
@@ -51,6 +52,7 @@ def spdinv(
     trajectory = [x]
     figures: list[tuple[Tensor, Tensor, Tensor]] = []
     slopes: list[tuple[float, Tensor]] = []
+    way = WayBack(x)
     for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
 
         def report(iteration: int, denoised: Tensor, index: int = index) -> None:
@@ -64,11 +66,11 @@ def spdinv(
             solve(step, ddim_guess(step), settings)
         elif solver == "auto":
             guess = step.image(extrapolate(slopes, sigma_next), step.rows) if slopes else x
-            solve(step, guess, settings)
+            solve(step, guess, settings, way)
         else:
             guess = step.image(slopes[-1][1], step.rows) if slopes else x
             solve(step, guess, settings)
-        x = step.best
+        x = step.result
         slopes = [*slopes, (sigma_next, step.slope)][-2:]
         trajectory.append(x)
         figures.append((step.residual.float().cpu(), step.forward, step.backward))
