@@ -12,7 +12,7 @@ from torch import Tensor
 from ..denoiser import Callback, Denoiser, Progress
 from ..inversion import Inversion, check_latent, inversion_grid
 from .implicit_step import ImplicitStep, ddim_guess, extrapolate
-from .solvers import Solver, SPDInvSettings, solve
+from .solvers import FOR_THE_IMAGE, Solver, SPDInvSettings, solve
 from .way_back import WayBack
 
 
@@ -64,7 +64,7 @@ def spdinv(
             step.accept(ddim_guess(step), measure=settings.check_residual)
         elif solver == "gradient":
             solve(step, ddim_guess(step), settings)
-        elif solver == "auto":
+        elif solver in FOR_THE_IMAGE:
             guess = step.image(extrapolate(slopes, sigma_next), step.rows) if slopes else x
             solve(step, guess, settings, way)
         else:
@@ -85,6 +85,7 @@ def spdinv(
         identity=denoiser.identity,
         method="ddim" if solver == "ddim" else f"spdinv/{solver}",
         cond=stored,
+        info={"rebuild_error": way.missed.tolist()} if solver in FOR_THE_IMAGE else {},
     )
 
 

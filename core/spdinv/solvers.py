@@ -15,9 +15,11 @@ from ..errors import EditingError
 from .implicit_step import ImplicitStep
 from .way_back import WayBack
 
-Solver = Literal["auto", "fixed_point", "anderson", "gradient", "ddim"]
+Solver = Literal["auto", "fixed_point", "anderson", "gradient", "ddim", "one_evaluation"]
 Optimizer = Literal["adamw", "gradient_descent"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
+#: Solvers that judge a step by what the rebuilt latent will show of it.
+FOR_THE_IMAGE = ("auto", "one_evaluation")
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 #: Rounds without a fall of the residual after which ``auto`` hands a row on to its next rule.
@@ -33,14 +35,17 @@ class SPDInvSettings:
     """How every step of an inversion is solved.
 
     Attributes:
-        solver: ``"auto"`` (extrapolated start, accelerated fixed point, descent only as a last resort),
-            ``"fixed_point"`` (Picard, damped where the residual grows), ``"anderson"``, ``"gradient"`` (SPDInv
-            Algorithm 1) or ``"ddim"`` (plain DDIM inversion, one explicit evaluation a step: the baseline).
+        solver: ``"auto"`` (extrapolated start, accelerated fixed point, judged by what the rebuilt latent will show),
+            ``"one_evaluation"`` (the same, stopped after one evaluation a step), ``"fixed_point"`` (Picard, damped
+            where the residual grows), ``"anderson"``, ``"gradient"`` (SPDInv Algorithm 1) or ``"ddim"`` (plain DDIM
+            inversion, one explicit evaluation a step: the baseline).
         tolerance: residual to reach, 0 or more: mean square in unit-variance latent units (the paper's delta).
+            ``"auto"`` takes it in sigma space, where it is ``1 + sigma^2`` times stricter (eps and v models), for what
+            a move of a step's usual contraction leaves, and divides it by the measured growth of errors on the way
+            back.
         max_iterations: most residual measurements a step, 1 or more (the paper's K); the explicit guess of
             ``"gradient"`` is extra.
-        optimizer: of ``"gradient"``, and of ``"auto"`` where it descends: ``"adamw"`` as released,
-            ``"gradient_descent"`` as printed.
+        optimizer: of ``"gradient"``: ``"adamw"`` as released, ``"gradient_descent"`` as printed.
         learning_rate: of that optimizer (the paper's eta).
         check_residual: ``"ddim"`` does not need its residuals and reports NaN; True spends one more evaluation a step
             (counted) to measure them.
@@ -198,7 +203,7 @@ def solve(step: ImplicitStep, guess: Tensor, settings: SPDInvSettings, way: WayB
     if step.sigma_next == step.sigma:
         step.residual = torch.zeros_like(step.residual)
         return
-    if settings.solver == "auto":
+    if settings.solver in FOR_THE_IMAGE:
         _solve_for_the_image(step, guess, settings, way or WayBack(step.start))
         return
     rules: dict[str, Any] = {"fixed_point": _Picard, "anderson": _Anderson}
@@ -215,7 +220,7 @@ def solve(step: ImplicitStep, guess: Tensor, settings: SPDInvSettings, way: WayB
 
 
 def _solve_for_the_image(step: ImplicitStep, guess: Tensor, settings: SPDInvSettings, way: WayBack) -> None:
-    """``auto``: solve each row until the miss that is left, *as the clean latent will show it*, is small enough.
+    """Solve each row until the miss that is left, *as the clean latent will show it*, is small enough.
 
     The slope at the last latent is known, so one more move costs nothing; what it leaves is estimated from how much the
     moves before it shrank the miss, and how it grows on the way back from ``way``. Anderson first; a row that stalls
@@ -224,7 +229,8 @@ def _solve_for_the_image(step: ImplicitStep, guess: Tensor, settings: SPDInvSett
     step.result = guess.clone()
     left = torch.full_like(step.residual, float("inf"))  # [B] mean square in sigma space, of step.result
     allowed = way.allowed(settings.tolerance * USUAL_CONTRACTION**2, step)
-    budget, rows, y = settings.max_iterations, step.rows, guess.clone()
+    budget = 1 if settings.solver == "one_evaluation" else settings.max_iterations
+    rows, y = step.rows, guess.clone()
     for make in (_Anderson, _Picard):
         rule: Any = make(step)
         last = torch.full_like(left, float("nan"))  # [B] squared miss one round before

@@ -19,6 +19,7 @@ from .implicit_step import ImplicitStep
 
 #: The Rayleigh quotient along a miss is below the largest eigenvalue: measured growth is taken to this power.
 CAUTION = 2.0
+SUSPECT = 0.75  # a gain that most pictures do not reach; those that do are measured at every step
 MOST_GROWTH = 1e3  # beyond it, fp32 itself is the limit
 #: Rounding errors of a network's output in units of its precision, as a root mean square of its range.
 ROUNDINGS = 2.0
@@ -52,8 +53,13 @@ class WayBack:
         return ratio + (1 - ratio) * self.gain
 
     def contraction(self, step: ImplicitStep) -> Tensor:
-        """``[B]`` by which one Picard move is expected to shrink a miss, before it was measured at this level."""
-        return (1 - step.sigma / step.sigma_next) * (1 - self.gain).abs().clamp(0.25, 1.0)
+        """``[B]`` by which one Picard move is expected to shrink a miss, before it was measured at this level.
+
+        That is ``(1 - r) * |1 - J|``; where the last ``J`` was suspiciously large, nothing is promised, and so it is
+        measured again.
+        """
+        share = torch.full_like(self.gain, 1 - step.sigma / step.sigma_next)
+        return torch.where(self.gain > SUSPECT, 1.0, share)
 
     def watch(self, step: ImplicitStep, moved: Tensor, bent: Tensor, rows: Tensor) -> None:
         """Learn the gain of ``rows [b]`` from a move and the change of slope along it, both ``[b, C, H, W]``."""
