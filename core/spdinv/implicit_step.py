@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, check_finite, unit_scale
+from ..sampling import guided
 
 
 @dataclass
@@ -27,6 +28,8 @@ class ImplicitStep:
         report: called after every network evaluation with the iteration and the current x0 predictions
             ``[B, C, H, W]``.
         name: how an error names this step.
+        cfg: scale of classifier-free guidance under which the image is inverted; other than 1 costs two evaluations.
+        uncond: negative conditioning for it.
         best: ``[B, C, H, W]`` the visited latent with the smallest residual.
         slope: ``[B, C, H, W]`` the network's ``dx/dsigma`` at ``best``.
         result: ``[B, C, H, W]`` where the inversion goes on from: ``best``, or one move further.
@@ -41,6 +44,8 @@ class ImplicitStep:
     sigma_next: float
     report: Callable[[int, Tensor], None]
     name: str = "this step"
+    cfg: float = 1.0
+    uncond: Any | None = None
     best: Tensor = field(init=False)
     slope: Tensor = field(init=False)
     result: Tensor = field(init=False)
@@ -74,10 +79,13 @@ class ImplicitStep:
         return (self.residual > tolerance).nonzero().flatten()
 
     def network(self, y: Tensor, rows: Tensor) -> Tensor:
-        """``slope(y)`` for ``y [b, C, H, W]`` of batch rows ``rows``; one evaluation each, counted and reported."""
-        cond = self.cond if len(rows) == len(self.start) else self.denoiser.select(self.cond, rows)
-        denoised = self.denoiser(y, self.sigma_next, cond).to(y.dtype)
-        self.forward[rows.cpu()] += 1
+        """``slope(y)`` for ``y [b, C, H, W]`` of batch rows ``rows``; its evaluations are counted and reported."""
+        whole = len(rows) == len(self.start)
+        cond, uncond = (
+            part if whole or part is None else self.denoiser.select(part, rows) for part in (self.cond, self.uncond)
+        )
+        denoised = guided(self.denoiser, y, self.sigma_next, cond, uncond, self.cfg).to(y.dtype)
+        self.forward[rows.cpu()] += 1 if uncond is None or self.cfg == 1 else 2
         check_finite(denoised, f"The prediction at {self.name}")
         self._denoised[rows] = denoised.detach()
         self.report(self._calls, self._denoised)
