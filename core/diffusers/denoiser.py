@@ -78,6 +78,14 @@ class DiffusersDenoiser:
         signature = weight_signature(self.unet.conv_in.weight, self.unet.conv_out.weight)
         self.identity = ModelIdentity(_family(config), config.in_channels, PREDICTIONS[prediction], signature)
 
+    @property
+    def precision(self) -> torch.dtype:
+        """What the network computes in: the weights' type, or that of the autocast at work."""
+        device = self.unet.conv_in.weight.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self.unet.conv_in.weight.dtype
+
     def __call__(
         self, x: Tensor, sigma: float | Tensor, cond: Tensor | TextCond, *, control: AttentionControl | None = None
     ) -> Tensor:

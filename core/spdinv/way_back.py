@@ -23,6 +23,7 @@ SUSPECT = 0.75  # a gain that most pictures do not reach; those that do are meas
 MOST_GROWTH = 1e3  # beyond it, fp32 itself is the limit
 #: Rounding errors of a network's output in units of its precision, as a root mean square of its range.
 ROUNDINGS = 2.0
+ABOVE_ROUNDING = 100.0  # times the mean square of rounding that a move must have to be told from it
 
 
 @dataclass
@@ -62,10 +63,13 @@ class WayBack:
         return torch.where(self.gain > SUSPECT, 1.0, share)
 
     def watch(self, step: ImplicitStep, moved: Tensor, bent: Tensor, rows: Tensor) -> None:
-        """Learn the gain of ``rows [b]`` from a move and the change of slope along it, both ``[b, C, H, W]``."""
-        length = moved.flatten(1).square().sum(1)
-        along = 1 - step.sigma_next * (moved * bent).flatten(1).sum(1) / length.clamp_min(1e-30)
-        self.gain[rows] = torch.where(length > 0, along, self.gain[rows])
+        """Learn the gain of ``rows [b]`` from a move and the change of slope along it, both ``[b, C, H, W]``.
+
+        A move that is lost in rounding teaches nothing.
+        """
+        length = moved.flatten(1).square().mean(1)
+        along = 1 - step.sigma_next * (moved * bent).flatten(1).mean(1) / length.clamp_min(1e-30)
+        self.gain[rows] = torch.where(length > ABOVE_ROUNDING * self.floor(step)[rows], along, self.gain[rows])
 
     def allowed(self, tolerance: float, step: ImplicitStep) -> Tensor:
         """``[B]`` mean-square miss, in sigma space, that may be left at this level for ``tolerance`` at the clean latent.
