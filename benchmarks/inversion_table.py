@@ -4,9 +4,9 @@
     python tools/demo_world/fresh_pairs.py --seed 1919 --count 6 fresh
     python benchmarks/inversion_table.py --data fresh --pictures 64 --out inversion_table_fresh.json
 
-Every row inverts under the picture's own caption at cfg 1 and rebuilds from the noise with plain Euler steps, without the
-stored trajectory; PSNR is against the decoded latent that was inverted. u = evaluations of the network for one image, of
-the inversion alone. Rows are written as they are done and not done twice, so a run that was cut off goes on.
+Every row inverts under the picture's own caption at cfg 1 and rebuilds from the noise with plain Euler steps, without
+the stored trajectory; PSNR is against the decoded latent that was inverted. u = evaluations of the network for one
+image, of the inversion alone. Rows are written as they are done and not done twice, so a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def pictures(demo: DemoModel, data: Path | None, count: int) -> tuple[Tensor, list[str]]:
-    """``count`` pictures ``[B, 3, H, W]`` with captions: the demo's, or the sources of the pairs in ``data``, one of each
-    edit in turn."""
+    """``count`` pictures ``[B, 3, H, W]`` with captions: the demo's, or the sources of the pairs in ``data``, one of
+    each edit in turn."""
     if data is None:
         return portraits(demo, count)
     fresh = DemoData(data)
@@ -85,7 +85,7 @@ class Bench:
         }
 
     def gap(self, solver: str, steps: int, count: int, seed: int) -> dict[str, Any]:
-        """``D_noi`` of each picture generated from known noise: at every level its mean, at the noise end each one's."""
+        """``D_noi`` of pictures generated from known noise: the mean at every level, at the noise end each one's."""
         denoiser = self.demo.denoiser()
         cond = self.demo.encode_text(self.captions[:count])
         truth, sigmas = generated_trajectory(denoiser, gaussian_noise((count, 4, 16, 16), seed), cond, steps)

@@ -1,7 +1,7 @@
-"""How exactly an inversion rebuilds its image: the estimate that comes with it, a check that rebuilds, and the sentence.
+"""How well an inversion rebuilds its image: the estimate that comes with it, a check that rebuilds, and the sentence.
 
-The latent's decibels are ``10 log10(range^2 / mean square error)`` with the range of that latent itself, as a picture's are
-with the range of a picture; through Stable Diffusion's kind of autoencoder the two agree within a few dB.
+The latent's decibels are ``10 log10(range^2 / mean square error)`` with the range of that latent itself, as a
+picture's are with the range of a picture; through Stable Diffusion's kind of autoencoder the two agree within a few dB.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REACHES_NOISE = 0.7
 
 
 def latent_decibels(error: Tensor, clean: Tensor) -> Tensor:
-    """PSNR ``[B]`` of a latent whose mean square error is ``error [B]``, against its own range; ``clean [B, C, H, W]``."""
+    """PSNR ``[B]`` of a latent ``clean [B, C, H, W]`` with mean square error ``error [B]``, against its own range."""
     flat = clean.flatten(1).double()
     span = flat.amax(1) - flat.amin(1)
     return 10 * (span.square() / error.double().to(span.device).clamp_min(FLOOR)).log10()

@@ -17,7 +17,7 @@ ORDER = (
     {"reading"},
     {"files", "content_hash", "gradient_checkpointing"},
     {"denoiser", "attention", "inversion", "sampling", "token_vectors"},  # the seams, which may import each other
-    {"images"},
+    {"images", "rebuilding"},
     {"models"},
     {"classifiers", "metrics"},
     {"spdinv"},

@@ -53,8 +53,8 @@ def spdinv(
         callback: told after every network evaluation; an exception it raises ends the run.
 
     Raises:
-        EditingError: wrong latent shape, bad steps or grid, NaN from the model, a ``cfg`` without ``uncond`` or one under
-            which the steps do not settle.
+        EditingError: wrong latent shape, bad steps or grid, NaN from the model, a ``cfg`` without ``uncond`` or one
+            under which the steps do not settle.
     """
     require_negative(cfg, uncond)
     solver = settings.solver

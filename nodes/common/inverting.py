@@ -107,8 +107,8 @@ def invert_image(
         plot_line: a tolerance to draw into the plot.
         check: rebuild the image from its noise as well, and tell and draw what was lost.
         vae: decodes for the check, so that it is told in pixels too.
-        cfg, negative: guidance under which the noise must rebuild the image; only for a ``method`` that takes ``cfg`` and
-            ``uncond``.
+        cfg, negative: guidance under which the noise must rebuild the image; only for a ``method`` that takes ``cfg``
+            and ``uncond``.
 
     Raises:
         EditingError: see ``method``.
@@ -167,8 +167,8 @@ def _told(model: Any, inversion: Inversion, check: RebuildCheck, vae: Any) -> tu
     ]
     if float(decibels.min()) < UNSEEN:
         lines.append(
-            f"Below {UNSEEN:.0f} dB ({kind}): take solver auto, more steps or a smaller tolerance; Rebuild Guider lands on "
-            "the image whatever the solver left over."
+            f"Below {UNSEEN:.0f} dB ({kind}): take solver auto, more steps or a smaller tolerance; Rebuild Guider lands "
+            "on the image whatever the solver left over."
         )
     worst = int(decibels.argmin())
     difference = difference_map(after, before)[worst]

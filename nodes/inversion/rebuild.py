@@ -32,7 +32,9 @@ class RebuildGuider(io.ComfyNode):
             inputs=[
                 widget(io.Model, "model", tooltip="The model the inversion was made with."),
                 widget(
-                    InversionType, "inversion", tooltip="From any inversion node, Reference From Noise or Load Inversion."
+                    InversionType,
+                    "inversion",
+                    tooltip="From any inversion node, Reference From Noise or Load Inversion.",
                 ),
                 widget(
                     io.Conditioning,

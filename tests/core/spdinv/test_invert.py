@@ -170,7 +170,7 @@ def test_guidance_under_which_no_step_settles_is_refused():
             return torch.sin(40 * x) * cond.view(-1, 1, 1, 1)
 
     prompt, empty = torch.ones(1, 1, 1).double(), torch.zeros(1, 1, 1).double()
-    with pytest.raises(EditingError, match="cfg 12 .* do not settle"):
+    with pytest.raises(EditingError, match=r"cfg 12 .* do not settle"):
         spdinv(Torn(), latent(), prompt, 5, SPDInvSettings(), cfg=12.0, uncond=empty)
 
 

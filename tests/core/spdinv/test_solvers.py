@@ -121,7 +121,7 @@ def test_the_last_move_is_free_and_nearer(eigenvalue):
 
 @pytest.mark.parametrize("eigenvalue", [0.5, -0.3, -3.0])
 def test_the_way_back_is_measured_along_the_misses(eigenvalue):
-    """The step back is ``1 - f'``, which is ``r + (1 - r) J``; what grows on it makes the tolerance above it smaller."""
+    """The step back is ``1 - f'``, or ``r + (1 - r) J``; what grows on it makes the tolerance above it smaller."""
     visits = Visits(eigenvalue)
     way = WayBack(visits.step.start)
     before = way.allowed(1.0, visits.step)
