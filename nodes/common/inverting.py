@@ -167,8 +167,8 @@ def _told(model: Any, inversion: Inversion, check: RebuildCheck, vae: Any) -> tu
     ]
     if float(decibels.min()) < UNSEEN:
         lines.append(
-            f"Below {UNSEEN:.0f} dB ({kind}): take solver auto, more steps or a smaller tolerance; Rebuild Guider lands "
-            "on the image whatever the solver left over."
+            f"Below {UNSEEN:.0f} dB ({kind}): take solver auto, more steps or a smaller tolerance; Rebuild Guider "
+            "lands on the image whatever the solver left over."
         )
     worst = int(decibels.argmin())
     difference = difference_map(after, before)[worst]
