@@ -2,14 +2,13 @@
 
 Its step from ``y`` at ``sigma_next`` to ``sigma`` is ``r y + (1 - r) (D(y) + c)`` with ``r = sigma / sigma_next`` and
 ``c = (D(y) - D(z)) / (2 h' / h)``, where ``z`` is the latent one level above, and ``h``, ``h'`` are the lengths of this
-step and of the one above in ``log sigma``. Without ``c`` it is the Euler step that SPDInv inverts. So SPDInv's steps are
-solved from a start moved by ``-(1 - r) c``, with ``c`` of the sweep before, and sweeps are repeated until ``c`` stands
+step and of the one above in ``log sigma``. Without ``c`` it is the Euler step that SPDInv inverts. So SPDInv's steps
+are solved from a start moved by ``-(1 - r) c``, with ``c`` of the sweep before, and sweeps are repeated until ``c`` stands
 still.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -20,35 +19,12 @@ from torch import Tensor
 from ..denoiser import Callback, Denoiser, Progress
 from ..errors import EditingError
 from ..inversion import Inversion, check_latent, inversion_grid
-from ..sampling import Predict, require_negative
+from ..sampling import DPMPP_2M, multistep_shares, require_negative
 from .implicit_step import ImplicitStep, extrapolate
 from .solvers import SPDInvSettings, solve
 from .way_back import WayBack
 
 MOST_SWEEPS = 8
-
-
-def weights(levels: list[float]) -> list[float]:
-    """``1 / (2 h' / h)`` for the step that ends at each of the ascending ``levels`` but the last; 0 where the sampler is
-    first-order: its first step, and a step to 0."""
-    result = [0.0] * (len(levels) - 1)
-    for index, (low, middle, high) in enumerate(zip(levels, levels[1:], levels[2:], strict=False)):
-        if low > 0:
-            result[index] = math.log(middle / low) / math.log(high / middle) / 2
-    return result
-
-
-@torch.no_grad()
-def sample_dpmpp_2m(predict: Predict, x: Tensor, levels: list[float]) -> Tensor:
-    """``x [B, C, H, W]`` down the descending ``levels`` by DPM-Solver++(2M), as the host's sampler of that name does."""
-    shares = weights(levels[::-1])[::-1]
-    above: Tensor | None = None
-    for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
-        denoised = predict(x, sigma, step)
-        moved = denoised if above is None else denoised + shares[step] * (denoised - above)
-        ratio = sigma_next / sigma
-        x, above = ratio * x + (1 - ratio) * moved, denoised
-    return x
 
 
 def invert_dpmpp_2m(
@@ -76,7 +52,7 @@ def invert_dpmpp_2m(
     clean = check_latent(latent, denoiser.identity)
     grid = inversion_grid(denoiser, steps, sigmas)
     levels = [float(level) for level in grid]
-    total, shares = len(levels) - 1, weights(levels)
+    total, shares = len(levels) - 1, multistep_shares(levels)
     corrections = [torch.zeros_like(clean) for _ in range(total)]
     known: list[Tensor] = []  # slopes of the sweep before
     forward = torch.zeros(total, len(clean), dtype=torch.long)
@@ -117,7 +93,7 @@ def invert_dpmpp_2m(
     if bool((moved > 1e-3).any()):
         raise EditingError("The sweeps of this inversion do not settle; use more steps, cfg 1, or sampler euler.")
     stored = cond_tensors if cond_tensors is not None else {"embeds": cond} if isinstance(cond, Tensor) else None
-    info = {"rebuild_error": (way.missed + moved).tolist(), "sampler": "dpmpp_2m"}
+    info = {"rebuild_error": (way.missed + moved).tolist(), "sampler": DPMPP_2M}
     return Inversion(
         latents=torch.stack(trajectory),
         sigmas=grid,
@@ -125,7 +101,7 @@ def invert_dpmpp_2m(
         forward_evaluations=forward,
         backward_evaluations=torch.zeros_like(forward),
         identity=denoiser.identity,
-        method="spdinv/dpmpp_2m",
+        method=f"spdinv/{DPMPP_2M}",
         cond=stored,
         info=info | ({} if cfg == 1.0 else {"cfg": cfg}),
     )

@@ -2,9 +2,9 @@
 
 The way back from ``y`` at ``sigma_next`` is the Euler step ``E(y) = y - (sigma_next - sigma) * slope(y)``, whose
 Jacobian is ``r + (1 - r) * J`` with ``r = sigma / sigma_next`` and ``J`` the Jacobian of the denoiser. For most
-pictures ``J`` lies between 0 and 1 and errors do not grow. Where the picture is near the border between two modes of the model
-``J`` exceeds 1 along one direction, and every step of the way back lengthens whatever error lies along it. The misses
-of a solver lie along that direction too, so two latents evaluated at one level tell it for nothing.
+pictures ``J`` lies between 0 and 1 and errors do not grow. Where the picture is near the border between two modes of
+the model ``J`` exceeds 1 along one direction, and every step of the way back lengthens whatever error lies along it.
+The misses of a solver lie along that direction too, so two latents evaluated at one level tell it for nothing.
 """
 
 from __future__ import annotations

@@ -255,7 +255,7 @@ def test_resolution_limits_the_layers_that_count():
 
 
 def test_what_the_inversion_left_over_is_added_back_but_not_under_released():
-    """Plain DDIM's trajectory is not the source's own way back; an edit to the source itself lands on it all the same."""
+    """Plain DDIM's trajectory is not the source's own way back; an edit to the source itself lands on it anyway."""
     denoiser, (source, _, _) = tiny_denoiser(), tiny_conds()
     inversion = invert(denoiser, tiny_latent(1, 8, 8), source, steps=STEPS, solver="ddim")
     settings = {"cfg": 1.0, "guidance": 0.1}
