@@ -64,8 +64,8 @@ def sample(
 def multistep_shares(levels: list[float]) -> list[float]:
     """``1 / (2 h' / h)`` for the step that ends at each of the ascending ``levels`` but the last.
 
-    ``h`` is the step's length in ``log sigma``, ``h'`` that of the step before it. 0 where the sampler is first-order: its
-    first step, and a step to 0.
+    ``h`` is the step's length in ``log sigma``, ``h'`` that of the step before it. 0 where the sampler is first-order:
+    its first step, and a step to 0.
     """
     result = [0.0] * (len(levels) - 1)
     for index, (low, middle, high) in enumerate(zip(levels, levels[1:], levels[2:], strict=False)):

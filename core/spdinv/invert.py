@@ -48,7 +48,7 @@ def spdinv(
         cond_tensors: what to store as :attr:`~..inversion.Inversion.cond`; ``{"embeds": cond}`` when ``cond`` is a
             tensor.
         cfg: classifier-free guidance under which the noise must rebuild the image; other than 1 costs two evaluations
-            where 1 costs one, and settles up to about 3.
+            where 1 costs one, and more evaluations the higher it is.
         uncond: negative conditioning, needed when ``cfg`` is not 1.
         callback: told after every network evaluation; an exception it raises ends the run.
 

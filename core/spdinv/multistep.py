@@ -3,8 +3,8 @@
 Its step from ``y`` at ``sigma_next`` to ``sigma`` is ``r y + (1 - r) (D(y) + c)`` with ``r = sigma / sigma_next`` and
 ``c = (D(y) - D(z)) / (2 h' / h)``, where ``z`` is the latent one level above, and ``h``, ``h'`` are the lengths of this
 step and of the one above in ``log sigma``. Without ``c`` it is the Euler step that SPDInv inverts. So SPDInv's steps
-are solved from a start moved by ``-(1 - r) c``, with ``c`` of the sweep before, and sweeps are repeated until ``c`` stands
-still.
+are solved from a start moved by ``-(1 - r) c``, with ``c`` of the sweep before, and sweeps are repeated until ``c``
+stands still.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class SPDInvInversion(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Guidance under which the noise must rebuild the image. 1 is usual, whatever cfg the edit "
-                    "has. Above 1 needs negative and costs twice; up to about 3 works.",
+                    "has. Others need negative and cost more: 3 some 2 times as much, 7.5 some 4 times.",
                 ),
                 widget(
                     io.Conditioning,
