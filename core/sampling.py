@@ -199,8 +199,8 @@ class TrajectoryEdit(ABC):
         """
         if self.inversion.method == GENERATED:
             return torch.zeros_like(predicted)
-        kept = (self._source(predicted, number) for number in (level, level - 1))
-        return self._landing(*kept, level) - predicted
+        here, below = self._source(predicted, level), self._source(predicted, level - 1)
+        return self._landing(here, below, level) - predicted
 
     def _levels(self, level: int) -> tuple[float, float]:
         return float(self.inversion.sigmas[level]), float(self.inversion.sigmas[level - 1])

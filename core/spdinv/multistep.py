@@ -58,7 +58,9 @@ def invert_dpmpp_2m(
     forward = torch.zeros(total, len(clean), dtype=torch.long)
     for sweep in range(MOST_SWEEPS):
         x, way, trajectory = clean, WayBack(clean), [clean]
-        predictions, slopes, residuals = [], [], []
+        predictions: list[Tensor] = []
+        slopes: list[Tensor] = []
+        residuals: list[Tensor] = []
         for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
 
             def report(iteration: int, denoised: Tensor, done: int = sweep * total + index) -> None:
