@@ -7,7 +7,6 @@ prediction handed to it: :class:`TrajectoryEdit`, an edit beside the trajectory 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -23,8 +22,6 @@ from .inversion import Inversion, check_latent, inversion_grid
 
 #: :attr:`~.inversion.Inversion.method` of an image that was made up, not inverted.
 GENERATED = "generated"
-#: The samplers that an inversion can be made for; ``info["sampler"]`` names it where it is not Euler.
-EULER, DPMPP_2M = "euler", "dpmpp_2m"
 #: ``(x [B, C, H, W], sigma, step)`` -> the prediction of the clean latent, ``[B, C, H, W]``; steps are counted from 0.
 Predict = Callable[[Tensor, float, int], Tensor]
 #: ``(x [B, C, H, W], step)`` -> the latent to go on from, after step number ``step``.
@@ -58,32 +55,6 @@ def sample(
             x = after_step(x, step)
         if callback is not None:
             callback(Progress(step, len(levels) - 1, 0, 1, denoised))
-    return x
-
-
-def multistep_shares(levels: list[float]) -> list[float]:
-    """``1 / (2 h' / h)`` for the step that ends at each of the ascending ``levels`` but the last.
-
-    ``h`` is the step's length in ``log sigma``, ``h'`` that of the step before it. 0 where the sampler is first-order:
-    its first step, and a step to 0.
-    """
-    result = [0.0] * (len(levels) - 1)
-    for index, (low, middle, high) in enumerate(zip(levels, levels[1:], levels[2:], strict=False)):
-        if low > 0:
-            result[index] = math.log(middle / low) / math.log(high / middle) / 2
-    return result
-
-
-@torch.no_grad()
-def sample_dpmpp_2m(predict: Predict, x: Tensor, levels: list[float]) -> Tensor:
-    """``x [B, C, H, W]`` down the descending ``levels`` by DPM-Solver++(2M), as the host's `dpmpp_2m`."""
-    shares = multistep_shares(levels[::-1])[::-1]
-    above: Tensor | None = None
-    for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
-        denoised = predict(x, sigma, step)
-        moved = denoised if above is None else denoised + shares[step] * (denoised - above)
-        ratio = sigma_next / sigma
-        x, above = ratio * x + (1 - ratio) * moved, denoised
     return x
 
 
@@ -127,12 +98,6 @@ class TrajectoryEdit(ABC):
 
     def __post_init__(self) -> None:
         self.inversion.require_model(self.denoiser.identity)
-        made_for = self.inversion.info.get("sampler", EULER)
-        if made_for != EULER:
-            raise EditingError(
-                f"This inversion was made for sampler {made_for}, and edits take euler's steps; invert the image again "
-                "with sampler euler."
-            )
         if self.mask is not None:
             self.mask = latent_mask(self.mask, self.inversion.latents[0])
 
@@ -231,9 +196,7 @@ def reconstruct(
     uncond: Any | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Replay the trajectory from its noise; returns the clean latent ``[B, C, H, W]``.
-
-    With Euler (= DDIM) steps, or those of the sampler that the inversion was made for.
+    """Replay the trajectory from its noise with Euler (= DDIM) steps; returns the clean latent ``[B, C, H, W]``.
 
     Args:
         cond: conditioning to replay with; the one inverted with rebuilds the image at ``cfg`` 1.
@@ -244,18 +207,10 @@ def reconstruct(
     """
     inversion.require_model(denoiser.identity)
     require_negative(cfg, uncond)
-    levels, steps = inversion.sigmas.flip(0).tolist(), inversion.steps
-
-    def predict(x: Tensor, sigma: float, step: int) -> Tensor:
-        denoised = guided(denoiser, x, sigma, cond, uncond, cfg)
-        if callback is not None and made_for == DPMPP_2M:
-            callback(Progress(step, steps, 0, 1, denoised))
-        return denoised
-
-    made_for = inversion.info.get("sampler", EULER)
-    if made_for == DPMPP_2M:
-        return sample_dpmpp_2m(predict, inversion.latents[-1], levels)
-    return sample(predict, inversion.latents[-1], levels, callback)
+    levels = inversion.sigmas.flip(0).tolist()
+    return sample(
+        lambda x, sigma, step: guided(denoiser, x, sigma, cond, uncond, cfg), inversion.latents[-1], levels, callback
+    )
 
 
 def reference_from_noise(

@@ -12,7 +12,6 @@ from ...core.denoiser import Evaluations
 from ...core.images.plots import inversion_plot
 from ...core.inversion import Inversion
 from ...core.rebuilding import estimated_decibels, plain_sentence
-from ...core.sampling import EULER
 from ..host.folders import resolve_file
 from ..host.latents import latent_from_model, noise_object, sigmas_out
 from ..host.schema import io, ui
@@ -85,8 +84,7 @@ def inversion_report(inversion: Inversion, first: str | None = None) -> str:
         mean = float(inversion.residuals.mean())
         lines.append(f"fixed-point residual: worst {float(worst[step]):.2e} (step {step + 1}), mean {mean:.2e}")
     guidance = inversion.info.get("cfg", 1.0)
-    made_for = inversion.info.get("sampler", EULER)
-    lines.append(f"way back: sampler {made_for} on these sigmas at cfg {guidance:g}; any other rebuilds it less well")
+    lines.append(f"way back: sampler euler on these sigmas at cfg {guidance:g}; others (dpmpp_2m, heun) rebuild less well")
     for figure in ("correlation", "variance"):
         before, after = (inversion.info.get(f"{figure}_{when}") for when in ("before", "after"))
         if before and after:

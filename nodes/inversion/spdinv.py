@@ -6,17 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ...core.errors import EditingError
-from ...core.sampling import DPMPP_2M, EULER, require_negative
+from ...core.sampling import require_negative
 from ...core.spdinv.invert import spdinv
-from ...core.spdinv.multistep import invert_dpmpp_2m
 from ...core.spdinv.solvers import OPTIMIZERS, SOLVERS, Optimizer, Solver, SPDInvSettings
 from ..common.inputs import steps_input
 from ..common.inverting import image_inputs, invert_image, inverting_outputs, sigmas_input
 from ..host.schema import io, schema, widget
 
-#: What inverts for each sampler.
-SAMPLERS = {EULER: spdinv, DPMPP_2M: invert_dpmpp_2m}
 #: Carries a ``core.spdinv.solvers.SPDInvSettings``.
 SPDInvSettingsType = io.Custom("SEMEDIT_SPDINV_SETTINGS")
 
@@ -128,16 +124,6 @@ class SPDInvInversion(io.ComfyNode):
                     optional=True,
                     tooltip="The negative prompt, for cfg other than 1.",
                 ),
-                widget(
-                    io.Combo,
-                    "sampler",
-                    options=list(SAMPLERS),
-                    default=EULER,
-                    optional=True,
-                    advanced=True,
-                    tooltip="The sampler that leads back to the image. euler is usual, and edits need it. dpmpp_2m "
-                    "costs several times as much to invert.",
-                ),
             ],
             outputs=inverting_outputs(),
         )
@@ -159,17 +145,14 @@ class SPDInvInversion(io.ComfyNode):
         vae: Any = None,
         cfg: float = 1.0,
         negative: Any = None,
-        sampler: str = EULER,
     ) -> Any:
         """Invert, with every residual measured; EditingError for unusable input passes through as it is."""
         require_negative(cfg, negative)
-        if sampler not in SAMPLERS:
-            raise EditingError(f"There is no sampler {sampler!r} to invert for; use one of {', '.join(SAMPLERS)}.")
         settings = SPDInvSettings(solver, tolerance, max_iterations, optimizer, learning_rate, check_residual=True)
         gradients, line = settings.may_descend, settings.tolerance
         return invert_image(
             cls,
-            SAMPLERS[sampler],
+            spdinv,
             settings,
             model,
             positive,
