@@ -84,7 +84,7 @@ def inversion_report(inversion: Inversion, first: str | None = None) -> str:
         mean = float(inversion.residuals.mean())
         lines.append(f"fixed-point residual: worst {float(worst[step]):.2e} (step {step + 1}), mean {mean:.2e}")
     guidance = inversion.info.get("cfg", 1.0)
-    lines.append(f"way back: sampler euler on these sigmas at cfg {guidance:g}; others (dpmpp_2m, heun) rebuild less well")
+    lines.append(f"way back: sampler euler on these sigmas at cfg {guidance:g}; dpmpp_2m, heun rebuild less")
     for figure in ("correlation", "variance"):
         before, after = (inversion.info.get(f"{figure}_{when}") for when in ("before", "after"))
         if before and after:
