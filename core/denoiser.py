@@ -168,6 +168,16 @@ class Combining(Protocol):
         ...
 
 
+@runtime_checkable
+class Precise(Protocol):
+    """A denoiser that knows the precision its network computes in; one that does not is taken to compute in fp32."""
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The floating point type of the network's output before it was widened."""
+        ...
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a callback is told: the step (0-based), how many there are, the inner iteration and the current x0."""

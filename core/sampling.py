@@ -20,6 +20,8 @@ from .denoiser import Callback, Combining, Denoiser, Progress, check_finite, eul
 from .errors import EditingError
 from .inversion import Inversion, MadeFrom, check_latent, inversion_grid
 
+#: :attr:`~.inversion.Inversion.method` of an image that was made up, not inverted.
+GENERATED = "generated"
 #: ``(x [B, C, H, W], sigma, step)`` -> the prediction of the clean latent, ``[B, C, H, W]``; steps are counted from 0.
 Predict = Callable[[Tensor, float, int], Tensor]
 #: ``(x [B, C, H, W], step)`` -> the latent to go on from, after step number ``step``.
@@ -153,6 +155,18 @@ class TrajectoryEdit(ABC):
         sigma, sigma_next = self._levels(level)
         return x - sigma * (slope + (kept - x) / (sigma_next - sigma))
 
+    def _stored_shift(self, predicted: Tensor, level: int) -> Tensor:
+        """What the source's own prediction ``predicted [B, C, H, W]`` at ``level`` lacks to land on its trajectory.
+
+        Added to an edit's prediction it takes off what the inversion left over (direct inversion: Ju et al., PnP
+        Inversion, arXiv 2310.01506). A made-up image was never inverted: nothing is left over of it, and its guidance
+        is not to be added twice.
+        """
+        if self.inversion.method == GENERATED:
+            return torch.zeros_like(predicted)
+        here, below = self._source(predicted, level), self._source(predicted, level - 1)
+        return self._landing(here, below, level) - predicted
+
     def _levels(self, level: int) -> tuple[float, float]:
         return float(self.inversion.sigmas[level]), float(self.inversion.sigmas[level - 1])
 
@@ -249,7 +263,7 @@ def reference_from_noise(
         forward_evaluations=forward,
         backward_evaluations=torch.zeros_like(forward),
         identity=denoiser.identity,
-        method="generated",
+        method=GENERATED,
         cond={"embeds": cond} if isinstance(cond, Tensor) else None,
         info={"cfg": cfg},
         made_from=MadeFrom(cfg),

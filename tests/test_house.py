@@ -18,7 +18,7 @@ ORDER = (
     {"files", "content_hash", "gradient_checkpointing"},
     {"prints"},
     {"denoiser", "attention", "inversion", "sampling", "token_vectors"},  # the seams, which may import each other
-    {"images"},
+    {"images", "rebuilding"},
     {"models"},
     {"classifiers", "metrics"},
     {"spdinv"},

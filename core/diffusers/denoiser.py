@@ -85,6 +85,14 @@ class DiffusersDenoiser:
             weight_print(self.unet.parameters()),
         )
 
+    @property
+    def precision(self) -> torch.dtype:
+        """What the network computes in: the weights' type, or that of the autocast at work."""
+        device = self.unet.conv_in.weight.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self.unet.conv_in.weight.dtype
+
     def __call__(
         self, x: Tensor, sigma: float | Tensor, cond: Tensor | TextCond, *, control: AttentionControl | None = None
     ) -> Tensor:

@@ -68,7 +68,8 @@ class CrossAttentionSettings:
 class CrossAttentionGuidance(TrajectoryEdit):
     """The edit, step by step: what it predicts is such that an Euler step from ``x`` lands where Algorithm 1 does.
 
-    Where a step is not guided it is plain classifier-free guidance, bit for bit.
+    Where a step is not guided it is plain classifier-free guidance, bit for bit. Where it is, the source is evaluated
+    for its maps, so what the inversion left over of that step is known and added back (not under ``"released"``).
 
     Attributes:
         inversion: the source's trajectory; it gives the grid, the reference latents and what lies outside the mask.
@@ -122,27 +123,31 @@ class CrossAttentionGuidance(TrajectoryEdit):
 
     def _algorithm_1(self, x: Tensor, level: int) -> Tensor:
         sigma = self._levels(level)[0]
-        moved, self.losses[level] = self._moved(x, level, self.source_cond, self.target_cond, 1.0)
+        moved, self.losses[level], source = self._moved(x, level, self.source_cond, self.target_cond, 1.0)
         slope = (moved - guided(self.denoiser, moved, sigma, self.target_cond, self.uncond, self.settings.cfg)) / sigma
-        return self._landing(x, moved if self.settings.preset == "carried" else x, level, slope)
+        landing = self._landing(x, moved if self.settings.preset == "carried" else x, level, slope)
+        return landing + self._stored_shift(source, level)
 
     def _released(self, x: Tensor, level: int) -> Tensor:
         sigma = self._levels(level)[0]
         share = 1.0 if self.settings.cfg == 1.0 else 0.5  # the code's mean over heads runs over both branches
-        kept, losses = self._moved(x, level, self.source_cond, self.target_cond, share)
+        kept, losses, _ = self._moved(x, level, self.source_cond, self.target_cond, share)
         slope = (kept - self.denoiser(kept, sigma, self.target_cond)) / sigma
         if self.settings.cfg != 1.0:
-            kept, negative_losses = self._moved(x, level, self.uncond, self.uncond, share)
+            kept, negative_losses, _ = self._moved(x, level, self.uncond, self.uncond, share)
             negative = (kept - self.denoiser(kept, sigma, self.uncond)) / sigma
             slope, losses = negative + self.settings.cfg * (slope - negative), losses + negative_losses
         self.losses[level] = losses
         return self._landing(x, kept, level, slope)
 
-    def _moved(self, x: Tensor, level: int, reference_cond: Any, cond: Any, share: float) -> tuple[Tensor, Tensor]:
-        """``x`` after a step down ``share`` of the map loss (``x_t - lambda_xa * grad``), and that loss ``[B]``."""
+    def _moved(
+        self, x: Tensor, level: int, reference_cond: Any, cond: Any, share: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``x`` after a step down ``share`` of the map loss (``x_t - lambda_xa * grad``), that loss ``[B]``, and what
+        ``reference_cond`` predicts at the source's latent."""
         sigma = self._levels(level)[0]
         capture = CaptureMaps(self.settings.max_resolution)
-        self.denoiser(self._source(x, level), sigma, reference_cond, control=capture)
+        reference = self.denoiser(self._source(x, level), sigma, reference_cond, control=capture)
         if not capture.maps and not capture.shown:
             raise EditingError(
                 "The network showed no attention at this step: a node before (a step cache, or one that replaces the "
@@ -156,7 +161,7 @@ class CrossAttentionGuidance(TrajectoryEdit):
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         # The paper's latent is x * unit: a step of lambda there is one of lambda / unit^2 here.
         moved = x - self.settings.guidance * unit_scale(self.inversion.identity, sigma) ** -2 * gradient
-        return moved, losses.detach()
+        return moved, losses.detach(), reference.detach()
 
 
 def cross_attention_guided_edit(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, check_finite, unit_scale
+from ..sampling import guided
 
 
 @dataclass
@@ -27,8 +28,11 @@ class ImplicitStep:
         report: called after every network evaluation with the iteration and the current x0 predictions
             ``[B, C, H, W]``.
         name: how an error names this step.
+        cfg: scale of classifier-free guidance under which the image is inverted; other than 1 costs two evaluations.
+        uncond: negative conditioning for it.
         best: ``[B, C, H, W]`` the visited latent with the smallest residual.
         slope: ``[B, C, H, W]`` the network's ``dx/dsigma`` at ``best``.
+        result: ``[B, C, H, W]`` where the inversion goes on from: ``best``, or one move further.
         residual: ``[B]`` mean square of ``f(best) - best`` in unit-variance latent units (SPDInv Eq. 4, as a mean).
         forward: ``[B]`` network evaluations spent; ``backward`` likewise.
     """
@@ -40,8 +44,11 @@ class ImplicitStep:
     sigma_next: float
     report: Callable[[int, Tensor], None]
     name: str = "this step"
+    cfg: float = 1.0
+    uncond: Any | None = None
     best: Tensor = field(init=False)
     slope: Tensor = field(init=False)
+    result: Tensor = field(init=False)
     residual: Tensor = field(init=False)
     forward: Tensor = field(init=False)
     backward: Tensor = field(init=False)
@@ -49,6 +56,7 @@ class ImplicitStep:
     def __post_init__(self) -> None:
         batch = self.start.shape[0]
         self.best = self.start.clone()
+        self.result = self.best
         self.slope = torch.zeros_like(self.start)
         self.residual = torch.full((batch,), float("inf"), dtype=self.start.dtype, device=self.start.device)
         self.forward = torch.zeros(batch, dtype=torch.long)
@@ -71,10 +79,13 @@ class ImplicitStep:
         return (self.residual > tolerance).nonzero().flatten()
 
     def network(self, y: Tensor, rows: Tensor) -> Tensor:
-        """``slope(y)`` for ``y [b, C, H, W]`` of batch rows ``rows``; one evaluation each, counted and reported."""
-        cond = self.cond if len(rows) == len(self.start) else self.denoiser.select(self.cond, rows)
-        denoised = self.denoiser(y, self.sigma_next, cond).to(y.dtype)
-        self.forward[rows.cpu()] += 1
+        """``slope(y)`` for ``y [b, C, H, W]`` of batch rows ``rows``; its evaluations are counted and reported."""
+        whole = len(rows) == len(self.start)
+        cond, uncond = (
+            part if whole or part is None else self.denoiser.select(part, rows) for part in (self.cond, self.uncond)
+        )
+        denoised = guided(self.denoiser, y, self.sigma_next, cond, uncond, self.cfg).to(y.dtype)
+        self.forward[rows.cpu()] += 1 if uncond is None or self.cfg == 1 else 2
         check_finite(denoised, f"The prediction at {self.name}")
         self._denoised[rows] = denoised.detach()
         self.report(self._calls, self._denoised)
@@ -97,7 +108,7 @@ class ImplicitStep:
 
     def accept(self, y: Tensor, *, measure: bool) -> None:
         """Take ``y [B, C, H, W]`` as the result; its residual is measured (one evaluation) or left as NaN."""
-        self.best = y
+        self.best = self.result = y
         if measure:
             with torch.no_grad():
                 slope = self.network(y, self.rows)

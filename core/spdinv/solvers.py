@@ -13,15 +13,21 @@ from torch import Tensor
 
 from ..errors import EditingError
 from .implicit_step import ImplicitStep
+from .way_back import WayBack
 
-Solver = Literal["auto", "fixed_point", "anderson", "gradient", "ddim"]
+Solver = Literal["auto", "fixed_point", "anderson", "gradient", "ddim", "one_evaluation"]
 Optimizer = Literal["adamw", "gradient_descent"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
+#: Solvers that judge a step by what the rebuilt latent will show of it.
+FOR_THE_IMAGE = ("auto", "one_evaluation")
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 #: Rounds without a fall of the residual after which ``auto`` hands a row on to its next rule.
 PATIENCE = 4
 ANDERSON_WINDOW = 3  # latents before the last one that an Anderson step combines
+#: The shrinking of a miss by one move at which ``auto`` takes the tolerance as it is (Stable Diffusion in 20 steps);
+#: where a move shrinks it more, the last move leaves less and the step may stop earlier.
+USUAL_CONTRACTION = 0.25
 
 
 @dataclass(frozen=True)
@@ -29,14 +35,17 @@ class SPDInvSettings:
     """How every step of an inversion is solved.
 
     Attributes:
-        solver: ``"auto"`` (extrapolated start, accelerated fixed point, descent only as a last resort),
-            ``"fixed_point"`` (Picard, damped where the residual grows), ``"anderson"``, ``"gradient"`` (SPDInv
-            Algorithm 1) or ``"ddim"`` (plain DDIM inversion, one explicit evaluation a step: the baseline).
+        solver: ``"auto"`` (extrapolated start, accelerated fixed point, judged by what the rebuilt latent will show),
+            ``"one_evaluation"`` (the same, stopped after one evaluation a step), ``"fixed_point"`` (Picard, damped
+            where the residual grows), ``"anderson"``, ``"gradient"`` (SPDInv Algorithm 1) or ``"ddim"`` (plain DDIM
+            inversion, one explicit evaluation a step: the baseline).
         tolerance: residual to reach, 0 or more: mean square in unit-variance latent units (the paper's delta).
+            ``"auto"`` takes it in sigma space, where it is ``1 + sigma^2`` times stricter (eps and v models), for what
+            a move of a step's usual contraction leaves, and divides it by the measured growth of errors on the way
+            back.
         max_iterations: most residual measurements a step, 1 or more (the paper's K); the explicit guess of
             ``"gradient"`` is extra.
-        optimizer: of ``"gradient"``, and of ``"auto"`` where it descends: ``"adamw"`` as released,
-            ``"gradient_descent"`` as printed.
+        optimizer: of ``"gradient"``: ``"adamw"`` as released, ``"gradient_descent"`` as printed.
         learning_rate: of that optimizer (the paper's eta).
         check_residual: ``"ddim"`` does not need its residuals and reports NaN; True spends one more evaluation a step
             (counted) to measure them.
@@ -65,7 +74,7 @@ class SPDInvSettings:
     @property
     def may_descend(self) -> bool:
         """Whether gradients through the network may be needed."""
-        return self.solver in ("auto", "gradient")
+        return self.solver == "gradient"
 
 
 class _Picard:
@@ -75,15 +84,18 @@ class _Picard:
     eigenvalue in ``(1 - 2/d, 1)``.
     """
 
+    moved: Tensor | None = None  # only Anderson remembers its moves
+
     def __init__(self, step: ImplicitStep) -> None:
         self.step = step
-        self.ready = bool(torch.isfinite(step.residual).all())
         self.damping = torch.ones_like(step.residual)
+        self.measured = torch.full_like(step.residual, float("nan"))  # [B] residual of the latent last evaluated
 
     def evaluate(self, y: Tensor, rows: Tensor) -> None:
         with torch.no_grad():
             slope = self.step.network(y[rows], rows)
         residual = self.step.squared_miss(y[rows], slope, rows)
+        self.measured[rows] = residual
         self.damping[rows] *= torch.where(residual < self.step.residual[rows], 1.0, 0.5)
         self.step.keep_best(y[rows], slope, residual, rows)
 
@@ -99,19 +111,25 @@ class _Anderson:
     With one latent known it is a Picard step, with two a secant step along their difference.
     """
 
-    ready = False
-
     def __init__(self, step: ImplicitStep) -> None:
         self.step = step
         self.visited: list[Tensor] = []
         self.misses: list[Tensor] = []
+        self.measured = torch.full_like(step.residual, float("nan"))  # [B] residual of the latent last evaluated
+        self.moved: Tensor | None = None  # [b, C, H, W] from the latent before the one last evaluated
+        self.bent: Tensor | None = None  # [b, C, H, W] how the slope changed along it
 
     def evaluate(self, y: Tensor, rows: Tensor) -> None:
         with torch.no_grad():
             slope = self.step.network(y[rows], rows)
-        self.step.keep_best(y[rows], slope, self.step.squared_miss(y[rows], slope, rows), rows)
+        self.measured[rows] = self.step.squared_miss(y[rows], slope, rows)
+        self.step.keep_best(y[rows], slope, self.measured[rows], rows)
         miss = torch.zeros_like(y)
         miss[rows] = self.step.image(slope, rows) - y[rows]
+        if self.visited:
+            self.moved = y[rows] - self.visited[-1][rows]
+            change = miss[rows] - self.misses[-1][rows] + self.moved
+            self.bent = change / (self.step.sigma_next - self.step.sigma)
         self.visited = [*self.visited, y.clone()][-ANDERSON_WINDOW - 1 :]
         self.misses = [*self.misses, miss][-ANDERSON_WINDOW - 1 :]
 
@@ -138,8 +156,6 @@ class _Descent:
     ``adamw`` is the released code: AdamW with PyTorch's defaults on the mean-square residual. ``gradient_descent`` is
     Algorithm 1 as printed: plain descent on the L2 norm. Unlike the released code the best iterate is kept.
     """
-
-    ready = False
 
     def __init__(self, step: ImplicitStep, settings: SPDInvSettings) -> None:
         self.step = step
@@ -173,51 +189,76 @@ class _Descent:
         y[rows] = self.latent[rows] / scale
 
 
-def solve(step: ImplicitStep, guess: Tensor, settings: SPDInvSettings) -> None:
-    """Improve ``step.best`` from ``guess [B, C, H, W]`` until every row's residual is within the tolerance.
+def solve(step: ImplicitStep, guess: Tensor, settings: SPDInvSettings, way: WayBack | None = None) -> None:
+    """Improve ``step.best`` from ``guess [B, C, H, W]`` until every row is solved to the tolerance.
 
     At most ``max_iterations`` residuals are measured per row. On return ``step.best``, ``step.slope`` and
     ``step.residual`` belong together: the residual is the smallest visited and was measured at that latent.
-    ``auto`` accelerates Picard by Anderson and hands a row on, to damped Picard and then to AdamW descent, only when
-    its residual refuses to fall. A step of zero length is left as it is, exactly and at no cost.
+    ``step.result`` is where to go on from: the best latent or, under ``auto``, one move further. A step of zero length
+    is left as it is, exactly and at no cost.
+
+    Args:
+        way: what ``auto`` knows of the way back, and learns on.
     """
     if step.sigma_next == step.sigma:
         step.residual = torch.zeros_like(step.residual)
         return
-
-    def descent(step: ImplicitStep) -> _Descent:
-        return _Descent(step, settings)
-
-    rules: dict[str, list[Any]] = {
-        "fixed_point": [_Picard],
-        "anderson": [_Anderson],
-        "gradient": [descent],
-        "auto": [_Anderson, _Picard, descent],
-    }
-    chain = rules[settings.solver]
-    budget, current = settings.max_iterations, guess
-    for make in chain:
-        patience = budget if make is chain[-1] else PATIENCE
-        budget -= _iterate(step, current.clone(), make(step), settings.tolerance, budget, patience)
-        current = step.best
-
-
-def _iterate(step: ImplicitStep, y: Tensor, rule: Any, tolerance: float, budget: int, patience: int) -> int:
-    """Apply one rule, in place on ``y``; returns the rounds used.
-
-    A row stops when it has converged, or when its residual has not fallen for ``patience`` rounds.
-
-    A rule that is ``ready`` can propose from the step's best latent without evaluating it again.
-    """
-    stalled = torch.zeros_like(step.residual, dtype=torch.long)
-    for spent in range(budget):
-        rows = step.unconverged(tolerance)
-        rows = rows[stalled[rows] < patience]
+    if settings.solver in FOR_THE_IMAGE:
+        _solve_for_the_image(step, guess, settings, way or WayBack(step.start))
+        return
+    rules: dict[str, Any] = {"fixed_point": _Picard, "anderson": _Anderson}
+    rule = rules[settings.solver](step) if settings.solver in rules else _Descent(step, settings)
+    y = guess.clone()
+    for spent in range(settings.max_iterations):
+        rows = step.unconverged(settings.tolerance)
         if not len(rows):
-            return spent
-        if spent or rule.ready:
+            break
+        if spent:
             rule.propose(y, rows)
-        before = step.residual[rows]
         rule.evaluate(y, rows)
-        stalled[rows] = torch.where(step.residual[rows] < 0.9 * before, 0, stalled[rows] + 1)
-    return budget
+    step.result = step.best
+
+
+def _solve_for_the_image(step: ImplicitStep, guess: Tensor, settings: SPDInvSettings, way: WayBack) -> None:
+    """Solve each row until the miss that is left, *as the clean latent will show it*, is small enough.
+
+    The slope at the last latent is known, so one more move costs nothing; what it leaves is estimated from how much the
+    moves before it shrank the miss, and how it grows on the way back from ``way``. Anderson first; a row that stalls
+    under it is handed to damped Picard, and keeps its best latent when that does not help either.
+    """
+    step.result = guess.clone()
+    left = torch.full_like(step.residual, float("inf"))  # [B] mean square in sigma space, of step.result
+    allowed = way.allowed(settings.tolerance * USUAL_CONTRACTION**2, step)
+    budget = 1 if settings.solver == "one_evaluation" else settings.max_iterations
+    rows, y = step.rows, guess.clone()
+    for make in (_Anderson, _Picard):
+        rule: Any = make(step)
+        last = torch.full_like(left, float("nan"))  # [B] squared miss one round before
+        stalled = torch.zeros_like(step.residual, dtype=torch.long)
+        given_up = rows[:0]
+        if make is _Picard:
+            y = step.best.clone()
+            rule.propose(y, rows)
+        for _ in range(budget):
+            if not len(rows):
+                break
+            before = step.residual[rows]
+            rule.evaluate(y, rows)
+            budget -= 1
+            measured = rule.measured[rows] / step.scale**2
+            if rule.moved is not None:
+                way.watch(step, rule.moved, rule.bent, rows)
+            shrinking = torch.where(last[rows].isnan(), way.contraction(step)[rows], (measured / last[rows]).sqrt())
+            last[rows] = measured
+            rule.propose(y, rows)
+            leaves = torch.where(shrinking < 1, measured * shrinking**2, float("inf"))
+            better = leaves < left[rows]
+            step.result[rows[better]], left[rows[better]] = y[rows[better]], leaves[better]
+            stalled[rows] = torch.where(step.residual[rows] < 0.9 * before, 0, stalled[rows] + 1)
+            rows = rows[left[rows] > allowed[rows]]
+            waiting = stalled[rows] < PATIENCE
+            given_up, rows = torch.cat([given_up, rows[~waiting]]), rows[waiting]
+        rows = torch.cat([given_up, rows])
+    lost = left.isinf()
+    step.result[lost], left[lost] = step.best[lost], step.residual[lost] / step.scale**2
+    way.passed(step, left)

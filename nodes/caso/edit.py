@@ -163,10 +163,9 @@ class CASOEditSampler(io.ComfyNode):
             rows = strip_of(session, source, own, interpolate, guided, mask) if interpolate else edited
             return edited, rows, terms.report(session, len(edited))
 
-        inverts = inversion is None  # which may take gradients, where iterations alone do not converge
         place = latent if inversion is None else source_latent(model, inversion)
         sigmas = None if inversion is None else sigmas_out(inversion.sigmas)
-        edited, rows, report = run(model, place, terms.conds, work, gradients=inverts, sigmas=sigmas, advice=ADVICE)
+        edited, rows, report = run(model, place, terms.conds, work, sigmas=sigmas, advice=ADVICE)
         report += as_lines(remarks)
         strip = decode_images(vae, latent_from_model(model, rows)) if interpolate else blocked(NO_STRIP)
         return io.NodeOutput(latent_from_model(model, edited), strip, report, ui=shown(report))

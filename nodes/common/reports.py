@@ -11,6 +11,7 @@ import torch
 from ...core.denoiser import Evaluations
 from ...core.images.plots import inversion_plot
 from ...core.inversion import Inversion
+from ...core.rebuilding import estimated_decibels, plain_sentence
 from ..host.folders import resolve_file
 from ..host.latents import latent_from_model, noise_object, sigmas_out
 from ..host.schema import io, ui
@@ -61,9 +62,17 @@ def inversion_values(model: Any, inversion: Inversion) -> tuple[Any, ...]:
     return inversion, latent, sigmas_out(inversion.sigmas), noise
 
 
-def inversion_report(inversion: Inversion) -> str:
-    """A few lines on what the inversion cost and how exact it is."""
+def inversion_report(inversion: Inversion, first: str | None = None) -> str:
+    """A few lines on how exact the inversion is and what it cost.
+
+    Args:
+        first: the first sentence; None takes the inversion's own estimate.
+    """
+    if first is None and inversion.method != "generated":
+        decibels = estimated_decibels(inversion)
+        first = None if decibels is None else plain_sentence(decibels, about=True)
     lines = [
+        *([] if first is None else [first]),
         f"{inversion.method}: {inversion.steps} steps, {inversion.latents.shape[1]} image(s)",
         f"network evaluations per image: {inversion.evaluations:.0f} forward, {inversion.backward_passes:.0f} backward",
         f"noise: mean {float(inversion.noise.mean()):+.3f}, standard deviation {float(inversion.noise.std()):.3f} (1 "
@@ -74,6 +83,8 @@ def inversion_report(inversion: Inversion) -> str:
         step = int(worst.argmax())
         mean = float(inversion.residuals.mean())
         lines.append(f"fixed-point residual: worst {float(worst[step]):.2e} (step {step + 1}), mean {mean:.2e}")
+    guidance = inversion.cfg
+    lines.append(f"way back: sampler euler on these sigmas at cfg {guidance:g}; dpmpp_2m, heun rebuild less")
     for figure in ("correlation", "variance"):
         before, after = (inversion.info.get(f"{figure}_{when}") for when in ("before", "after"))
         if before and after:

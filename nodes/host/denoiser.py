@@ -36,6 +36,12 @@ class ComfyDenoiser:
         self.identity = model_identity
         self.evaluations = Evaluations()
 
+    @property
+    def precision(self) -> torch.dtype:
+        """What the network computes in: its manual cast, where the host keeps the weights in another type."""
+        kind = getattr(self.base, "manual_cast_dtype", None) or self.base.get_dtype()
+        return kind if isinstance(kind, torch.dtype) and kind.itemsize > 1 else torch.bfloat16
+
     def __call__(
         self, x: Tensor, sigma: float | Tensor, cond: Any, *, control: AttentionControl | None = None
     ) -> Tensor:

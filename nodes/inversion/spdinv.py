@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...core.sampling import require_negative
 from ...core.spdinv.invert import spdinv
 from ...core.spdinv.solvers import OPTIMIZERS, SOLVERS, Optimizer, Solver, SPDInvSettings
 from ..common.inputs import steps_input
@@ -26,9 +27,9 @@ class SPDInvInversion(io.ComfyNode):
             node_id="SemEdit_SPDInvInversion",
             display_name="SPDInv Inversion",
             category="semantic editing/inversion",
-            description="Turns a real image back into the noise from which this model makes exactly that image. Every "
-            "step is solved to a measured residual, so that sampling from the noise rebuilds the picture. For SD 1.x, "
-            "SD 2.x, SDXL and flow models.",
+            description="Turns a real image back into the noise from which this model makes that image again. Every "
+            "step is solved to a measured residual, and the report says at how many dB the picture rebuilds. For SD "
+            "1.x, SD 2.x, SDXL and flow models.",
             search_aliases=[
                 "ddim inversion",
                 "fixed point inversion",
@@ -49,9 +50,9 @@ class SPDInvInversion(io.ComfyNode):
                     "solver",
                     options=list(SOLVERS),
                     default=SPDInvSettings.solver,
-                    tooltip="auto: the quickest that reaches the tolerance. fixed_point, anderson: iterations without "
-                    "gradients. gradient: the paper's descent, slow. ddim: plain DDIM inversion, no solving at all, "
-                    "for comparison.",
+                    tooltip="auto: solves each step as far as the rebuilt image needs it. fixed_point, anderson: plain "
+                    "iterations. gradient: the paper's descent, slow. ddim: plain DDIM inversion, no solving at all, "
+                    "for comparison. one_evaluation: auto stopped after one evaluation a step.",
                 ),
                 widget(
                     io.Float,
@@ -96,6 +97,33 @@ class SPDInvInversion(io.ComfyNode):
                     tooltip="Step size of solver 'gradient'. 0.001 is the paper's; other solvers ignore it.",
                 ),
                 sigmas_input(),
+                widget(
+                    io.Boolean,
+                    "check",
+                    default=False,
+                    optional=True,
+                    tooltip="Rebuild the image from its noise afterwards, and report and draw what was lost. Costs as "
+                    "many evaluations as there are steps.",
+                ),
+                widget(io.Vae, "vae", optional=True, tooltip="For check: tells what was lost in pixels too."),
+                widget(
+                    io.Float,
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Guidance under which the noise must rebuild the image. 1 is usual, whatever cfg the edit "
+                    "has. Others need negative and cost more: 3 some 2 times as much, 7.5 some 4 times.",
+                ),
+                widget(
+                    io.Conditioning,
+                    "negative",
+                    optional=True,
+                    tooltip="The negative prompt, for cfg other than 1.",
+                ),
             ],
             outputs=inverting_outputs(),
         )
@@ -113,12 +141,30 @@ class SPDInvInversion(io.ComfyNode):
         optimizer: Optimizer,
         learning_rate: float,
         sigmas: Tensor | None = None,
+        check: bool = False,
+        vae: Any = None,
+        cfg: float = 1.0,
+        negative: Any = None,
     ) -> Any:
         """Invert, with every residual measured; EditingError for unusable input passes through as it is."""
+        require_negative(cfg, negative)
         settings = SPDInvSettings(solver, tolerance, max_iterations, optimizer, learning_rate, check_residual=True)
         gradients, line = settings.may_descend, settings.tolerance
         return invert_image(
-            cls, spdinv, settings, model, positive, latent, steps, sigmas, gradients=gradients, plot_line=line
+            cls,
+            spdinv,
+            settings,
+            model,
+            positive,
+            latent,
+            steps,
+            sigmas,
+            gradients=gradients,
+            plot_line=line,
+            check=check,
+            vae=vae,
+            cfg=cfg,
+            negative=negative,
         )
 
 

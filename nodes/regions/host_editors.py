@@ -100,7 +100,6 @@ def inversion_opener(
             given = replace(inversion, latents=inversion.latents.clone(), sigmas=inversion.sigmas.clone())
 
     def make(callback: Callback | None = None) -> Editor:
-        # Always with gradients: the guidance takes them, and inversions where iterations alone do not converge.
         return InversionEditor(
             parts.between_runs,
             parts.encode,
@@ -113,7 +112,7 @@ def inversion_opener(
             parts.multiple,
             parts.label,
             callback,
-            parts.sampling(gradients=True),
+            parts.sampling(gradients=settings.guidance > 0 or settings.solver == "gradient"),
         )
 
     return _opener(make)

@@ -252,3 +252,20 @@ def test_resolution_limits_the_layers_that_count():
     none = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, CrossAttentionSettings(max_resolution=2))
     with pytest.raises(EditingError, match="chosen resolution"):
         none.denoised(inversion.latents[-1], STEPS)
+
+
+def test_what_the_inversion_left_over_is_added_back_but_not_under_released():
+    """Plain DDIM's trajectory is not the source's own way back; an edit to the source itself lands on it anyway."""
+    denoiser, (source, _, _) = tiny_denoiser(), tiny_conds()
+    inversion = invert(denoiser, tiny_latent(1, 8, 8), source, steps=STEPS, solver="ddim")
+    settings = {"cfg": 1.0, "guidance": 0.1}
+    missed = {
+        preset: (
+            cross_attention_guided_edit(denoiser, inversion, source, source, preset=preset, **settings)
+            - inversion.latents[0]
+        ).abs()
+        for preset in ("lockstep", "released")
+    }
+    plain = (reconstruct(denoiser, inversion, source) - inversion.latents[0]).abs()
+    assert missed["lockstep"].max() < 1e-3 * plain.max()
+    assert missed["released"].max() > 0.5 * plain.max()

@@ -7,6 +7,7 @@ from semantic_editing.core.denoiser import unit_scale
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.spdinv.implicit_step import ImplicitStep, ddim_guess, extrapolate
 from semantic_editing.core.spdinv.solvers import SPDInvSettings, solve
+from semantic_editing.core.spdinv.way_back import WayBack
 from semantic_editing.tests.core.oracles import AffineMapDenoiser, GaussianDenoiser
 from semantic_editing.tests.pairs import pairs
 
@@ -98,11 +99,52 @@ def test_auto_reaches_where_picard_cannot():
     assert (picard.step.residual > 1e-3).all() and (auto.step.residual <= 1e-10).all()
 
 
-def test_auto_ends_in_descent_where_every_fixed_point_rule_stalls():
+def test_auto_takes_no_gradients_and_keeps_its_best_where_every_rule_stalls():
     """Eigenvalues from -60 to 60: more than four directions expand, which neither a short window nor damping tames."""
     visits = Visits(spread(-60.0, 60.0))
     solve(visits.step, visits.step.start, SPDInvSettings("auto", 1e-12, 40))
-    assert visits.step.backward.sum() > 0
+    assert not visits.step.backward.any() and not SPDInvSettings("auto").may_descend
+    assert visits.step.residual.tolist() == pytest.approx(visits.fresh(), rel=1e-9)
+    assert [min(row) for row in visits.visited] == pytest.approx(visits.step.residual.tolist(), rel=1e-9)
+
+
+@pytest.mark.parametrize("eigenvalue", [0.2, -0.4])
+def test_the_last_move_is_free_and_nearer(eigenvalue):
+    """One evaluation of an affine map: a Picard move shrinks the error by the eigenvalue, and is not evaluated."""
+    visits = Visits(eigenvalue)
+    solve(visits.step, visits.step.start, SPDInvSettings("one_evaluation", 1e-12))
+    assert visits.step.forward.tolist() == [1, 1, 1] and torch.equal(visits.step.best, visits.step.start)
+    torch.testing.assert_close(
+        visits.step.result - visits.fixed, eigenvalue * (visits.step.start - visits.fixed), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("eigenvalue", [0.5, -0.3, -3.0])
+def test_the_way_back_is_measured_along_the_misses(eigenvalue):
+    """The step back is ``1 - f'``, or ``r + (1 - r) J``; what grows on it makes the tolerance above it smaller."""
+    visits = Visits(eigenvalue)
+    way = WayBack(visits.step.start)
+    before = way.allowed(1.0, visits.step)
+    solve(visits.step, visits.step.start, SPDInvSettings("auto", 1e-12, 25), way)
+    ratio = SIGMA / SIGMA_NEXT
+    expected = torch.full((3,), (1 - eigenvalue - ratio) / (1 - ratio), dtype=torch.float64)
+    torch.testing.assert_close(way.gain, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(way.expansion(visits.step), torch.full_like(expected, 1 - eigenvalue))
+    torch.testing.assert_close(way.growth, torch.full_like(expected, max(1.0, 1 - eigenvalue) ** 2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(way.allowed(1.0, visits.step), before / way.growth**2)
+    error = (visits.step.result - visits.fixed).square().mean((1, 2, 3)) * (1 - eigenvalue) ** 2
+    assert (way.missed <= 1e-12).all() and (error <= 1e-11).all()
+
+
+def test_a_coarse_network_is_not_asked_for_more_than_it_can_tell():
+    """An error of 2^-7 in place of 2^-23 is 2^16 times as large, its square 2^32 times."""
+    visits = Visits(0.5)
+    way, floors = WayBack(visits.step.start), {}
+    for precision in (torch.float32, torch.bfloat16):
+        visits.denoiser.precision = precision
+        floors[precision] = way.floor(visits.step)
+        assert torch.equal(way.allowed(0.0, visits.step), floors[precision])
+    torch.testing.assert_close(floors[torch.bfloat16] / floors[torch.float32], torch.full((3,), 2.0**32).double())
 
 
 def test_converged_rows_stop_costing():

