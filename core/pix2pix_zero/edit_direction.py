@@ -302,7 +302,7 @@ def sentence_direction(
     sides = _sides(source_sentences, target_sentences)
     if batch_size < 1:
         raise EditingError(f"batch_size is {batch_size}; use 1 or more.")
-    ids = None if tokenize is None else [_words(tokenize, texts) for texts in sides]
+    ids = None if tokenize is None else [token_ids(tokenize, texts) for texts in sides]
     paired = ids is not None and not why_unpaired(*ids)
     if ids is not None and ids[0] == ids[1]:
         raise EditingError(
@@ -361,8 +361,12 @@ def _sides(*lists: Sequence[str]) -> list[list[str]]:
     return sides
 
 
-def _words(tokenize: Tokenize, texts: list[str]) -> list[list[int]]:
-    """Token ids, none of them without a word between start and end."""
+def token_ids(tokenize: Tokenize, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts from start to end.
+
+    Raises:
+        EditingError: a text of which the tokenizer leaves nothing.
+    """
     ids = tokenize(texts)
     for text, tokens in zip(texts, ids, strict=True):
         if len(tokens) < 3:
