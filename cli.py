@@ -68,13 +68,13 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("--size", type=int, help="shorter side in pixels, a multiple of 8 (default: the model's own)")
     edit.add_argument("--steps", type=int, default=50)
     edit.add_argument("--solver", choices=SOLVER_NAMES, default="auto", help="how each inversion step is solved")
-    edit.add_argument("--cfg", type=float, default=5.0, help="how strongly the edit is followed")
-    edit.add_argument("--guidance", type=float, default=0.1, help="how strongly the layout is kept; 0 is off")
+    edit.add_argument("--cfg", type=float, default=2.0, help="how strongly the edit is followed (paper: 5)")
+    edit.add_argument("--guidance", type=float, default=0.3, help="how the layout is kept; 0 is off (paper: 0.1)")
     edit.add_argument(
         "--preset",
         choices=PRESETS,
-        default="lockstep",
-        help="how a guided step is taken: the paper's way (lockstep), carried, or released",
+        default="carried",
+        help="how a guided step is taken: carried, the paper's way (lockstep), or released",
     )
     edit.add_argument("--strength", type=float, default=1.0, help="of the direction, -3 to 3")
     edit.add_argument("--sentences", type=int, default=256, help="sentences a side of the direction")

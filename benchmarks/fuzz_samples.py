@@ -70,6 +70,7 @@ from semantic_editing.core.models.arcface import IdentityNetwork
 from semantic_editing.core.models.clip import load_open_clip, load_transformers_clip
 from semantic_editing.core.models.vision_features import load_vision_features, load_vision_folder
 from semantic_editing.core.pix2pix_zero.edit_direction import EditDirection
+from semantic_editing.core.pix2pix_zero.shift_field import ShiftField
 from semantic_editing.core.reading.pickles import read_network_pickle, read_table_pickle, read_tensor_pickle
 from semantic_editing.core.regions.edit_tokens import load_token_model
 from semantic_editing.core.regions.network import RegionNetwork
@@ -128,9 +129,9 @@ def _inversion(folder: Path) -> Path:
 
 
 def _direction(folder: Path) -> Path:
-    return EditDirection(_random(1, 77, 8), _random(1, 6), "clip_l 768", "cat", "dog", 512).save(
-        folder / "a.safetensors"
-    )
+    field = ShiftField(_random(5, 8).half(), _random(5, 8).half())
+    made = EditDirection(_random(1, 77, 8), _random(1, 6), "clip_l 768", "cat", "dog", 512, field, _random(8))
+    return made.save(folder / "a.safetensors")
 
 
 def _saved(value: Any, name: str, **options: Any) -> Callable[[Path], Path]:

@@ -22,7 +22,7 @@ MAX_STRENGTH = 3.0
 LEGACY_SUFFIXES = (".pt", ".pth", ".bin")
 TOKENS = 77
 #: Relative distance of a prompt's start token from a direction's own beyond which the two are of different encodings.
-#: The start token's state is one for all texts, so that precision alone tells two of one encoder apart (bfloat16: .004).
+#: The start token's state is one for all texts: two of one encoder differ by their precision (bfloat16: .004).
 SAME_START = 0.02
 #: Whose states prompts of a width usually are, for messages.
 STATES_OF_WIDTH = ENCODER_OF_WIDTH | {2048: "clip_l 768 + clip_g 1280"}

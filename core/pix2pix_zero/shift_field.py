@@ -90,7 +90,15 @@ class FieldBuilder:
         Args:
             source, target: ``[L, D]`` states.
             source_ids, target_ids: token ids from the start to the end token.
+
+        Raises:
+            EditingError: more tokens than states.
         """
+        if max(len(source_ids), len(target_ids)) > len(source):
+            raise EditingError(
+                f"The tokenizer makes {max(len(source_ids), len(target_ids))} tokens of a sentence and the text "
+                f"encoder {len(source)} states; use the encoder's own tokenizer, or shorter sentences."
+            )
         partners = list(enumerate(counterparts(source_ids, target_ids)))[1:]  # the start is alike in every text
         padded = range(max(len(source_ids), len(target_ids)), len(source))
         spaced = {round(i * (len(padded) - 1) / (PADDINGS - 1)) for i in range(PADDINGS)} if len(padded) else set()

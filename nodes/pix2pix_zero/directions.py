@@ -46,14 +46,16 @@ class SentenceEditDirection(io.ComfyNode):
                     "source",
                     multiline=True,
                     default="cat",
-                    tooltip="What the image shows: one word or short phrase, or sentences, one per line.",
+                    tooltip="What the image shows: one word or short phrase, or sentences, one per line. With the "
+                    "banks portrait and style it may be empty: then the target is added.",
                 ),
                 widget(
                     io.String,
                     "target",
                     multiline=True,
                     default="dog",
-                    tooltip="What it shall show instead: one word or short phrase, or sentences, one per line.",
+                    tooltip="What it shall show instead: one word or short phrase, or sentences, one per line; best in "
+                    "pairs, line by line worded like the source's but for what is edited.",
                 ),
                 widget(
                     io.Combo,
@@ -69,7 +71,8 @@ class SentenceEditDirection(io.ComfyNode):
                     options=list(get_args(Bank)),
                     default="general",
                     tooltip="Built-in sentences for words. general: everyday photos, for a noun (cat, red car). "
-                    "portrait: captions of the demo world, for a look (smiling, with a beard).",
+                    "portrait: captions of the demo world, for a look (smiling, with a beard). style: for a medium "
+                    "(oil painting), a season, time of day or weather (winter, at night), or a material (wood).",
                 ),
                 widget(
                     io.Int,
