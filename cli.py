@@ -65,6 +65,12 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("--target", required=True, help='what it shall show instead: "dog"')
     edit.add_argument("--out", type=Path, required=True, help="where to write the edited picture, e.g. y.png")
     edit.add_argument("--caption", help='caption of the picture (default: "a photo of" the source)')
+    edit.add_argument(
+        "--captioner",
+        type=Path,
+        metavar="FOLDER",
+        help="BLIP or BLIP-2 (transformers folder) that describes the picture where no --caption is given",
+    )
     edit.add_argument("--size", type=int, help="shorter side in pixels, a multiple of 8 (default: the model's own)")
     edit.add_argument("--steps", type=int, default=50)
     edit.add_argument("--solver", choices=SOLVER_NAMES, default="auto", help="how each inversion step is solved")
@@ -179,6 +185,7 @@ def run_edit(options: argparse.Namespace) -> None:
     from .core.diffusers.checkpoint import load_checkpoint
     from .core.images.contact_sheet import to_picture
     from .core.images.files import check_writable, read_picture, save_picture
+    from .core.models.captioner import load_captioner
     from .core.pix2pix_zero.guided_edit import CrossAttentionSettings
     from .core.pix2pix_zero.word_edit import WordEdit, choose_device, edit_by_words
     from .core.spdinv.solvers import SPDInvSettings
@@ -192,10 +199,13 @@ def run_edit(options: argparse.Namespace) -> None:
     model = load_checkpoint(options.model, device, dtype, options.prediction)
     image, note = read_picture(options.image, options.size or model.native_size, model.patch)
     print(f"{options.image.name}: {note}", flush=True)
+    caption = options.caption
+    if caption is None and options.captioner is not None:
+        (caption,) = load_captioner(options.captioner).to(device).caption(image)
     request = WordEdit(
         source=options.source,
         target=options.target,
-        caption=options.caption,
+        caption=caption,
         steps=options.steps,
         inversion=SPDInvSettings(options.solver),
         guidance=CrossAttentionSettings(options.cfg, options.guidance, preset=options.preset),

@@ -17,6 +17,7 @@ TECHNIQUES = (
     "pix2pix_zero.autocorr",
     "inversion.reference",
     "inversion.files",
+    "pix2pix_zero.caption",
     "pix2pix_zero.directions",
     "pix2pix_zero.direction_files",
     "pix2pix_zero.guided_edit",
