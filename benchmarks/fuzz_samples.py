@@ -308,7 +308,7 @@ def _latents_file(folder: Path) -> Path:
     builder = LatentsBuilder(lambda: generator, None, folder / "a.safetensors", Origin("generator", "clip"))
     with torch.no_grad():
         code = generator.styles(_random(3, generator.layout.rows, 4))
-    builder._append(["a.png", "b.png", "seed 3"], _random(3, 5), code)
+    builder.append(["a.png", "b.png", "seed 3"], _random(3, 5), code)
     builder.rows.skipped.append("c.png")
     return builder.save(builder.path)
 
