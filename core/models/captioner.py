@@ -22,7 +22,7 @@ from ..files import load_json, load_text
 from .clip import CLIP_NORMALISATION
 from .model_folder import load_transformers, read_config, refusing
 from .model_settings import numbers_in, transformers_settings
-from .transformers_files import PREPROCESSORS, input_of, preprocessor
+from .transformers_files import PREPROCESSORS, Preparation, input_of, preprocessor
 
 #: transformers' captioners by model type: class, and the parts that its configuration has.
 CAPTIONERS = {
@@ -167,7 +167,8 @@ def load_captioner(folder: str | Path) -> ImageCaptioner:
         settings["text_config"] = {**settings["text_config"], "model_type": language}
     pieces = _pieces(source)
     (side, *_) = numbers_in(settings.get("vision_config", {}).get("image_size")) or [SIDES[kind]]
-    prepared = (side, side), *CLIP_NORMALISATION, "bicubic"
+    mean_of_clip, std_of_clip = CLIP_NORMALISATION
+    prepared: Preparation = (side, side), list(mean_of_clip), list(std_of_clip), "bicubic"
     if any((source / name).is_file() for name in PREPROCESSORS):
         prepared = input_of(preprocessor(source), config, source.name)
     (height, width), mean, std, interpolation = prepared
