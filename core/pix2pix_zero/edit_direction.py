@@ -302,9 +302,9 @@ def sentence_direction(
     sides = _sides(source_sentences, target_sentences)
     if batch_size < 1:
         raise EditingError(f"batch_size is {batch_size}; use 1 or more.")
-    ids = None if tokenize is None else [token_ids(tokenize, texts) for texts in sides]
-    paired = ids is not None and not why_unpaired(*ids)
-    if ids is not None and ids[0] == ids[1]:
+    ids = [token_ids(tokenize, texts) for texts in sides] if tokenize is not None else []
+    paired = bool(ids) and not why_unpaired(*ids)
+    if ids and ids[0] == ids[1]:
         raise EditingError(
             "Source and target are the same to the text encoder; write what the image shows and what it shall show "
             "instead."
@@ -318,13 +318,11 @@ def sentence_direction(
             states = means[side].add(encode, batch)
             if start_state is None:
                 start_state = states[0, 0].float().clone()
-            if not paired or ids is None:
-                pass
-            elif side == 0:
+            if paired and side == 0:
                 sources = states
-            else:
-                own, theirs = (lists[start : start + batch_size] for lists in ids)
+            elif paired:
                 _check_lengths(sources, states)
+                own, theirs = (lists[start : start + batch_size] for lists in ids)
                 for pair in zip(sources, states, own, theirs, strict=True):
                     builder.add(*pair)
             done += len(batch)
