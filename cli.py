@@ -65,16 +65,22 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("--target", required=True, help='what it shall show instead: "dog"')
     edit.add_argument("--out", type=Path, required=True, help="where to write the edited picture, e.g. y.png")
     edit.add_argument("--caption", help='caption of the picture (default: "a photo of" the source)')
+    edit.add_argument(
+        "--captioner",
+        type=Path,
+        metavar="FOLDER",
+        help="BLIP or BLIP-2 (transformers folder) that describes the picture where no --caption is given",
+    )
     edit.add_argument("--size", type=int, help="shorter side in pixels, a multiple of 8 (default: the model's own)")
     edit.add_argument("--steps", type=int, default=50)
     edit.add_argument("--solver", choices=SOLVER_NAMES, default="auto", help="how each inversion step is solved")
-    edit.add_argument("--cfg", type=float, default=5.0, help="how strongly the edit is followed")
-    edit.add_argument("--guidance", type=float, default=0.1, help="how strongly the layout is kept; 0 is off")
+    edit.add_argument("--cfg", type=float, default=2.0, help="how strongly the edit is followed (paper: 5)")
+    edit.add_argument("--guidance", type=float, default=0.3, help="how the layout is kept; 0 is off (paper: 0.1)")
     edit.add_argument(
         "--preset",
         choices=PRESETS,
-        default="lockstep",
-        help="how a guided step is taken: the paper's way (lockstep), carried, or released",
+        default="carried",
+        help="how a guided step is taken: carried, the paper's way (lockstep), or released",
     )
     edit.add_argument("--strength", type=float, default=1.0, help="of the direction, -3 to 3")
     edit.add_argument("--sentences", type=int, default=256, help="sentences a side of the direction")
@@ -179,6 +185,7 @@ def run_edit(options: argparse.Namespace) -> None:
     from .core.diffusers.checkpoint import load_checkpoint
     from .core.images.contact_sheet import to_picture
     from .core.images.files import check_writable, read_picture, read_whole_picture, save_picture
+    from .core.models.captioner import load_captioner
     from .core.pix2pix_zero.guided_edit import CrossAttentionSettings
     from .core.pix2pix_zero.word_edit import WordEdit, choose_device, edit_by_words
     from .core.spdinv.solvers import SPDInvSettings
@@ -192,10 +199,13 @@ def run_edit(options: argparse.Namespace) -> None:
     model = load_checkpoint(options.model, device, dtype, options.prediction)
     image, note, fit = read_whole_picture(options.image, options.size or model.native_size, model.patch)
     print(f"{options.image.name}: {note}", flush=True)
+    caption = options.caption
+    if caption is None and options.captioner is not None:
+        (caption,) = load_captioner(options.captioner).to(device).caption(image)
     request = WordEdit(
         source=options.source,
         target=options.target,
-        caption=options.caption,
+        caption=caption,
         steps=options.steps,
         inversion=SPDInvSettings(options.solver),
         guidance=CrossAttentionSettings(options.cfg, options.guidance, preset=options.preset),

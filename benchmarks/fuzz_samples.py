@@ -67,9 +67,11 @@ from semantic_editing.core.metrics.identity import load_identity
 from semantic_editing.core.metrics.lpips import load_lpips
 from semantic_editing.core.metrics.pie_bench import read_pie_bench
 from semantic_editing.core.models.arcface import IdentityNetwork
+from semantic_editing.core.models.captioner import load_captioner
 from semantic_editing.core.models.clip import load_open_clip, load_transformers_clip
 from semantic_editing.core.models.vision_features import load_vision_features, load_vision_folder
 from semantic_editing.core.pix2pix_zero.edit_direction import EditDirection
+from semantic_editing.core.pix2pix_zero.shift_field import ShiftField
 from semantic_editing.core.prints.weights import weight_print
 from semantic_editing.core.reading.pickles import read_network_pickle, read_table_pickle, read_tensor_pickle
 from semantic_editing.core.regions.edit_tokens import load_token_model
@@ -131,9 +133,9 @@ def _inversion(folder: Path) -> Path:
 
 
 def _direction(folder: Path) -> Path:
-    return EditDirection(_random(1, 77, 8), _random(1, 6), "clip_l 768", "cat", "dog", 512).save(
-        folder / "a.safetensors"
-    )
+    field = ShiftField(_random(5, 8).half(), _random(5, 8).half())
+    made = EditDirection(_random(1, 77, 8), _random(1, 6), "clip_l 768", "cat", "dog", 512, field, _random(8))
+    return made.save(folder / "a.safetensors")
 
 
 def _saved(value: Any, name: str, **options: Any) -> Callable[[Path], Path]:
@@ -309,7 +311,7 @@ def _latents_file(folder: Path) -> Path:
     builder = LatentsBuilder(lambda: generator, None, folder / "a.safetensors", Origin("generator", "clip"))
     with torch.no_grad():
         code = generator.styles(_random(3, generator.layout.rows, 4))
-    builder._append(["a.png", "b.png", "seed 3"], _random(3, 5), code)
+    builder.append(["a.png", "b.png", "seed 3"], _random(3, 5), code)
     builder.rows.skipped.append("c.png")
     return builder.save(builder.path)
 
@@ -452,6 +454,45 @@ def _clip_folder(folder: Path) -> Path:
     make = _transformers_folder("CLIPModel", text_config=CLIP_TEXT, vision_config=TINY, projection_dim=16)
     place = make(folder)
     _tokenizer(place)
+    return place
+
+
+SMALL_TEXT = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "encoder_hidden_size": 16, "max_position_embeddings": 64,
+}  # fmt: skip
+PIECES = ["[PAD]", "[UNK]", "[DEC]", "[SEP]", "a", "cat", "##s", "on", "the", "mat", ",", ".", "'", "s", "-", "!"]
+
+
+def _blip_folder(folder: Path) -> Path:
+    text = SMALL_TEXT | {
+        "vocab_size": len(PIECES), "pad_token_id": 0, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3,
+    }  # fmt: skip
+    make = _transformers_folder(
+        "BlipForConditionalGeneration", text_config=text, vision_config=TINY, image_text_hidden_size=8
+    )
+    place = make(folder)
+    (place / "vocab.txt").write_text("\n".join(PIECES) + "\n", encoding="utf-8")
+    return place
+
+
+def _blip2_folder(folder: Path) -> Path:
+    """BLIP-2 with OPT: the pieces of its tokenizer are bytes."""
+    text = {
+        "model_type": "opt", "vocab_size": 24, "hidden_size": 16, "ffn_dim": 16, "word_embed_proj_dim": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
+        "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2,
+    }  # fmt: skip
+    make = _transformers_folder(
+        "Blip2ForConditionalGeneration", text_config=text, vision_config=TINY, qformer_config=SMALL_TEXT,
+        num_query_tokens=4, image_token_index=23, image_text_hidden_size=8,
+    )  # fmt: skip
+    place = make(folder)
+    words = ("a", "cat", "dog", "on", "the", "mat", "and", "two")
+    pieces = ["<s>", "<pad>", "</s>", "\u010a", *(f"\u0120{word}" for word in words), "s", ","]
+    (place / "vocab.json").write_text(
+        json.dumps({piece: index for index, piece in enumerate(pieces)}), encoding="utf-8"
+    )
     return place
 
 
@@ -632,6 +673,8 @@ SAMPLES: dict[str, Sample] = {
         ("core.files.load_legacy_tensor", "core.reading.pickles.read_tensor_pickle"),
     ),
     "published direction, old": Sample(_saved(_random(1, 77, 8), "cat.pt", **OLD), load_legacy_tensor, ()),
+    "captioner": Sample(_blip_folder, load_captioner, ("core.models.captioner.load_captioner",), ("transformers",)),
+    "captioner, BLIP-2": Sample(_blip2_folder, load_captioner, (), ("transformers",)),
     "embedding": Sample(_embedding, SemanticEmbedding.load, ("core.caso.embedding.SemanticEmbedding.load",)),
     "embedding of A1111": Sample(
         _saved(A1111, "a.pt"),

@@ -128,7 +128,9 @@ def run_ours(unet, scheduler, latent, source, target, steps: int, spdinv: bool):
     denoiser = DiffusersDenoiser(unet, scheduler)
     invert_with = invert if spdinv else autocorr_invert
     inversion = invert_with(denoiser, latent, source, steps=steps)
-    return cross_attention_guided_edit(denoiser, inversion, source, target, cfg=CFG, guidance=GUIDANCE)
+    return cross_attention_guided_edit(
+        denoiser, inversion, source, target, cfg=CFG, guidance=GUIDANCE, preset="lockstep"
+    )
 
 
 def run_solver(unet, scheduler, latent, source, steps: int, solver: str):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from semantic_editing import cli
+from semantic_editing.benchmarks.fuzz_samples import SAMPLES
 from semantic_editing.core.demo import model as demo_model
 from semantic_editing.core.demo import showcase
 from semantic_editing.core.demo import showcase_caso as caso_showcase
@@ -128,6 +129,17 @@ def test_the_same_call_gives_the_same_picture_and_the_knobs_matter(tmp_path, sd1
     assert (first == pixels("b.png")).all()
     assert (first != pixels("c.png", "--strength", "3")).any()
     assert (first != pixels("d.png", "--caption", "an owl at night")).any()
+
+
+def test_a_captioner_describes_the_picture_unless_the_caption_is_given(tmp_path, sd1, image, capsys):
+    folder = SAMPLES["captioner"].make(tmp_path)
+    assert edit(sd1, image, tmp_path / "out.png", "--captioner", str(folder), "--caption", "an owl") == 0
+    assert 'with the caption "an owl"' in capsys.readouterr().out
+    assert edit(sd1, image, tmp_path / "two.png", "--captioner", str(folder)) == 0
+    assert 'with the caption "a photo of a cat"' not in capsys.readouterr().out
+    (folder / "vocab.txt").unlink()
+    assert edit(sd1, image, tmp_path / "three.png", "--captioner", str(folder)) == 2
+    assert "has no tokenizer" in capsys.readouterr().err
 
 
 def test_a_direction_file_replaces_the_words_direction(tmp_path, sd1, image, capsys):

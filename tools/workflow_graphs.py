@@ -114,7 +114,6 @@ def word_edit(
     positive: Output,
     latent: Output,
     name: str,
-    knobs: dict[str, Any],
     **texts: Any,
 ) -> tuple[Node, Node, Node]:
     """Inversion, direction and guided sampler; returns the nodes whose pictures and report are to be shown."""
@@ -129,7 +128,7 @@ def word_edit(
     )
     edited = graph.add(
         "SemEdit_CrossAttnGuidedSampler", column + 1, model=model, inversion=inversion.out("inversion"),
-        target=applied.out("conditioning"), width=330, **knobs,
+        target=applied.out("conditioning"), width=330,
     )  # fmt: skip
     graph.add("PreviewAny", column + 1, title="Report", source=edited.out("report"), width=330, height=180)
     decoded = show(graph, column + 2, edited.out("latent"), vae, name, "Edited image")
@@ -141,7 +140,6 @@ def demo_word_edit(graph: Graph) -> None:
     model, picture, positive, latent = demo_source(graph, PAIR, 0)
     *_, edited = word_edit(
         graph, 2, model.out("MODEL"), model.out("CLIP"), model.out("VAE"), positive, latent, "demo_word_edit",
-        {"cfg": 2.0, "guidance": 0.3, "preset": "carried"},
         source="without glasses", target="wearing glasses", mode="words", bank="portrait",
     )  # fmt: skip
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
@@ -152,8 +150,7 @@ def demo_word_edit(graph: Graph) -> None:
         "*without glasses* to *wearing glasses* in the text encoder.\n3. **Cross-Attn Guided Sampler** "
         "makes the edited picture and holds the "
         "layout.\n\nThe demo world knows the true answer; it is shown beside the edit. Try another pair and its words. "
-        "This small model "
-        "edits best at *cfg* about 2; Stable Diffusion wants about 5.",
+        "The edit is too weak: raise *cfg*; it changes too much: raise *guidance*.",
         0, title="What this shows", height=290,
     )  # fmt: skip
     edit_report(graph, 6, picture.out("image"), edited.out("IMAGE"), true_edit=picture.out("edited image"))
@@ -192,7 +189,6 @@ def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, t
         prompt.out("CONDITIONING"),
         encoded.out("LATENT"),
         name,
-        {"cfg": 5.0},
         source="cat",
         target="dog",
         mode="words",
@@ -209,9 +205,9 @@ def sd15_word_edit(graph: Graph) -> None:
         "into "
         "`models/checkpoints`.\n\n1. Load a square picture, best 512 x 512.\n2. Describe it in **Source prompt**.\n3. "
         "Write the word to "
-        "replace and its replacement into **Sentence Edit Direction**.\n\nThe edit is too weak: raise *strength* or "
-        "*cfg*, lower "
-        "*guidance*. It changes too much: the opposite. Out of memory: *resolution* `<=32`.",
+        "replace and its replacement into **Sentence Edit Direction**.\n\nThe edit is too weak: raise *cfg* "
+        "(the paper's is 5) or *strength*, lower *guidance*. It changes too much: the opposite. "
+        "Out of memory: *resolution* `<=32`.",
     )  # fmt: skip
 
 
@@ -225,7 +221,7 @@ def sdxl_word_edit(graph: Graph) -> None:
         "its replacement "
         "into **Sentence Edit Direction**.\n\nGradients through SDXL need much memory: choose *resolution* `<=32` on "
         "cards below 24 GB, "
-        "or a smaller picture.",
+        "or a smaller picture. The edit is too weak: raise *cfg* (the paper's is 5).",
     )  # fmt: skip
 
 

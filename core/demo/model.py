@@ -94,6 +94,10 @@ class DemoModel(DemoData):
         ids = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=TEXT_LENGTH).input_ids
         return torch.tensor(ids, device=self.clip.device).reshape(-1, TEXT_LENGTH)
 
+    def token_ids(self, texts: Iterable[str]) -> list[list[int]]:
+        """The ids of each text from the start to the end token, without padding."""
+        return [ids[: ids.index(END_OF_TEXT) + 1] for ids in self.tokenize(texts).tolist()]
+
     def encode_text(self, texts: Iterable[str]) -> Tensor:
         """Texts -> last hidden states after the final LayerNorm, ``[B, 77, D]``, as Stable Diffusion 1 uses them.
 

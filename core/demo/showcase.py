@@ -135,7 +135,12 @@ def _directed(demo: DemoModel, pairs: list[DemoPair], source_cond: Tensor, setti
     for pair, cond in zip(pairs, source_cond, strict=True):
         source, target = expand_words(pair.words, settings.sentences, bank="portrait")
         direction = sentence_direction(
-            demo.encode_text, source, target, source=pair.words[0] or "nothing", target=pair.words[1]
+            demo.encode_text,
+            source,
+            target,
+            tokenize=demo.token_ids,
+            source=pair.words[0] or "nothing",
+            target=pair.words[1],
         )
         moved.append(direction.apply(cond[None], strength=settings.strength)[0])
     return torch.cat(moved)

@@ -79,6 +79,14 @@ class Checkpoint:
         )
         return encoded[0].float(), encoded[2].float() if self.is_xl else None
 
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text from the start to the end token, without padding; cut where :meth:`encode_text` cuts."""
+        tokenizer = self.pipeline.tokenizer
+        ids: list[list[int]] = tokenizer(
+            list(texts), truncation=True, max_length=tokenizer.model_max_length, padding=False
+        ).input_ids
+        return ids
+
     def cond(self, embeds: Tensor, pooled: Tensor | None) -> TextCond:
         """The denoiser's conditioning from what :meth:`encode_text` returns, ``embeds [B, L, D]`` and
         ``pooled [B, P]``.

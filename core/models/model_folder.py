@@ -83,7 +83,8 @@ def load_transformers(
     Raises:
         EditingError: transformers is missing or broken, weights are missing, damaged, pickled or of another network.
     """
-    cls = getattr(library("transformers", name, class_name), class_name)
+    transformers = library("transformers", name, class_name)
+    cls = getattr(transformers, class_name)
     layers = sum(layers_of(part) for part in (settings, *(settings.get(key, {}) for key in PARTS_OF_CLIP)))
     attention = "sdpa" if not eager and getattr(cls, "_supports_sdpa", False) else "eager"
 
@@ -91,6 +92,9 @@ def load_transformers(
         config = cls.config_class(**settings)
         config._attn_implementation = attention
         return cls(config, **options)
+
+    # A network that writes would look beside its weights for how
+    writes = {"generation_config": transformers.GenerationConfig()} if cls.can_generate() else {}
 
     def load(place: Path) -> Any:
         config = cls.config_class(**settings)
@@ -102,6 +106,7 @@ def load_transformers(
             use_safetensors=True,
             attn_implementation=attention,
             output_loading_info=True,
+            **writes,
             **options,
         )
 

@@ -7,7 +7,7 @@ network.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -38,24 +38,26 @@ _FLAG = maybe(flag)
 _TOKEN = maybe(whole(0, 1_000_000))
 #: Keys that say how many layers there are.
 LAYERS = ("num_hidden_layers", "depths", "num_block_repeats", "num_layers", "num_stages")
-#: What may be passed on of a transformers configuration: enough for the networks of :data:`CLASSIFIERS` and for CLIP.
+#: What may be passed on of a transformers configuration: enough for the networks of :data:`CLASSIFIERS`, for CLIP and
+#: for captioners.
 SETTINGS: dict[str, Form] = {
     **dict.fromkeys(
         (
             "hidden_size", "intermediate_size", "projection_dim", "embed_dim", "embedding_size", "hidden_sizes",
             "hidden_dim", "pooler_output_size", "in_channels", "out_channels", "neck_hidden_sizes", "groups_width",
-            "num_channels",
+            "num_channels", "encoder_hidden_size", "image_text_hidden_size", "ffn_dim", "word_embed_proj_dim",
         ),
         _WIDTH,
     ),
     **dict.fromkeys(
-        (*LAYERS, "num_attention_heads", "num_heads", "num_register_tokens", "max_position_embeddings"), _COUNT
+        (*LAYERS, "num_attention_heads", "num_heads", "num_register_tokens", "num_query_tokens"), _COUNT
     ),
+    "max_position_embeddings": _one_or_many(whole(0, 8192)),
     "image_size": _SIDE,
     **dict.fromkeys(
         (
             "patch_size", "kernel_sizes", "strides", "depthwise_padding", "output_stride", "encoder_stride",
-            "min_depth", "depth_divisible_by", "depth_divisor", "conv_kernel_size",
+            "min_depth", "depth_divisible_by", "depth_divisor", "conv_kernel_size", "cross_attention_frequency",
         ),
         _SMALL,
     ),
@@ -76,7 +78,7 @@ SETTINGS: dict[str, Form] = {
             "qkv_bias", "use_absolute_embeddings", "use_absolute_position_embeddings", "use_mask_token",
             "use_mean_pooling", "use_relative_position_bias", "use_shared_relative_position_bias", "use_swiglu_ffn",
             "downsample_in_bottleneck", "downsample_in_first_stage", "finegrained_output", "first_layer_is_expansion",
-            "tf_padding", "apply_layernorm", "vision_use_head",
+            "tf_padding", "apply_layernorm", "vision_use_head", "do_layer_norm_before", "tie_word_embeddings",
         ),
         _FLAG,
     ),
@@ -84,7 +86,9 @@ SETTINGS: dict[str, Form] = {
     "layer_type": maybe(one_of(("basic", "bottleneck", "x", "y"))),
     "pooling_type": maybe(one_of(("mean", "max"))),
     "problem_type": one_of((None, "regression", "single_label_classification", "multi_label_classification")),
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size"), _TOKEN),
+    **dict.fromkeys(
+        ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "image_token_index", "vocab_size"), _TOKEN
+    ),
     "num_labels": maybe(whole(1, MOST_LABELS)),
     "id2label": maybe(mapped(text(), 1, MOST_LABELS, digits(0, MOST_LABELS))),
 }  # fmt: skip
@@ -133,8 +137,11 @@ SCHEDULERS = (
 )  # fmt: skip
 
 
-def transformers_settings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def transformers_settings(config: Mapping[str, Any], name: str, parts: Sequence[str] = PARTS_OF_CLIP) -> dict[str, Any]:
     """The part of a transformers configuration that is passed on: known keys with values of the right form.
+
+    Args:
+        parts: keys of the configurations within it that are passed on likewise.
 
     Raises:
         EditingError: a value is not of its form.
@@ -153,11 +160,11 @@ def transformers_settings(config: Mapping[str, Any], name: str) -> dict[str, Any
         made["id2label"] = {int(key): label for key, label in labels.items()}
         made["label2id"] = {label: key for key, label in made["id2label"].items()}
         made.pop("num_labels", None)
-    for part in PARTS_OF_CLIP:
+    for part in parts:
         inner = [config.get(key) for key in (part, f"{part}_dict")]  # old files have the second as well
         if any(isinstance(entry, dict) for entry in inner):
             merged = {key: value for entry in inner if isinstance(entry, dict) for key, value in entry.items()}
-            made[part] = transformers_settings({k: v for k, v in merged.items() if k not in PARTS_OF_CLIP}, name)
+            made[part] = transformers_settings(merged, name, ())
     return made
 
 

@@ -36,6 +36,10 @@ class TextToImageModel(Protocol):
         """Texts -> ``(embeds [B, L, D], pooled [B, P] or None)``."""
         ...
 
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text from its start to its end token, without padding."""
+        ...
+
     def cond(self, embeds: Tensor, pooled: Tensor | None) -> Any:
         """The denoiser's conditioning from what :meth:`encode_text` returns."""
         ...
@@ -136,7 +140,13 @@ def _direction(model: TextToImageModel, request: WordEdit, report: Callable[[str
     report(f"finding the direction from {request.source!r} to {request.target!r}, {request.sentences} sentences a side")
     source, target = expand_words([request.source, request.target], request.sentences, request.seed)
     return sentence_direction(
-        model.encode_text, source, target, encoder_name=model.encoder_name, source=request.source, target=request.target
+        model.encode_text,
+        source,
+        target,
+        tokenize=model.token_ids,
+        encoder_name=model.encoder_name,
+        source=request.source,
+        target=request.target,
     )
 
 

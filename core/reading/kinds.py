@@ -240,6 +240,7 @@ KINDS: dict[str, Kind] = {
     "vocabulary": Kind("vocabulary", 32 * MIB, json={"": mapped(whole(0, 1_000_000), 1, 1_000_000)}),
     "words": Kind("list of words", MIB, json={"": listed(whole(0, 1_000_000), 1, 10_000)}),
     "merges": Kind("list of byte pairs", 32 * MIB),
+    "word pieces": Kind("list of word pieces", 32 * MIB),
     # Twice what the most pixels that are read (core/images/files.py) take uncompressed
     "picture": Kind("picture", 512 * MIB),
     "caption": Kind("caption", MIB),

@@ -12,7 +12,7 @@ from ...core.denoiser import Evaluations
 from ...core.images.plots import inversion_plot
 from ...core.inversion import Inversion
 from ...core.rebuilding import estimated_decibels, plain_sentence
-from ..host.folders import resolve_file
+from ..host.folders import resolve_file, resolve_model
 from ..host.latents import latent_from_model, noise_object, sigmas_out
 from ..host.schema import io, ui
 from .sockets import InversionType
@@ -140,6 +140,13 @@ def file_fingerprint(folder: str, name: str) -> str:
     """Size and modification time of file ``name`` in the pack's ``folder``."""
     status = resolve_file(folder, name).stat()
     return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def model_fingerprint(folder: str, name: str, mark: str = "config.json") -> str:
+    """Sizes and modification times of a model's files, so that a model put in anew is read anew."""
+    path = resolve_model(folder, name, mark)
+    files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+    return " ".join(f"{part.stat().st_size} {part.stat().st_mtime_ns}" for part in files)
 
 
 def plot_image(inversion: Inversion, tolerance: float | None = None) -> Any:

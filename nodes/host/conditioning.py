@@ -20,6 +20,8 @@ POOLED = "pooled_output"
 #: model reads.
 BLOCK_ENCODERS = ({"l"}, {"h"}, {"l", "g"})
 POOLED_ENCODER = "g"
+LAST_LAYER = -1
+END_OF_TEXT = 49407  # of CLIP's byte pairs, which all of :data:`BLOCK_ENCODERS` read
 
 
 def require_conditioning(model: Any, conds: dict[str, list[Any]]) -> None:
@@ -120,6 +122,25 @@ def encode_sentences(clip: Any, sentences: Sequence[str], batch_size: int = 16) 
     return torch.cat(embeds), None if pooled[0] is None else torch.cat(pooled)
 
 
+def sentence_tokenizer(clip: Any) -> Callable[[Sequence[str]], list[list[int]]] | None:
+    """What gives the token ids of sentences from the start to the end token; None for encoders without fixed blocks.
+
+    The vectors of ``embedding:name`` have no id: equal ones get one negative number. Emphasis says nothing here.
+    """
+    if set(clip.tokenize("")) not in BLOCK_ENCODERS:
+        return None
+
+    def ids(sentence: str) -> list[int]:
+        tokens = [token for token, *_ in next(iter(clip.tokenize(sentence).values()))[0]]
+        named = [
+            token if isinstance(token, int) else -1 - abs(hash(token.float().cpu().numpy().tobytes()))
+            for token in tokens
+        ]
+        return named[: named.index(END_OF_TEXT) + 1] if END_OF_TEXT in named else named
+
+    return lambda sentences: [ids(sentence) for sentence in sentences]
+
+
 def _encode_blocks(clip: Any, tokens: list[dict[str, list[Any]]], batch_size: int) -> tuple[Tensor, Tensor | None]:
     embeds, pooled = [], []
     for start in range(0, len(tokens), batch_size):
@@ -157,3 +178,17 @@ def text_encoder_name(clip: Any) -> str:
         if table is not None:
             parts.append(f"{name} {table.weight.shape[1]}")
     return " + ".join(parts) or type(clip.cond_stage_model).__name__
+
+
+def text_encoding_name(clip: Any) -> str:
+    """:func:`text_encoder_name` with the layer whose states are read, where it is not the model's own (clip skip):
+    "clip_l 768, layer -2".
+    """
+    layer = clip.layer_idx
+    own = {
+        module.options_default[1] or LAST_LAYER
+        for module in clip.cond_stage_model.children()
+        if hasattr(module, "options_default")
+    }
+    name = text_encoder_name(clip)
+    return name if layer is None or own <= {layer} else f"{name}, layer {layer}"

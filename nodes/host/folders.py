@@ -28,6 +28,7 @@ DELTA_LATENTS = "delta_latents"
 DELTA_MAPPERS = "delta_mappers"
 MAPPER_TRAININGS = "mapper_trainings"
 STYLE_DIFFUSION = "style_diffusion"
+IMAGE_CAPTIONERS = "image_captioners"
 STYLE_DIFFUSION_TRAININGS = "style_diffusion_trainings"
 #: What each folder may hold. ``.pt`` only where published files exist; they go through the restricted loader.
 EXTENSIONS = {
@@ -45,6 +46,7 @@ EXTENSIONS = {
     MAPPER_TRAININGS: {".safetensors"},
     STYLE_DIFFUSION: {".safetensors"},
     STYLE_DIFFUSION_TRAININGS: {".safetensors"},
+    IMAGE_CAPTIONERS: {".safetensors"},
 }
 
 

@@ -6,10 +6,10 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from ...core.pix2pix_zero.edit_direction import EditDirection, sentence_direction
+from ...core.pix2pix_zero.edit_direction import EditDirection, sentence_direction, token_ids, unpaired_reason
 from ...core.pix2pix_zero.sentences import DEFAULT_COUNT, MAX_COUNT, Bank, Mode, sentences_of
 from ..common.reports import report_output, shown
-from ..host.conditioning import apply_to_conditioning, encode_sentences, text_encoder_name
+from ..host.conditioning import apply_to_conditioning, encode_sentences, sentence_tokenizer, text_encoding_name
 from ..host.progress import counting_bar
 from ..host.schema import io, schema, widget
 
@@ -29,8 +29,8 @@ class SentenceEditDirection(io.ComfyNode):
             display_name="Sentence Edit Direction",
             category=CATEGORY,
             description="Finds the direction from one meaning to another in the text encoder: two words, or two lists "
-            "of sentences. The mean difference of many sentences is a steadier edit than swapping one word in one "
-            "prompt.",
+            "of sentences. Sentences that come in pairs show word by word what changes; other lists give their mean "
+            "difference.",
             search_aliases=[
                 "pix2pix-zero",
                 "word to word",
@@ -46,14 +46,16 @@ class SentenceEditDirection(io.ComfyNode):
                     "source",
                     multiline=True,
                     default="cat",
-                    tooltip="What the image shows: one word or short phrase, or sentences, one per line.",
+                    tooltip="What the image shows: one word or short phrase, or sentences, one per line. With the "
+                    "banks portrait and style it may be empty: then the target is added.",
                 ),
                 widget(
                     io.String,
                     "target",
                     multiline=True,
                     default="dog",
-                    tooltip="What it shall show instead: one word or short phrase, or sentences, one per line.",
+                    tooltip="What it shall show instead: one word or short phrase, or sentences, one per line; best in "
+                    "pairs, line by line worded like the source's but for what is edited.",
                 ),
                 widget(
                     io.Combo,
@@ -69,7 +71,8 @@ class SentenceEditDirection(io.ComfyNode):
                     options=list(get_args(Bank)),
                     default="general",
                     tooltip="Built-in sentences for words. general: everyday photos, for a noun (cat, red car). "
-                    "portrait: captions of the demo world, for a look (smiling, with a beard).",
+                    "portrait: captions of the demo world, for a look (smiling, with a beard). style: for a medium "
+                    "(oil painting), a season, time of day or weather (winter, at night), or a material (wood).",
                 ),
                 widget(
                     io.Int,
@@ -105,17 +108,28 @@ class SentenceEditDirection(io.ComfyNode):
     def execute(cls, clip: Any, source: str, target: str, mode: Any, bank: Any, count: int, seed: int) -> Any:
         """Encode both sides in batches; EditingError for an empty side or an over-long sentence."""
         sources, targets = sentences_of([source, target], mode, count, seed, bank)
+        tokenize = sentence_tokenizer(clip)
+        if tokenize is not None:
+            token_ids(tokenize, [" ".join(text.split()) for text in (source, target) if text.strip()])
         direction = sentence_direction(
             lambda sentences: encode_sentences(clip, sentences),
             sources,
             targets,
-            encoder_name=text_encoder_name(clip),
-            source=source.strip().splitlines()[0],
-            target=target.strip().splitlines()[0],
+            tokenize=tokenize,
+            encoder_name=text_encoding_name(clip),
+            source=_first_line(source),
+            target=_first_line(target),
             callback=counting_bar(),
         )
         report = f"{direction.describe()}\nsource, e.g.: {sources[0]}\ntarget, e.g.: {targets[0]}"
+        if direction.field is None:
+            reason = unpaired_reason(tokenize, sources, targets)
+            report += f"\nNot word by word: {reason}. It moves the prompt as a whole and may miss its own words."
         return io.NodeOutput(direction, report, ui=shown(report))
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["nothing"])[0]
 
 
 class ApplyEditDirection(io.ComfyNode):
@@ -155,8 +169,8 @@ class ApplyEditDirection(io.ComfyNode):
                     io.Clip,
                     "clip",
                     optional=True,
-                    tooltip="The text encoder of the prompt. Wired, a direction made with another encoder is refused "
-                    "by name; unwired, only the width is compared.",
+                    tooltip="The text encoder of the prompt. Wired, a direction made with another encoder or layer is "
+                    "refused by name; unwired, the width is compared and the report says what else differs.",
                 ),
             ],
             outputs=[
@@ -165,7 +179,8 @@ class ApplyEditDirection(io.ComfyNode):
                     display_name="conditioning",
                     tooltip="The shifted prompt; wire it as target of Cross-Attn Guided Sampler or as positive of any "
                     "sampler.",
-                )
+                ),
+                report_output(),
             ],
         )
 
@@ -173,12 +188,17 @@ class ApplyEditDirection(io.ComfyNode):
     def execute(cls, conditioning: Any, edit_direction: EditDirection, strength: float, clip: Any = None) -> Any:
         """Every entry of the conditioning is shifted; EditingError when the direction is another text encoder's."""
         if clip is not None:
-            edit_direction.require_encoder(text_encoder_name(clip))
+            edit_direction.require_encoder(text_encoding_name(clip))
+        lines = [f"{edit_direction.describe()}, strength {strength:g}"]
 
         def shift(embeds: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            return edit_direction.apply(embeds, pooled, strength)
+            shifted = edit_direction.apply(embeds, pooled, strength)
+            lines.append(edit_direction.encoding_warning(embeds))
+            return shifted
 
-        return io.NodeOutput(apply_to_conditioning(conditioning, shift))
+        changed = apply_to_conditioning(conditioning, shift)
+        report = "\n".join(dict.fromkeys(line for line in lines if line))
+        return io.NodeOutput(changed, report, ui=shown(report))
 
 
 NODES = [SentenceEditDirection, ApplyEditDirection]

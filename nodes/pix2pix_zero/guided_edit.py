@@ -51,8 +51,8 @@ def guidance_widgets() -> list[Any]:
         ),
         widget(io.Conditioning, "target", tooltip="The prompt of the edited image, usually from Apply Edit Direction."),
         cfg_input(
-            "How strongly the target prompt pulls. 1 is no extra pull; 3 to 7.5 is usual; higher edits more and keeps "
-            "less.",
+            "How strongly the target prompt pulls. 1 is no extra pull; 1.5 to 5 is usual (the paper's is 5); higher "
+            "edits more and keeps less.",
             CrossAttentionSettings.cfg,
         ),
         widget(
@@ -62,8 +62,8 @@ def guidance_widgets() -> list[Any]:
             min=0.0,
             max=10.0,
             step=0.01,
-            tooltip="How strongly the layout of the source is kept. 0 is plain sampling; 0.05 to 0.3 is usual; higher "
-            "keeps more and edits less.",
+            tooltip="How strongly the layout of the source is kept. 0 is plain sampling; 0.05 to 0.5 is usual (the "
+            "paper's is 0.1); higher keeps more and edits less.",
         ),
         widget(
             io.Float,
@@ -90,8 +90,8 @@ def guidance_widgets() -> list[Any]:
             options=list(PRESETS),
             default=CrossAttentionSettings.preset,
             advanced=True,
-            tooltip="lockstep: the paper's algorithm. carried: goes on from the moved latent, steadier at strong "
-            "guidance. released: does as the published code did (both branches are moved), for comparison.",
+            tooltip="carried: goes on from the moved latent, steadier at strong guidance. lockstep: the paper's "
+            "algorithm. released: does as the published code did (both branches are moved), for comparison.",
         ),
         widget(
             io.Conditioning,

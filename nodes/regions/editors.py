@@ -13,12 +13,13 @@ from ...core.regions.paste import Framing
 from ...core.regions.search import OpenEditor
 from ..common.inputs import cfg_input
 from ..common.recording import changed_remarks
+from ..common.reports import model_fingerprint
 from ..common.sockets import InversionType
 from ..host.folders import list_models, resolve_model
 from ..host.identity import identity
 from ..host.schema import io, schema, widget
 from .host_editors import inpaint_opener, inversion_opener, token_opener
-from .models import CATEGORY, model_fingerprint
+from .models import CATEGORY
 
 #: Socket carrying a :class:`RegionEditor`.
 RegionEditorType = io.Custom("REGION_EDITOR")

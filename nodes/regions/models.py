@@ -13,7 +13,7 @@ from ...core.regions.network import RegionNetwork
 from ...core.writing import check_target
 from ..common.bundled import bundled, bundled_names
 from ..common.inputs import file_input, saved_name_inputs
-from ..common.reports import file_fingerprint, report_output, shown
+from ..common.reports import file_fingerprint, model_fingerprint, report_output, shown
 from ..common.saving import save_or_rescue
 from ..common.sockets import ClipScorerType, VisionFeaturesType
 from ..host.folders import list_models, output_path, resolve_file, resolve_model
@@ -40,13 +40,6 @@ def model_input(name: str, folder: str, what: str) -> Any:
         default=options[0] if options else None,
         tooltip=f"{what} in ComfyUI's models/{folder} folder, or the demo's. Press R after adding one.",
     )
-
-
-def model_fingerprint(folder: str, name: str, mark: str = "config.json") -> str:
-    """Sizes and modification times of a model's files, so that a model put in anew is read anew."""
-    path = resolve_model(folder, name, mark)
-    files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
-    return " ".join(f"{part.stat().st_size} {part.stat().st_mtime_ns}" for part in files)
 
 
 class LoadVisionFeatures(io.ComfyNode):

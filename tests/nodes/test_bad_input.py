@@ -70,11 +70,16 @@ def test_several_demo_pictures_are_a_batch_and_captions_lines():
     assert "from 0 to 23" in refusal(execute, "demo.load", "LoadDemoImage", pictures="portraits", number=20, count=5)
 
 
+def word_ids(texts):
+    return [[0, *(sum(map(ord, word)) for word in text.split()), 1] for text in texts]
+
+
 @pytest.fixture
 def text_encoder(monkeypatch):
     directions = host_stand_in.module("nodes.pix2pix_zero.directions")
-    monkeypatch.setattr(directions, "text_encoder_name", lambda clip: clip)
+    monkeypatch.setattr(directions, "text_encoding_name", lambda clip: clip)
     monkeypatch.setattr(directions, "counting_bar", lambda: None)
+    monkeypatch.setattr(directions, "sentence_tokenizer", lambda clip: word_ids)
     monkeypatch.setattr(directions, "encode_sentences", lambda clip, texts: (torch.ones(len(texts), 3, 8), None))
 
 
@@ -113,8 +118,8 @@ def test_words_and_lines_make_a_direction(text_encoder):
         target="A dog.\nTwo dogs.",
         **WORDS,
     ).args
-    assert made.sentences == 4 + 2 and made.text_encoder == "clip_l 8"
-    assert "cat" in report and "A dog." in report
+    assert made.sentences == 4 + 2 and made.text_encoder == "clip_l 8" and made.field is None
+    assert "cat" in report and "A dog." in report and "the lists have 4 and 2 sentences" in report
 
 
 @pytest.fixture
@@ -124,7 +129,7 @@ def conditioning(monkeypatch):
 
     directions = host_stand_in.module("nodes.pix2pix_zero.directions")
     monkeypatch.setattr(directions, "apply_to_conditioning", apply)
-    monkeypatch.setattr(directions, "text_encoder_name", lambda clip: clip)
+    monkeypatch.setattr(directions, "text_encoding_name", lambda clip: clip)
     return [[torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0)), {}]]
 
 

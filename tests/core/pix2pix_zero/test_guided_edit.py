@@ -145,14 +145,15 @@ def test_u_of_an_edit_is_exact(options, forward, backward):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_zero_direction_of_an_inverted_image_gives_the_reconstruction(family, shape):
+@pytest.mark.parametrize(("preset", "near"), [("lockstep", 1e-4), ("carried", 1e-3)])  # carried sums rounding up
+def test_zero_direction_of_an_inverted_image_gives_the_reconstruction(family, shape, preset, near):
     denoiser, (source, _, _) = tiny_denoiser(family), tiny_conds(family)
     if family == "sdxl":  # as drawn, this network bends so much that the last step's residual stays above the tolerance
         denoiser.unet.conv_out.weight.data.mul_(0.5)
     inversion = invert(denoiser, tiny_latent(*shape), source, steps=STEPS, tolerance=1e-11, max_iterations=60)
     assert float(inversion.residuals.max()) < 1e-9
-    edited = cross_attention_guided_edit(denoiser, inversion, source, source, cfg=5.0, guidance=0.1)
-    torch.testing.assert_close(edited, reconstruct(denoiser, inversion, source), atol=1e-4, rtol=0)
+    edited = cross_attention_guided_edit(denoiser, inversion, source, source, cfg=5.0, guidance=0.1, preset=preset)
+    torch.testing.assert_close(edited, reconstruct(denoiser, inversion, source), atol=near, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

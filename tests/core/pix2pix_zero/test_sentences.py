@@ -6,7 +6,14 @@ import re
 import pytest
 
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.pix2pix_zero.sentences import expand_word, expand_words, noun_phrase, sentences_of
+from semantic_editing.core.pix2pix_zero.sentences import (
+    expand_word,
+    expand_words,
+    noun_phrase,
+    sentences_of,
+    style_kind,
+    style_phrase,
+)
 
 
 @pytest.mark.parametrize("bank", ["general", "portrait"])
@@ -115,6 +122,62 @@ def test_words_of_both_sides_share_their_sentences_whatever_kind_they_are():
     source, target = sentences_of(words, count=200, bank="portrait")
     assert [sentence.replace(words[0], words[1]) for sentence in source] == target
     assert sentences_of(["cat", "One dog.\nTwo dogs."], count=5) == [expand_word("cat", 5), ["One dog.", "Two dogs."]]
+
+
+@pytest.mark.parametrize(
+    ("word", "kind", "phrase"),
+    [
+        ("photo", "picture", "a photo"),
+        ("oil painting", "picture", "an oil painting"),
+        ("watercolors", "picture", "watercolors"),
+        ("a drawing by a child", "picture", "a drawing by a child"),
+        ("anime", "picture", "an anime style picture"),
+        ("anime style", "picture", "an anime style picture"),
+        ("Van Gogh", "picture", "a painting by van gogh"),
+        ("winter", "time", "in winter"),
+        ("in winter", "time", "in winter"),
+        ("night", "time", "at night"),
+        ("on a hot day", "time", "on a hot day"),
+        ("wooden", "material", "made of wood"),
+        ("made of jelly", "material", "made of jelly"),
+    ],
+)
+def test_words_of_style_find_their_kind_and_phrase(word, kind, phrase):
+    assert style_kind([word, ""]) == kind and style_phrase(word, kind) == phrase
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("photo", "oil painting"), ("", "anime"), ("summer", "winter"), ("", "night"), ("wood", "glass"), ("", "gold")],
+)
+def test_styles_share_their_sentences_and_may_be_unsaid(words):
+    kind = style_kind(words)
+    phrases = [style_phrase(word, kind) for word in words]
+    sources, targets = expand_words(words, 300, bank="style")
+    assert len(set(targets)) == 300
+    for source, target in zip(sources, targets, strict=True):
+        assert target.count(phrases[1]) == 1 and not re.search(r"[{}]|  |,,| ,|^,|,$", source + "|" + target)
+        if phrases[0]:
+            assert target.replace(phrases[1], phrases[0]) == source
+        else:
+            assert [word for word in source.replace(",", "").split() if word != "taken"] == [
+                word for word in target.replace(phrases[1], "").replace(",", "").split() if word != "taken"
+            ]
+
+
+def test_the_styles_of_two_kinds_are_told_apart():
+    with pytest.raises(EditingError, match=r"'photo' \(picture\) and 'winter' \(time\)"):
+        expand_words(["photo", "winter"], bank="style")
+
+
+@pytest.mark.parametrize(("bank", "word"), [("portrait", "smiling"), ("style", "at night")])
+@pytest.mark.parametrize("mode", ["auto", "words"])
+def test_a_side_may_be_empty_where_a_bank_can_say_nothing(bank, word, mode):
+    assert sentences_of(["", word], mode, 20, bank=bank) == expand_words(["", word], 20, bank=bank)
+    assert sentences_of([word, " \n"], mode, 20, bank=bank) == expand_words([word, ""], 20, bank=bank)
+    for texts, how in ((["", ""], mode), (["", "A cat.\nTwo cats."], "auto"), (["", word], "sentences")):
+        with pytest.raises(EditingError, match="sentence list is empty"):
+            sentences_of(texts, how, 20, bank=bank)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,91 @@ def test_the_bar_counts_sentences(pack, monkeypatch):
     assert done == sorted(set(done)) and 0 < done[0] < 45 and done[-1] == 45
 
 
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_the_ids_of_sentences_end_at_the_end_token(pack, kind):
+    ids = pack("nodes.host.conditioning").sentence_tokenizer(tiny_clip(kind))
+    cat, (heavy, empty, nothing) = ids(["a very fluffy cat"])[0], ids(["a (very:1.2) fluffy cat", "", "()"])
+    assert cat == heavy and (cat[0], cat[-1]) == (49406, 49407) and len(cat) == 6
+    assert empty == nothing == [49406, 49407]
+
+
+@torch.inference_mode()
+def test_embeddings_have_ids_of_their_own(pack, tmp_path):
+    clip = tiny_clip("sd1")
+    for name in ("one", "two"):
+        torch.save({"clip_l": noise(2, 32, seed=len(name) + ord(name[0]))}, tmp_path / f"{name}.pt")
+    clip.tokenizer.clip_l.embedding_directory = str(tmp_path)
+    one, same, two = pack("nodes.host.conditioning").sentence_tokenizer(clip)(
+        ["a embedding:one cat", "a embedding:one cat", "a embedding:two cat"]
+    )
+    assert one == same != two and len(one) == len(two) == 6 and one[:2] + one[4:] == two[:2] + two[4:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "said"),
+    [
+        ("sd1", None, ""), ("sd1", -1, ""), ("sd1", -2, ", layer -2"),
+        ("sdxl", None, ""), ("sdxl", -2, ""), ("sdxl", -3, ", layer -3"),
+    ],
+)  # fmt: skip
+def test_another_layer_than_the_models_own_is_part_of_the_encoding(pack, kind, layer, said):
+    clip, parts = tiny_clip(kind), pack("nodes.host.conditioning")
+    if layer is not None:
+        clip.clip_layer(layer)
+    assert parts.text_encoding_name(clip) == parts.text_encoder_name(clip) + said
+
+
+LISTS = ("a cat in the rain.\na very small cat.\nmy cat!", "a dog in the rain.\na very small dog.\nmy dog!")
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@torch.inference_mode()
+def test_a_direction_reaches_the_words_of_a_prompt(pack, kind):
+    """A prompt that is one of the sentences becomes its partner, but for the precision of 16 bits and the padding."""
+    clip, directions = tiny_clip(kind), pack("nodes.pix2pix_zero.directions")
+    options = {"mode": "sentences", "bank": "general", "count": 1, "seed": 0}
+    found, report = directions.SentenceEditDirection.execute(clip, *LISTS, **options).args[:2]
+    assert "word by word" in report and found.field.keys.shape[1] == (32 if kind == "sd1" else 96)
+    for source, target in zip(*(text.split("\n") for text in LISTS), strict=True):
+        given, wanted = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (source, target))
+        moved, said = directions.ApplyEditDirection.execute(given, found, 1.0, clip).args[:2]
+        words = len(pack("nodes.host.conditioning").sentence_tokenizer(clip)([source])[0])
+        missed, asked = (states[0][0][:, :words] - wanted[0][0][:, :words] for states in (moved, given))
+        assert float(missed.norm()) < 0.02 * float(asked.norm()) and "otherwise" not in said
+        if kind == "sdxl":
+            shift = moved[0][1]["pooled_output"] - given[0][1]["pooled_output"]
+            torch.testing.assert_close(shift, found.pooled, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_direction_of_another_layer_is_told(pack):
+    clip, skipped, directions = tiny_clip("sd1"), tiny_clip("sd1"), pack("nodes.pix2pix_zero.directions")
+    skipped.clip_layer(-2)
+    options = {"mode": "sentences", "bank": "general", "count": 1, "seed": 0}
+    found = directions.SentenceEditDirection.execute(clip, *LISTS, **options).args[0]
+    given = nodes.CLIPTextEncode().encode(skipped, "a cat")[0]
+    assert "encoded otherwise" in directions.ApplyEditDirection.execute(given, found, 1.0).args[1]
+    with pytest.raises(ValueError, match="clip_l 32, but the model uses clip_l 32, layer -2"):
+        directions.ApplyEditDirection.execute(given, found, 1.0, skipped)
+
+
+@torch.inference_mode()
+def test_texts_without_words_and_lists_without_pairs_are_told(pack):
+    clip, directions = tiny_clip("sd1"), pack("nodes.pix2pix_zero.directions")
+    options = {"mode": "auto", "count": 4, "seed": 0}
+    for source, target in (("()", "dog"), ("cat", "()")):
+        with pytest.raises(ValueError, match="holds no words"):
+            directions.SentenceEditDirection.execute(clip, source, target, bank="general", **options)
+    with pytest.raises(ValueError, match="the same to the text encoder"):
+        directions.SentenceEditDirection.execute(clip, "cat", "CAT", bank="general", **options)
+    report = directions.SentenceEditDirection.execute(clip, "cat", "a dog.\nthe dog.", bank="general", **options).args[
+        1
+    ]
+    assert "Not word by word: the lists have 4 and 2 sentences" in report
+    found, report = directions.SentenceEditDirection.execute(clip, "", "winter", bank="style", **options).args[:2]
+    assert found.source == "nothing" and "in winter" in report and found.field is not None
+
+
 def test_sentences_that_cannot_be_encoded(pack):
     clip = tiny_clip("sd1")
     with pytest.raises(ValueError, match="sentence list is empty"):
