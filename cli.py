@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     )
     edit.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
 
-    listed = "\n".join(f"  {name:<18}{purpose}" for name, purpose in benchmarks().items())
+    listed = "\n".join(f"  {name:<26}{purpose}" for name, purpose in benchmarks().items())
     bench = commands.add_parser(
         "bench",
         help="run a benchmark: `bench --demo` all techniques on the demo world; `bench NAME --help` tells its options",

@@ -413,9 +413,12 @@ def pack_nodes() -> dict[str, Any]:
         del sys.modules[name]
     with loading(pack, [EmptyComfyUI(MEMBERS)]) as registry:
         importlib.reload(sys.modules[f"{pack}.nodes.host.folders"])  # the stand-in emptied it
-        names = ("host.denoiser", "host.attention", "demo.comfy_model")
-        denoiser, attention, model = (importlib.import_module(f"{pack}.nodes.{name}") for name in names)
-        denoiser.ComfyDenoiser, denoiser.identity = _Denoiser, lambda model: model.model.denoiser.identity
+        names = ("host.identity", "host.tokens", "host.denoiser", "host.attention", "demo.comfy_model")
+        identity, tokens, denoiser, attention, model = (
+            importlib.import_module(f"{pack}.nodes.{name}") for name in names
+        )
+        identity.identity, denoiser.ComfyDenoiser = lambda model: model.model.denoiser.identity, _Denoiser
+        tokens.reads_embedding = lambda clip, text, count: True  # prompts with embedding:name are not read here
         attention.site_table, model.load_demo_model = _nothing, demo_parts
         return {node.define_schema().node_id: node for node in registry.load_nodes()}
 
