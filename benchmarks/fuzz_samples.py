@@ -61,7 +61,7 @@ from semantic_editing.core.diffusers.checkpoint import load_checkpoint
 from semantic_editing.core.diffusers.single_file import load_single_file
 from semantic_editing.core.files import load_legacy_tensor, load_tensors, load_weights, save_tensors
 from semantic_editing.core.images.captions import read_captions
-from semantic_editing.core.images.files import read_picture, square_pictures
+from semantic_editing.core.images.files import read_picture, read_whole_picture, square_pictures
 from semantic_editing.core.inversion import Inversion
 from semantic_editing.core.metrics.identity import load_identity
 from semantic_editing.core.metrics.lpips import load_lpips
@@ -803,7 +803,7 @@ SAMPLES: dict[str, Sample] = {
     "relevance matrix as an array": Sample(_array, load_relevance, ("core.reading.arrays.read_array",)),
     "PNG": Sample(_picture(".png"), read_picture, ("core.images.files.read_picture",)),
     "JPEG": Sample(_picture(".jpg"), read_picture, ()),
-    "WebP": Sample(_picture(".webp"), read_picture, ()),
+    "WebP": Sample(_picture(".webp"), read_whole_picture, ("core.images.files.read_whole_picture",)),
     "TIFF": Sample(_picture(".tif"), read_picture, ()),
     "GIF": Sample(_picture(".gif"), read_picture, ()),
     "folder of pictures": Sample(
