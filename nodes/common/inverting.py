@@ -19,7 +19,6 @@ from ..host.latents import latent_from_model
 from ..host.sampling import run
 from ..host.schema import io, widget
 from ..host.session import Session
-from ..host.vae import decode_images
 from .recording import noise_mask_note, recorded
 from .reports import (
     inversion_outputs,
@@ -161,6 +160,8 @@ def _told(model: Any, inversion: Inversion, check: RebuildCheck, vae: Any) -> tu
     decibels, kind = check.latent_decibels, "latent"
     before, after = inversion.latents[0].float().cpu(), check.rebuilt.float().cpu()
     if vae is not None:
+        from ..host.vae import decode_images  # inverting needs no autoencoder, so one that breaks takes it not down
+
         pair = [decode_images(vae, latent_from_model(model, x)).float().cpu()[..., :3] for x in (before, after)]
         before, after = (x.movedim(-1, 1) for x in pair)
         decibels, kind = psnr(after.clamp(0, 1), before.clamp(0, 1)), "pixels"

@@ -188,6 +188,8 @@ def test_resolution_that_old_hosts_do_not_check(inversion):
 def test_inversion_without_a_prompt_needs_a_source(inversion, monkeypatch):
     guidance = host_stand_in.module("nodes.pix2pix_zero.guided_edit")
     monkeypatch.setattr(guidance, "latent_from_model", lambda model, x: {})
+    monkeypatch.setattr(guidance, "identity", lambda model: inversion.identity)
+    monkeypatch.setattr(guidance, "source_latent", lambda model, inversion: {})
     for node in ("CrossAttnGuidedSampler", "CrossAttnGuider"):
         assert "source" in refusal(
             execute, "pix2pix_zero.guided_edit", node, model=None, inversion=inversion, target=[], **GUIDED

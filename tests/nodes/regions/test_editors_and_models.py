@@ -21,7 +21,7 @@ def folder(monkeypatch, tmp_path):
     """The host's functions that the nodes use, over a temporary folder."""
     for name in ("manage_vision", "manage_scorer"):
         monkeypatch.setattr(MODELS, name, lambda make: make())
-    for module in (MODELS, EDITORS):
+    for module in (MODELS, EDITORS, host_stand_in.module("nodes.common.reports")):
         monkeypatch.setattr(module, "resolve_model", lambda kind, name, mark="": tmp_path / name)
     for module in (MODELS, host_stand_in.module("nodes.common.reports")):
         monkeypatch.setattr(module, "resolve_file", lambda kind, name: tmp_path / name)
