@@ -131,17 +131,19 @@ def test_paths_stay_in_their_folder(server, name):
     assert "file name" in refused(server, prompt)
 
 
-def test_empty_mask_keeps_the_source_exactly(server):
+def test_an_empty_mask_is_refused_and_one_that_is_next_to_empty_keeps_the_source(server):
     prompt, _, sampler = edit_prompt()
     prompt["mask"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 64, "height": 64}}
     prompt[sampler]["inputs"]["mask"] = ["mask", 0]
     for node in prompt.values():
         node.setdefault("_meta", {"title": ""})
+    assert "mask is empty" in refused(server, prompt)
+    prompt["mask"]["inputs"]["value"] = 0.001
     with_decoder(prompt, [node_of(prompt, "VAEEncode"), 0], "through the VAE")
     prompt["through the VAE decode"]["_meta"] = {"title": ""}
     entry = server.queue(prompt)
     kept = picture(server, entry, prompt, "Edited image")
-    assert psnr(kept, picture(server, entry, prompt, "through the VAE")) > 45  # nothing to edit: the source, exactly
+    assert psnr(kept, picture(server, entry, prompt, "through the VAE")) > 45  # hardly anything to edit: the source
 
 
 def test_reference_from_noise_is_edited_without_inversion(server):
