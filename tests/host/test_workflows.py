@@ -347,5 +347,5 @@ def test_second_run_after_an_error(server):
     broken[node_of(prompt, "SemEdit_SPDInvInversion")]["inputs"]["latent"] = ["99", 0]
     with pytest.raises(PromptFailed) as caught:
         server.queue(broken)
-    assert "small" in caught.value.error["exception_message"]
+    assert "scale or crop one" in caught.value.error["exception_message"]
     assert picture(server, server.queue(prompt), prompt, "Rebuilt image").shape[0] == 3
