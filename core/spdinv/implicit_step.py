@@ -63,7 +63,6 @@ class ImplicitStep:
         self.backward = torch.zeros(batch, dtype=torch.long)
         self._denoised = self.start.clone()
         self._calls = 0
-        self._predict = guidance_of(self.denoiser)
 
     @property
     def scale(self) -> float:
@@ -85,7 +84,8 @@ class ImplicitStep:
         cond, uncond = (
             part if whole or part is None else self.denoiser.select(part, rows) for part in (self.cond, self.uncond)
         )
-        denoised = self._predict(y, self.sigma_next, cond, uncond, self.cfg).to(y.dtype)
+        predict = guidance_of(self.denoiser)
+        denoised = predict(y, self.sigma_next, cond, uncond, self.cfg).to(y.dtype)
         self.forward[rows.cpu()] += 1 if uncond is None or self.cfg == 1 else 2
         check_finite(denoised, f"The prediction at {self.name}")
         self._denoised[rows] = denoised.detach()
