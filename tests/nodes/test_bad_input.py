@@ -257,16 +257,8 @@ def test_damaged_files(monkeypatch, tmp_path):
         assert path.name in refusal(execute, module, node, **inputs)
 
 
-def test_an_inversion_that_the_disk_refuses_is_rescued(inversion, monkeypatch, tmp_path):
-    writing = host_stand_in.module("core.writing")
-    publish = writing._publish
-
-    def refusing(temporary, target, overwrite):
-        if target.parent.name == "full":
-            raise OSError(28, "No space left on device")
-        publish(temporary, target, overwrite)
-
-    monkeypatch.setattr(writing, "_publish", refusing)
+def test_an_inversion_that_the_disk_refuses_is_rescued(inversion, disk, monkeypatch, tmp_path):
+    disk.add("full")
     files, saving = (host_stand_in.module(f"nodes.{name}") for name in ("inversion.files", "common.saving"))
     monkeypatch.setattr(files, "output_path", lambda folder, name: tmp_path / "full" / f"{name}.safetensors")
     monkeypatch.setattr(saving, "rescue_folders", lambda: [("the output folder", tmp_path / "output")])

@@ -267,16 +267,9 @@ def test_nothing_of_another_training_is_replaced_unasked(host):
 
 @pytest.mark.parametrize("press", [None, 3])
 @pytest.mark.parametrize("full", [{"style_diffusion", "style_diffusion_trainings"}, {"style_diffusion_trainings"}])
-def test_a_full_disk_loses_no_training(host, monkeypatch, full, press):
-    saving, writing = host_stand_in.module("nodes.common.saving"), host_stand_in.module("core.writing")
-    publish = writing._publish
-
-    def refusing(temporary, target, overwrite):
-        if target.parent.name in full:
-            raise OSError(28, "No space left on device")
-        publish(temporary, target, overwrite)
-
-    monkeypatch.setattr(writing, "_publish", refusing)
+def test_a_full_disk_loses_no_training(host, disk, monkeypatch, full, press):
+    saving = host_stand_in.module("nodes.common.saving")
+    disk |= full
     monkeypatch.setattr(saving, "rescue_folders", lambda: [("the output folder", host / "output")])
     Bar.press = press
     done = train(faces(host))  # Cancel is not obeyed: nobody would hear of it

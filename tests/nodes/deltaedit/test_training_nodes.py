@@ -258,21 +258,6 @@ def test_cancel_before_a_look_keeps_what_there_is(host, latents, monkeypatch):
     assert files.load_mapper(host.path / "delta_mappers" / "mine.safetensors").facts["steps"] == "1 of 1"
 
 
-@pytest.fixture
-def disk(monkeypatch, tmp_path):
-    """Names of folders on a full disk."""
-    full, writing = set(), host_stand_in.module("core.writing")
-    publish = writing._publish
-
-    def refusing(temporary, target, overwrite):
-        if target.parent.name in full:
-            raise OSError(28, "No space left on device")
-        publish(temporary, target, overwrite)
-
-    monkeypatch.setattr(writing, "_publish", refusing)
-    return full
-
-
 def test_a_full_disk_loses_no_mapper(host, latents, disk):
     disk |= {"delta_mappers", "mapper_trainings"}
     mapper, _, report = train(latents)

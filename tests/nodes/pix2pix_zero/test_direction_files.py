@@ -52,19 +52,11 @@ def test_a_lone_file_is_one_side_and_says_so(load):
     torch.testing.assert_close(chained, at_once, rtol=0, atol=1e-4)
 
 
-def test_a_direction_that_the_disk_refuses_is_rescued(load, tmp_path, monkeypatch):
+def test_a_direction_that_the_disk_refuses_is_rescued(load, disk, tmp_path, monkeypatch):
     files, saving = (
         host_stand_in.module(f"nodes.{name}") for name in ("pix2pix_zero.direction_files", "common.saving")
     )
-    writing = host_stand_in.module("core.writing")
-    publish = writing._publish
-
-    def refusing(temporary, target, overwrite):
-        if target.parent.name == "full":
-            raise OSError(28, "No space left on device")
-        publish(temporary, target, overwrite)
-
-    monkeypatch.setattr(writing, "_publish", refusing)
+    disk.add("full")
     monkeypatch.setattr(files, "output_path", lambda kind, name: tmp_path / "full" / f"{name}.safetensors")
     monkeypatch.setattr(saving, "rescue_folders", lambda: [("the output folder", tmp_path / "output")])
     direction, _ = load("dog.pt", "cat.pt")
