@@ -46,6 +46,23 @@ def estimated_decibels(inversion: Inversion) -> Tensor | None:
     return latent_decibels(error, inversion.latents[0])
 
 
+def left_over(step: TrajectoryEdit) -> list[str]:
+    """What an edit took off of what its inversion left over, in a line; none where nothing was known to be left."""
+    if step.taken_off is None:
+        return []
+    lowest = float(latent_decibels(step.taken_off, step.inversion.latents[0]).min())
+    return [
+        "what the inversion left over is taken off: the source's path lands on the picture itself, in place of at "
+        f"about {min(lowest, 99.0):.0f} dB"
+    ]
+
+
+def settled(inversion: Inversion) -> bool:
+    """Whether an inversion is known to rebuild its picture without a difference that can be seen."""
+    decibels = estimated_decibels(inversion)
+    return decibels is not None and bool((decibels >= UNSEEN).all())
+
+
 def plain_sentence(decibels: Tensor, about: bool) -> str:
     """What ``decibels [B]`` mean to a person; ``about`` says that they are an estimate."""
     lowest = float(decibels.min())

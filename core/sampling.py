@@ -106,6 +106,8 @@ class TrajectoryEdit(ABC):
     mask: Tensor | None
 
     def __post_init__(self) -> None:
+        #: ``[B]`` mean square, in sigma space, that the shifts added back so far would have missed the source by.
+        self.taken_off: Tensor | None = None
         self.inversion.require_model(self.denoiser.identity)
         self.inversion.require_sampler()
         if self.mask is not None:
@@ -172,10 +174,16 @@ class TrajectoryEdit(ABC):
         Inversion, arXiv 2310.01506). A made-up image was never inverted: nothing is left over of it, and its guidance
         is not to be added twice.
         """
-        if self.inversion.method == GENERATED:
-            return torch.zeros_like(predicted)
+        return torch.zeros_like(predicted) if self.inversion.method == GENERATED else self._to_source(predicted, level)
+
+    def _to_source(self, predicted: Tensor, level: int) -> Tensor:
+        """What ``predicted [B, C, H, W]``, made at the source's latent of ``level``, lacks to land on its next one."""
         here, below = self._source(predicted, level), self._source(predicted, level - 1)
-        return self._landing(here, below, level) - predicted
+        shift = self._landing(here, below, level) - predicted
+        sigma, sigma_next = self._levels(level)
+        missed = (shift * (1 - sigma_next / sigma)).square().flatten(1).mean(1)
+        self.taken_off = missed if self.taken_off is None else self.taken_off + missed
+        return shift
 
     def _levels(self, level: int) -> tuple[float, float]:
         return float(self.inversion.sigmas[level]), float(self.inversion.sigmas[level - 1])

@@ -41,6 +41,7 @@ TECHNIQUES = (
     "deltaedit.mapper",
     "deltaedit.analysis",
     "metrics.edit_report",
+    "metrics.photo_size",
 )
 
 

@@ -91,8 +91,9 @@ def edit(
     window: str,
     focus: float,
     strip: int = 0,
-) -> Node:
-    """Edit sampler, its report and its picture; returns the VAE Decode node of the edited image."""
+    photo: Output | None = None,
+) -> Output:
+    """Edit sampler, its report and its picture; returns the edited IMAGE."""
     painter = {"vae": loader.out("VAE")} if strip else {}
     edited = graph.add(
         "SemEdit_CASOEditSampler",
@@ -109,10 +110,10 @@ def edit(
         **painter,
     )
     graph.add("PreviewAny", column, title="Report", source=edited.out("report"), width=330, height=160)
-    decoded = show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image")
+    image = show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image", photo)
     if strip:
         graph.add("PreviewImage", column + 1, title="From minus to plus", images=edited.out("strip"))
-    return decoded
+    return image
 
 
 def demo_caso_edit(graph: Graph) -> None:
@@ -132,7 +133,7 @@ def demo_caso_edit(graph: Graph) -> None:
         "beside the edit.",
         0, title="What this shows", height=270,
     )  # fmt: skip
-    edit_report(graph, 5, picture.out("image"), edited.out("IMAGE"), true_edit=picture.out("edited image"))
+    edit_report(graph, 5, picture.out("image"), edited, true_edit=picture.out("edited image"))
 
 
 def demo_caso_multi(graph: Graph) -> None:
@@ -168,7 +169,7 @@ def demo_caso_multi(graph: Graph) -> None:
         "each.",
         0, title="What this shows", height=220,
     )  # fmt: skip
-    edit_report(graph, 6, picture.out("image"), edited.out("IMAGE"))
+    edit_report(graph, 6, picture.out("image"), edited)
 
 
 def sd15_caso_edit(graph: Graph) -> None:
@@ -182,7 +183,8 @@ def sd15_caso_edit(graph: Graph) -> None:
         "(as in "
         "`demo_caso_train`, with this checkpoint, *image_size* 512 and a folder of 100 to 200 pictures), a published "
         "CASO `.pt`, or any "
-        "textual inversion.\n\n1. Load a square picture, best 512 x 512.\n2. Choose the embedding.\n3. *window* `fine` "
+        "textual inversion.\n\n1. Load a picture of about 512 x 512; it comes back at its own "
+        "size.\n2. Choose the embedding.\n3. *window* `fine` "
         "for details of "
         "faces, `species` for cat to dog. Too weak: raise *strength*.",
         0, title="Before you run", height=330,
@@ -192,10 +194,20 @@ def sd15_caso_edit(graph: Graph) -> None:
         "SemEdit_CASOEmbeddingLoader", 1, clip=loader.out("CLIP"), embedding_file="my_attribute.safetensors"
     )
     edited = edit(
-        graph, 2, loader, encoded.out("LATENT"), loaded.out("embedding"), "sd15_caso_edit", 5.0, "fine", 1.0, strip=5
+        graph,
+        2,
+        loader,
+        encoded.out("LATENT"),
+        loaded.out("embedding"),
+        "sd15_caso_edit",
+        5.0,
+        "fine",
+        1.0,
+        strip=5,
+        photo=picture.out("IMAGE"),
     )
     graph.add("PreviewImage", 4, title="Original", images=picture.out("IMAGE"))
-    edit_report(graph, 5, picture.out("IMAGE"), edited.out("IMAGE"))
+    edit_report(graph, 5, picture.out("IMAGE"), edited)
 
 
 #: Found by eye on the demo model.

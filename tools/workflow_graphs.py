@@ -39,11 +39,15 @@ def rebuild(graph: Graph, column: int, model: Output, positive: Output, inversio
     return sampled.out("output")
 
 
-def show(graph: Graph, column: int, latent: Output, vae: Output, name: str, title: str) -> Node:
-    """Decode and save; returns the VAE Decode node."""
-    decoded = graph.add("VAEDecode", column, samples=latent, vae=vae)
-    graph.add("SaveImage", column, title=title, images=decoded.out("IMAGE"), filename_prefix=f"semantic_editing/{name}")
-    return decoded
+def show(
+    graph: Graph, column: int, latent: Output, vae: Output, name: str, title: str, photo: Output | None = None
+) -> Output:
+    """Decode, bring to the size of a person's ``photo`` where there is one, and save; returns the IMAGE."""
+    image = graph.add("VAEDecode", column, samples=latent, vae=vae).out("IMAGE")
+    if photo is not None:
+        image = graph.add("SemEdit_RestorePhotoSize", column, photo=photo, edited=image).out("picture")
+    graph.add("SaveImage", column, title=title, images=image, filename_prefix=f"semantic_editing/{name}")
+    return image
 
 
 def edit_report(graph: Graph, column: int, before: Output, after: Output, width: int = 680, **more: Any) -> None:
@@ -70,7 +74,7 @@ def invert_reconstruct(graph: Graph, inversion_type: str, name: str, plot_title:
     rebuilt = show(graph, 4, again, model.out("VAE"), name, "Rebuilt image")
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title=plot_title, images=inversion.out("plot"))
-    return picture.out("image"), rebuilt.out("IMAGE")
+    return picture.out("image"), rebuilt
 
 
 def demo_invert_reconstruct(graph: Graph) -> None:
@@ -114,9 +118,11 @@ def word_edit(
     positive: Output,
     latent: Output,
     name: str,
+    photo: Output | None = None,
     **texts: Any,
-) -> tuple[Node, Node, Node]:
-    """Inversion, direction and guided sampler; returns the nodes whose pictures and report are to be shown."""
+) -> tuple[Node, Node, Output]:
+    """Inversion, direction and guided sampler; returns the nodes whose pictures and report are to be shown, and the
+    edited IMAGE."""
     inversion = graph.add("SemEdit_SPDInvInversion", column, model=model, positive=positive, latent=latent, width=330)
     direction = graph.add("SemEdit_SentenceEditDirection", column - 1, clip=clip, **texts)
     applied = graph.add(
@@ -131,8 +137,8 @@ def word_edit(
         target=applied.out("conditioning"), width=330,
     )  # fmt: skip
     graph.add("PreviewAny", column + 1, title="Report", source=edited.out("report"), width=330, height=180)
-    decoded = show(graph, column + 2, edited.out("latent"), vae, name, "Edited image")
-    return inversion, edited, decoded
+    image = show(graph, column + 2, edited.out("latent"), vae, name, "Edited image", photo)
+    return inversion, edited, image
 
 
 def demo_word_edit(graph: Graph) -> None:
@@ -153,7 +159,7 @@ def demo_word_edit(graph: Graph) -> None:
         "The edit is too weak: raise *cfg*; it changes too much: raise *guidance*.",
         0, title="What this shows", height=290,
     )  # fmt: skip
-    edit_report(graph, 6, picture.out("image"), edited.out("IMAGE"), true_edit=picture.out("edited image"))
+    edit_report(graph, 6, picture.out("image"), edited, true_edit=picture.out("edited image"))
 
 
 def checkpoint_loader(graph: Graph, repository: str, checkpoint: str) -> Node:
@@ -189,12 +195,13 @@ def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, t
         prompt.out("CONDITIONING"),
         encoded.out("LATENT"),
         name,
+        picture.out("IMAGE"),
         source="cat",
         target="dog",
         mode="words",
     )
     graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
-    edit_report(graph, 6, picture.out("IMAGE"), edited.out("IMAGE"))
+    edit_report(graph, 6, picture.out("IMAGE"), edited)
 
 
 def sd15_word_edit(graph: Graph) -> None:
@@ -203,7 +210,8 @@ def sd15_word_edit(graph: Graph) -> None:
         graph, "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors", "sd15_word_edit",
         "# Edit your own picture with SD 1.5\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x checkpoint) "
         "into "
-        "`models/checkpoints`.\n\n1. Load a square picture, best 512 x 512.\n2. Describe it in **Source prompt**.\n3. "
+        "`models/checkpoints`.\n\n1. Load a picture of about 512 x 512; it comes back at its own "
+        "size.\n2. Describe it in **Source prompt**.\n3. "
         "Write the word to "
         "replace and its replacement into **Sentence Edit Direction**.\n\nThe edit is too weak: raise *cfg* "
         "(the paper's is 5) or *strength*, lower *guidance*. It changes too much: the opposite. "
@@ -217,7 +225,8 @@ def sdxl_word_edit(graph: Graph) -> None:
         graph, "stabilityai/stable-diffusion-xl-base-1.0", "sd_xl_base_1.0.safetensors", "sdxl_word_edit",
         "# Edit your own picture with SDXL\n\nPut `sd_xl_base_1.0.safetensors` (or any SDXL checkpoint) into "
         "`models/checkpoints`.\n\n"
-        "1. Load a picture, best 1024 x 1024.\n2. Describe it in **Source prompt**.\n3. Write the word to replace and "
+        "1. Load a picture of about 1024 x 1024; it comes back at its own "
+        "size.\n2. Describe it in **Source prompt**.\n3. Write the word to replace and "
         "its replacement "
         "into **Sentence Edit Direction**.\n\nGradients through SDXL need much memory: choose *resolution* `<=32` on "
         "cards below 24 GB, "

@@ -173,6 +173,8 @@ class SemanticStep(TrajectoryEdit):
         terms: what guides and how strongly; none gives the reconstruction.
         window: which steps are guided.
         mask: ``[B or 1, H, W]`` of any size, 1 where to edit; outside it the source's trajectory is kept exactly.
+        exact: take off what the inversion left over (or another prompt than ``uncond`` in it), at one more evaluation a
+            step: without terms the picture itself comes out.
 
     Raises:
         EditingError: an inversion of another model, a mask of another rank or batch.
@@ -184,6 +186,7 @@ class SemanticStep(TrajectoryEdit):
     terms: Sequence[GuidanceTerm]
     window: Window = FINE
     mask: Tensor | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,7 +205,11 @@ class SemanticStep(TrajectoryEdit):
     def _edited(self, x: Tensor, level: int) -> Tensor:
         with torch.no_grad():
             terms = self.terms if self.is_guided(level) else ()
-            denoised = steered(self.denoiser, x, self._levels(level)[0], self.uncond, terms, self.mask)
+            sigma = self._levels(level)[0]
+            denoised = steered(self.denoiser, x, sigma, self.uncond, terms, self.mask)
+            if self.exact:
+                predicted = self.denoiser(self._source(x, level), sigma, self.uncond)
+                denoised = denoised + self._to_source(predicted, level)
         check_finite(denoised, f"The prediction at step {self.inversion.steps - level + 1}")
         return denoised
 
@@ -215,12 +222,13 @@ def semantic_edit(
     window: Window = FINE,
     *,
     mask: Tensor | None = None,
+    exact: bool = False,
     callback: Callback | None = None,
 ) -> Tensor:
     """Edit inverted images: the clean latent ``[B, C, H, W]``.
 
-    Costs, an image: nothing before the window, 1 + terms forwards a guided step, 1 forward a step below the window. A
-    strength of 0 (no terms) is the reconstruction.
+    Costs, an image: nothing before the window, 1 + terms forwards a guided step, 1 forward a step below the window, and
+    1 more each where it is to be ``exact``. A strength of 0 (no terms) is the reconstruction.
 
     Args:
         callback: told after each step of the edit; an exception it raises ends the run.
@@ -229,7 +237,7 @@ def semantic_edit(
     Raises:
         EditingError: see :class:`SemanticStep`.
     """
-    step = SemanticStep(denoiser, inversion, uncond, terms, window, mask)
+    step = SemanticStep(denoiser, inversion, uncond, terms, window, mask, exact)
     return step.run(step.first_level, callback)
 
 
@@ -242,6 +250,7 @@ def interpolate(
     window: Window = FINE,
     *,
     mask: Tensor | None = None,
+    exact: bool = False,
     callback: Callback | None = None,
 ) -> Tensor:
     """A strip of edits, all strengths times each of ``factors`` (Fig. 4): clean latents ``[factors, B, C, H, W]``.
@@ -263,8 +272,9 @@ def interpolate(
             callback(Progress(len(strip) * progress.steps + progress.step, total, 0, 1, progress.denoised))
 
     for factor in factors:
+        scaled = scaled_terms(terms, factor)
         strip.append(
-            semantic_edit(denoiser, inversion, uncond, scaled_terms(terms, factor), window, mask=mask, callback=report)
+            semantic_edit(denoiser, inversion, uncond, scaled, window, mask=mask, exact=exact, callback=report)
         )
     return torch.stack(strip)
 

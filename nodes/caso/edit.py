@@ -12,14 +12,12 @@ from ...core.caso.editing import (
     PRESETS,
     EditSettings,
     SemanticStep,
-    Window,
     interpolate,
     invert_to_window,
-    semantic_edit,
 )
-from ...core.caso.embedding import GuidanceTerm
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
+from ...core.rebuilding import left_over, settled
 from ..common.inputs import mask_input
 from ..common.recording import as_lines, reads_noise_mask
 from ..common.reports import report_output, shown
@@ -145,7 +143,7 @@ class CASOEditSampler(io.ComfyNode):
         settings = edit_settings(strength, window, start, end, single_step, joined, focus)
         terms = host_terms(clip, semantic_embedding, settings)
         mask = edit_mask(mask)
-        remarks = inversion_remarks(model, inversion, terms.empty)
+        remarks, exact = inversion_remarks(model, inversion, terms.empty)
         if latent is not None and mask is None and not reads_noise_mask(model):
             mask = noise_mask_of(latent)  # a stock sampler leaves the latent alone outside its mask
 
@@ -157,11 +155,11 @@ class CASOEditSampler(io.ComfyNode):
                 )
             else:
                 source, guided = on_device(inversion, session), settings.window
-            edited = semantic_edit(
-                session.denoiser, source, uncond, own, guided, mask=mask, callback=session.callback()
-            )
-            rows = strip_of(session, source, own, interpolate, guided, mask) if interpolate else edited
-            return edited, rows, terms.report(session, len(edited))
+            accurate = exact or (inversion is None and not settled(source))
+            step = SemanticStep(session.denoiser, source, uncond, own, guided, mask, accurate)
+            edited = step.run(step.first_level, session.callback())
+            rows = strip_of(session, step, mask, interpolate) if interpolate else edited
+            return edited, rows, terms.report(session, len(edited)) + as_lines(left_over(step))
 
         place = latent if inversion is None else source_latent(model, inversion)
         sigmas = None if inversion is None else sigmas_out(inversion.sigmas)
@@ -222,50 +220,58 @@ class CASOGuider(io.ComfyNode):
         settings = edit_settings(strength, window, start, end, single_step, joined, focus)
         terms = host_terms(clip, semantic_embedding, settings)
         mask = edit_mask(mask)
-        remarks = inversion_remarks(model, inversion, terms.empty)
+        remarks, exact = inversion_remarks(model, inversion, terms.empty)
         refuse_noise_mask(inversion, "CASO Edit Sampler")
 
         def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
             source = on_device(inversion, session)
+            uncond = session.conds[EMPTY]
             return EulerOnly(
-                SemanticStep(session.denoiser, source, session.conds[EMPTY], terms.of(session), settings.window, mask)
+                SemanticStep(session.denoiser, source, uncond, terms.of(session), settings.window, mask, exact)
             )
 
         guider = DenoiserGuider(model, terms.conds, prepare, advice=ADVICE)
         return io.NodeOutput(guider, ui=shown("\n".join(remarks)) if remarks else None)
 
 
-def strip_of(
-    session: Session, source: Inversion, terms: list[GuidanceTerm], count: int, window: Window, mask: Any
-) -> Tensor:
-    """Edits from -1 to +1 times the strengths, ``[B * count, C, H, W]``, those of one image together."""
-    factors = torch.linspace(-1, 1, count).tolist()
+def strip_of(session: Session, step: SemanticStep, mask: Any, count: int) -> Tensor:
+    """``step`` at -1 to +1 times its strengths, ``[B * count, C, H, W]``, those of one image together."""
     made = interpolate(
-        session.denoiser, source, session.conds[EMPTY], terms, factors, window, mask=mask, callback=session.callback()
+        session.denoiser,
+        step.inversion,
+        step.uncond,
+        step.terms,
+        torch.linspace(-1, 1, count).tolist(),
+        step.window,
+        mask=mask,
+        exact=step.exact,
+        callback=session.callback(),
     )
     return made.transpose(0, 1).flatten(0, 1)
 
 
-def inversion_remarks(model: Any, inversion: Inversion | None, empty: Any) -> list[str]:
-    """What is not as an edit under the ``empty`` prompt wants the INVERSION, one line each.
+def inversion_remarks(model: Any, inversion: Inversion | None, empty: Any) -> tuple[list[str], bool]:
+    """What is not as an edit under the ``empty`` prompt wants the INVERSION, one line each; and whether that, or what
+    the inversion left over, is to be taken off at one more evaluation a step.
 
     Raises:
         EditingError: it is another model's.
     """
     if inversion is None:
-        return []
+        return [], False
     inversion.require_model(own := identity(model))
     lines = inversion.remarks(
         own,
         conditioning_tensors(empty),
         conditioning_print(empty),
-        other_prompt="the inversion was made with a prompt; an empty prompt rebuilds the image better here",
+        other_prompt="the inversion was made with a prompt; one made with an empty prompt saves an evaluation "
+        "a step here",
     )
     if inversion.cfg != 1.0:
         lines.append(
-            f"the inversion was made at cfg {inversion.cfg:g}; one made at cfg 1 rebuilds the image better here"
+            f"the inversion was made at cfg {inversion.cfg:g}; one made at cfg 1 saves an evaluation a step here"
         )
-    return lines
+    return lines, bool(lines) or not settled(inversion)
 
 
 NODES = [CASOEditSampler, CASOGuider]

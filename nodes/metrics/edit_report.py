@@ -9,6 +9,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from ...core.images.edit_strip import edit_strip
+from ...core.images.photo_size import cut, is_cut
 from ...core.metrics.edit_report import edit_report
 from ...core.models.clip import ClipScorer
 from ...core.models.vision_features import VisionFeatures
@@ -16,9 +17,6 @@ from ..common.image_inputs import channels_first
 from ..common.reports import shown
 from ..common.sockets import ClipScorerType, VisionFeaturesType
 from ..host.schema import io, schema, widget
-
-#: Sides of a latent pixel, in pixels: stock VAE Encode cuts a picture to whole ones, from the middle.
-CELLS = (8, 16, 32, 64)
 
 
 class EditReport(io.ComfyNode):
@@ -153,18 +151,6 @@ class EditReport(io.ComfyNode):
             picture = edit_strip(found.before, found.after, found.difference, titles, found.truth, found.mask)
         report = "\n".join([found.text(), *remarks])
         return io.NodeOutput(picture, found.difference, report, ui=shown(report, picture, cls))
-
-
-def is_cut(images: Tensor, size: tuple[int, int]) -> bool:
-    """Whether ``size`` is what stock VAE Encode leaves of the pictures ``[B, C, H, W]``, and less than all."""
-    sides = (images.shape[-2], images.shape[-1])
-    return sides != size and any(all(a // cell * cell == b for a, b in zip(sides, size, strict=True)) for cell in CELLS)
-
-
-def cut(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of ``images [B, C, H, W]``, as stock VAE Encode cuts it."""
-    top, left = ((side - wanted) // 2 for side, wanted in zip(images.shape[-2:], size, strict=True))
-    return images[..., top : top + size[0], left : left + size[1]]
 
 
 def fitted(mask: Tensor, source: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -269,3 +269,33 @@ def test_a_small_mask_does_not_swallow_a_focused_edit(case):
 def test_a_focus_out_of_range_is_refused(focus):
     with pytest.raises(EditingError, match="focus is"):
         GuidanceTerm(None, 1.0, focus=focus)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "auto"])
+def test_exact_takes_off_what_the_inversion_left_over_and_another_prompt_in_it(solver):
+    denoiser, latents = tiny_denoiser("sd2"), tiny_latent(2)
+    uncond, cond, prompt = (tiny_cond("sd2", seed=seed) for seed in (1, 2, 3))
+    inversion = invert(denoiser, latents, prompt, 6, solver)
+    loose = semantic_edit(denoiser, inversion, uncond, [], Window(0.7))
+    before = denoiser.evaluations.forward
+    exact = semantic_edit(denoiser, inversion, uncond, [], Window(0.7), exact=True)
+    assert denoiser.evaluations.forward - before == 2 * 2 * 4  # two images, four steps, the source's prediction beside
+    assert (loose - latents).abs().max() > 1e-3
+    torch.testing.assert_close(exact, latents, rtol=0, atol=1e-5)
+
+    # Guided, every step differs from the plain one by the same shift: what the source's own step missed.
+    step = SemanticStep(denoiser, inversion, uncond, [GuidanceTerm(cond, 3.0)], Window(0.7), exact=True)
+    plain = SemanticStep(denoiser, inversion, uncond, [GuidanceTerm(cond, 3.0)], Window(0.7))
+    missed = torch.zeros(2)
+    for level in (4, 3, 2, 1):
+        x = inversion.latents[level] + 0.1
+        sigma, sigma_next = (float(s) for s in inversion.sigmas[[level, level - 1]])
+        with torch.no_grad():
+            landed = euler_step(
+                inversion.latents[level], denoiser(inversion.latents[level], sigma, uncond), sigma, sigma_next
+            )
+        miss = inversion.latents[level - 1] - landed
+        missed += miss.square().flatten(1).mean(1)
+        ours, theirs = (euler_step(x, each.denoised(x, level), sigma, sigma_next) for each in (step, plain))
+        torch.testing.assert_close(ours - theirs, miss, rtol=0, atol=1e-5)
+    torch.testing.assert_close(step.taken_off, missed, rtol=1e-4, atol=1e-9)

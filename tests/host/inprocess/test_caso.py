@@ -400,6 +400,23 @@ def test_guider_paints_what_the_edit_sampler_paints(pack, demo, images):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("solver, prompt", [("ddim", ""), ("auto", "a smile"), ("auto", "")])
+def test_what_an_inversion_left_over_is_taken_off_and_told(pack, demo, images, solver, prompt):
+    """Strength 0 gives the picture itself, whatever it was inverted by and under."""
+    model, clip, vae = demo
+    latent = nodes.VAEEncode().encode(vae, images[:1])[0]
+    invert = node(pack, "inversion.spdinv", "SPDInvInversion")
+    widgets = {slot.id: slot.default for slot in invert.define_schema().inputs if hasattr(slot, "default")}
+    given = widgets | {"model": model, "positive": stock(clip, prompt), "latent": latent, "steps": 6, "solver": solver}
+    inversion = invert.execute(**given).args[0]
+    edited, _, report = edit(pack, demo, made_up(pack, demo), inversion=inversion, strength=0.0)
+    exact = solver == "ddim" or prompt != ""
+    assert ("is taken off" in report) == exact
+    assert f"{6 if exact else 3} network evaluations per image" in report
+    torch.testing.assert_close(edited["samples"], latent["samples"], rtol=0, atol=1e-4 if exact else 2e-2)
+
+
+@torch.inference_mode()
 def test_focus_is_the_cores_in_all_three_nodes(pack, demo, images):
     """Focused edits and pictures against core's functions with a term of that focus, on the same loaded MODEL."""
     model, clip, vae = demo
@@ -417,7 +434,8 @@ def test_focus_is_the_cores_in_all_three_nodes(pack, demo, images):
             uncond, terms = session.conds["positive"], [embedding.GuidanceTerm(session.conds["term"], 3.0, focus=share)]
             source = pack("core.spdinv.invert").invert(session.denoiser, session.latent, uncond, 6, "ddim")
             noise = torch.randn(session.latent.shape, generator=torch.Generator().manual_seed(7))
-            edited = editing.semantic_edit(session.denoiser, source, uncond, terms, editing.Window(0.5), mask=mask)
+            window = editing.Window(0.5)
+            edited = editing.semantic_edit(session.denoiser, source, uncond, terms, window, mask=mask, exact=True)
             return source, edited, editing.generate(session.denoiser, noise, uncond, terms, 4)
 
         return pack("nodes.host.sampling").run(model, latent, conds, work)

@@ -87,6 +87,15 @@ def test_boxes_masks_and_edits_fit_stock_nodes(pack, wired):
 
 
 @torch.inference_mode()
+def test_a_picture_of_any_size_comes_back_at_its_own_with_every_pixel_outside_the_box(pack, wired):
+    image = wired[0]["image"][:, 3:, 7:][:, :57, :51]  # no side a multiple of 8
+    found = generate(pack, wired, image=image)
+    outside = found["mask"] == 0
+    assert found["edited"].shape == image.shape and found["mask"].shape == image.shape[:3]
+    assert torch.equal(found["edited"][outside], image[outside]) and not torch.equal(found["edited"], image)
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize(("strategy", "most"), [("halving", 4), ("soft mask", 2), ("sampled", 3)])
 def test_every_strategy_runs_inside_a_prompt(pack, wired, strategy, most):
     found = generate(pack, wired, strategy=strategy, budget=3, epochs=2)
