@@ -108,6 +108,22 @@ def test_a_merged_lora_is_another_model_and_an_applied_one_is_a_remark(pack, mod
     assert "rebuilt less" in guided(pack, lora(model, 0.6), again)[1]
 
 
+def test_fp8_weights_are_inverted_and_edited_and_are_a_model_of_their_own(pack, model):
+    """Stored in 8 bits and computed in fp32, as the host loads such files."""
+    small = comfy_model(pack, "sd1", diffusers_unet("sd1"), torch.float8_e4m3fn, torch.float32)
+    assert {w.dtype for w in small.model.diffusion_model.parameters()} == {torch.float8_e4m3fn}
+    apart = {}
+    for solver in ("ddim", "anderson"):
+        inversion, start, sigmas, *_ = invert(pack, small, solver=solver)
+        rebuilt = stock(small, 1.0, start, sigmas)
+        apart[solver] = float((rebuilt * SCALE - inversion.latents[0]).norm())
+    assert apart["anderson"] < 0.25 * apart["ddim"]
+    edited, _ = guided(pack, small, inversion, target=OTHER, cfg=2.0, guidance=0.1)
+    assert torch.isfinite(edited["samples"]).all() and not torch.allclose(edited["samples"], rebuilt, atol=1e-2)
+    with pytest.raises(ValueError, match="another model"):
+        guided(pack, model, inversion)
+
+
 def test_the_print_is_of_the_checkpoint_while_a_lora_is_applied(pack, model):
     own = pack("nodes.host.identity").identity
     before, patched = own(model), lora(model)
