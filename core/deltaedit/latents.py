@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from ..errors import EditingError
 from ..file_names import shown_name
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensor_parts
 from ..images.files import read_picture
+from ..images.sizes import resized
 from ..models.clip import ClipScorer
 from ..writing import Pace
 from .encoder import StyleEncoder
@@ -451,13 +451,6 @@ class LatentsBuilder:
         if self.keep_w_plus and code.w_plus is not None:
             rows.w_plus.append(code.w_plus.half())
         self.unsaved += len(names)
-
-
-def resized(pictures: Tensor, side: int) -> Tensor:
-    """``pictures [B, 3, H, W]`` in 0..1 at another side: means where whole pixels fall together, bicubic otherwise."""
-    if pictures.shape[-1] % side == 0:
-        return functional.interpolate(pictures, size=(side, side), mode="area")
-    return functional.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _square(path: Path) -> Tensor:

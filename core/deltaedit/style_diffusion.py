@@ -25,6 +25,7 @@ from ..attention.site import AttentionControl
 from ..denoiser import Callback, Evaluations, ModelIdentity, check_finite, unit_scale, weight_signature
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
+from ..images.sizes import resized
 from ..prints.weights import weight_print
 from ..reading.forms import only
 from ..sampling import sample
@@ -275,11 +276,7 @@ def fitted(pictures: Tensor, side: int) -> Tensor:
             f"The picture is {width} x {height} and a style diffusion takes squares; wire the face that the style code "
             "was made of."
         )
-    if height % side == 0:
-        small = torch.nn.functional.interpolate(pictures, size=(side, side), mode="area")
-    else:
-        small = torch.nn.functional.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True)
-    return small.clamp(0, 1) * 2 - 1
+    return resized(pictures, side) * 2 - 1
 
 
 def random_noise(network: StyleDiffusion, count: int, steps: int, seed: int) -> StyleNoise:

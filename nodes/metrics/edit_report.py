@@ -9,7 +9,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from ...core.images.edit_strip import edit_strip
-from ...core.images.photo_size import cut, is_cut
+from ...core.images.sizes import cut, is_cut
 from ...core.metrics.edit_report import edit_report
 from ...core.models.clip import ClipScorer
 from ...core.models.vision_features import VisionFeatures

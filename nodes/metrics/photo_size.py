@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...core.images.photo_size import at_photo_size
+from ...core.images.sizes import at_photo_size
 from ..common.image_inputs import channels_first
 from ..host.schema import io, schema, widget
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.images.photo_size import at_photo_size
+from semantic_editing.core.images.sizes import at_photo_size
 
 
 def photo(height, width, count=1):

@@ -1,4 +1,4 @@
-"""An edited picture at the size of the photo it was made from, whatever was cut or scaled on the way to the model."""
+"""Pictures at another size: squares for a network, and an edit back at the size of the photo it was made from."""
 
 from __future__ import annotations
 
@@ -55,3 +55,10 @@ def at_photo_size(photo: Tensor, edited: Tensor) -> Tensor:
             "scale the photo without cropping before it is edited, or wire the cropped picture as the photo."
         )
     return functional.interpolate(edited, own, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def resized(pictures: Tensor, side: int) -> Tensor:
+    """``pictures [B, 3, H, W]`` in 0..1 at another side: means where whole pixels fall together, bicubic otherwise."""
+    if pictures.shape[-1] % side == 0:
+        return functional.interpolate(pictures, size=(side, side), mode="area")
+    return functional.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
