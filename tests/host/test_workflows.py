@@ -22,6 +22,8 @@ DEMOS = (
     "demo_invert_reconstruct",
     "demo_word_edit",
     "demo_noise_regularised",
+    "demo_pix2pix_zero",
+    "demo_synthetic_edit",
     "demo_caso_train",
     "demo_caso_edit",
     "demo_caso_multi",
