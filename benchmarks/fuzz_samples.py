@@ -496,6 +496,26 @@ def _blip2_folder(folder: Path) -> Path:
     return place
 
 
+def _blip2_t5_folder(folder: Path) -> Path:
+    """BLIP-2 with T5: the pieces of its tokenizer are SentencePiece's."""
+    words = ("a", "cat", "dog", "on", "the", "mat", "and", "two")
+    pieces = ["<pad>", "</s>", "<unk>", *(f"\u2581{word}" for word in words), "s", ",", "\u00e9"]
+    text = {
+        "model_type": "t5", "vocab_size": 24, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1,
+        "num_decoder_layers": 1, "num_heads": 2, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
+        "bos_token_id": 1, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+    }  # fmt: skip
+    make = _transformers_folder(
+        "Blip2ForConditionalGeneration", text_config=text, vision_config=TINY, qformer_config=SMALL_TEXT,
+        num_query_tokens=4, image_token_index=23, image_text_hidden_size=8,
+    )  # fmt: skip
+    place = make(folder)
+    listed = [[piece, -float(index)] for index, piece in enumerate(pieces)]
+    text_of = json.dumps({"model": {"type": "Unigram", "vocab": listed}})
+    (place / "tokenizer.json").write_text(text_of, encoding="utf-8")
+    return place
+
+
 def _sharded_folder(folder: Path) -> Path:
     """A vision model in two numbered files with an index."""
     place = _transformers_folder("ViTModel", **TINY)(folder)
@@ -675,6 +695,7 @@ SAMPLES: dict[str, Sample] = {
     "published direction, old": Sample(_saved(_random(1, 77, 8), "cat.pt", **OLD), load_legacy_tensor, ()),
     "captioner": Sample(_blip_folder, load_captioner, ("core.models.captioner.load_captioner",), ("transformers",)),
     "captioner, BLIP-2": Sample(_blip2_folder, load_captioner, (), ("transformers",)),
+    "captioner, BLIP-2 with T5": Sample(_blip2_t5_folder, load_captioner, (), ("transformers",)),
     "embedding": Sample(_embedding, SemanticEmbedding.load, ("core.caso.embedding.SemanticEmbedding.load",)),
     "embedding of A1111": Sample(
         _saved(A1111, "a.pt"),
