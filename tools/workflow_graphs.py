@@ -191,7 +191,8 @@ def demo_synthetic_edit(graph: Graph) -> None:
         for title, text in (("Prompt of the picture", MADE_UP), ("Negative prompt (empty)", ""))
     }
     positive, negative = prompts.values()
-    empty = graph.add("EmptyLatentImage", 1, width=128, height=128)
+    empty = graph.add("EmptyLatentImage", 1)
+    empty.inputs |= {"width": 128, "height": 128}
     made = graph.add(
         "SemEdit_GenerateReference", 2, model=model.out("MODEL"), positive=positive, negative=negative,
         empty_latent=empty.out("LATENT"), seed=2, cfg=3.0, width=330,
