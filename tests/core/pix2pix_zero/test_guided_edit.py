@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from semantic_editing.core.attention.capture import CaptureMaps, MapLoss
+from semantic_editing.core.attention.site import Site
 from semantic_editing.core.denoiser import euler_step
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.pix2pix_zero.guided_edit import (
+    RESOLUTIONS,
     CrossAttentionGuidance,
     CrossAttentionSettings,
     cross_attention_guided_edit,
@@ -78,29 +81,73 @@ def test_lockstep_equals_algorithm_1_in_two_passes(family, shape, preset):
     assert float((unguided * scale - expected).abs().max()) > 5e-3  # the guidance itself is what was compared
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2"])
-def test_released_preset_equals_the_published_code(family):
+def decibels(got, wanted):
+    """PSNR of a latent to another, over the other's range."""
+    span = float(wanted.max() - wanted.min())
+    return 10 * math.log10(span**2 / max(float((got - wanted).square().mean()), 1e-30))
+
+
+@pytest.mark.parametrize(("family", "negative", "method"), pairs(["sd1", "sd2"], ["source", "other"], ["ddim", "auto"]))
+def test_released_preset_replays_the_published_code_in_two_passes_from_the_same_noise(family, negative, method):
+    """A reconstruction whose maps are all kept, then the edit: the trajectory of the inversion is used by neither."""
     denoiser = tiny_denoiser(family, dtype=torch.float64)
     source, target, uncond = tiny_conds(family)
-    inversion = tiny_source(denoiser, family, (1, 8, 8))
+    uncond = source if negative == "source" else uncond
+    inversion = invert(denoiser, tiny_latent(1, 8, 8).double(), source, steps=STEPS, solver=method)
     inversion = replace(inversion, latents=inversion.latents.double())
     options = {"cfg": 3.0, "guidance": 0.3}
     oracle, sources, scale = two_pass(denoiser, family, inversion)
-    expected = oracle.released(sources, source, target, uncond, 3.0, 0.3)
+    rebuilt = oracle.reconstruction(sources[0], source, uncond, 3.0)
+    expected = oracle.released(rebuilt, source, target, uncond, 3.0, 0.3)
     before = denoiser.evaluations.forward, denoiser.evaluations.backward
     got = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, preset="released", **options)
     spent = denoiser.evaluations.forward - before[0], denoiser.evaluations.backward - before[1]
-    torch.testing.assert_close(got * scale, expected, atol=2e-4, rtol=2e-4)
-    assert spent == (6 * STEPS, 2 * STEPS)
+    assert decibels(got * scale, expected) > 60
+    assert spent == ((5 if negative == "source" else 6) * STEPS, 2 * STEPS)
     step = CrossAttentionGuidance(
         denoiser, inversion, source, target, uncond, CrossAttentionSettings(preset="released", **options)
     )
     x = inversion.latents[-1]
     for level in range(STEPS, 0, -1):  # a host's Euler loop lands on the same latents
         x = euler_step(x, step.denoised(x, level), *(float(inversion.sigmas[i]) for i in (level, level - 1)))
-    torch.testing.assert_close(x * scale, expected, atol=2e-4, rtol=2e-4)
-    lockstep = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, **options)
-    assert float((lockstep * scale - expected).abs().max()) > 5e-3
+    assert decibels(x * scale, expected) > 60
+    for other in ({}, {"preset": "released", "reference": "inversion"}):
+        got = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, **options, **other)
+        if negative == "other" or method == "ddim" or not other:
+            assert decibels(got * scale, expected) < 60
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_released_on_the_stored_trajectory_equals_the_code_with_maps_of_that(family):
+    denoiser = tiny_denoiser(family, dtype=torch.float64)
+    source, target, uncond = tiny_conds(family)
+    inversion = tiny_source(denoiser, family, (1, 8, 8))
+    inversion = replace(inversion, latents=inversion.latents.double())
+    oracle, sources, scale = two_pass(denoiser, family, inversion)
+    expected = oracle.released(sources, source, target, uncond, 3.0, 0.3)
+    options = {"cfg": 3.0, "guidance": 0.3, "preset": "released", "reference": "inversion"}
+    got = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, **options)
+    torch.testing.assert_close(got * scale, expected, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("preset", ["lockstep", "carried"])
+def test_a_reconstruction_is_the_reference_of_any_preset(preset):
+    denoiser = tiny_denoiser(dtype=torch.float64)
+    source, target, uncond = tiny_conds()
+    inversion = invert(denoiser, tiny_latent(1, 8, 8).double(), source, steps=STEPS, solver="ddim")
+    inversion = replace(inversion, latents=inversion.latents.double())
+    oracle, sources, scale = two_pass(denoiser, "sd1", inversion)
+    rebuilt = oracle.reconstruction(sources[0], source, uncond, 3.0)
+    expected, _ = oracle.algorithm_1(rebuilt, source, target, uncond, 3.0, 0.3, preset == "carried")
+    options = {"cfg": 3.0, "guidance": 0.3, "preset": preset}
+    before = denoiser.evaluations.forward
+    got = cross_attention_guided_edit(
+        denoiser, inversion, source, target, uncond, reference="reconstruction", **options
+    )
+    assert denoiser.evaluations.forward - before == 5 * STEPS
+    assert decibels(got * scale, expected) > 60
+    stored = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, **options)
+    assert decibels(stored * scale, expected) < 60
 
 
 @pytest.mark.parametrize(
@@ -160,7 +207,7 @@ def test_zero_direction_of_an_inverted_image_gives_the_reconstruction(family, sh
 def test_zero_direction_of_a_generated_image_gives_it_back(family):
     denoiser, (source, _, uncond) = tiny_denoiser(family), tiny_conds(family)
     inversion = tiny_source(denoiser, family, cfg=3.0)
-    edited = cross_attention_guided_edit(denoiser, inversion, source, source, uncond, cfg=3.0)
+    edited = cross_attention_guided_edit(denoiser, inversion, source, source, uncond, cfg=3.0, guidance=0.1)
     torch.testing.assert_close(edited, inversion.latents[0], atol=1e-4, rtol=0)
 
 
@@ -185,7 +232,7 @@ def test_a_small_move_lowers_the_loss_as_its_gradient_predicts(family):
             denoiser(inversion.latents[level], sigma, source, control=capture)
             losses = []
             for latent in (x, moved):
-                control = MapLoss(capture.maps)
+                control = MapLoss(capture.seen)
                 denoiser(latent, sigma, target, control=control)
                 losses.append(control.losses)
         drop = losses[0] - losses[1]
@@ -223,9 +270,10 @@ def test_a_batch_equals_single_images(family, preset):
 def test_bf16_autocast_stays_near_fp32(family, shape):
     denoiser, (source, target, uncond) = tiny_denoiser(family), tiny_conds(family)
     inversion = tiny_source(denoiser, family, shape)
-    exact = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, cfg=2.0)
+    options = {"cfg": 2.0, "guidance": 0.1}
+    exact = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, **options)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, cfg=2.0)
+        mixed = cross_attention_guided_edit(denoiser, inversion, source, target, uncond, **options)
     assert mixed.dtype == torch.float32
     assert 1e-5 < float((mixed - exact).norm() / exact.norm()) < 0.1
 
@@ -238,21 +286,37 @@ def test_it_works_under_inference_mode_and_gives_the_same():
         assert torch.equal(cross_attention_guided_edit(denoiser, inversion, source, target * 1, uncond), expected)
 
 
-def test_resolution_limits_the_layers_that_count():
+@pytest.mark.parametrize(("size", "grid"), [((8, 8), (4, 4)), ((6, 10), (3, 5)), ((9, 7), (5, 4))])
+def test_resolution_limits_the_layers_that_count_at_any_size(size, grid):
     denoiser, (source, target, uncond) = tiny_denoiser(), tiny_conds()
-    inversion = tiny_source(denoiser)
-    every, low = (
-        CrossAttentionGuidance(
-            denoiser, inversion, source, target, uncond, CrossAttentionSettings(max_resolution=limit)
-        )
-        for limit in (8, 4)
-    )
-    for step in (every, low):
+    inversion, shown = tiny_source(denoiser, shape=(1, *size)), {}
+    for resolution in RESOLUTIONS:
+        settings = CrossAttentionSettings(resolution=resolution)
+        step = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, settings)
+        before = denoiser.evaluations.forward
         step.denoised(inversion.latents[-1], STEPS)
-    assert bool((low.losses[STEPS] < every.losses[STEPS]).all())
-    none = CrossAttentionGuidance(denoiser, inversion, source, target, uncond, CrossAttentionSettings(max_resolution=2))
-    with pytest.raises(EditingError, match="chosen resolution"):
-        none.denoised(inversion.latents[-1], STEPS)
+        # This network attends at full and half size only: a quarter is its smallest, found by one more evaluation.
+        assert denoiser.evaluations.forward - before == (5 if resolution == "quarter" else 4)
+        capture = CaptureMaps(step._largest(inversion.latents[-1]))
+        with torch.no_grad():
+            denoiser(inversion.latents[-1], 1.0, source, control=capture)
+        shown[resolution] = {q.shape[-2] for q, _ in capture.seen.values()}
+    whole, half = size[0] * size[1], grid[0] * grid[1]
+    assert shown == {"all": {whole, half}, "half": {half}, "quarter": {half}}
+
+
+def test_guidance_means_the_same_however_many_layers_there_are():
+    """Every layer twice, the second time without effect: twice the sum, and the same loss and move."""
+    generator = torch.Generator().manual_seed(0)
+    q, own, k, v = (torch.randn(2, 2, count, 3, generator=generator) for count in (9, 9, 7, 7))
+    losses = []
+    for layers in (1, 2, 70):
+        control = MapLoss({(index, 0, 0): (own, k) for index in range(layers)})
+        for index in range(layers):
+            control(q, k, v, Site("mid", index, (3, 3), 2, "cross"))
+        losses.append(control.losses)
+    for other in losses[1:]:
+        torch.testing.assert_close(other, losses[0])
 
 
 def test_what_the_inversion_left_over_is_added_back_but_not_under_released():

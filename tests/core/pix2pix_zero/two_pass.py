@@ -57,7 +57,19 @@ class TwoPass:
 
     @staticmethod
     def loss(maps: list[Tensor], reference: list[Tensor]) -> Tensor:
-        return sum((m - r).square().sum((-1, -2)).mean(1) for m, r in zip(maps, reference, strict=True))
+        """The sum over layers, as if there were 16 of them."""
+        return (
+            16 / len(maps) * sum((m - r).square().sum((-1, -2)).mean(1) for m, r in zip(maps, reference, strict=True))
+        )
+
+    def reconstruction(self, noise: Tensor, source, uncond, cfg: float) -> Tensor:
+        """The first pass: ``[T, B, C, H, W]``, the latents that are sampled with the source from ``noise``."""
+        latents = [noise]
+        with torch.no_grad():
+            for t, t_next in zip(self.timesteps[:-1], self.timesteps[1:], strict=True):
+                negative, eps = (self.epsilon(latents[-1], t, cond)[0] for cond in (uncond, source))
+                latents.append(self.update(latents[-1], negative + cfg * (eps - negative), t, t_next))
+        return torch.stack(latents)
 
     def algorithm_1(self, sources: Tensor, source, target, uncond, cfg: float, weight: float, carried: bool = False):
         """``sources [T+1, B, C, H, W]`` descending noise -> edited latent, and the loss of every step.
@@ -95,7 +107,7 @@ class TwoPass:
             for maps, reference in zip(zip(*branches, strict=True), zip(*stored[step], strict=True), strict=True):
                 # The layer's rows are [uncond heads, cond heads], one mean over all of them.
                 current, wanted = torch.cat(maps, 1), torch.cat(reference, 1)
-                loss = loss + (current - wanted).square().sum((2, 3)).mean()
+                loss = loss + 16 / len(branches[0]) * (current - wanted).square().sum((2, 3)).mean()
             loss.backward()
             optimizer.step()
             with torch.no_grad():
