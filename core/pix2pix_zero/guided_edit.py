@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from ..attention.capture import CaptureMaps, MapKey, MapLoss, Projections, show
 from ..denoiser import Callback, Denoiser, check_finite, euler_step, unit_scale
@@ -20,13 +21,15 @@ from ..errors import EditingError
 from ..inversion import Inversion
 from ..sampling import GENERATED, TrajectoryEdit, guided
 
-Preset = Literal["lockstep", "carried", "released"]
+Preset = Literal["lockstep", "carried", "selective", "released"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 Reference = Literal["inversion", "reconstruction"]
 REFERENCES: tuple[Reference, ...] = get_args(Reference)
 Resolution = Literal["all", "half", "quarter"]
 #: By how much the query grid of a layer must be smaller than the latent at least.
 RESOLUTIONS: dict[Resolution, int] = {"all": 1, "half": 2, "quarter": 4}
+STRONGEST = 0.95  # quantile over the places of a latent
+TINY = 1e-12
 #: What the cross-attention layers of one evaluation work with, see :class:`~..attention.capture.CaptureMaps`.
 Seen = Mapping[MapKey, Projections]
 
@@ -45,12 +48,14 @@ class CrossAttentionSettings:
             layers (:class:`~..attention.capture.MapLoss`).
         guided_fraction: share of the steps, 0 to 1, from the noisy end, that are guided.
         resolution: guide only layers whose query grid is at most "half" or a "quarter" as high and wide as the latent
-            (32 and 16 for Stable Diffusion 1 at 512, 64 and 32 for SDXL at 1024); where a network has none so small, its
-            smallest. "all" is the paper's.
+            (32 and 16 for Stable Diffusion 1 at 512, 64 and 32 for SDXL at 1024); where a network has none so small,
+            its smallest. "all" is the paper's.
         preset: ``"lockstep"`` is the paper's Algorithm 1: the noise prediction eps is taken at the moved latent, the
             step from the latent that was not moved. A move the network does not react to then comes back with the
             opposite sign (``x - sigma * eps`` is the prediction *plus* the move), so a strong guidance can raise the
             loss of later steps. ``"carried"`` goes on from the moved latent, which is plain descent on the loss.
+            ``"selective"`` (ours) is that, guided less where the edit acts (:func:`held`), so that what must change its
+            shape may. On a whole latent the maps of the changed place and those of all else pull alike.
             ``"released"`` does what the published code does: both branches of classifier-free guidance get their own
             moved copy of the latent (half the gradient each), and the *negative* branch's moved copy is carried on.
         reference: where the source's maps come from. "inversion": from the trajectory that the inversion stored.
@@ -120,6 +125,7 @@ class CrossAttentionGuidance(TrajectoryEdit):
     mask: Tensor | None = None
     losses: dict[int, Tensor] = field(default_factory=dict, init=False)
     _rebuilt: dict[int, Tensor] = field(default_factory=dict, init=False)  # the reconstruction, where it is now
+    _held: dict[int, Tensor] = field(default_factory=dict, init=False)  # where the next step is guided
     _layers: dict[int, frozenset[MapKey]] = field(default_factory=dict, init=False)  # of each conditioning
     _smallest: tuple[int, int] | None = field(default=None, init=False)  # grid, where ``resolution`` asks for smaller
 
@@ -152,15 +158,18 @@ class CrossAttentionGuidance(TrajectoryEdit):
 
     def _algorithm_1(self, x: Tensor, level: int) -> Tensor:
         sigma = self._levels(level)[0]
-        source, _, shift = self._look(x, level)
+        source, _, unedited, shift = self._look(x, level)
         moved, self.losses[level] = self._moved(x, level, self.target_cond, source, 1.0)
-        slope = (moved - guided(self.denoiser, moved, sigma, self.target_cond, self.uncond, self.settings.cfg)) / sigma
-        return self._landing(x, moved if self.settings.preset == "carried" else x, level, slope) + shift
+        denoised = guided(self.denoiser, moved, sigma, self.target_cond, self.uncond, self.settings.cfg)
+        if self.settings.preset == "selective":
+            self._held = {level - 1: held(denoised + shift, unedited)}
+        go_on_from = x if self.settings.preset == "lockstep" else moved
+        return self._landing(x, go_on_from, level, (moved - denoised) / sigma) + shift
 
     def _released(self, x: Tensor, level: int) -> Tensor:
         sigma = self._levels(level)[0]
         share = 1.0 if self.settings.cfg == 1.0 else 0.5  # the code's mean over heads runs over both branches
-        source, negative, _ = self._look(x, level)
+        source, negative, _, _ = self._look(x, level)
         kept, losses = self._moved(x, level, self.target_cond, source, share)
         slope = (kept - self.denoiser(kept, sigma, self.target_cond)) / sigma
         if self.settings.cfg != 1.0:
@@ -170,8 +179,9 @@ class CrossAttentionGuidance(TrajectoryEdit):
         self.losses[level] = losses
         return self._landing(x, kept, level, slope)
 
-    def _look(self, x: Tensor, level: int) -> tuple[Seen, Seen, Tensor | float]:
-        """The reference of the source and of the negative, and what the inversion left over of the step.
+    def _look(self, x: Tensor, level: int) -> tuple[Seen, Seen, Tensor, Tensor | float]:
+        """The reference of the source and of the negative, the denoised latent that takes the reference's step, and
+        what the inversion left over of that step.
 
         The negative's is the source's where they are one conditioning, or where nobody asks.
         """
@@ -190,10 +200,9 @@ class CrossAttentionGuidance(TrajectoryEdit):
             assert away is not None
             denoised = predicted if settings.cfg == 1.0 else away + settings.cfg * (predicted - away)
             self._rebuilt = {level - 1: euler_step(latent, denoised, sigma, sigma_next)}
-        if not left_over:
-            return source, negative, 0.0
-        assert predicted is not None
-        return source, negative, self._stored_shift(predicted, level)
+        else:
+            denoised = self._landing(latent, self._source(x, level - 1), level)
+        return source, negative, denoised, self._stored_shift(predicted, level) if left_over else 0.0
 
     def _capture(self, latent: Tensor, sigma: float, cond: Any, whole: bool) -> tuple[Seen, Tensor | None]:
         """What the layers see of ``latent`` under ``cond``, and, where the evaluation is ``whole``, its prediction."""
@@ -220,7 +229,7 @@ class CrossAttentionGuidance(TrajectoryEdit):
     def _moved(self, x: Tensor, level: int, cond: Any, reference: Seen, share: float) -> tuple[Tensor, Tensor]:
         """``x`` after a step down ``share`` of the map loss (``x_t - lambda_xa * grad``), and that loss ``[B]``."""
         sigma = self._levels(level)[0]
-        control = MapLoss(reference, to_the_end=False)
+        control = MapLoss(reference, False, self._held.get(level))
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
             show(self.denoiser, leaf, sigma, cond, control)
@@ -229,6 +238,17 @@ class CrossAttentionGuidance(TrajectoryEdit):
         # The paper's latent is x * unit: a step of lambda there is one of lambda / unit^2 here.
         moved = x - self.settings.guidance * unit_scale(self.inversion.identity, sigma) ** -2 * gradient
         return moved, losses.detach()
+
+
+def held(edited: Tensor, source: Tensor) -> Tensor:
+    """How much to hold each place of a latent, ``[B, 1, H, W]`` in 0..1: all where ``edited`` is ``source`` (both
+    ``[B, C, H, W]``, denoised), and little where they differ most.
+
+    The difference is the mean over the channels and over 3 x 3 places; half of its :data:`STRONGEST` counts half.
+    """
+    change = avg_pool2d((edited - source).abs().mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
+    strongest = torch.quantile(change.flatten(1), STRONGEST, dim=1).view(-1, 1, 1, 1)
+    return 1 / (1 + (2 * change / strongest.clamp_min(TINY)) ** 4)
 
 
 def cross_attention_guided_edit(

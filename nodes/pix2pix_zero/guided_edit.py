@@ -90,8 +90,8 @@ def guidance_widgets() -> list[Any]:
             options=list(RESOLUTIONS),
             default="all",
             advanced=True,
-            tooltip="Which attention maps count, by their side beside the latent's. all is the paper's; half and quarter "
-            "take less time and memory.",
+            tooltip="Which attention maps count, by their side beside the latent's. all is the paper's; half and "
+            "quarter take less time and memory.",
         ),
         widget(
             io.Combo,
@@ -99,8 +99,8 @@ def guidance_widgets() -> list[Any]:
             options=list(PRESETS),
             default=CrossAttentionSettings.preset,
             advanced=True,
-            tooltip="carried: goes on from the moved latent, steadier at strong guidance. lockstep: the paper's "
-            "algorithm. released: does as the published code did (both branches are moved), for comparison.",
+            tooltip="selective: holds less where the edit acts. carried: holds everywhere and goes on from the moved "
+            "latent. lockstep: the paper's algorithm. released: as the published code (both branches are moved).",
         ),
         widget(
             io.Conditioning,

@@ -12,12 +12,12 @@ import torch
 from semantic_editing.core.attention.capture import CaptureMaps, MapLoss
 from semantic_editing.core.attention.site import Site
 from semantic_editing.core.denoiser import euler_step
-from semantic_editing.core.errors import EditingError
 from semantic_editing.core.pix2pix_zero.guided_edit import (
     RESOLUTIONS,
     CrossAttentionGuidance,
     CrossAttentionSettings,
     cross_attention_guided_edit,
+    held,
 )
 from semantic_editing.core.sampling import reconstruct
 from semantic_editing.core.spdinv.invert import invert
@@ -62,7 +62,9 @@ def two_pass(denoiser, family, inversion):
     return TwoPass(denoiser.unet, scheduler, table[::-1]), sources.flip(0), float(alphas[0]) ** 0.5
 
 
-@pytest.mark.parametrize(("family", "shape", "preset"), pairs(list(FAMILIES), SHAPES, ["lockstep", "carried"]))
+@pytest.mark.parametrize(
+    ("family", "shape", "preset"), pairs(list(FAMILIES), SHAPES, ["lockstep", "carried", "selective"])
+)
 def test_lockstep_equals_algorithm_1_in_two_passes(family, shape, preset):
     denoiser = tiny_denoiser(family, dtype=torch.float64)
     source, target, uncond = tiny_conds(family)
@@ -73,7 +75,7 @@ def test_lockstep_equals_algorithm_1_in_two_passes(family, shape, preset):
     )
     x = step.run(STEPS)
     oracle, sources, scale = two_pass(denoiser, family, inversion)
-    expected, losses = oracle.algorithm_1(sources, source, target, uncond, 3.0, 0.3, preset == "carried")
+    expected, losses = oracle.algorithm_1(sources, source, target, uncond, 3.0, 0.3, preset)
     torch.testing.assert_close(x * scale, expected, atol=2e-4, rtol=2e-4)
     for level, loss in zip(range(STEPS, 0, -1), losses, strict=True):
         torch.testing.assert_close(step.losses[level], loss, rtol=1e-4, atol=1e-4)
@@ -138,7 +140,7 @@ def test_a_reconstruction_is_the_reference_of_any_preset(preset):
     inversion = replace(inversion, latents=inversion.latents.double())
     oracle, sources, scale = two_pass(denoiser, "sd1", inversion)
     rebuilt = oracle.reconstruction(sources[0], source, uncond, 3.0)
-    expected, _ = oracle.algorithm_1(rebuilt, source, target, uncond, 3.0, 0.3, preset == "carried")
+    expected, _ = oracle.algorithm_1(rebuilt, source, target, uncond, 3.0, 0.3, preset)
     options = {"cfg": 3.0, "guidance": 0.3, "preset": preset}
     before = denoiser.evaluations.forward
     got = cross_attention_guided_edit(
@@ -179,6 +181,7 @@ def test_without_guidance_it_is_plain_cfg_sampling_bit_for_bit(family, cfg, off)
         ({"cfg": 5.0, "guided_fraction": 0.6}, 4 * 3 + 2 * 2, 3),
         ({"cfg": 1.0, "guided_fraction": 0.6}, 3 * 3 + 1 * 2, 3),
         ({"cfg": 5.0, "preset": "carried"}, 4 * 5, 5),
+        ({"cfg": 5.0, "preset": "lockstep"}, 4 * 5, 5),
         ({"cfg": 5.0, "preset": "released"}, 6 * 5, 2 * 5),
     ],
 )
@@ -192,7 +195,9 @@ def test_u_of_an_edit_is_exact(options, forward, backward):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("preset", "near"), [("lockstep", 1e-4), ("carried", 1e-3)])  # carried sums rounding up
+@pytest.mark.parametrize(
+    ("preset", "near"), [("lockstep", 1e-4), ("carried", 1e-3), ("selective", 1e-3)]
+)  # carried sums rounding up
 def test_zero_direction_of_an_inverted_image_gives_the_reconstruction(family, shape, preset, near):
     denoiser, (source, _, _) = tiny_denoiser(family), tiny_conds(family)
     if family == "sdxl":  # as drawn, this network bends so much that the last step's residual stays above the tolerance
@@ -244,7 +249,7 @@ def test_a_small_move_lowers_the_loss_as_its_gradient_predicts(family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("preset", ["lockstep", "released"])
+@pytest.mark.parametrize("preset", ["lockstep", "selective", "released"])
 def test_a_batch_equals_single_images(family, preset):
     denoiser, (source, _, uncond) = tiny_denoiser(family), tiny_conds(family)
     inversion, target = tiny_source(denoiser, family, (3, 6, 10)), tiny_cond(family, 3, seed=3)
@@ -303,6 +308,18 @@ def test_resolution_limits_the_layers_that_count_at_any_size(size, grid):
         shown[resolution] = {q.shape[-2] for q, _ in capture.seen.values()}
     whole, half = size[0] * size[1], grid[0] * grid[1]
     assert shown == {"all": {whole, half}, "half": {half}, "quarter": {half}}
+
+
+def test_where_the_edit_does_most_is_held_least_and_all_of_an_identity():
+    source = torch.zeros(2, 4, 40, 40)
+    edited = source.clone()
+    edited[0, :, :10, :20] = 1.0  # an eighth of the places: more than the quantile leaves out
+    edited[0, :, 20:30, 20:30] = 0.5
+    weights = held(edited, source)
+    assert weights.shape == (2, 1, 40, 40)
+    assert weights[0, 0, :9, :19].unique().tolist() == pytest.approx([1 / 17])
+    assert weights[0, 0, 21:29, 21:29].unique().tolist() == pytest.approx([0.5])
+    assert weights[0, 0, 31:].unique().tolist() == weights[1].unique().tolist() == [1.0]
 
 
 def test_guidance_means_the_same_however_many_layers_there_are():
