@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from ..denoiser import Denoiser
@@ -134,13 +134,10 @@ class MapLoss:
     Args:
         reference: :attr:`CaptureMaps.seen` of the source at the same step; only the layers in it are looked at.
         to_the_end: run the network to its end; else it ends (:class:`LastLayerSeen`) after the last of those layers.
-        weights: ``[B, 1, h, w]``, how much each place of the latent counts, averaged to the grid of every layer; None
-            is 1. A conditioning of several areas counts everywhere, because its parts do not say where they lie.
     """
 
-    def __init__(self, reference: Mapping[MapKey, Projections], to_the_end: bool = True, weights: Tensor | None = None):
+    def __init__(self, reference: Mapping[MapKey, Projections], to_the_end: bool = True):
         self.reference = reference
-        self.weights = None if any(chunk > 0 for _, _, chunk in reference) else weights
         self._layers = {index for index, _, _ in reference}
         self._awaited = None if to_the_end else set(reference)
         self._chunks = _Chunks()
@@ -170,7 +167,7 @@ class MapLoss:
         for key, (query, keys) in self._chunks.split(q, k, site):
             # Only what goes in is kept for the backward pass, which builds the maps again.
             loss = checkpoint(
-                partial(_layer_loss, self._matching(key, query, keys), self._weights(site)),
+                partial(_layer_loss, self._matching(key, query, keys)),
                 query,
                 keys,
                 use_reentrant=False,
@@ -183,12 +180,6 @@ class MapLoss:
         if self._awaited is not None and not self._awaited:
             raise LastLayerSeen
         return attend(q, k, v)
-
-    def _weights(self, site: Site) -> Tensor | None:
-        """Of the pixels of a layer, ``[B, 1, N]``."""
-        if self.weights is None:
-            return None
-        return adaptive_avg_pool2d(self.weights, site.resolution).flatten(2)
 
     def _matching(self, key: MapKey, q: Tensor, k: Tensor) -> Projections:
         reference = self.reference.get(key)
@@ -209,7 +200,6 @@ class MapLoss:
         return own_q.to(q.device), own_k.to(q.device)
 
 
-def _layer_loss(reference: Projections, weights: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
+def _layer_loss(reference: Projections, q: Tensor, k: Tensor) -> Tensor:
     """``[B]``: mean over heads of the sum over pixels and tokens of the squared difference to the reference's map."""
-    distance = (attention_maps(q, k) - attention_maps(*reference)).square().sum(-1)
-    return (distance if weights is None else distance * weights.to(distance)).sum(-1).mean(1)
+    return (attention_maps(q, k) - attention_maps(*reference)).square().sum((-1, -2)).mean(1)

@@ -21,7 +21,7 @@ from ..errors import EditingError
 from ..inversion import Inversion
 from ..sampling import GENERATED, TrajectoryEdit, guided
 
-Preset = Literal["lockstep", "carried", "selective", "released"]
+Preset = Literal["lockstep", "carried", "released"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 Reference = Literal["inversion", "reconstruction"]
 REFERENCES: tuple[Reference, ...] = get_args(Reference)
@@ -29,6 +29,7 @@ Resolution = Literal["all", "half", "quarter"]
 #: By how much the query grid of a layer must be smaller than the latent at least.
 RESOLUTIONS: dict[Resolution, int] = {"all": 1, "half": 2, "quarter": 4}
 STRONGEST = 0.95  # quantile over the places of a latent
+NEARLY = 0.3  # of the strongest change: as much as that is half left alone
 TINY = 1e-12
 #: What the cross-attention layers of one evaluation work with, see :class:`~..attention.capture.CaptureMaps`.
 Seen = Mapping[MapKey, Projections]
@@ -54,8 +55,6 @@ class CrossAttentionSettings:
             step from the latent that was not moved. A move the network does not react to then comes back with the
             opposite sign (``x - sigma * eps`` is the prediction *plus* the move), so a strong guidance can raise the
             loss of later steps. ``"carried"`` goes on from the moved latent, which is plain descent on the loss.
-            ``"selective"`` (ours) is that, guided less where the edit acts (:func:`held`), so that what must change its
-            shape may. On a whole latent the maps of the changed place and those of all else pull alike.
             ``"released"`` does what the published code does: both branches of classifier-free guidance get their own
             moved copy of the latent (half the gradient each), and the *negative* branch's moved copy is carried on.
         reference: where the source's maps come from. "inversion": from the trajectory that the inversion stored.
@@ -63,6 +62,9 @@ class CrossAttentionSettings:
             conditioning and the edit's cfg and negative, which is what the paper's Algorithm 1 and its code do. It
             differs by what the inversion left over, and where cfg multiplies a difference of source and negative.
             None: what belongs to the preset, "reconstruction" for "released" and "inversion" for the others.
+        local_fraction: share of the steps, 0 to 1, at the clean end, in which the places that the edit leaves nearly
+            alone are the source's (:func:`edited_places`); 0, the paper's, is none. The steps before may change the
+            whole layout, as a hat or another hair colour does; what they changed beside that goes back to the source.
 
     Raises:
         EditingError: a value out of range.
@@ -74,12 +76,14 @@ class CrossAttentionSettings:
     resolution: Resolution = "all"
     preset: Preset = "carried"
     reference: Reference | None = None
+    local_fraction: float = 0.6
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < float("inf"):
             raise EditingError(f"guidance is {self.guidance:g}; use 0 (off) or a positive number, usually 0.05 to 0.3.")
-        if not 0 <= self.guided_fraction <= 1:
-            raise EditingError(f"guided_fraction is {self.guided_fraction:g}; use a share from 0 to 1.")
+        for name in ("guided_fraction", "local_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise EditingError(f"{name} is {getattr(self, name):g}; use a share from 0 to 1.")
         if self.resolution not in RESOLUTIONS:
             raise EditingError(f"There is no resolution {self.resolution!r}; use one of {', '.join(RESOLUTIONS)}.")
         if self.preset not in PRESETS:
@@ -97,10 +101,11 @@ class CrossAttentionSettings:
 class CrossAttentionGuidance(TrajectoryEdit):
     """The edit, step by step: what it predicts is such that an Euler step from ``x`` lands where Algorithm 1 does.
 
-    Where a step is not guided it is plain classifier-free guidance, bit for bit. Where it is, the source is evaluated
-    for its maps, so what the inversion left over of that step is known and added back (not under ``"released"``, and
-    not where the reference is a reconstruction, which left nothing over). Evaluations that only serve maps end after
-    the last layer that is looked at. A reconstruction advances with the steps, so those are taken in order.
+    Where a step is neither guided nor local it is plain classifier-free guidance, bit for bit. Where it is guided, the
+    source is evaluated for its maps, so what the inversion left over of that step is known and added back (not under
+    ``"released"``, and not where the reference is a reconstruction, which left nothing over). Evaluations that only
+    serve maps end after the last layer that is looked at. A reconstruction advances with the steps, so those are taken
+    in order.
 
     Attributes:
         inversion: the source's trajectory; it gives the grid, the reference latents and what lies outside the mask.
@@ -125,7 +130,6 @@ class CrossAttentionGuidance(TrajectoryEdit):
     mask: Tensor | None = None
     losses: dict[int, Tensor] = field(default_factory=dict, init=False)
     _rebuilt: dict[int, Tensor] = field(default_factory=dict, init=False)  # the reconstruction, where it is now
-    _held: dict[int, Tensor] = field(default_factory=dict, init=False)  # where the next step is guided
     _layers: dict[int, frozenset[MapKey]] = field(default_factory=dict, init=False)  # of each conditioning
     _smallest: tuple[int, int] | None = field(default=None, init=False)  # grid, where ``resolution`` asks for smaller
 
@@ -144,32 +148,39 @@ class CrossAttentionGuidance(TrajectoryEdit):
         )
 
     def _edited(self, x: Tensor, level: int) -> Tensor:
+        settings = self.settings
         with torch.no_grad():
             if not self.is_guided(level):
-                denoised = guided(
-                    self.denoiser, x, self._levels(level)[0], self.target_cond, self.uncond, self.settings.cfg
+                landing = prediction = guided(
+                    self.denoiser, x, self._levels(level)[0], self.target_cond, self.uncond, settings.cfg
                 )
+            elif settings.preset == "released":
+                landing, prediction = self._released(x, level)
             else:
-                denoised = (
-                    self._released(x, level) if self.settings.preset == "released" else self._algorithm_1(x, level)
-                )
-        check_finite(denoised, f"The prediction at step {self.inversion.steps - level + 1}")
-        return denoised
+                landing, prediction = self._algorithm_1(x, level)
+            check_finite(landing, f"The prediction at step {self.inversion.steps - level + 1}")
+            if not self.is_local(level):
+                return landing
+            here, below = self._source(x, level), self._source(x, level - 1)
+            places = edited_places(prediction, self._landing(here, below, level))
+            return places * landing + (1 - places) * self._landing(x, below, level)
 
-    def _algorithm_1(self, x: Tensor, level: int) -> Tensor:
+    def is_local(self, level: int) -> bool:
+        """Whether the step from ``level`` to ``level - 1`` keeps the source where the edit leaves it nearly alone."""
+        return level <= round(self.settings.local_fraction * self.inversion.steps)
+
+    def _algorithm_1(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
         sigma = self._levels(level)[0]
-        source, _, unedited, shift = self._look(x, level)
+        source, _, shift = self._look(x, level)
         moved, self.losses[level] = self._moved(x, level, self.target_cond, source, 1.0)
         denoised = guided(self.denoiser, moved, sigma, self.target_cond, self.uncond, self.settings.cfg)
-        if self.settings.preset == "selective":
-            self._held = {level - 1: held(denoised + shift, unedited)}
-        go_on_from = x if self.settings.preset == "lockstep" else moved
-        return self._landing(x, go_on_from, level, (moved - denoised) / sigma) + shift
+        kept = moved if self.settings.preset == "carried" else x
+        return self._landing(x, kept, level, (moved - denoised) / sigma) + shift, denoised + shift
 
-    def _released(self, x: Tensor, level: int) -> Tensor:
+    def _released(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
         sigma = self._levels(level)[0]
         share = 1.0 if self.settings.cfg == 1.0 else 0.5  # the code's mean over heads runs over both branches
-        source, negative, _, _ = self._look(x, level)
+        source, negative, _ = self._look(x, level)
         kept, losses = self._moved(x, level, self.target_cond, source, share)
         slope = (kept - self.denoiser(kept, sigma, self.target_cond)) / sigma
         if self.settings.cfg != 1.0:
@@ -177,11 +188,10 @@ class CrossAttentionGuidance(TrajectoryEdit):
             away = (kept - self.denoiser(kept, sigma, self.uncond)) / sigma
             slope, losses = away + self.settings.cfg * (slope - away), losses + negative_losses
         self.losses[level] = losses
-        return self._landing(x, kept, level, slope)
+        return self._landing(x, kept, level, slope), kept - sigma * slope
 
-    def _look(self, x: Tensor, level: int) -> tuple[Seen, Seen, Tensor, Tensor | float]:
-        """The reference of the source and of the negative, the denoised latent that takes the reference's step, and
-        what the inversion left over of that step.
+    def _look(self, x: Tensor, level: int) -> tuple[Seen, Seen, Tensor | float]:
+        """The reference of the source and of the negative, and what the inversion left over of the step.
 
         The negative's is the source's where they are one conditioning, or where nobody asks.
         """
@@ -200,9 +210,10 @@ class CrossAttentionGuidance(TrajectoryEdit):
             assert away is not None
             denoised = predicted if settings.cfg == 1.0 else away + settings.cfg * (predicted - away)
             self._rebuilt = {level - 1: euler_step(latent, denoised, sigma, sigma_next)}
-        else:
-            denoised = self._landing(latent, self._source(x, level - 1), level)
-        return source, negative, denoised, self._stored_shift(predicted, level) if left_over else 0.0
+        if not left_over:
+            return source, negative, 0.0
+        assert predicted is not None
+        return source, negative, self._stored_shift(predicted, level)
 
     def _capture(self, latent: Tensor, sigma: float, cond: Any, whole: bool) -> tuple[Seen, Tensor | None]:
         """What the layers see of ``latent`` under ``cond``, and, where the evaluation is ``whole``, its prediction."""
@@ -229,7 +240,7 @@ class CrossAttentionGuidance(TrajectoryEdit):
     def _moved(self, x: Tensor, level: int, cond: Any, reference: Seen, share: float) -> tuple[Tensor, Tensor]:
         """``x`` after a step down ``share`` of the map loss (``x_t - lambda_xa * grad``), and that loss ``[B]``."""
         sigma = self._levels(level)[0]
-        control = MapLoss(reference, False, self._held.get(level))
+        control = MapLoss(reference, to_the_end=False)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
             show(self.denoiser, leaf, sigma, cond, control)
@@ -240,15 +251,15 @@ class CrossAttentionGuidance(TrajectoryEdit):
         return moved, losses.detach()
 
 
-def held(edited: Tensor, source: Tensor) -> Tensor:
-    """How much to hold each place of a latent, ``[B, 1, H, W]`` in 0..1: all where ``edited`` is ``source`` (both
-    ``[B, C, H, W]``, denoised), and little where they differ most.
+def edited_places(edited: Tensor, source: Tensor) -> Tensor:
+    """Where an edit acts, ``[B, 1, H, W]`` in 0..1, from two denoised latents ``[B, C, H, W]`` of one step.
 
-    The difference is the mean over the channels and over 3 x 3 places; half of its :data:`STRONGEST` counts half.
+    Their difference, a mean over the channels and 3 x 3 places, tells it: at :data:`NEARLY` of its
+    :data:`STRONGEST` the value is half, below it falls with the fourth power. Where nothing differs all is 0.
     """
     change = avg_pool2d((edited - source).abs().mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
     strongest = torch.quantile(change.flatten(1), STRONGEST, dim=1).view(-1, 1, 1, 1)
-    return 1 / (1 + (2 * change / strongest.clamp_min(TINY)) ** 4)
+    return 1 - 1 / (1 + (change / (NEARLY * strongest).clamp_min(TINY)) ** 4)
 
 
 def cross_attention_guided_edit(
@@ -264,6 +275,7 @@ def cross_attention_guided_edit(
     resolution: Resolution = CrossAttentionSettings.resolution,
     preset: Preset = CrossAttentionSettings.preset,
     reference: Reference | None = CrossAttentionSettings.reference,
+    local_fraction: float = CrossAttentionSettings.local_fraction,
     mask: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -280,6 +292,6 @@ def cross_attention_guided_edit(
     Raises:
         EditingError: see :class:`CrossAttentionGuidance` and :class:`CrossAttentionSettings`.
     """
-    settings = CrossAttentionSettings(cfg, guidance, guided_fraction, resolution, preset, reference)
+    settings = CrossAttentionSettings(cfg, guidance, guided_fraction, resolution, preset, reference, local_fraction)
     step = CrossAttentionGuidance(denoiser, inversion, source_cond, target_cond, uncond, settings, mask)
     return step.run(inversion.steps, callback)

@@ -99,8 +99,8 @@ def guidance_widgets() -> list[Any]:
             options=list(PRESETS),
             default=CrossAttentionSettings.preset,
             advanced=True,
-            tooltip="selective: holds less where the edit acts. carried: holds everywhere and goes on from the moved "
-            "latent. lockstep: the paper's algorithm. released: as the published code (both branches are moved).",
+            tooltip="carried: goes on from the moved latent, steadier at strong guidance. lockstep: the paper's "
+            "algorithm. released: does as the published code did (both branches are moved), for comparison.",
         ),
         widget(
             io.Conditioning,
@@ -119,17 +119,36 @@ def guidance_widgets() -> list[Any]:
         widget(
             io.Combo,
             "reference",
+            optional=True,
             options=[AS_PRESET, *REFERENCES],
             default=AS_PRESET,
             advanced=True,
             tooltip="Where the source's attention maps come from. inversion: its stored path. reconstruction: a second "
             "sampling run from its noise, as in the published code. as preset: reconstruction for released.",
         ),
+        widget(
+            io.Float,
+            "local_fraction",
+            optional=True,
+            default=CrossAttentionSettings.local_fraction,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            advanced=True,
+            tooltip="Share of the steps, at the clean end, in which places that the edit leaves nearly alone are taken "
+            "from the source. 0 (the paper) is none; more keeps more, and small or faint edits may get lost.",
+        ),
     ]
 
 
 def settings_of(
-    cfg: float, guidance: float, guided_fraction: float, resolution: str, preset: Preset, reference: str
+    cfg: float,
+    guidance: float,
+    guided_fraction: float,
+    resolution: str,
+    preset: Preset,
+    reference: str,
+    local_fraction: float,
 ) -> CrossAttentionSettings:
     """The widgets' values.
 
@@ -143,6 +162,7 @@ def settings_of(
         OLD_RESOLUTIONS.get(resolution, cast(Resolution, resolution)),
         preset,
         None if reference == AS_PRESET else cast(Reference, reference),
+        local_fraction,
     )
 
 
@@ -218,9 +238,10 @@ class CrossAttnGuidedSampler(io.ComfyNode):
         negative: Any = None,
         mask: Tensor | None = None,
         reference: str = AS_PRESET,
+        local_fraction: float = CrossAttentionSettings.local_fraction,
     ) -> Any:
         """Edit; EditingError for unusable input passes through as it is."""
-        settings = settings_of(cfg, guidance, guided_fraction, resolution, preset, reference)
+        settings = settings_of(cfg, guidance, guided_fraction, resolution, preset, reference, local_fraction)
         where = edit_mask(mask)
         inversion.require_model(own := identity(model))
 
@@ -277,9 +298,10 @@ class CrossAttnGuider(io.ComfyNode):
         negative: Any = None,
         mask: Tensor | None = None,
         reference: str = AS_PRESET,
+        local_fraction: float = CrossAttentionSettings.local_fraction,
     ) -> Any:
         """A guider that keeps no state between sampling runs."""
-        settings = settings_of(cfg, guidance, guided_fraction, resolution, preset, reference)
+        settings = settings_of(cfg, guidance, guided_fraction, resolution, preset, reference, local_fraction)
         where = edit_mask(mask)
         inversion.require_model(own := identity(model))
         refuse_noise_mask(inversion, "Cross-Attn Guided Sampler")

@@ -38,7 +38,7 @@ class TestMask:
         assert torch.equal(self.edit(torch.ones(1, 64, 64)), self.edit(None))
         assert torch.equal(self.edit(torch.zeros(2, 8, 8)), self.inversion.latents[0])
 
-    @pytest.mark.parametrize("preset", ["lockstep", "carried", "selective", "released"])
+    @pytest.mark.parametrize("preset", ["lockstep", "carried", "released"])
     def test_outside_a_half_the_source_is_exact_and_inside_it_is_edited(self, preset):
         mask = torch.zeros(1, 64, 64)
         mask[:, :, :24] = 1
@@ -115,9 +115,10 @@ REFUSALS = {
     "guidance": ({"guidance": -0.1}, "guidance is -0.1"),
     "guidance nan": ({"guidance": float("nan")}, "guidance is nan"),
     "fraction": ({"guided_fraction": 1.5}, "guided_fraction is 1.5"),
+    "local": ({"local_fraction": -0.5}, "local_fraction is -0.5"),
     "resolution": ({"resolution": "<=16"}, "all, half, quarter"),
     "reference": ({"reference": "replay"}, "inversion, reconstruction"),
-    "preset": ({"preset": "published"}, "lockstep, carried, selective, released"),
+    "preset": ({"preset": "published"}, "lockstep, carried, released"),
     "mask rank": ({"mask": torch.ones(8, 8)}, r"mask has shape \[8, 8\]"),
     "mask batch": ({"mask": torch.ones(3, 8, 8)}, "3 masks for 2 images"),
     "mask nan": ({"mask": torch.full((1, 8, 8), float("nan"))}, "mask is not a number"),

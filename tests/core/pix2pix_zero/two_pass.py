@@ -82,8 +82,8 @@ class TwoPass:
         return self.clean(x, (x_next / b.sqrt() - x / a.sqrt()) / ((1 / b - 1).sqrt() - (1 / a - 1).sqrt()), t)
 
     @staticmethod
-    def held(edited: Tensor, source: Tensor) -> Tensor:
-        """Place by place: how far two clean latents are apart around it, beside the 95 % quantile of that."""
+    def acts(edited: Tensor, source: Tensor) -> Tensor:
+        """Place by place: how far two clean latents are apart around it, beside 0.3 of the 95 % quantile of that."""
         apart = (edited - source).abs().mean(1)
         rows, height, width = apart.shape
         around = torch.zeros_like(apart)
@@ -92,41 +92,33 @@ class TwoPass:
                 for j in range(width):
                     around[row, i, j] = apart[row, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean()
         strongest = torch.stack([torch.quantile(row, 0.95) for row in around])
-        return 1 / (1 + (around / (strongest[:, None, None] / 2)) ** 4)
+        ratio = around / (0.3 * strongest[:, None, None])
+        return (ratio**4 / (1 + ratio**4))[:, None]
 
-    @staticmethod
-    def weighted(maps: list[Tensor], reference: list[Tensor], weights: Tensor) -> Tensor:
-        """:meth:`loss` with every pixel's share weighted, ``weights [B, H, W]`` averaged to the layers' grids."""
-        total = torch.zeros(len(weights), dtype=weights.dtype)
-        for m, r in zip(maps, reference, strict=True):
-            side = round((m.shape[2] / weights[0].numel()) ** 0.5 * weights.shape[-1])
-            times = weights.shape[-1] // side
-            coarse = weights.unflatten(2, (side, times)).unflatten(1, (-1, times)).mean((2, 4)).flatten(1)
-            total = total + 16 / len(maps) * ((m - r).square().sum(-1).mean(1) * coarse).sum(1)
-        return total
-
-    def algorithm_1(self, sources: Tensor, source, target, uncond, cfg: float, weight: float, preset: str = "lockstep"):
+    def algorithm_1(
+        self, sources: Tensor, source, target, uncond, cfg: float, weight: float, carried: bool = False, local: int = 0
+    ):
         """``sources [T+1, B, C, H, W]`` descending noise -> edited latent, and the loss of every step.
 
-        "carried" and "selective" update the moved latent, which the paper does not; "selective" holds each step by what
-        the one before it changed."""
+        ``carried`` updates the moved latent, which the paper does not; neither does it take the last ``local`` steps'
+        latents from the source where the edit does not act."""
         with torch.no_grad():
             stored = [self.epsilon(x, t, source)[1] for x, t in zip(sources, self.timesteps[:-1], strict=False)]
         x, losses = sources[0], []
-        weights = torch.ones_like(x[:, 0])
         for step, (t, t_next) in enumerate(zip(self.timesteps[:-1], self.timesteps[1:], strict=True)):
             leaf = x.detach().requires_grad_()
-            loss = self.weighted(self.epsilon(leaf, t, target)[1], stored[step], weights)
+            loss = self.loss(self.epsilon(leaf, t, target)[1], stored[step])
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
             losses.append(loss.detach())
             with torch.no_grad():
                 moved = x - weight * gradient
                 negative = self.epsilon(moved, t, uncond)[0]
                 eps = negative + cfg * (self.epsilon(moved, t, target)[0] - negative)
-                if preset == "selective":
+                x = self.update(moved if carried else x, eps, t, t_next)
+                if step >= len(stored) - local:
                     own = self.clean_of_step(sources[step], sources[step + 1], t, t_next)
-                    weights = self.held(self.clean(moved, eps, t), own)
-                x = self.update(x if preset == "lockstep" else moved, eps, t, t_next)
+                    acts = self.acts(self.clean(moved, eps, t), own)
+                    x = acts * x + (1 - acts) * sources[step + 1]
         return x, losses
 
     def released(self, sources: Tensor, source, target, uncond, cfg: float, weight: float) -> Tensor:
