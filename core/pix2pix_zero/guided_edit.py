@@ -65,23 +65,26 @@ class CrossAttentionSettings:
         local_fraction: share of the steps, 0 to 1, at the clean end, in which the places that the edit leaves nearly
             alone are the source's (:func:`edited_places`); 0, the paper's, is none. The steps before may change the
             whole layout, as a hat or another hair colour does; what they changed beside that goes back to the source.
+        cfg_fraction: share of the steps, 0 to 1, from the noisy end, that use ``cfg``; the others use 1, for one
+            evaluation less (guidance in an interval: Kynkaanniemi et al. 2024, arXiv 2404.07724).
 
     Raises:
         EditingError: a value out of range.
     """
 
     cfg: float = 2.0
-    guidance: float = 0.3
+    guidance: float = 0.05
     guided_fraction: float = 1.0
     resolution: Resolution = "all"
     preset: Preset = "carried"
     reference: Reference | None = None
     local_fraction: float = 0.6
+    cfg_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < float("inf"):
-            raise EditingError(f"guidance is {self.guidance:g}; use 0 (off) or a positive number, usually 0.05 to 0.3.")
-        for name in ("guided_fraction", "local_fraction"):
+            raise EditingError(f"guidance is {self.guidance:g}; use 0 (off) or a positive number, usually 0.02 to 0.2.")
+        for name in ("guided_fraction", "local_fraction", "cfg_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise EditingError(f"{name} is {getattr(self, name):g}; use a share from 0 to 1.")
         if self.resolution not in RESOLUTIONS:
@@ -142,17 +145,22 @@ class CrossAttentionGuidance(TrajectoryEdit):
 
     def is_guided(self, level: int) -> bool:
         """Whether the step from ``level`` to ``level - 1`` is guided."""
-        from_noisy_end = self.inversion.steps - level
-        return self.settings.guidance > 0 and from_noisy_end < round(
-            self.settings.guided_fraction * self.inversion.steps
-        )
+        return self.settings.guidance > 0 and self._is_noisy(level, self.settings.guided_fraction)
+
+    def cfg_at(self, level: int) -> float:
+        """The guidance scale of the step from ``level`` to ``level - 1``."""
+        return self.settings.cfg if self._is_noisy(level, self.settings.cfg_fraction) else 1.0
+
+    def _is_noisy(self, level: int, fraction: float) -> bool:
+        """Whether a level is among that share of the steps from the noisy end."""
+        return self.inversion.steps - level < round(fraction * self.inversion.steps)
 
     def _edited(self, x: Tensor, level: int) -> Tensor:
         settings = self.settings
         with torch.no_grad():
             if not self.is_guided(level):
                 landing = prediction = guided(
-                    self.denoiser, x, self._levels(level)[0], self.target_cond, self.uncond, settings.cfg
+                    self.denoiser, x, self._levels(level)[0], self.target_cond, self.uncond, self.cfg_at(level)
                 )
             elif settings.preset == "released":
                 landing, prediction = self._released(x, level)
@@ -173,20 +181,20 @@ class CrossAttentionGuidance(TrajectoryEdit):
         sigma = self._levels(level)[0]
         source, _, shift = self._look(x, level)
         moved, self.losses[level] = self._moved(x, level, self.target_cond, source, 1.0)
-        denoised = guided(self.denoiser, moved, sigma, self.target_cond, self.uncond, self.settings.cfg)
+        denoised = guided(self.denoiser, moved, sigma, self.target_cond, self.uncond, self.cfg_at(level))
         kept = moved if self.settings.preset == "carried" else x
         return self._landing(x, kept, level, (moved - denoised) / sigma) + shift, denoised + shift
 
     def _released(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        sigma = self._levels(level)[0]
-        share = 1.0 if self.settings.cfg == 1.0 else 0.5  # the code's mean over heads runs over both branches
+        sigma, cfg = self._levels(level)[0], self.cfg_at(level)
+        share = 1.0 if cfg == 1.0 else 0.5  # the code's mean over heads runs over both branches
         source, negative, _ = self._look(x, level)
         kept, losses = self._moved(x, level, self.target_cond, source, share)
         slope = (kept - self.denoiser(kept, sigma, self.target_cond)) / sigma
-        if self.settings.cfg != 1.0:
+        if cfg != 1.0:
             kept, negative_losses = self._moved(x, level, self.uncond, negative, share)
             away = (kept - self.denoiser(kept, sigma, self.uncond)) / sigma
-            slope, losses = away + self.settings.cfg * (slope - away), losses + negative_losses
+            slope, losses = away + cfg * (slope - away), losses + negative_losses
         self.losses[level] = losses
         return self._landing(x, kept, level, slope), kept - sigma * slope
 
@@ -195,20 +203,20 @@ class CrossAttentionGuidance(TrajectoryEdit):
 
         The negative's is the source's where they are one conditioning, or where nobody asks.
         """
-        settings, (sigma, sigma_next) = self.settings, self._levels(level)
+        settings, cfg, (sigma, sigma_next) = self.settings, self.cfg_at(level), self._levels(level)
         released = settings.preset == "released"
         latent = self._rebuilt.get(level, self._source(x, level)) if settings.reconstructs else self._source(x, level)
         left_over = not (settings.reconstructs or released or self.inversion.method == GENERATED)
         whole = settings.reconstructs or left_over
         source, predicted = self._capture(latent, sigma, self.source_cond, whole)
         negative, away = source, predicted
-        apart = settings.cfg != 1.0 and self.uncond is not self.source_cond
+        apart = cfg != 1.0 and self.uncond is not self.source_cond
         if apart and (released or settings.reconstructs):
             negative, away = self._capture(latent, sigma, self.uncond, whole)
         if settings.reconstructs:
             assert predicted is not None
             assert away is not None
-            denoised = predicted if settings.cfg == 1.0 else away + settings.cfg * (predicted - away)
+            denoised = predicted if cfg == 1.0 else away + cfg * (predicted - away)
             self._rebuilt = {level - 1: euler_step(latent, denoised, sigma, sigma_next)}
         if not left_over:
             return source, negative, 0.0
@@ -276,6 +284,7 @@ def cross_attention_guided_edit(
     preset: Preset = CrossAttentionSettings.preset,
     reference: Reference | None = CrossAttentionSettings.reference,
     local_fraction: float = CrossAttentionSettings.local_fraction,
+    cfg_fraction: float = CrossAttentionSettings.cfg_fraction,
     mask: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -292,6 +301,8 @@ def cross_attention_guided_edit(
     Raises:
         EditingError: see :class:`CrossAttentionGuidance` and :class:`CrossAttentionSettings`.
     """
-    settings = CrossAttentionSettings(cfg, guidance, guided_fraction, resolution, preset, reference, local_fraction)
+    settings = CrossAttentionSettings(
+        cfg, guidance, guided_fraction, resolution, preset, reference, local_fraction, cfg_fraction
+    )
     step = CrossAttentionGuidance(denoiser, inversion, source_cond, target_cond, uncond, settings, mask)
     return step.run(inversion.steps, callback)

@@ -191,7 +191,10 @@ def test_resolutions_of_older_workflows_still_mean_what_they_meant():
     for node in (module.CrossAttnGuidedSampler, module.CrossAttnGuider):
         assert all(node.validate_inputs(choice) is True for choice in ("all", "half", "quarter", "<=32", "<=16", None))
         assert "all, half, quarter" in node.validate_inputs("<=8")
-    old = [module.settings_of(2.0, 0.1, 1.0, name, "carried", "as preset", 0.6).resolution for name in ("<=32", "<=16")]
+    old = [
+        module.settings_of(2.0, 0.1, 1.0, name, "carried", "as preset", 0.6, 1.0).resolution
+        for name in ("<=32", "<=16")
+    ]
     assert old == ["half", "quarter"]
 
 

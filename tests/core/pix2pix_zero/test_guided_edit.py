@@ -14,6 +14,7 @@ from semantic_editing.core.attention.site import Site
 from semantic_editing.core.denoiser import euler_step
 from semantic_editing.core.pix2pix_zero.guided_edit import (
     NEARLY,
+    PRESETS,
     RESOLUTIONS,
     CrossAttentionGuidance,
     CrossAttentionSettings,
@@ -195,6 +196,8 @@ def test_without_guidance_it_is_plain_cfg_sampling_bit_for_bit(family, cfg, off)
         ({"cfg": 5.0, "preset": "carried"}, 4 * 5, 5),
         ({"cfg": 5.0, "preset": "lockstep"}, 4 * 5, 5),
         ({"cfg": 5.0, "preset": "released"}, 6 * 5, 2 * 5),
+        ({"cfg": 5.0, "guided_fraction": 0.2, "cfg_fraction": 0.4, "local_fraction": 1.0}, 4 + 2 + 3, 1),
+        ({"cfg": 5.0, "guided_fraction": 0.4, "cfg_fraction": 0.2}, 4 + 3 + 3, 2),
     ],
 )
 def test_u_of_an_edit_is_exact(options, forward, backward):
@@ -303,6 +306,18 @@ def test_local_steps_cost_nothing_and_give_the_source_where_nothing_changes():
         assert denoiser.evaluations.forward - before == 2 * STEPS
     apart = [float((made[fraction] - inversion.latents[0]).square().mean()) for fraction in sorted(made)]
     assert apart[0] > apart[1] > apart[2] > 0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_beyond_its_share_of_the_steps_cfg_is_1(preset):
+    denoiser, (source, target, uncond) = tiny_denoiser(), tiny_conds()
+    inversion, options = tiny_source(denoiser), {"guidance": 0.1, "preset": preset}
+    none = edit(denoiser, inversion, source, target, uncond, cfg=4.0, cfg_fraction=0.0, **options)
+    assert torch.equal(none, edit(denoiser, inversion, source, target, uncond, cfg=1.0, **options))
+    some = edit(denoiser, inversion, source, target, uncond, cfg=4.0, cfg_fraction=1 / STEPS, **options)
+    always = edit(denoiser, inversion, source, target, uncond, cfg=4.0, **options)
+    assert not torch.allclose(some, none, atol=1e-3)
+    assert not torch.allclose(some, always, atol=1e-3)
 
 
 def test_it_works_under_inference_mode_and_gives_the_same():

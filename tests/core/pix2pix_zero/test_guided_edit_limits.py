@@ -115,6 +115,7 @@ REFUSALS = {
     "guidance": ({"guidance": -0.1}, "guidance is -0.1"),
     "guidance nan": ({"guidance": float("nan")}, "guidance is nan"),
     "fraction": ({"guided_fraction": 1.5}, "guided_fraction is 1.5"),
+    "cfg fraction": ({"cfg_fraction": float("nan")}, "cfg_fraction is nan"),
     "local": ({"local_fraction": -0.5}, "local_fraction is -0.5"),
     "resolution": ({"resolution": "<=16"}, "all, half, quarter"),
     "reference": ({"reference": "replay"}, "inversion, reconstruction"),
