@@ -162,4 +162,6 @@ def test_a_prediction_that_is_not_a_number_names_its_step():
     latents = inversion.latents.clone()
     latents[1] = float("inf")
     with pytest.raises(EditingError, match="step 3 is not a number"):
-        cross_attention_guided_edit(denoiser, replace(inversion, latents=latents), source, target, uncond)
+        cross_attention_guided_edit(
+            denoiser, replace(inversion, latents=latents), source, target, uncond, local_fraction=0.0
+        )
