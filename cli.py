@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("--steps", type=int, default=50)
     edit.add_argument("--solver", choices=SOLVER_NAMES, default="auto", help="how each inversion step is solved")
     edit.add_argument("--cfg", type=float, default=2.0, help="how strongly the edit is followed (paper: 5)")
-    edit.add_argument("--guidance", type=float, default=0.3, help="how the layout is kept; 0 is off (paper: 0.1)")
+    edit.add_argument("--guidance", type=float, default=0.05, help="how the layout is kept; 0 is off (paper: 0.1)")
     edit.add_argument(
         "--preset",
         choices=PRESETS,
