@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def word_edit(
     latent: Output,
     name: str,
     inverts: str = "SemEdit_SPDInvInversion",
+    samples: Mapping[str, Any] = MappingProxyType({}),
     **texts: Any,
 ) -> tuple[Node, Node, Node]:
     """Inversion, direction and guided sampler; returns the nodes whose pictures and report are to be shown."""
@@ -133,7 +135,7 @@ def word_edit(
     )
     edited = graph.add(
         "SemEdit_CrossAttnGuidedSampler", column + 1, model=model, inversion=inversion.out("inversion"),
-        target=applied.out("conditioning"), width=330,
+        target=applied.out("conditioning"), width=330, **samples,
     )  # fmt: skip
     graph.add("PreviewAny", column + 1, title="Report", source=edited.out("report"), width=330, height=180)
     decoded = show(graph, column + 2, edited.out("latent"), vae, name, "Edited image")
@@ -166,7 +168,7 @@ def demo_pix2pix_zero(graph: Graph) -> None:
     model, picture, positive, latent = demo_source(graph, PAIR, 1)
     inversion, _, edited = word_edit(
         graph, 2, model.out("MODEL"), model.out("CLIP"), model.out("VAE"), positive, latent, "demo_pix2pix_zero",
-        "SemEdit_AutocorrDDIMInversion",
+        "SemEdit_AutocorrDDIMInversion", {"guidance": 0.3, "local_fraction": 0.0},
         source="without glasses", target="wearing glasses", mode="words", bank="portrait",
     )  # fmt: skip
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
@@ -177,7 +179,7 @@ def demo_pix2pix_zero(graph: Graph) -> None:
         "(*L_auto*).\n2. **Sentence Edit Direction** finds the way from *without glasses* to *wearing glasses* in the "
         "text encoder.\n3. **Cross-Attn Guided Sampler** edits and holds the cross-attention maps (*L_xa*).\n\n*Edit "
         "by words* does the same with **SPDInv Inversion**, which rebuilds the picture more exactly. Set *guidance* to "
-        "0 to see the direction alone.",
+        "0 to see the direction alone; *local_fraction*, which is 0 here, is not the paper's.",
         0, title="What this shows", height=290,
     )  # fmt: skip
     edit_report(graph, 6, picture.out("image"), edited.out("IMAGE"), true_edit=picture.out("edited image"))
@@ -286,8 +288,8 @@ def sdxl_word_edit(graph: Graph) -> None:
         "`models/checkpoints`.\n\n"
         "1. Load a picture, best 1024 x 1024.\n2. Describe it in **Source prompt**.\n3. Write the word to replace and "
         "its replacement "
-        "into **Sentence Edit Direction**.\n\nGradients through SDXL need much memory: choose *resolution* `quarter` on "
-        "cards below 24 GB, "
+        "into **Sentence Edit Direction**.\n\nGradients through SDXL need much memory: choose *resolution* `quarter` "
+        "on cards below 24 GB, "
         "or a smaller picture. The edit is too weak: raise *cfg* (the paper's is 5).",
     )  # fmt: skip
 
