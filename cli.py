@@ -61,21 +61,24 @@ def parser() -> argparse.ArgumentParser:
         "--model", type=Path, required=True, help="diffusers folder, or single-file .safetensors checkpoint"
     )
     edit.add_argument("--image", type=Path, required=True, help="the picture to edit")
-    edit.add_argument("--source", required=True, help='what it shows, a word or phrase: "cat"')
-    edit.add_argument("--target", required=True, help='what it shall show instead: "dog"')
+    edit.add_argument(
+        "--source",
+        help='what it shows, a word or phrase: "cat" (default: nothing goes, the target is added to the caption)',
+    )
+    edit.add_argument("--target", required=True, help='what it shall show instead, or besides: "dog"')
     edit.add_argument("--out", type=Path, required=True, help="where to write the edited picture, e.g. y.png")
     edit.add_argument("--caption", help='caption of the picture (default: "a photo of" the source)')
     edit.add_argument(
         "--captioner",
         type=Path,
         metavar="FOLDER",
-        help="BLIP or BLIP-2 (transformers folder) that describes the picture where no --caption is given",
+        help="BLIP or BLIP-2 (transformers folder), which describes the picture where no --caption is given",
     )
     edit.add_argument("--size", type=int, help="shorter side in pixels, a multiple of 8 (default: the model's own)")
     edit.add_argument("--steps", type=int, default=50)
     edit.add_argument("--solver", choices=SOLVER_NAMES, default="auto", help="how each inversion step is solved")
     edit.add_argument("--cfg", type=float, default=2.0, help="how strongly the edit is followed (paper: 5)")
-    edit.add_argument("--guidance", type=float, default=0.3, help="how the layout is kept; 0 is off (paper: 0.1)")
+    edit.add_argument("--guidance", type=float, default=0.05, help="how the layout is kept; 0 is off (paper: 0.1)")
     edit.add_argument(
         "--preset",
         choices=PRESETS,
@@ -187,10 +190,12 @@ def run_edit(options: argparse.Namespace) -> None:
     from .core.images.files import check_writable, read_picture, read_whole_picture, save_picture
     from .core.models.captioner import load_captioner
     from .core.pix2pix_zero.guided_edit import CrossAttentionSettings
-    from .core.pix2pix_zero.word_edit import WordEdit, choose_device, edit_by_words
+    from .core.pix2pix_zero.word_edit import NO_CAPTION, WordEdit, choose_device, edit_by_words
     from .core.spdinv.solvers import SPDInvSettings
 
     check_characters(str(options.out), "path")
+    if options.source is None and options.caption is None and options.captioner is None:
+        raise EditingError(NO_CAPTION)
     check_writable(options.out, overwrite=options.overwrite)
     read_picture(options.image)  # a bad picture is refused before the model loads
     device, dtype = choose_device(options.device, options.dtype)

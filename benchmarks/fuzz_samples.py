@@ -69,6 +69,7 @@ from semantic_editing.core.metrics.pie_bench import read_pie_bench
 from semantic_editing.core.models.arcface import IdentityNetwork
 from semantic_editing.core.models.captioner import load_captioner
 from semantic_editing.core.models.clip import load_open_clip, load_transformers_clip
+from semantic_editing.core.models.text_generator import load_text_generator
 from semantic_editing.core.models.vision_features import load_vision_features, load_vision_folder
 from semantic_editing.core.pix2pix_zero.edit_direction import EditDirection
 from semantic_editing.core.pix2pix_zero.shift_field import ShiftField
@@ -496,6 +497,52 @@ def _blip2_folder(folder: Path) -> Path:
     return place
 
 
+def _blip2_t5_folder(folder: Path) -> Path:
+    """BLIP-2 with T5: the pieces of its tokenizer are SentencePiece's."""
+    words = ("a", "cat", "dog", "on", "the", "mat", "and", "two")
+    pieces = ["<pad>", "</s>", "<unk>", *(f"\u2581{word}" for word in words), "s", ",", "\u00e9"]
+    text = {
+        "model_type": "t5", "vocab_size": 24, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1,
+        "num_decoder_layers": 1, "num_heads": 2, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
+        "bos_token_id": 1, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+    }  # fmt: skip
+    make = _transformers_folder(
+        "Blip2ForConditionalGeneration", text_config=text, vision_config=TINY, qformer_config=SMALL_TEXT,
+        num_query_tokens=4, image_token_index=23, image_text_hidden_size=8,
+    )  # fmt: skip
+    place = make(folder)
+    listed = [[piece, -float(index)] for index, piece in enumerate(pieces)]
+    text_of = json.dumps({"model": {"type": "Unigram", "vocab": listed}})
+    (place / "tokenizer.json").write_text(text_of, encoding="utf-8")
+    return place
+
+
+def _text_generator_folder(class_name: str, **settings: Any) -> Callable[[Path], Path]:
+    """A text model of a dozen words."""
+
+    def make(folder: Path) -> Path:
+        place = _transformers_folder(class_name, vocab_size=12, **settings)(folder)
+        words = ("</s>", "<unk>", "a", "cat", "dog", "photo", "of", "on", "the", "mat", "sits", ".")
+        model = {"type": "WordLevel", "vocab": {word: index for index, word in enumerate(words)}, "unk_token": "<unk>"}
+        listed = {
+            "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None, "model": model,
+        }  # fmt: skip
+        (place / "tokenizer.json").write_text(json.dumps(listed), encoding="utf-8")
+        return place
+
+    return make
+
+
+_gpt2_folder = _text_generator_folder(
+    "GPT2LMHeadModel", n_embd=16, n_layer=1, n_head=2, n_positions=64, eos_token_id=0, bos_token_id=0
+)
+_t5_folder = _text_generator_folder(
+    "T5ForConditionalGeneration", d_model=16, d_kv=8, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2,
+    decoder_start_token_id=0, pad_token_id=0, eos_token_id=0,
+)  # fmt: skip
+
+
 def _sharded_folder(folder: Path) -> Path:
     """A vision model in two numbered files with an index."""
     place = _transformers_folder("ViTModel", **TINY)(folder)
@@ -675,6 +722,11 @@ SAMPLES: dict[str, Sample] = {
     "published direction, old": Sample(_saved(_random(1, 77, 8), "cat.pt", **OLD), load_legacy_tensor, ()),
     "captioner": Sample(_blip_folder, load_captioner, ("core.models.captioner.load_captioner",), ("transformers",)),
     "captioner, BLIP-2": Sample(_blip2_folder, load_captioner, (), ("transformers",)),
+    "captioner, BLIP-2 with T5": Sample(_blip2_t5_folder, load_captioner, (), ("transformers",)),
+    "text model": Sample(
+        _gpt2_folder, load_text_generator, ("core.models.text_generator.load_text_generator",), ("transformers",)
+    ),
+    "text model, T5": Sample(_t5_folder, load_text_generator, (), ("transformers",)),
     "embedding": Sample(_embedding, SemanticEmbedding.load, ("core.caso.embedding.SemanticEmbedding.load",)),
     "embedding of A1111": Sample(
         _saved(A1111, "a.pt"),

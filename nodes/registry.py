@@ -19,6 +19,7 @@ TECHNIQUES = (
     "inversion.files",
     "inversion.rebuild",
     "pix2pix_zero.caption",
+    "pix2pix_zero.written",
     "pix2pix_zero.directions",
     "pix2pix_zero.direction_files",
     "pix2pix_zero.guided_edit",

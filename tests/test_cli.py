@@ -142,6 +142,22 @@ def test_a_captioner_describes_the_picture_unless_the_caption_is_given(tmp_path,
     assert "has no tokenizer" in capsys.readouterr().err
 
 
+def test_without_a_source_the_target_is_added_to_the_caption(tmp_path, sd1, image, capsys):
+    def run(out, *more):
+        paths = ["--model", str(sd1), "--image", str(image), "--out", str(tmp_path / out)]
+        return cli.main(["edit", *paths, *FAST, *more])
+
+    assert run("no.png", "--target", "wearing a hat") == 2
+    assert "Nothing says what the picture shows; give the word that changes (--source)" in capsys.readouterr().err
+    folder = SAMPLES["captioner"].make(tmp_path)
+    assert run("one.png", "--target", "wearing a hat", "--captioner", str(folder)) == 0
+    assert "adding 'wearing a hat' to the caption" in capsys.readouterr().out
+    assert run("two.png", "--target", " ", "--caption", "an owl") == 2
+    assert "The target is empty" in capsys.readouterr().err
+    assert run("three.png", "--target", "at night", "--caption", "an owl " * 40) == 0
+    assert "the caption fills all 77 tokens" in capsys.readouterr().out
+
+
 def test_a_direction_file_replaces_the_words_direction(tmp_path, sd1, image, capsys):
     shift = torch.zeros(1, 77, WIDTH)
     shift[:, 3] = 1.0

@@ -27,7 +27,7 @@ SHORT = {"steps": STEPS, "budget": 4, "held_out": 2, "check_every": 0, "interpol
 WORKFLOWS = sorted(
     path.stem
     for path in (*bench.WORKFLOWS[0].glob("demo_*.json"), *bench.WORKFLOWS[1].glob("*.json"))
-    if path.stem != "demo_caso_train"
+    if path.stem not in ("demo_caso_train", "demo_synthetic_edit")  # neither edits a picture that is given
 )
 
 
@@ -71,6 +71,19 @@ def test_every_demo_workflow_runs_to_a_picture(name, pair, runner):
     if size == 64:
         return
     assert 12 < psnr(outcome.picture[None], pair.source[None]) < 40  # still the face, and not the file itself
+
+
+def test_a_made_up_picture_is_itself_without_the_direction(runner):
+    workflow = short("demo_synthetic_edit")
+    applied = node_of(workflow, "SemEdit_ApplyEditDirection")
+    (drawn,) = [key for key, node in workflow.items() if node["_meta"]["title"] == "Original"]
+    pictures = {}
+    for strength in (0.0, 1.0):
+        applied["strength"] = strength
+        outputs = runner.execute(workflow)
+        pictures[strength] = bench.saved(workflow, outputs)[0], outputs[drawn][0]
+    same, other = (psnr(*(picture.movedim(-1, 1) for picture in pictures[strength])) for strength in (0.0, 1.0))
+    assert float(same) > 60 > float(other)
 
 
 def test_stock_sampling_is_the_cores(pair, runner):
@@ -140,7 +153,7 @@ def test_what_is_not_known_or_fails_is_named(change, told, pair, runner):
 
 
 def test_only_the_shipped_demo_workflows_nodes_are_needed():
-    used = {node["class_type"] for name in WORKFLOWS for node in short(name).values()}
+    used = {node["class_type"] for name in (*WORKFLOWS, "demo_synthetic_edit") for node in short(name).values()}
     assert set(demo_host.STOCK) - used == {"LoadImage"}  # which takes Load Demo Image's place in the bench
 
 

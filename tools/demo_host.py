@@ -334,7 +334,13 @@ def composite(
     return (made.movedim(1, -1),)
 
 
+def empty_latent(width: int, height: int, batch_size: int) -> tuple[dict[str, Tensor]]:
+    """EmptyLatentImage: zeros of the demo VAE's latents."""
+    return ({"samples": torch.zeros(batch_size, 4, height // 8, width // 8)},)
+
+
 STOCK: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "EmptyLatentImage": empty_latent,
     "LoadImage": load_image,
     "SaveImage": save_image,
     "PreviewImage": save_image,

@@ -11,7 +11,7 @@ OPEN_COMBOS = {
     "inversion_file", "direction_file", "source_file", "pictures", "classifier_file", "embedding_file",
     "vision_model", "clip_model", "network_file", "token_model", "generator_file", "encoder_file",
     "style_diffusion_file",
-    "mapper_file", "relevance_file", "picture_folder", "caption_model",
+    "mapper_file", "relevance_file", "picture_folder", "caption_model", "text_model",
 }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
 
 #: The counterfactual pair of the demo's word edit.
 PAIR = "glasses: none to glasses"
+#: What the made-up picture shows.
+MADE_UP = (
+    "a portrait of a person, tan skin, short brown hair, smiling, without glasses, in a green sweater, blue background"
+)
 
 
 def demo_source(graph: Graph, pictures: str, number: int) -> tuple[Node, Node, Output, Output]:
@@ -119,11 +124,13 @@ def word_edit(
     latent: Output,
     name: str,
     photo: Output | None = None,
+    inverts: str = "SemEdit_SPDInvInversion",
+    samples: Mapping[str, Any] = MappingProxyType({}),
     **texts: Any,
 ) -> tuple[Node, Node, Output]:
     """Inversion, direction and guided sampler; returns the nodes whose pictures and report are to be shown, and the
     edited IMAGE."""
-    inversion = graph.add("SemEdit_SPDInvInversion", column, model=model, positive=positive, latent=latent, width=330)
+    inversion = graph.add(inverts, column, model=model, positive=positive, latent=latent, width=330)
     direction = graph.add("SemEdit_SentenceEditDirection", column - 1, clip=clip, **texts)
     applied = graph.add(
         "SemEdit_ApplyEditDirection",
@@ -134,7 +141,7 @@ def word_edit(
     )
     edited = graph.add(
         "SemEdit_CrossAttnGuidedSampler", column + 1, model=model, inversion=inversion.out("inversion"),
-        target=applied.out("conditioning"), width=330,
+        target=applied.out("conditioning"), width=330, **samples,
     )  # fmt: skip
     graph.add("PreviewAny", column + 1, title="Report", source=edited.out("report"), width=330, height=180)
     image = show(graph, column + 2, edited.out("latent"), vae, name, "Edited image", photo)
@@ -160,6 +167,68 @@ def demo_word_edit(graph: Graph) -> None:
         0, title="What this shows", height=290,
     )  # fmt: skip
     edit_report(graph, 6, picture.out("image"), edited, true_edit=picture.out("edited image"))
+
+
+def demo_pix2pix_zero(graph: Graph) -> None:
+    """The paper's whole method: regularised inversion, direction and guidance."""
+    model, picture, positive, latent = demo_source(graph, PAIR, 1)
+    inversion, _, edited = word_edit(
+        graph, 2, model.out("MODEL"), model.out("CLIP"), model.out("VAE"), positive, latent, "demo_pix2pix_zero",
+        "SemEdit_AutocorrDDIMInversion", {"guidance": 0.3, "local_fraction": 0.0},
+        source="without glasses", target="wearing glasses", mode="words", bank="portrait",
+    )  # fmt: skip
+    graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
+    graph.add("PreviewImage", 5, title="True edited image (for comparison)", images=picture.out("edited image"))
+    graph.add("PreviewImage", 5, title="Noise before and after", images=inversion.out("plot"))
+    graph.note(
+        "# pix2pix-zero, whole\n\n1. **Autocorr DDIM Inversion** finds noise whose pixels do not know each other "
+        "(*L_auto*).\n2. **Sentence Edit Direction** finds the way from *without glasses* to *wearing glasses* in the "
+        "text encoder.\n3. **Cross-Attn Guided Sampler** edits and holds the cross-attention maps (*L_xa*).\n\n*Edit "
+        "by words* does the same with **SPDInv Inversion**, which rebuilds the picture more exactly. Set *guidance* to "
+        "0 to see the direction alone; *local_fraction*, which is 0 here, is not the paper's.",
+        0, title="What this shows", height=290,
+    )  # fmt: skip
+    edit_report(graph, 6, picture.out("image"), edited, true_edit=picture.out("edited image"))
+
+
+def demo_synthetic_edit(graph: Graph) -> None:
+    """A picture that the model makes up gets glasses: no inversion."""
+    model = graph.add("SemEdit_LoadDemoModel", 0)
+    prompts = {
+        title: graph.add("CLIPTextEncode", 1, title=title, clip=model.out("CLIP"), text=text).out("CONDITIONING")
+        for title, text in (("Prompt of the picture", MADE_UP), ("Negative prompt (empty)", ""))
+    }
+    positive, negative = prompts.values()
+    empty = graph.add("EmptyLatentImage", 1)
+    empty.inputs |= {"width": 128, "height": 128}
+    made = graph.add(
+        "SemEdit_GenerateReference", 2, model=model.out("MODEL"), positive=positive, negative=negative,
+        empty_latent=empty.out("LATENT"), seed=2, cfg=3.0, width=330,
+    )  # fmt: skip
+    drawn = graph.add("VAEDecode", 2, samples=made.out("latent"), vae=model.out("VAE"))
+    direction = graph.add(
+        "SemEdit_SentenceEditDirection", 2, clip=model.out("CLIP"),
+        source="without glasses", target="wearing glasses", mode="words", bank="portrait",
+    )  # fmt: skip
+    applied = graph.add(
+        "SemEdit_ApplyEditDirection", 3, conditioning=positive, edit_direction=direction.out("edit direction"),
+        clip=model.out("CLIP"),
+    )  # fmt: skip
+    sampled = graph.add(
+        "SemEdit_CrossAttnGuidedSampler", 3, model=model.out("MODEL"), inversion=made.out("inversion"),
+        target=applied.out("conditioning"), cfg=3.0, guidance=0.15, width=330,
+    )  # fmt: skip
+    graph.add("PreviewAny", 3, title="Report", source=sampled.out("report"), width=330, height=180)
+    edited = show(graph, 4, sampled.out("latent"), model.out("VAE"), "demo_synthetic_edit", "Edited image")
+    graph.add("PreviewImage", 5, title="Original", images=drawn.out("IMAGE"))
+    graph.note(
+        "# Edit a picture that the model makes up\n\n1. **Reference From Noise** makes a picture from a seed and keeps "
+        "the way there, so nothing needs to be inverted.\n2. **Sentence Edit Direction** and **Cross-Attn Guided "
+        "Sampler** edit it, with the paper's *guidance* for such pictures, 0.15.\n\nUse the same *cfg* in both: "
+        "without the direction (*strength* 0) the sampler then gives the very picture again.",
+        0, title="What this shows", height=290,
+    )  # fmt: skip
+    edit_report(graph, 6, drawn.out("IMAGE"), edited)
 
 
 def checkpoint_loader(graph: Graph, repository: str, checkpoint: str) -> Node:
@@ -215,7 +284,7 @@ def sd15_word_edit(graph: Graph) -> None:
         "Write the word to "
         "replace and its replacement into **Sentence Edit Direction**.\n\nThe edit is too weak: raise *cfg* "
         "(the paper's is 5) or *strength*, lower *guidance*. It changes too much: the opposite. "
-        "Out of memory: *resolution* `<=32`.",
+        "Out of memory: *resolution* `half`.",
     )  # fmt: skip
 
 
@@ -228,13 +297,21 @@ def sdxl_word_edit(graph: Graph) -> None:
         "1. Load a picture of about 1024 x 1024; it comes back at its own "
         "size.\n2. Describe it in **Source prompt**.\n3. Write the word to replace and "
         "its replacement "
-        "into **Sentence Edit Direction**.\n\nGradients through SDXL need much memory: choose *resolution* `<=32` on "
-        "cards below 24 GB, "
+        "into **Sentence Edit Direction**.\n\nGradients through SDXL need much memory: choose *resolution* `quarter` "
+        "on cards below 24 GB, "
         "or a smaller picture. The edit is too weak: raise *cfg* (the paper's is 5).",
     )  # fmt: skip
 
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     describe.__name__: describe
-    for describe in (demo_invert_reconstruct, demo_word_edit, demo_noise_regularised, sd15_word_edit, sdxl_word_edit)
+    for describe in (
+        demo_invert_reconstruct,
+        demo_word_edit,
+        demo_noise_regularised,
+        demo_pix2pix_zero,
+        demo_synthetic_edit,
+        sd15_word_edit,
+        sdxl_word_edit,
+    )
 }

@@ -48,7 +48,7 @@ class Settings:
 
     steps: int = 30
     cfg: float = 2.0
-    guidance: float = 0.3
+    guidance: float = 0.05
     preset: Preset = "carried"
     strength: float = 1.0
     sentences: int = 256

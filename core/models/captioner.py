@@ -1,5 +1,5 @@
-"""What a picture shows, in words: BLIP (Li et al., arXiv 2201.12086) and BLIP-2 with OPT (arXiv 2301.12597) through
-transformers, from a local folder.
+"""What a picture shows, in words: BLIP (Li et al., arXiv 2201.12086) and BLIP-2 with OPT or T5 (arXiv 2301.12597)
+through transformers, from a local folder.
 
 pix2pix-zero inverts a photo with BLIP's caption of it. Only the network is transformers'; its tokens are put together
 to words here, from the list of pieces alone.
@@ -32,7 +32,7 @@ CAPTIONERS = {
 #: Side in pixels of the pictures that each sees, where its configuration does not say.
 SIDES = {"blip": 384, "blip-2": 224}
 #: Language models of BLIP-2 that are read.
-LANGUAGE_MODELS = ("opt",)
+LANGUAGE_MODELS = ("opt", "t5")
 LONGEST = 75  # tokens of a caption, the most that a text encoder of Stable Diffusion takes
 MOST_BEAMS = 16
 
@@ -139,6 +139,8 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 BYTES = _bytes_of_characters()
+_CHARACTERS = {byte: character for character, byte in BYTES.items()}
+SPACE = "\u2581"  # SentencePiece's, at the beginning of a word
 
 
 def load_captioner(folder: str | Path) -> ImageCaptioner:
@@ -164,7 +166,8 @@ def load_captioner(folder: str | Path) -> ImageCaptioner:
             raise EditingError(
                 f"{source.name} writes with {str(language)[:80]}; use a BLIP-2 with {' or '.join(LANGUAGE_MODELS)}."
             )
-        settings["text_config"] = {**settings["text_config"], "model_type": language}
+        begins = {"bos_token_id": 1} if language == "t5" else {}  # BLIP-2 asks for one, which T5 itself has not
+        settings["text_config"] = begins | settings["text_config"] | {"model_type": language}
     pieces = _pieces(source)
     (side, *_) = numbers_in(settings.get("vision_config", {}).get("image_size")) or [SIDES[kind]]
     mean_of_clip, std_of_clip = CLIP_NORMALISATION
@@ -181,7 +184,7 @@ def load_captioner(folder: str | Path) -> ImageCaptioner:
 
 
 def _pieces(folder: Path) -> dict[int, str]:
-    """Token id -> piece, from whichever list of the tokenizer's is there."""
+    """Token id -> piece, from whichever list of the tokenizer's is there; SentencePiece's (T5) as GPT-2 would write."""
     remedy = "download the model again with its tokenizer files"
     if (folder / "tokenizer.json").is_file():
         listed = load_json(folder / "tokenizer.json", "tokenizer", folder.name, remedy)["model"]["vocab"]
@@ -192,4 +195,9 @@ def _pieces(folder: Path) -> dict[int, str]:
         listed = {piece.rstrip("\r"): index for index, piece in enumerate(lines)}
     else:
         raise EditingError(f"{folder.name} has no tokenizer; {remedy}.")
+    if isinstance(listed, list):
+        in_bytes = (
+            "".join(_CHARACTERS[byte] for byte in str(piece).replace(SPACE, " ").encode()) for piece, _ in listed
+        )
+        return dict(enumerate(in_bytes))
     return {index: piece for piece, index in listed.items() if piece}

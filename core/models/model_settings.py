@@ -37,22 +37,31 @@ _RATIO = maybe(number(0, 100))
 _FLAG = maybe(flag)
 _TOKEN = maybe(whole(0, 1_000_000))
 #: Keys that say how many layers there are.
-LAYERS = ("num_hidden_layers", "depths", "num_block_repeats", "num_layers", "num_stages")
-#: What may be passed on of a transformers configuration: enough for the networks of :data:`CLASSIFIERS`, for CLIP and
-#: for captioners.
+LAYERS = (
+    "num_hidden_layers", "depths", "num_block_repeats", "num_layers", "num_stages", "num_decoder_layers", "n_layer",
+)  # fmt: skip
+#: What may be passed on of a transformers configuration: enough for the networks of :data:`CLASSIFIERS`, for CLIP, for
+#: captioners and for networks that write.
 SETTINGS: dict[str, Form] = {
     **dict.fromkeys(
         (
             "hidden_size", "intermediate_size", "projection_dim", "embed_dim", "embedding_size", "hidden_sizes",
             "hidden_dim", "pooler_output_size", "in_channels", "out_channels", "neck_hidden_sizes", "groups_width",
             "num_channels", "encoder_hidden_size", "image_text_hidden_size", "ffn_dim", "word_embed_proj_dim",
+            "d_model", "d_kv", "d_ff", "n_embd", "n_inner",
         ),
         _WIDTH,
     ),
     **dict.fromkeys(
-        (*LAYERS, "num_attention_heads", "num_heads", "num_register_tokens", "num_query_tokens"), _COUNT
+        (
+            *LAYERS, "num_attention_heads", "num_heads", "num_register_tokens", "num_query_tokens", "n_head",
+            "relative_attention_num_buckets",
+        ),
+        _COUNT,
     ),
-    "max_position_embeddings": _one_or_many(whole(0, 8192)),
+    **dict.fromkeys(
+        ("max_position_embeddings", "n_positions", "relative_attention_max_distance"), _one_or_many(whole(0, 8192))
+    ),
     "image_size": _SIDE,
     **dict.fromkeys(
         (
@@ -67,7 +76,7 @@ SETTINGS: dict[str, Form] = {
             "layer_norm_eps", "batch_norm_eps", "batch_norm_momentum", "initializer_range", "initializer_factor",
             "logit_scale_init_value", "layer_scale_init_value", "layerscale_value", "attention_dropout",
             "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout_prob", "drop_path_rate",
-            "drop_connect_rate", "dropout_rate",
+            "drop_connect_rate", "dropout_rate", "layer_norm_epsilon",
         ),
         _NUMBER,
     ),
@@ -79,15 +88,21 @@ SETTINGS: dict[str, Form] = {
             "use_mean_pooling", "use_relative_position_bias", "use_shared_relative_position_bias", "use_swiglu_ffn",
             "downsample_in_bottleneck", "downsample_in_first_stage", "finegrained_output", "first_layer_is_expansion",
             "tf_padding", "apply_layernorm", "vision_use_head", "do_layer_norm_before", "tie_word_embeddings",
+            "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "scale_decoder_outputs",
         ),
         _FLAG,
     ),
-    **dict.fromkeys(("hidden_act", "pooler_act"), maybe(one_of(ACTIVATIONS))),
+    **dict.fromkeys(("hidden_act", "pooler_act", "activation_function"), maybe(one_of(ACTIVATIONS))),
+    "feed_forward_proj": maybe(one_of(("relu", "gated-gelu", "gated-silu"))),
     "layer_type": maybe(one_of(("basic", "bottleneck", "x", "y"))),
     "pooling_type": maybe(one_of(("mean", "max"))),
     "problem_type": one_of((None, "regression", "single_label_classification", "multi_label_classification")),
     **dict.fromkeys(
-        ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "image_token_index", "vocab_size"), _TOKEN
+        (
+            "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "image_token_index", "vocab_size",
+            "decoder_start_token_id",
+        ),
+        _TOKEN,
     ),
     "num_labels": maybe(whole(1, MOST_LABELS)),
     "id2label": maybe(mapped(text(), 1, MOST_LABELS, digits(0, MOST_LABELS))),

@@ -7,20 +7,32 @@ maps of one step only ever exist (the published code stores those of all steps f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
-from ..attention.capture import CaptureMaps, MapLoss
-from ..denoiser import Callback, Denoiser, check_finite, unit_scale
+from ..attention.capture import CaptureMaps, MapKey, MapLoss, Projections, show
+from ..denoiser import Callback, Denoiser, check_finite, euler_step, unit_scale
 from ..errors import EditingError
 from ..inversion import Inversion
-from ..sampling import TrajectoryEdit, guided
+from ..sampling import GENERATED, TrajectoryEdit, guided
 
 Preset = Literal["lockstep", "carried", "released"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
+Reference = Literal["inversion", "reconstruction"]
+REFERENCES: tuple[Reference, ...] = get_args(Reference)
+Resolution = Literal["all", "half", "quarter"]
+#: By how much the query grid of a layer must be smaller than the latent at least.
+RESOLUTIONS: dict[Resolution, int] = {"all": 1, "half": 2, "quarter": 4}
+STRONGEST = 0.95  # quantile over the places of a latent
+NEARLY = 0.3  # of the strongest change: as much as that is half left alone
+TINY = 1e-12
+#: What the cross-attention layers of one evaluation work with, see :class:`~..attention.capture.CaptureMaps`.
+Seen = Mapping[MapKey, Projections]
 
 
 @dataclass(frozen=True)
@@ -33,46 +45,70 @@ class CrossAttentionSettings:
     Attributes:
         cfg: classifier-free guidance scale of the edit.
         guidance: step size on the map loss in unit-variance latent units, 0 or more (the paper's lambda_xa); 0 is plain
-            sampling.
+            sampling. It means for every network and ``resolution`` what it means for Stable Diffusion 1 with all its
+            layers (:class:`~..attention.capture.MapLoss`).
         guided_fraction: share of the steps, 0 to 1, from the noisy end, that are guided.
-        max_resolution: guide only layers whose query grid is at most so high and wide (latent pixels); None is all.
+        resolution: guide only layers whose query grid is at most "half" or a "quarter" as high and wide as the latent
+            (32 and 16 for Stable Diffusion 1 at 512, 64 and 32 for SDXL at 1024); where a network has none so small,
+            its smallest. "all" is the paper's.
         preset: ``"lockstep"`` is the paper's Algorithm 1: the noise prediction eps is taken at the moved latent, the
             step from the latent that was not moved. A move the network does not react to then comes back with the
             opposite sign (``x - sigma * eps`` is the prediction *plus* the move), so a strong guidance can raise the
             loss of later steps. ``"carried"`` goes on from the moved latent, which is plain descent on the loss.
             ``"released"`` does what the published code does: both branches of classifier-free guidance get their own
             moved copy of the latent (half the gradient each), and the *negative* branch's moved copy is carried on.
+        reference: where the source's maps come from. "inversion": from the trajectory that the inversion stored.
+            "reconstruction": from a second sampling run beside the edit, from the same noise, with the source's
+            conditioning and the edit's cfg and negative, which is what the paper's Algorithm 1 and its code do. It
+            differs by what the inversion left over, and where cfg multiplies a difference of source and negative.
+            None: what belongs to the preset, "reconstruction" for "released" and "inversion" for the others.
+        local_fraction: share of the steps, 0 to 1, at the clean end, in which the places that the edit leaves nearly
+            alone are the source's (:func:`edited_places`); 0, the paper's, is none. The steps before may change the
+            whole layout, as a hat or another hair colour does; what they changed beside that goes back to the source.
+        cfg_fraction: share of the steps, 0 to 1, from the noisy end, that use ``cfg``; the others use 1, for one
+            evaluation less (guidance in an interval: Kynkaanniemi et al. 2024, arXiv 2404.07724).
 
     Raises:
         EditingError: a value out of range.
     """
 
     cfg: float = 2.0
-    guidance: float = 0.3
+    guidance: float = 0.05
     guided_fraction: float = 1.0
-    max_resolution: int | None = None
+    resolution: Resolution = "all"
     preset: Preset = "carried"
+    reference: Reference | None = None
+    local_fraction: float = 0.6
+    cfg_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < float("inf"):
-            raise EditingError(f"guidance is {self.guidance:g}; use 0 (off) or a positive number, usually 0.05 to 0.3.")
-        if not 0 <= self.guided_fraction <= 1:
-            raise EditingError(f"guided_fraction is {self.guided_fraction:g}; use a share from 0 to 1.")
-        if self.max_resolution is not None and self.max_resolution < 1:
-            raise EditingError(
-                f"max_resolution is {self.max_resolution}; "
-                "use a positive number of latent pixels, or None for all layers."
-            )
+            raise EditingError(f"guidance is {self.guidance:g}; use 0 (off) or a positive number, usually 0.02 to 0.2.")
+        for name in ("guided_fraction", "local_fraction", "cfg_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise EditingError(f"{name} is {getattr(self, name):g}; use a share from 0 to 1.")
+        if self.resolution not in RESOLUTIONS:
+            raise EditingError(f"There is no resolution {self.resolution!r}; use one of {', '.join(RESOLUTIONS)}.")
         if self.preset not in PRESETS:
             raise EditingError(f"There is no preset {self.preset!r}; use one of {', '.join(PRESETS)}.")
+        if self.reference not in (None, *REFERENCES):
+            raise EditingError(f"There is no reference {self.reference!r}; use one of {', '.join(REFERENCES)}.")
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the reference is a reconstruction."""
+        return (self.reference or ("reconstruction" if self.preset == "released" else "inversion")) == "reconstruction"
 
 
 @dataclass
 class CrossAttentionGuidance(TrajectoryEdit):
     """The edit, step by step: what it predicts is such that an Euler step from ``x`` lands where Algorithm 1 does.
 
-    Where a step is not guided it is plain classifier-free guidance, bit for bit. Where it is, the source is evaluated
-    for its maps, so what the inversion left over of that step is known and added back (not under ``"released"``).
+    Where a step is neither guided nor local it is plain classifier-free guidance, bit for bit. Where it is guided, the
+    source is evaluated for its maps, so what the inversion left over of that step is known and added back (not under
+    ``"released"``, and not where the reference is a reconstruction, which left nothing over). Evaluations that only
+    serve maps end after the last layer that is looked at. A reconstruction advances with the steps, so those are taken
+    in order.
 
     Attributes:
         inversion: the source's trajectory; it gives the grid, the reference latents and what lies outside the mask.
@@ -96,6 +132,9 @@ class CrossAttentionGuidance(TrajectoryEdit):
     settings: CrossAttentionSettings = field(default_factory=CrossAttentionSettings)
     mask: Tensor | None = None
     losses: dict[int, Tensor] = field(default_factory=dict, init=False)
+    _rebuilt: dict[int, Tensor] = field(default_factory=dict, init=False)  # the reconstruction, where it is now
+    _layers: dict[int, frozenset[MapKey]] = field(default_factory=dict, init=False)  # of each conditioning
+    _smallest: tuple[int, int] | None = field(default=None, init=False)  # grid, where ``resolution`` asks for smaller
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,65 +145,129 @@ class CrossAttentionGuidance(TrajectoryEdit):
 
     def is_guided(self, level: int) -> bool:
         """Whether the step from ``level`` to ``level - 1`` is guided."""
-        from_noisy_end = self.inversion.steps - level
-        return self.settings.guidance > 0 and from_noisy_end < round(
-            self.settings.guided_fraction * self.inversion.steps
-        )
+        return self.settings.guidance > 0 and self._is_noisy(level, self.settings.guided_fraction)
+
+    def cfg_at(self, level: int) -> float:
+        """The guidance scale of the step from ``level`` to ``level - 1``."""
+        return self.settings.cfg if self._is_noisy(level, self.settings.cfg_fraction) else 1.0
+
+    def _is_noisy(self, level: int, fraction: float) -> bool:
+        """Whether a level is among that share of the steps from the noisy end."""
+        return self.inversion.steps - level < round(fraction * self.inversion.steps)
 
     def _edited(self, x: Tensor, level: int) -> Tensor:
+        settings = self.settings
         with torch.no_grad():
             if not self.is_guided(level):
-                denoised = guided(
-                    self.denoiser, x, self._levels(level)[0], self.target_cond, self.uncond, self.settings.cfg
+                landing = prediction = guided(
+                    self.denoiser, x, self._levels(level)[0], self.target_cond, self.uncond, self.cfg_at(level)
                 )
+            elif settings.preset == "released":
+                landing, prediction = self._released(x, level)
             else:
-                denoised = (
-                    self._released(x, level) if self.settings.preset == "released" else self._algorithm_1(x, level)
-                )
-        check_finite(denoised, f"The prediction at step {self.inversion.steps - level + 1}")
-        return denoised
+                landing, prediction = self._algorithm_1(x, level)
+            check_finite(landing, f"The prediction at step {self.inversion.steps - level + 1}")
+            if not self.is_local(level):
+                return landing
+            here, below = self._source(x, level), self._source(x, level - 1)
+            places = edited_places(prediction, self._landing(here, below, level))
+            return places * landing + (1 - places) * self._landing(x, below, level)
 
-    def _algorithm_1(self, x: Tensor, level: int) -> Tensor:
-        sigma = self._levels(level)[0]
-        moved, self.losses[level], source = self._moved(x, level, self.source_cond, self.target_cond, 1.0)
-        slope = (moved - guided(self.denoiser, moved, sigma, self.target_cond, self.uncond, self.settings.cfg)) / sigma
-        landing = self._landing(x, moved if self.settings.preset == "carried" else x, level, slope)
-        return landing + self._stored_shift(source, level)
+    def is_local(self, level: int) -> bool:
+        """Whether the step from ``level`` to ``level - 1`` keeps the source where the edit leaves it nearly alone."""
+        return level <= round(self.settings.local_fraction * self.inversion.steps)
 
-    def _released(self, x: Tensor, level: int) -> Tensor:
+    def _algorithm_1(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
         sigma = self._levels(level)[0]
-        share = 1.0 if self.settings.cfg == 1.0 else 0.5  # the code's mean over heads runs over both branches
-        kept, losses, _ = self._moved(x, level, self.source_cond, self.target_cond, share)
+        source, _, shift = self._look(x, level)
+        moved, self.losses[level] = self._moved(x, level, self.target_cond, source, 1.0)
+        denoised = guided(self.denoiser, moved, sigma, self.target_cond, self.uncond, self.cfg_at(level))
+        kept = moved if self.settings.preset == "carried" else x
+        return self._landing(x, kept, level, (moved - denoised) / sigma) + shift, denoised + shift
+
+    def _released(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        sigma, cfg = self._levels(level)[0], self.cfg_at(level)
+        share = 1.0 if cfg == 1.0 else 0.5  # the code's mean over heads runs over both branches
+        source, negative, _ = self._look(x, level)
+        kept, losses = self._moved(x, level, self.target_cond, source, share)
         slope = (kept - self.denoiser(kept, sigma, self.target_cond)) / sigma
-        if self.settings.cfg != 1.0:
-            kept, negative_losses, _ = self._moved(x, level, self.uncond, self.uncond, share)
-            negative = (kept - self.denoiser(kept, sigma, self.uncond)) / sigma
-            slope, losses = negative + self.settings.cfg * (slope - negative), losses + negative_losses
+        if cfg != 1.0:
+            kept, negative_losses = self._moved(x, level, self.uncond, negative, share)
+            away = (kept - self.denoiser(kept, sigma, self.uncond)) / sigma
+            slope, losses = away + cfg * (slope - away), losses + negative_losses
         self.losses[level] = losses
-        return self._landing(x, kept, level, slope)
+        return self._landing(x, kept, level, slope), kept - sigma * slope
 
-    def _moved(
-        self, x: Tensor, level: int, reference_cond: Any, cond: Any, share: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``x`` after a step down ``share`` of the map loss (``x_t - lambda_xa * grad``), that loss ``[B]``, and what
-        ``reference_cond`` predicts at the source's latent."""
-        sigma = self._levels(level)[0]
-        capture = CaptureMaps(self.settings.max_resolution)
-        reference = self.denoiser(self._source(x, level), sigma, reference_cond, control=capture)
-        if not capture.maps and not capture.shown:
+    def _look(self, x: Tensor, level: int) -> tuple[Seen, Seen, Tensor | float]:
+        """The reference of the source and of the negative, and what the inversion left over of the step.
+
+        The negative's is the source's where they are one conditioning, or where nobody asks.
+        """
+        settings, cfg, (sigma, sigma_next) = self.settings, self.cfg_at(level), self._levels(level)
+        released = settings.preset == "released"
+        latent = self._rebuilt.get(level, self._source(x, level)) if settings.reconstructs else self._source(x, level)
+        left_over = not (settings.reconstructs or released or self.inversion.method == GENERATED)
+        whole = settings.reconstructs or left_over
+        source, predicted = self._capture(latent, sigma, self.source_cond, whole)
+        negative, away = source, predicted
+        apart = cfg != 1.0 and self.uncond is not self.source_cond
+        if apart and (released or settings.reconstructs):
+            negative, away = self._capture(latent, sigma, self.uncond, whole)
+        if settings.reconstructs:
+            assert predicted is not None
+            assert away is not None
+            denoised = predicted if cfg == 1.0 else away + cfg * (predicted - away)
+            self._rebuilt = {level - 1: euler_step(latent, denoised, sigma, sigma_next)}
+        if not left_over:
+            return source, negative, 0.0
+        assert predicted is not None
+        return source, negative, self._stored_shift(predicted, level)
+
+    def _capture(self, latent: Tensor, sigma: float, cond: Any, whole: bool) -> tuple[Seen, Tensor | None]:
+        """What the layers see of ``latent`` under ``cond``, and, where the evaluation is ``whole``, its prediction."""
+        capture = CaptureMaps(self._largest(latent), () if whole else self._layers.get(id(cond), ()))
+        predicted = show(self.denoiser, latent, sigma, cond, capture)
+        if not capture.seen and capture.grids:
+            self._smallest = min(capture.grids)
+            return self._capture(latent, sigma, cond, whole)
+        if not capture.seen:
             raise EditingError(
                 "The network showed no attention at this step: a node before (a step cache, or one that replaces the "
                 "network) answers for it; wire the model from before that node."
             )
-        control = MapLoss(capture.maps)
+        self._layers[id(cond)] = frozenset(capture.seen)
+        return capture.seen, predicted
+
+    def _largest(self, latent: Tensor) -> tuple[int, int] | None:
+        """The largest query grid that is guided."""
+        times = RESOLUTIONS[self.settings.resolution]
+        if times == 1 or self._smallest is not None:
+            return self._smallest
+        return -(-latent.shape[-2] // times), -(-latent.shape[-1] // times)
+
+    def _moved(self, x: Tensor, level: int, cond: Any, reference: Seen, share: float) -> tuple[Tensor, Tensor]:
+        """``x`` after a step down ``share`` of the map loss (``x_t - lambda_xa * grad``), and that loss ``[B]``."""
+        sigma = self._levels(level)[0]
+        control = MapLoss(reference, to_the_end=False)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            self.denoiser(leaf, sigma, cond, control=control)
+            show(self.denoiser, leaf, sigma, cond, control)
             losses = share * control.losses
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         # The paper's latent is x * unit: a step of lambda there is one of lambda / unit^2 here.
         moved = x - self.settings.guidance * unit_scale(self.inversion.identity, sigma) ** -2 * gradient
-        return moved, losses.detach(), reference.detach()
+        return moved, losses.detach()
+
+
+def edited_places(edited: Tensor, source: Tensor) -> Tensor:
+    """Where an edit acts, ``[B, 1, H, W]`` in 0..1, from two denoised latents ``[B, C, H, W]`` of one step.
+
+    Their difference, a mean over the channels and 3 x 3 places, tells it: at :data:`NEARLY` of its
+    :data:`STRONGEST` the value is half, below it falls with the fourth power. Where nothing differs all is 0.
+    """
+    change = avg_pool2d((edited - source).abs().mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
+    strongest = torch.quantile(change.flatten(1), STRONGEST, dim=1).view(-1, 1, 1, 1)
+    return 1 - 1 / (1 + (change / (NEARLY * strongest).clamp_min(TINY)) ** 4)
 
 
 def cross_attention_guided_edit(
@@ -177,14 +280,19 @@ def cross_attention_guided_edit(
     cfg: float = CrossAttentionSettings.cfg,
     guidance: float = CrossAttentionSettings.guidance,
     guided_fraction: float = CrossAttentionSettings.guided_fraction,
-    max_resolution: int | None = CrossAttentionSettings.max_resolution,
+    resolution: Resolution = CrossAttentionSettings.resolution,
     preset: Preset = CrossAttentionSettings.preset,
+    reference: Reference | None = CrossAttentionSettings.reference,
+    local_fraction: float = CrossAttentionSettings.local_fraction,
+    cfg_fraction: float = CrossAttentionSettings.cfg_fraction,
     mask: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Edit an inverted image from source to target, keeping its layout: the clean latent ``[B, C, H, W]``.
 
-    Costs, a step and image at cfg other than 1: 4 forwards and 1 backward guided, 2 forwards unguided.
+    Costs, a step and image at cfg other than 1: 4 forwards and 1 backward guided (2 of the 4 may end early), 2 forwards
+    unguided. A reconstruction with another negative than the source takes 1 more. "released" takes 6 and 2, one forward
+    less where the negative is the source.
 
     Args:
         callback: told after each step; an exception it raises ends the run.
@@ -193,6 +301,8 @@ def cross_attention_guided_edit(
     Raises:
         EditingError: see :class:`CrossAttentionGuidance` and :class:`CrossAttentionSettings`.
     """
-    settings = CrossAttentionSettings(cfg, guidance, guided_fraction, max_resolution, preset)
+    settings = CrossAttentionSettings(
+        cfg, guidance, guided_fraction, resolution, preset, reference, local_fraction, cfg_fraction
+    )
     step = CrossAttentionGuidance(denoiser, inversion, source_cond, target_cond, uncond, settings, mask)
     return step.run(inversion.steps, callback)

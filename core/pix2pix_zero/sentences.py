@@ -192,6 +192,11 @@ def style_phrase(word: str, kind: str) -> str:
     return noun_phrase(f"{word.removesuffix(' style')} style picture")
 
 
+def with_article(phrase: str) -> str:
+    """``phrase`` with "a" or "an" before it."""
+    return f"{_article(phrase)} {phrase}"
+
+
 def _article(phrase: str) -> str:
     return "an" if re.match(r"(?i)(?!uni|use|one|eu)[aeiou]|hour|honest", phrase) else "a"
 

@@ -14,9 +14,13 @@ from ..denoiser import Denoiser
 from ..errors import EditingError
 from ..spdinv.invert import spdinv
 from ..spdinv.solvers import SPDInvSettings
-from .edit_direction import EditDirection, sentence_direction
+from .edit_direction import TOKENS, EditDirection, sentence_direction
 from .guided_edit import CrossAttentionGuidance, CrossAttentionSettings
 from .sentences import expand_words, noun_phrase
+
+NO_CAPTION = (
+    "Nothing says what the picture shows; give the word that changes (--source), a --caption, or a --captioner."
+)
 
 
 class TextToImageModel(Protocol):
@@ -58,7 +62,9 @@ class WordEdit:
     """What to change and how.
 
     Attributes:
-        source, target: words or phrases, see :func:`~.sentences.expand_words`.
+        source: a word or phrase, see :func:`~.sentences.expand_words`; None takes nothing away: the target is added to
+            the caption.
+        target: a word or phrase.
         caption: of the picture; None is "a photo of" the source.
         steps: of the inversion and of the edit.
         inversion, guidance: how the picture is inverted, and how the edit is sampled.
@@ -68,7 +74,7 @@ class WordEdit:
             direction.
     """
 
-    source: str
+    source: str | None
     target: str
     caption: str | None = None
     steps: int = 50
@@ -89,7 +95,8 @@ def edit_by_words(
         report: told in a line what comes next.
 
     Raises:
-        EditingError: bad words, files or settings, out of memory, or a model that returns NaN.
+        EditingError: bad words, files or settings, nothing that says what the picture shows, out of memory, or a model
+            that returns NaN.
     """
     try:
         return _edit(model, image, request, report)
@@ -102,8 +109,10 @@ def edit_by_words(
 def _edit(
     model: TextToImageModel, image: Tensor, request: WordEdit, report: Callable[[str], None]
 ) -> tuple[Tensor, str]:
-    caption = request.caption or f"a photo of {noun_phrase(' '.join(request.source.split()) or 'something')}"
-    direction = _direction(model, request, report)
+    caption = _caption(request)
+    if len(model.token_ids([caption])[0]) >= TOKENS:
+        report(f"the caption fills all {TOKENS} tokens that the text encoder reads; what is beyond is left out")
+    direction = _direction(model, request, caption, report)
     embeds, pooled = model.encode_text([caption])
     source_cond = model.cond(embeds, pooled)
     target_cond = model.cond(*direction.apply(embeds, pooled, request.strength))
@@ -121,7 +130,18 @@ def _edit(
     return model.decode(edited).cpu(), cost
 
 
-def _direction(model: TextToImageModel, request: WordEdit, report: Callable[[str], None]) -> EditDirection:
+def _caption(request: WordEdit) -> str:
+    """What the picture is inverted with."""
+    if request.caption:
+        return request.caption
+    if request.source is None:
+        raise EditingError(NO_CAPTION)
+    return f"a photo of {noun_phrase(' '.join(request.source.split()) or 'something')}"
+
+
+def _direction(
+    model: TextToImageModel, request: WordEdit, caption: str, report: Callable[[str], None]
+) -> EditDirection:
     """The direction of the files, or of the words."""
     files = request.direction_files
     if len(files) > 2:
@@ -137,12 +157,21 @@ def _direction(model: TextToImageModel, request: WordEdit, report: Callable[[str
             )
         direction.require_encoder(model.encoder_name)
         return direction
+    target = " ".join(request.target.split()).strip(" ,.")
+    if request.source is None:
+        if not target:
+            raise EditingError("The target is empty; write what the picture shall show.")
+        report(f"adding {target!r} to the caption")
+        added = f"{caption.rstrip(' ,.')}, {target}"
+        return sentence_direction(
+            model.encode_text, [caption], [added], encoder_name=model.encoder_name, source=caption, target=added
+        )
     report(f"finding the direction from {request.source!r} to {request.target!r}, {request.sentences} sentences a side")
-    source, target = expand_words([request.source, request.target], request.sentences, request.seed)
+    sources, targets = expand_words([request.source, request.target], request.sentences, request.seed)
     return sentence_direction(
         model.encode_text,
-        source,
-        target,
+        sources,
+        targets,
         tokenize=model.token_ids,
         encoder_name=model.encoder_name,
         source=request.source,

@@ -140,8 +140,9 @@ _mapper_progress = table(
     }
 )
 _caption = either(text(), listed(text(), 1, 100))
+_pieces = listed(listed(either(text(), number()), 2, 2), 1, 1_000_000)  # of a Unigram tokenizer, with their scores
 _tokenizer = table(
-    {"model": table({"vocab": mapped(whole(0, 1_000_000), 1, 1_000_000)})},
+    {"model": table({"vocab": either(mapped(whole(0, 1_000_000), 1, 1_000_000), _pieces)})},
 )
 
 KINDS: dict[str, Kind] = {

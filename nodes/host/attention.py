@@ -101,7 +101,8 @@ class _Override:
         site = self._site(q, k, heads, options.get("transformer_options") or {})
         if site is not None and mask is None and self.control.wants(site):
             rows, queries, width = q.shape
-            exact = torch.float32 if self.factor != 1.0 else q.dtype  # true gradients would underflow in fp16
+            # True gradients would underflow in fp16; where none are taken, a control keeps the network's own numbers.
+            exact = torch.float32 if self.factor != 1.0 and q.requires_grad else q.dtype
             split = [
                 scale_gradient(t, self.factor).to(exact).view(rows, -1, heads, width // heads).transpose(1, 2)
                 for t in (q, k, v)

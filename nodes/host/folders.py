@@ -29,6 +29,7 @@ DELTA_MAPPERS = "delta_mappers"
 MAPPER_TRAININGS = "mapper_trainings"
 STYLE_DIFFUSION = "style_diffusion"
 IMAGE_CAPTIONERS = "image_captioners"
+TEXT_MODELS = "LLM"  # where other packs put theirs
 STYLE_DIFFUSION_TRAININGS = "style_diffusion_trainings"
 #: What each folder may hold. ``.pt`` only where published files exist; they go through the restricted loader.
 EXTENSIONS = {
@@ -47,6 +48,7 @@ EXTENSIONS = {
     STYLE_DIFFUSION: {".safetensors"},
     STYLE_DIFFUSION_TRAININGS: {".safetensors"},
     IMAGE_CAPTIONERS: {".safetensors"},
+    TEXT_MODELS: {".safetensors"},
 }
 
 

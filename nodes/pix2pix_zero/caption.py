@@ -41,7 +41,7 @@ class ImageCaption(io.ComfyNode):
                     "caption_model",
                     options=models,
                     default=models[0] if models else None,
-                    tooltip="A transformers folder of BLIP, or of BLIP-2 with OPT, in ComfyUI's "
+                    tooltip="A transformers folder of BLIP, or of BLIP-2 with OPT or T5, in ComfyUI's "
                     "models/image_captioners folder. Press R after adding one.",
                 ),
                 widget(

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from ...core.errors import EditingError
 from ...core.inversion import Inversion
-from ...core.pix2pix_zero.guided_edit import PRESETS, CrossAttentionGuidance, CrossAttentionSettings, Preset
+from ...core.pix2pix_zero.guided_edit import (
+    PRESETS,
+    REFERENCES,
+    RESOLUTIONS,
+    CrossAttentionGuidance,
+    CrossAttentionSettings,
+    Preset,
+    Reference,
+    Resolution,
+)
 from ..common.inputs import cfg_input, mask_input
 from ..common.recording import as_lines, changed_remarks
 from ..common.reports import cost_report, report_output, shown
@@ -31,9 +39,10 @@ from ..host.session import Session
 #: Carries a ``core.pix2pix_zero.guided_edit.CrossAttentionSettings``.
 CrossAttentionSettingsType = io.Custom("SEMEDIT_CROSS_ATTENTION_SETTINGS")
 CATEGORY = "semantic editing/sampling"
-ADVICE = "choose resolution '<=32' or '<=16', a smaller image or batch 1"
-#: Choices of the layers to guide by the side of their query grid: all, or up to so many latent pixels.
-RESOLUTIONS: dict[str, int | None] = {"all": None, "<=32": 32, "<=16": 16}
+ADVICE = "choose resolution half or quarter, a smaller image or batch 1"
+#: What the choices of ``resolution`` were called in workflows of older versions, by SD 1.5's latent of 64 pixels.
+OLD_RESOLUTIONS: dict[str, Resolution] = {"<=32": "half", "<=16": "quarter"}
+AS_PRESET = "as preset"
 
 
 def guidance_widgets() -> list[Any]:
@@ -62,8 +71,8 @@ def guidance_widgets() -> list[Any]:
             min=0.0,
             max=10.0,
             step=0.01,
-            tooltip="How strongly the layout of the source is kept. 0 is plain sampling; 0.05 to 0.5 is usual (the "
-            "paper's is 0.1); higher keeps more and edits less.",
+            tooltip="How strongly the layout of the source is kept. 0 is plain sampling; 0.02 to 0.2 is usual (the "
+            "paper's is 0.1); higher keeps more and edits less. It means the same for SD 1.5 and SDXL.",
         ),
         widget(
             io.Float,
@@ -81,8 +90,8 @@ def guidance_widgets() -> list[Any]:
             options=list(RESOLUTIONS),
             default="all",
             advanced=True,
-            tooltip="Which attention maps count, by their side in latent pixels. all is the paper's; <=32 and <=16 "
-            "need less memory.",
+            tooltip="Which attention maps count, by their side beside the latent's. all is the paper's; half and "
+            "quarter take less time and memory.",
         ),
         widget(
             io.Combo,
@@ -107,18 +116,77 @@ def guidance_widgets() -> list[Any]:
             "any, else the source prompt, as in the paper for real images.",
         ),
         mask_input(),
+        widget(
+            io.Combo,
+            "reference",
+            optional=True,
+            options=[AS_PRESET, *REFERENCES],
+            default=AS_PRESET,
+            advanced=True,
+            tooltip="Where the source's attention maps come from. inversion: its stored path. reconstruction: a second "
+            "sampling run from its noise, as in the published code. as preset: reconstruction for released.",
+        ),
+        widget(
+            io.Float,
+            "local_fraction",
+            optional=True,
+            default=CrossAttentionSettings.local_fraction,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            advanced=True,
+            tooltip="Share of the steps, at the clean end, in which places that the edit leaves nearly alone are taken "
+            "from the source. 0 (the paper) is none; more keeps more, and small or faint edits may get lost.",
+        ),
+        widget(
+            io.Float,
+            "cfg_fraction",
+            optional=True,
+            default=CrossAttentionSettings.cfg_fraction,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            advanced=True,
+            tooltip="Share of the steps, from the noisy end, that use cfg; the others use 1 and take one evaluation "
+            "less. 1 (the paper) is all.",
+        ),
     ]
 
 
-def max_resolution(resolution: str) -> int | None:
-    """The widget's choice as :attr:`CrossAttentionSettings.max_resolution`.
+def settings_of(
+    cfg: float,
+    guidance: float,
+    guided_fraction: float,
+    resolution: str,
+    preset: Preset,
+    reference: str,
+    local_fraction: float,
+    cfg_fraction: float,
+) -> CrossAttentionSettings:
+    """The widgets' values.
 
     Raises:
-        EditingError: a resolution that is not offered; old hosts do not check combos.
+        EditingError: a value out of range or a choice that is not offered; old hosts do not check combos.
     """
-    if resolution not in RESOLUTIONS:
-        raise EditingError(f"There is no resolution {resolution!r}; use one of {', '.join(RESOLUTIONS)}.")
-    return RESOLUTIONS[resolution]
+    return CrossAttentionSettings(
+        cfg,
+        guidance,
+        guided_fraction,
+        OLD_RESOLUTIONS.get(resolution, cast(Resolution, resolution)),
+        preset,
+        None if reference == AS_PRESET else cast(Reference, reference),
+        local_fraction,
+        cfg_fraction,
+    )
+
+
+def known_resolution(resolution: str | None) -> bool | str:
+    """What ``validate_inputs`` says of the widget, which the host then does not check: old workflows still load.
+
+    None is a wired one, which is not known yet.
+    """
+    known = resolution is None or resolution in RESOLUTIONS or resolution in OLD_RESOLUTIONS
+    return known or f"There is no resolution {resolution!r}; use one of {', '.join(RESOLUTIONS)}."
 
 
 def edit_of(
@@ -165,6 +233,11 @@ class CrossAttnGuidedSampler(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, resolution: str | None = None) -> bool | str:
+        """See :func:`known_resolution`."""
+        return known_resolution(resolution)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -178,9 +251,14 @@ class CrossAttnGuidedSampler(io.ComfyNode):
         source: Any = None,
         negative: Any = None,
         mask: Tensor | None = None,
+        reference: str = AS_PRESET,
+        local_fraction: float = CrossAttentionSettings.local_fraction,
+        cfg_fraction: float = CrossAttentionSettings.cfg_fraction,
     ) -> Any:
         """Edit; EditingError for unusable input passes through as it is."""
-        settings = CrossAttentionSettings(cfg, guidance, guided_fraction, max_resolution(resolution), preset)
+        settings = settings_of(
+            cfg, guidance, guided_fraction, resolution, preset, reference, local_fraction, cfg_fraction
+        )
         where = edit_mask(mask)
         inversion.require_model(own := identity(model))
 
@@ -218,6 +296,11 @@ class CrossAttnGuider(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, resolution: str | None = None) -> bool | str:
+        """See :func:`known_resolution`."""
+        return known_resolution(resolution)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -231,9 +314,14 @@ class CrossAttnGuider(io.ComfyNode):
         source: Any = None,
         negative: Any = None,
         mask: Tensor | None = None,
+        reference: str = AS_PRESET,
+        local_fraction: float = CrossAttentionSettings.local_fraction,
+        cfg_fraction: float = CrossAttentionSettings.cfg_fraction,
     ) -> Any:
         """A guider that keeps no state between sampling runs."""
-        settings = CrossAttentionSettings(cfg, guidance, guided_fraction, max_resolution(resolution), preset)
+        settings = settings_of(
+            cfg, guidance, guided_fraction, resolution, preset, reference, local_fraction, cfg_fraction
+        )
         where = edit_mask(mask)
         inversion.require_model(own := identity(model))
         refuse_noise_mask(inversion, "Cross-Attn Guided Sampler")

@@ -8,7 +8,14 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, IPAdapterAttnProcessor2_0
 from torch.nn.functional import scaled_dot_product_attention
 
-from semantic_editing.core.attention.capture import CaptureMaps, MapLoss, attention_maps
+from semantic_editing.core.attention.capture import (
+    PUBLISHED_LAYERS,
+    CaptureMaps,
+    LastLayerSeen,
+    MapLoss,
+    attention_maps,
+    show,
+)
 from semantic_editing.core.attention.site import Site
 from semantic_editing.core.diffusers.attention import attention_sites, controlled
 from semantic_editing.core.errors import EditingError
@@ -122,7 +129,7 @@ def test_nothing_stays_behind_when_the_control_raises():
 
 
 def test_only_wanted_layers_get_another_processor():
-    unet, control = tiny_denoiser().unet, CaptureMaps(max_resolution=4)
+    unet, control = tiny_denoiser().unet, CaptureMaps((4, 4))
     before = {name: id(processor) for name, processor in unet.attn_processors.items()}
     with controlled(unet, control, (8, 8), (0,)):
         changed = [name for name, processor in unet.attn_processors.items() if id(processor) != before[name]]
@@ -162,7 +169,7 @@ def test_chunks_of_one_branch_shown_in_several_calls_or_in_any_order_find_their_
     site = Site("down", 0, (1, 5), 2, "cross", (1, 0))
     capture = CaptureMaps()
     capture(q, k, v, site)
-    loss = MapLoss(capture.maps)
+    loss = MapLoss(capture.seen)
     for rows, branch in ((slice(2, 4), 0), (slice(0, 2), 1)):
         loss(q[rows], k[rows], v[rows], Site("down", 0, (1, 5), 2, "cross", (branch,)))
     assert loss.losses.tolist() == [0.0, 0.0]
@@ -178,7 +185,7 @@ def test_map_loss_equals_plain_loops():
         reference, k = make(*q_shape), make(*k_shape)
         capture(reference, k, make(*k_shape), site)
         shown.append((make(*q_shape), k, make(*k_shape), site))
-    control = MapLoss(capture.maps)
+    control = MapLoss(capture.seen)
     for q, k, v, site in shown:
         torch.testing.assert_close(control(q, k, v, site), scaled_dot_product_attention(q, k, v))
     expected = [0.0, 0.0]
@@ -192,7 +199,7 @@ def test_map_loss_equals_plain_loops():
                     weights = torch.tensor(scores, dtype=torch.float64).softmax(0)
                     for token in range(6):
                         difference = float(weights[token] - capture.maps[index, 0, 0][row, head, pixel, token])
-                        expected[row] += difference**2 / q.shape[1]
+                        expected[row] += difference**2 / q.shape[1] * PUBLISHED_LAYERS / len(shown)
     torch.testing.assert_close(control.losses, torch.tensor(expected, dtype=torch.float64))
 
 
@@ -205,7 +212,7 @@ def test_gradient_of_the_map_loss_equals_finite_differences(family):
         denoiser(tiny_latent(2, 6, 4, seed=1).double() * SIGMA, SIGMA, tiny_cond(family), control=capture)
 
     def losses(x):
-        control = MapLoss(capture.maps)
+        control = MapLoss(capture.seen)
         denoiser(x, SIGMA, tiny_cond(family, seed=3), control=control)
         return control.losses
 
@@ -223,13 +230,15 @@ def test_maps_and_losses_are_fp32_whatever_the_network_runs_in(dtype):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, 50, 8, generator=generator).to(dtype) for _ in range(3))
     site = Site("mid", 0, (5, 10), 2, "cross")
-    exact = attention_maps(q.float(), k.float())
-    reference = exact + 1e-4  # squares of 1e-4 are below what fp16 can hold
-    control = MapLoss({(0, 0, 0): reference})
+    near = q + 1e-2 * torch.randn(q.shape, generator=generator).to(dtype)  # maps apart by squares that fp16 cannot hold
+    expected = (attention_maps(q.double(), k.double()) - attention_maps(near.double(), k.double())).square()
+    assert expected.max() < torch.finfo(torch.float16).tiny
+    control = MapLoss({(0, 0, 0): (near, k)})
     with torch.autocast("cpu", torch.bfloat16):
         out = control(q, k, v, site)
     assert out.dtype == dtype
-    torch.testing.assert_close(control.losses, torch.tensor([50 * 50 * 1e-8]), rtol=1e-2, atol=0)
+    wanted = PUBLISHED_LAYERS * expected.sum((-1, -2)).mean(1).float()
+    torch.testing.assert_close(control.losses, wanted, rtol=1e-2, atol=0)
 
 
 def test_what_cannot_be_guided_is_refused_in_a_sentence():
@@ -248,7 +257,7 @@ def test_what_cannot_be_guided_is_refused_in_a_sentence():
         denoiser(x, SIGMA, cond, control=CaptureMaps())
     nothing = MapLoss({})
     tiny_denoiser()(x, SIGMA, cond, control=nothing)
-    with pytest.raises(EditingError, match="chosen resolution"):
+    with pytest.raises(EditingError, match="no cross-attention layer"):
         nothing.losses  # noqa: B018
 
 
@@ -260,17 +269,94 @@ def test_a_plain_processor_of_another_kind_is_put_back():
     assert all(processor is other for processor in denoiser.unet.attn_processors.values())
 
 
+def shorter(key, q, k):
+    return key, q, k[:, :, :-1]
+
+
+def elsewhere(key, q, k):
+    return (key[0], 1, 0), q, k
+
+
+def smaller(key, q, k):
+    return key, q[:, :, :-1], k
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda maps: {key: value[..., :-1] for key, value in maps.items()}, "6 tokens long and the target text 7"),
-        (lambda maps: {(index, 1, 0): value for (index, _, _), value in maps.items()}, "more parts"),
-        (lambda maps: {key: value[:, :, :-1] for key, value in maps.items()}, "different areas or batches"),
+        (shorter, "6 tokens long and the target text 7"),
+        (elsewhere, "more parts"),
+        (smaller, "different areas or batches"),
     ],
 )
 def test_maps_that_do_not_correspond_are_refused_in_a_sentence(change, sentence):
     denoiser, capture = tiny_denoiser(), CaptureMaps()
     with torch.no_grad():
         denoiser(tiny_latent(), SIGMA, tiny_cond(), control=capture)
+        changed = [change(key, q, k) for key, (q, k) in capture.seen.items()]
         with pytest.raises(EditingError, match=sentence):
-            denoiser(tiny_latent(), SIGMA, tiny_cond(), control=MapLoss(change(capture.maps)))
+            denoiser(tiny_latent(), SIGMA, tiny_cond(), control=MapLoss({key: (q, k) for key, q, k in changed}))
+
+
+class TestEarlyExit:
+    """An evaluation that only serves maps ends after the last layer that is looked at, and leaves nothing behind."""
+
+    def setup_method(self):
+        self.denoiser, self.x, self.cond = tiny_denoiser(), tiny_latent(2) * SIGMA, tiny_cond()
+        self.entered = []
+        for name in ("down_blocks.0", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"):
+            module = self.denoiser.unet.get_submodule(name)
+            module.register_forward_pre_hook(lambda *_, name=name: self.entered.append(name))
+        self.whole = CaptureMaps((4, 4))
+        with torch.no_grad():
+            self.prediction = show(self.denoiser, self.x, SIGMA, self.cond, self.whole)
+        self.processors = dict(self.denoiser.unet.attn_processors)
+
+    def check_nothing_left(self, forward):
+        assert self.denoiser.evaluations.forward == forward
+        assert all(self.processors[name] is now for name, now in self.denoiser.unet.attn_processors.items())
+        with torch.no_grad():
+            assert torch.equal(self.denoiser(self.x, SIGMA, self.cond), self.prediction)
+        assert all(parameter.requires_grad for parameter in self.denoiser.unet.parameters())
+
+    def test_a_capture_that_knows_its_layers_ends_after_them(self):
+        assert self.entered[-1] == "conv_out"
+        self.entered.clear()
+        capture = CaptureMaps((4, 4), until=self.whole.seen)
+        with torch.no_grad():
+            assert show(self.denoiser, self.x, SIGMA, self.cond, capture) is None
+        assert self.entered == ["down_blocks.0", "mid_block", "up_blocks.0"]  # up_blocks.1 works at 8 x 8
+        for key, maps in self.whole.maps.items():
+            assert torch.equal(capture.maps[key], maps)
+        self.check_nothing_left(2 + 2)
+
+    def test_the_loss_and_its_gradient_are_those_of_the_whole_evaluation(self):
+        results = []
+        for to_the_end in (True, False):
+            self.entered.clear()
+            control, leaf = MapLoss(self.whole.seen, to_the_end), (self.x * 1.1).requires_grad_()
+            made = show(self.denoiser, leaf, SIGMA, self.cond, control)
+            (gradient,) = torch.autograd.grad(control.losses.sum(), leaf)
+            results.append((control.losses.detach(), gradient))
+            assert (made is None) is ("conv_out" not in self.entered) is not to_the_end
+        for whole, early in zip(*results, strict=True):
+            assert torch.equal(whole, early)
+        assert float(gradient.abs().max()) > 0
+        assert self.denoiser.evaluations.backward == 2 + 2
+        self.check_nothing_left(2 + 2 + 2)
+
+    def test_without_a_reader_the_signal_is_an_exception_of_its_own(self):
+        with torch.no_grad(), pytest.raises(LastLayerSeen):
+            self.denoiser(self.x, SIGMA, self.cond, control=CaptureMaps(until=[(0, 0, 0)], largest=(8, 8)))
+        self.check_nothing_left(2)
+
+
+def test_what_the_loss_keeps_for_its_backward_pass_grows_by_no_map():
+    """Queries and keys are kept anyway; a map of 7 tokens by 64 pixels and 2 heads is never among what is saved."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, count, 3, generator=generator) for count in (64, 7, 7))
+    saved = []
+    control = MapLoss({(0, 0, 0): (q + 0.1, k)})
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
+        control(q.requires_grad_(), k, v, Site("mid", 0, (8, 8), 2, "cross"))
+    assert (1, 2, 64, 7) not in saved

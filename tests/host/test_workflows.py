@@ -22,6 +22,8 @@ DEMOS = (
     "demo_invert_reconstruct",
     "demo_word_edit",
     "demo_noise_regularised",
+    "demo_pix2pix_zero",
+    "demo_synthetic_edit",
     "demo_caso_train",
     "demo_caso_edit",
     "demo_caso_multi",
@@ -228,6 +230,16 @@ def test_rebuilt_picture(name, server):
     figures = text_of(entry, prompt, "Figures of the edit")
     found = float(re.search(r"^PSNR, dB +(\S+) ", figures, re.M).group(1))
     assert found == pytest.approx(psnr(rebuilt, original), abs=0.2)  # saved pictures have 8 bits
+
+
+def test_a_made_up_picture_is_itself_without_its_direction(server):
+    pictures = {}
+    for strength in (0.0, 1.0):
+        prompt = short(api("demo_synthetic_edit"))
+        prompt[node_of(prompt, "SemEdit_ApplyEditDirection")]["inputs"]["strength"] = strength
+        entry = server.queue(prompt, timeout=600)
+        pictures[strength] = [picture(server, entry, prompt, title) for title in ("Edited image", "Original")]
+    assert psnr(*pictures[0.0]) > 60 > psnr(*pictures[1.0])
 
 
 @pytest.mark.slow

@@ -174,7 +174,7 @@ def test_direction_strength(conditioning):
 
 def test_resolution_that_old_hosts_do_not_check(inversion):
     for node in ("CrossAttnGuidedSampler", "CrossAttnGuider"):
-        assert "<=16" in refusal(
+        assert "quarter" in refusal(
             execute,
             "pix2pix_zero.guided_edit",
             node,
@@ -183,6 +183,19 @@ def test_resolution_that_old_hosts_do_not_check(inversion):
             target=[],
             **(GUIDED | {"resolution": "zzz"}),
         )
+
+
+def test_resolutions_of_older_workflows_still_mean_what_they_meant():
+    """By name where the host asks, and by what is guided."""
+    module = host_stand_in.module("nodes.pix2pix_zero.guided_edit")
+    for node in (module.CrossAttnGuidedSampler, module.CrossAttnGuider):
+        assert all(node.validate_inputs(choice) is True for choice in ("all", "half", "quarter", "<=32", "<=16", None))
+        assert "all, half, quarter" in node.validate_inputs("<=8")
+    old = [
+        module.settings_of(2.0, 0.1, 1.0, name, "carried", "as preset", 0.6, 1.0).resolution
+        for name in ("<=32", "<=16")
+    ]
+    assert old == ["half", "quarter"]
 
 
 def test_inversion_without_a_prompt_needs_a_source(inversion, monkeypatch):

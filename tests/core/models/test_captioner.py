@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 KINDS = {
     "captioner": ("BlipForConditionalGeneration", 0),
     "captioner, BLIP-2": ("Blip2ForConditionalGeneration", 5),
+    "captioner, BLIP-2 with T5": ("Blip2ForConditionalGeneration", 2),
 }
 
 
@@ -83,6 +84,15 @@ def test_pieces_of_bytes_are_put_together_as_gpt2s_tokenizer_does():
         assert len(ids) == len(sentence.encode()) and ours.words([*ids, 256, 10**6]) == sentence
 
 
+def test_sentencepieces_are_put_together_as_t5s_tokenizer_does(tmp_path):
+    folder = SAMPLES["captioner, BLIP-2 with T5"].make(tmp_path)
+    pieces = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    ids = {piece: index for index, (piece, _) in enumerate(pieces)}
+    reader = load_captioner(folder)
+    said = ["<pad>", "\u2581a", "\u2581cat", "s", ",", "\u2581the", "\u2581mat", "\u00e9", "</s>"]
+    assert reader.words([ids[piece] for piece in said] + [23]) == "a cats, the mat\u00e9"
+
+
 def test_cancelling_is_passed_on_and_ends_the_run(tmp_path):
     made, calls = load_captioner(SAMPLES["captioner"].make(tmp_path)), []
 
@@ -126,7 +136,13 @@ def changed(config, **changes):
         ("captioner", {"model_type": None}, "holds a None network"),
         ("captioner", {"text_config": {"num_hidden_layers": 200}}, "lacks weights"),
         ("captioner", {"text_config": {"hidden_size": "wide"}}, "damaged config.json"),
-        ("captioner, BLIP-2", {"text_config": {"model_type": "t5"}}, "writes with t5; use a BLIP-2 with opt"),
+        (
+            "captioner, BLIP-2",
+            {"text_config": {"model_type": "bloom"}},
+            "writes with bloom; use a BLIP-2 with opt or t5",
+        ),
+        ("captioner, BLIP-2 with T5", {"text_config": {"model_type": "t5", "num_layers": 200}}, "lacks weights"),
+        ("captioner, BLIP-2 with T5", {"text_config": {"model_type": "t5", "feed_forward_proj": "x"}}, "damaged"),
         ("captioner, BLIP-2", {"text_config": None}, "writes with None"),
         ("captioner, BLIP-2", {"num_query_tokens": 9}, "lacks weights"),
     ],

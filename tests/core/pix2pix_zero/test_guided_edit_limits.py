@@ -115,7 +115,10 @@ REFUSALS = {
     "guidance": ({"guidance": -0.1}, "guidance is -0.1"),
     "guidance nan": ({"guidance": float("nan")}, "guidance is nan"),
     "fraction": ({"guided_fraction": 1.5}, "guided_fraction is 1.5"),
-    "resolution": ({"max_resolution": 0}, "max_resolution is 0"),
+    "cfg fraction": ({"cfg_fraction": float("nan")}, "cfg_fraction is nan"),
+    "local": ({"local_fraction": -0.5}, "local_fraction is -0.5"),
+    "resolution": ({"resolution": "<=16"}, "all, half, quarter"),
+    "reference": ({"reference": "replay"}, "inversion, reconstruction"),
     "preset": ({"preset": "published"}, "lockstep, carried, released"),
     "mask rank": ({"mask": torch.ones(8, 8)}, r"mask has shape \[8, 8\]"),
     "mask batch": ({"mask": torch.ones(3, 8, 8)}, "3 masks for 2 images"),
@@ -159,4 +162,6 @@ def test_a_prediction_that_is_not_a_number_names_its_step():
     latents = inversion.latents.clone()
     latents[1] = float("inf")
     with pytest.raises(EditingError, match="step 3 is not a number"):
-        cross_attention_guided_edit(denoiser, replace(inversion, latents=latents), source, target, uncond)
+        cross_attention_guided_edit(
+            denoiser, replace(inversion, latents=latents), source, target, uncond, local_fraction=0.0
+        )

@@ -57,12 +57,51 @@ class TwoPass:
 
     @staticmethod
     def loss(maps: list[Tensor], reference: list[Tensor]) -> Tensor:
-        return sum((m - r).square().sum((-1, -2)).mean(1) for m, r in zip(maps, reference, strict=True))
+        """The sum over layers, as if there were 16 of them."""
+        return (
+            16 / len(maps) * sum((m - r).square().sum((-1, -2)).mean(1) for m, r in zip(maps, reference, strict=True))
+        )
 
-    def algorithm_1(self, sources: Tensor, source, target, uncond, cfg: float, weight: float, carried: bool = False):
+    def reconstruction(self, noise: Tensor, source, uncond, cfg: float) -> Tensor:
+        """The first pass: ``[T, B, C, H, W]``, the latents that are sampled with the source from ``noise``."""
+        latents = [noise]
+        with torch.no_grad():
+            for t, t_next in zip(self.timesteps[:-1], self.timesteps[1:], strict=True):
+                negative, eps = (self.epsilon(latents[-1], t, cond)[0] for cond in (uncond, source))
+                latents.append(self.update(latents[-1], negative + cfg * (eps - negative), t, t_next))
+        return torch.stack(latents)
+
+    def clean(self, x: Tensor, eps: Tensor, t: int) -> Tensor:
+        """The clean latent that a noise prediction means."""
+        a = self.alphas[t].to(x.dtype)
+        return (x - (1 - a).sqrt() * eps) / a.sqrt()
+
+    def clean_of_step(self, x: Tensor, x_next: Tensor, t: int, t_next: int) -> Tensor:
+        """The clean latent that :meth:`update` was given to come from ``x`` to ``x_next``."""
+        a, b = self.alphas[t].to(x.dtype), self.alphas[t_next].to(x.dtype)
+        return self.clean(x, (x_next / b.sqrt() - x / a.sqrt()) / ((1 / b - 1).sqrt() - (1 / a - 1).sqrt()), t)
+
+    @staticmethod
+    def acts(edited: Tensor, source: Tensor) -> Tensor:
+        """Place by place: how far two clean latents are apart around it, beside 0.3 of the 95 % quantile of that."""
+        apart = (edited - source).abs().mean(1)
+        rows, height, width = apart.shape
+        around = torch.zeros_like(apart)
+        for row in range(rows):
+            for i in range(height):
+                for j in range(width):
+                    around[row, i, j] = apart[row, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean()
+        strongest = torch.stack([torch.quantile(row, 0.95) for row in around])
+        ratio = around / (0.3 * strongest[:, None, None])
+        return (ratio**4 / (1 + ratio**4))[:, None]
+
+    def algorithm_1(
+        self, sources: Tensor, source, target, uncond, cfg: float, weight: float, carried: bool = False, local: int = 0
+    ):
         """``sources [T+1, B, C, H, W]`` descending noise -> edited latent, and the loss of every step.
 
-        ``carried`` updates the moved latent, which the paper does not."""
+        ``carried`` updates the moved latent, which the paper does not; neither does it take the last ``local`` steps'
+        latents from the source where the edit does not act."""
         with torch.no_grad():
             stored = [self.epsilon(x, t, source)[1] for x, t in zip(sources, self.timesteps[:-1], strict=False)]
         x, losses = sources[0], []
@@ -76,6 +115,10 @@ class TwoPass:
                 negative = self.epsilon(moved, t, uncond)[0]
                 eps = negative + cfg * (self.epsilon(moved, t, target)[0] - negative)
                 x = self.update(moved if carried else x, eps, t, t_next)
+                if step >= len(stored) - local:
+                    own = self.clean_of_step(sources[step], sources[step + 1], t, t_next)
+                    acts = self.acts(self.clean(moved, eps, t), own)
+                    x = acts * x + (1 - acts) * sources[step + 1]
         return x, losses
 
     def released(self, sources: Tensor, source, target, uncond, cfg: float, weight: float) -> Tensor:
@@ -95,7 +138,7 @@ class TwoPass:
             for maps, reference in zip(zip(*branches, strict=True), zip(*stored[step], strict=True), strict=True):
                 # The layer's rows are [uncond heads, cond heads], one mean over all of them.
                 current, wanted = torch.cat(maps, 1), torch.cat(reference, 1)
-                loss = loss + (current - wanted).square().sum((2, 3)).mean()
+                loss = loss + 16 / len(branches[0]) * (current - wanted).square().sum((2, 3)).mean()
             loss.backward()
             optimizer.step()
             with torch.no_grad():

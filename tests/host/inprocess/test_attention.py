@@ -105,6 +105,49 @@ def test_existing_override_still_runs_elsewhere(pack, models):
     assert model.model_options["transformer_options"] == {"optimized_attention_override": override}
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_an_evaluation_that_ends_after_the_last_wanted_layer_leaves_the_host_as_it_was(pack, models, family):
+    """Maps, loss and gradient are those of a whole evaluation, u counts it as one, and the next one is bit-equal."""
+    capture, model = pack("core.attention.capture"), models(family).model
+    x, conds = noise(2, 4, 8, 8), {"positive": conditioning(family)}
+    blocks = model.model.diffusion_model.output_blocks
+    entered = []
+    handle = blocks[len(blocks) - 1].register_forward_pre_hook(lambda *_: entered.append(1))
+
+    def work(session):
+        cond, denoiser = session.conds["positive"], session.denoiser
+        before = denoiser(x, 2.0, cond).detach()
+        whole = capture.CaptureMaps((4, 4))
+        capture.show(denoiser, x, 2.0, cond, whole)
+        entered.clear()
+        early = capture.CaptureMaps((4, 4), until=whole.seen)
+        assert capture.show(denoiser, x, 2.0, cond, early) is None
+        ran_on = len(entered)
+        results = []
+        for to_the_end in (True, False):
+            control, leaf = capture.MapLoss(whole.seen, to_the_end), (x * 1.1).requires_grad_()
+            capture.show(denoiser, leaf, 2.0, cond, control)
+            results.append((control.losses.detach(), *torch.autograd.grad(control.losses.sum(), leaf)))
+        counted = denoiser.evaluations.forward, denoiser.evaluations.backward
+        after = denoiser(x, 2.0, cond).detach()
+        return before, after, whole.maps, early.maps, results, counted, ran_on
+
+    options = repr(model.model_options)
+    try:
+        before, after, whole, early, results, counted, ran_on = pack("nodes.host.sampling").run(
+            model, {"samples": x}, conds, work, gradients=True
+        )
+    finally:
+        handle.remove()
+    assert torch.equal(before, after)
+    assert whole.keys() == early.keys() and all(torch.equal(whole[key], early[key]) for key in whole)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    assert float(results[1][1].abs().max()) > 0
+    assert counted == (2 * 5, 2 * 2) and ran_on == 0
+    assert repr(model.model_options) == options
+
+
 def test_control_of_a_flow_model_is_refused_in_a_sentence(pack, flow):
     x = noise(1, 16, 8, 8)
     with pytest.raises(ValueError, match="no cross-attention layers"):
