@@ -18,6 +18,7 @@ from ...core.pix2pix_zero.guided_edit import (
     Reference,
     Resolution,
 )
+from ...core.rebuilding import left_over
 from ..common.inputs import cfg_input, mask_input
 from ..common.recording import as_lines, changed_remarks
 from ..common.reports import cost_report, report_output, shown
@@ -263,8 +264,9 @@ class CrossAttnGuidedSampler(io.ComfyNode):
         inversion.require_model(own := identity(model))
 
         def work(session: Session) -> tuple[Tensor, str]:
-            edited = edit_of(session, inversion, settings, where).run(inversion.steps, session.callback())
-            return edited, cost_report(session.denoiser.evaluations, inversion)
+            step = edit_of(session, inversion, settings, where)
+            edited = step.run(inversion.steps, session.callback())
+            return edited, cost_report(session.denoiser.evaluations, inversion) + as_lines(left_over(step))
 
         place = source_latent(model, inversion)
         conds = edit_conditionings(inversion, target, source, negative)

@@ -410,3 +410,15 @@ def test_text_for_a_prompt_is_what_the_host_finds(pack, tmp_path, monkeypatch):
     assert found["face(old)"] in ("", r"embedding:face\(old\)")
     assert spell(None, "my face.pt", embedding) == "" and spell(None, "face.pt", embedding) == "embedding:face"
     assert "rename the file" in pack("nodes.caso.embeddings").unreadable_name("my face.safetensors")
+
+
+def test_the_report_tells_what_was_taken_off_of_an_inexact_inversion(pack, model):
+    """Plain DDIM: the decibels are those at which the source's own steps, one by one, would have missed the picture."""
+    inversion = invert(pack, model, solver="ddim")[0]
+    report = guided(pack, model, inversion, guidance=0.1)[1]
+    scale = 1 + inversion.sigmas[1:].double() ** 2
+    missed = (inversion.residuals[:, 0].double() * scale).sum()  # a step's residual, in sigma space
+    span = inversion.latents[0].max() - inversion.latents[0].min()
+    expected = 10 * (span**2 / missed).log10()
+    assert f"in place of at about {float(expected):.0f} dB" in report
+    assert "in place of at" not in guided(pack, model, inversion)[1]  # nothing was evaluated on the source's path
