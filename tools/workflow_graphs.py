@@ -219,8 +219,8 @@ def sdxl_word_edit(graph: Graph) -> None:
         "`models/checkpoints`.\n\n"
         "1. Load a picture, best 1024 x 1024.\n2. Describe it in **Source prompt**.\n3. Write the word to replace and "
         "its replacement "
-        "into **Sentence Edit Direction**.\n\nGradients through SDXL need much memory: choose *resolution* `quarter` on "
-        "cards below 24 GB, "
+        "into **Sentence Edit Direction**.\n\nGradients through SDXL need much memory: choose *resolution* `quarter` "
+        "on cards below 24 GB, "
         "or a smaller picture. The edit is too weak: raise *cfg* (the paper's is 5).",
     )  # fmt: skip
 
