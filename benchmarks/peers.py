@@ -129,7 +129,7 @@ def run_ours(unet, scheduler, latent, source, target, steps: int, spdinv: bool):
     invert_with = invert if spdinv else autocorr_invert
     inversion = invert_with(denoiser, latent, source, steps=steps)
     return cross_attention_guided_edit(
-        denoiser, inversion, source, target, cfg=CFG, guidance=GUIDANCE, preset="lockstep"
+        denoiser, inversion, source, target, cfg=CFG, guidance=GUIDANCE, preset="lockstep", local_fraction=0.0
     )
 
 

@@ -6,7 +6,7 @@ guidance, through the shipped nodes.
 
 The rows are the paper's configurations A to E (DDIM + word swap, L_auto + word swap, DDIM + direction, L_auto +
 direction, and with L_xa), DDIM with L_xa, the same edits of SPDInv's noise, and demo_word_edit as it ships.
-Every row is that workflow with another inversion or target, guidance 0.3 for L_xa and 0 without, and local_fraction
+Every row is that workflow with another inversion or target, guidance 0.13 for L_xa and 0 without, and local_fraction
 0, which the paper has not; what is not named is at its default. Beside what the demo's second classifier judges stand
 the paper's figures by the demo's own CLIP: CLIP accuracy (the picture fits the edited caption better than its own) and
 the structure distance of its keys to the source (figures of other networks do not compare).
@@ -65,7 +65,7 @@ INVERSIONS = ("DDIM", "L_auto", "SPDInv")
 #: Every other inversion backwards, so that a host that keeps only the last results finds the direction there.
 WAYS = ("word swap", "direction", "direction + L_xa")
 #: The paper's algorithm alone, at the guidance that kept most of what was tried.
-PAPERS = {"guidance": 0.3, "local_fraction": 0.0}
+PAPERS = {"guidance": 0.13, "local_fraction": 0.0}
 SHIPPED = "demo_word_edit as it ships"
 
 

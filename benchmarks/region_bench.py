@@ -143,7 +143,10 @@ class SharedRenders:
             inner.target_cond,
             inner.uncond,
             CrossAttentionSettings(
-                inner.settings.cfg, inner.settings.guidance if quality == "full" else 0.0, preset="carried"
+                inner.settings.cfg,
+                inner.settings.guidance if quality == "full" else 0.0,
+                preset="carried",
+                local_fraction=0.0,
             ),
             cells[:, 0],
         )

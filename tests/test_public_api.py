@@ -46,7 +46,7 @@ def test_arguments_stay(function, expected):
     assert {name: parameters[name].default for name in list(parameters)[: len(expected)]} == expected
     assert list(parameters)[: len(expected)] == list(expected)
     if function is cross_attention_guided_edit:
-        assert (parameters["cfg"].default, parameters["guidance"].default) == (2.0, 0.3)
+        assert (parameters["cfg"].default, parameters["guidance"].default) == (2.0, 0.05)
 
 
 def test_the_readmes_example_runs(tmp_path, monkeypatch):

@@ -174,7 +174,7 @@ def demo_pix2pix_zero(graph: Graph) -> None:
     model, picture, positive, latent = demo_source(graph, PAIR, 1)
     inversion, _, edited = word_edit(
         graph, 2, model.out("MODEL"), model.out("CLIP"), model.out("VAE"), positive, latent, "demo_pix2pix_zero",
-        "SemEdit_AutocorrDDIMInversion", {"guidance": 0.3, "local_fraction": 0.0},
+        "SemEdit_AutocorrDDIMInversion", {"guidance": 0.13, "local_fraction": 0.0},
         source="without glasses", target="wearing glasses", mode="words", bank="portrait",
     )  # fmt: skip
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))

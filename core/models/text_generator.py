@@ -7,7 +7,8 @@ drawn here, from a generator on the CPU, so that a seed means the same on every 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ WRITERS = {"gpt2": ("GPT2LMHeadModel", False, 50256), "t5": ("T5ForConditionalGe
 LONGEST_PROMPT = 400  # tokens
 #: How words are drawn: among so many of the likeliest, and with how little daring.
 LIKELIEST, TEMPERATURE = 50, 0.9
+
+
+REMEDY = "download the model again with its tokenizer files"
 
 
 class TextGenerator(nn.Module):
@@ -63,7 +67,8 @@ class TextGenerator(nn.Module):
         Raises:
             EditingError: a prompt without words or too long, or a network that fails on it.
         """
-        ids = list(self.tokenizer.encode(prompt).ids)
+        with tokenizing(self.name):
+            ids = list(self.tokenizer.encode(prompt).ids)
         if not ids or not prompt.strip():
             raise EditingError("The prompt of the text model holds no words; write what it shall write about.")
         if len(ids) > LONGEST_PROMPT:
@@ -77,7 +82,8 @@ class TextGenerator(nn.Module):
             rows = min(batch_size, count - len(texts))
             for row in self._tokens(ids, rows, longest, generator, callback):
                 kept = row[: row.index(self.end)] if self.end in row else row
-                texts.append(str(self.tokenizer.decode(kept, skip_special_tokens=True)))
+                with tokenizing(self.name):
+                    texts.append(str(self.tokenizer.decode(kept, skip_special_tokens=True)))
         return texts
 
     def _tokens(
@@ -142,15 +148,21 @@ def load_text_generator(folder: str | Path) -> TextGenerator:
     return TextGenerator(network, tokenizer, reads, end if own is None else own, source.name)
 
 
-def _tokenizer(folder: Path) -> Any:
-    remedy = "download the model again with its tokenizer files"
-    if not (folder / "tokenizer.json").is_file():
-        raise EditingError(f"{folder.name} has no tokenizer.json; {remedy}.")
-    listed = load_json(folder / "tokenizer.json", "tokenizer", folder.name, remedy)
-    tokenizers = library("tokenizers", folder.name, "Tokenizer")
+@contextmanager
+def tokenizing(name: str) -> Iterator[None]:
+    """Whatever the tokenizer's library raises inside becomes a sentence; its panics are no ``Exception``."""
     try:
-        return tokenizers.Tokenizer.from_str(json.dumps(listed))
-    except BaseException as error:  # its panics are no Exception
+        yield
+    except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise EditingError(f"{folder.name} has a damaged tokenizer.json; {remedy}.") from error
+        raise EditingError(f"{name} has a damaged tokenizer.json; {REMEDY}.") from error
+
+
+def _tokenizer(folder: Path) -> Any:
+    if not (folder / "tokenizer.json").is_file():
+        raise EditingError(f"{folder.name} has no tokenizer.json; {REMEDY}.")
+    listed = load_json(folder / "tokenizer.json", "tokenizer", folder.name, REMEDY)
+    tokenizers = library("tokenizers", folder.name, "Tokenizer")
+    with tokenizing(folder.name):
+        return tokenizers.Tokenizer.from_str(json.dumps(listed))

@@ -225,7 +225,7 @@ class InversionEditor:
                 conds["source"],
                 conds["positive"],
                 conds.get("negative"),
-                CrossAttentionSettings(self.settings.cfg, guidance, preset="carried"),
+                CrossAttentionSettings(self.settings.cfg, guidance, preset="carried", local_fraction=0.0),
                 cells,
             )
             return edit.run(inversion.steps, self.callback)

@@ -101,6 +101,10 @@ def test_tokenizers_that_are_none(folder):
     (folder / "tokenizer.json").write_text(json.dumps(listed | {"pre_tokenizer": 3}), encoding="utf-8")
     with pytest.raises(EditingError, match=r"has a damaged tokenizer\.json"):
         load_text_generator(folder)
+    unknown = listed | {"model": listed["model"] | {"unk_token": "nowhere"}}
+    (folder / "tokenizer.json").write_text(json.dumps(unknown), encoding="utf-8")
+    with pytest.raises(EditingError, match=r"has a damaged tokenizer\.json"):
+        load_text_generator(folder).write("a zebra", 1)  # a word that the list lacks
     (folder / "tokenizer.json").unlink()
     with pytest.raises(EditingError, match=r"has no tokenizer\.json"):
         load_text_generator(folder)

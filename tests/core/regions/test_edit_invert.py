@@ -42,7 +42,7 @@ def test_is_the_guided_edit_with_the_box_as_its_mask():
     cells = torch.zeros(1, 5, 7)
     cells[:, 1:3, 2:5] = 1
     latent = cross_attention_guided_edit(
-        denoiser, inversion, source, target, uncond, cfg=3.0, guidance=0.3, preset="carried", mask=cells
+        denoiser, inversion, source, target, uncond, cfg=3.0, guidance=0.3, local_fraction=0.0, mask=cells
     )
     expected = image.clone()
     expected[..., 8:24, 16:40] = decode(latent)[..., 8:24, 16:40]

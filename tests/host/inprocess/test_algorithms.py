@@ -95,7 +95,14 @@ def test_guided_edit_in_one_node_and_as_guider(pack, family, shape):
         def work(session):
             c = session.conds
             return guidance.cross_attention_guided_edit(
-                session.denoiser, inversion, c["source"], c["positive"], c["negative"], cfg=3.0, guidance=strength
+                session.denoiser,
+                inversion,
+                c["source"],
+                c["positive"],
+                c["negative"],
+                cfg=3.0,
+                guidance=strength,
+                local_fraction=0.0,
             )
 
         return pack("nodes.host.latents").latent_from_model(
@@ -110,7 +117,7 @@ def test_guided_edit_in_one_node_and_as_guider(pack, family, shape):
             c["source"],
             c["positive"],
             c["negative"],
-            guidance.CrossAttentionSettings(3.0, 5.0),
+            guidance.CrossAttentionSettings(3.0, 5.0, local_fraction=0.0),
         )
         return lambda x, sigma: step.denoised(x, inversion.level_of(sigma))
 

@@ -157,7 +157,7 @@ def test_guidance_patches_reach_sampling_back_and_the_edit(pack):
         inversion = pack("core.spdinv.invert").invert(session.denoiser, x, positive, steps=3, solver="ddim")
         again = pack("core.sampling").reconstruct(session.denoiser, inversion, positive, 4.0, negative)
         edited = guidance_of.cross_attention_guided_edit(
-            session.denoiser, inversion, positive, positive, negative, cfg=4.0, guidance=0.0
+            session.denoiser, inversion, positive, positive, negative, cfg=4.0, guidance=0.0, local_fraction=0.0
         )
         return inversion, again, edited
 

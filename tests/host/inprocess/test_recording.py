@@ -55,7 +55,7 @@ def invert(pack, model, latent=None, positive=POSITIVE, **given):
 
 
 def guided(pack, model, inversion, target=POSITIVE, **given):
-    settings = {"cfg": 1.0, "guidance": 0.0} | given
+    settings = {"cfg": 1.0, "guidance": 0.0, "local_fraction": 0.0} | given
     return node(
         pack, "pix2pix_zero.guided_edit", "CrossAttnGuidedSampler", model=model, inversion=inversion, target=target,
         **settings,
