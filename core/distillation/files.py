@@ -13,7 +13,6 @@ from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
 from .network import DistilledEditor, EditorShape
 
 FILE_FORMAT, FILE_VERSION = "semantic_editing.distilled_edit", "1"
-KIND = "distilled edit"
 
 
 def save_editor(path: str | Path, editor: DistilledEditor, *, overwrite: bool = False, half: bool = False) -> Path:
@@ -46,11 +45,11 @@ def load_editor(path: str | Path) -> DistilledEditor:
         EditingError: missing, damaged, hostile, foreign, or of a newer version.
     """
     source = Path(path)
-    tensors, metadata = load_tensors(source, FILE_FORMAT, kind=KIND)
+    tensors, metadata = load_tensors(source, FILE_FORMAT, kind="distilled edit")
     name = shown_name(source.name)
     if metadata.get("version") != FILE_VERSION:
         raise EditingError(f"{name} was saved by another version of this pack; update the pack, or train it again.")
-    shape = metadata_json(metadata, "shape", name, KIND)
+    shape = metadata_json(metadata, "shape", name, "distilled edit")
     with torch.device("meta"):  # of whatever size the description claims, until it is compared
         editor = DistilledEditor(EditorShape(shape["fold"], tuple(shape["widths"]), shape["blocks"]))
     wanted = editor.state_dict()
@@ -63,5 +62,5 @@ def load_editor(path: str | Path) -> DistilledEditor:
     editor.load_state_dict(chosen, assign=True)
     editor.side = int(metadata.get("side", "0"))
     editor.source, editor.target = metadata.get("source", ""), metadata.get("target", "")
-    editor.facts = metadata_json(metadata, "facts", name, KIND) if "facts" in metadata else {}
+    editor.facts = metadata_json(metadata, "facts", name, "distilled edit") if "facts" in metadata else {}
     return editor.eval().requires_grad_(False)

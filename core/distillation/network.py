@@ -87,7 +87,7 @@ class DistilledEditor(nn.Module):
         nn.init.zeros_(self.unet.conv_out.bias)
 
     def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """``images [B, 3, H, W]`` in 0..1 -> ``(change [B, 3, H, W], mask's logits [B, 1, H, W])`` at their own size."""
+        """``images [B, 3, H, W]`` in 0..1 -> ``(change [B, 3, H, W], logits of the mask [B, 1, H, W])``."""
         height, width = images.shape[-2:]
         padding = (0, -width % self.shape.multiple, 0, -height % self.shape.multiple)
         padded = functional.pad(images * 2 - 1, padding, mode="replicate")

@@ -218,4 +218,4 @@ def only_edited(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """``(after, region)`` with ``after`` as ``before`` outside the edited region: what an autoencoder lost there on the
     way is nothing to learn."""
     region = edited_region(before, after)
-    return before + region * (after - before), region
+    return torch.lerp(before, after, region.expand_as(before)), region

@@ -107,8 +107,9 @@ def region_means(values: Tensor, region: Tensor) -> Tensor:
 
     A small edit would be lost in a mean over the whole picture. A part without a pixel counts nothing.
     """
-    parts = [(values.mean(1, keepdim=True) * weight).sum() / weight.sum().clamp(min=1) for weight in (region, 1 - region)]
-    return parts[0] + parts[1]
+    grey = values.mean(1, keepdim=True)
+    inside, outside = ((grey * part).sum() / part.sum().clamp(min=1) for part in (region, 1 - region))
+    return inside + outside
 
 
 def edit_loss(made: Tensor, wanted: Tensor, region: Tensor) -> Tensor:
@@ -159,7 +160,9 @@ class DistillationTrainer:
     ):
         settings.check()
         if len(pairs) < FEWEST:
-            raise EditingError(f"There are only {len(pairs)} pairs to learn from; make {FEWEST} or more, best hundreds.")
+            raise EditingError(
+                f"There are only {len(pairs)} pairs to learn from; make at least {FEWEST}, best hundreds."
+            )
         self.pairs, self.shape, self.settings, self.device = pairs, shape, settings, torch.device(device)
         count = min(max(round(settings.held_out * len(pairs)), 1), MOST_HELD)
         order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(settings.seed % 2**63))
@@ -210,7 +213,7 @@ class DistillationTrainer:
             loss = loss + MASK * functional.binary_cross_entropy_with_logits(logits, region)
             self.optimizer.zero_grad()
             loss.backward()
-            value = float(loss)
+            value = float(loss.detach())
             if not math.isfinite(value):
                 self.broken = (
                     f"stopped at step {self.step + 1}, where the loss was not a number any more; lower the learning "
@@ -381,7 +384,8 @@ class DistillationTrainer:
             made = edit(before)
             if not made.isfinite().all():
                 return Validation(self.step, math.nan, math.nan)
-            errors += [float(region_means((a - b).abs()[None], c[None])) for a, b, c in zip(made, wanted, region, strict=True)]
+            for difference, part in zip((made - wanted).abs(), region, strict=True):
+                errors.append(float(region_means(difference[None], part[None])))
             decibels.append(psnr(made.cpu(), wanted.cpu()).clamp(max=99))
         return Validation(self.step, sum(errors) / len(errors), float(torch.cat(decibels).mean()))
 

@@ -13,7 +13,6 @@ from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
 from .training import Best, DistillationTrainer, Validation
 
 FILE_FORMAT = "semantic_editing.distillation_training"
-KIND = "distillation training"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -56,9 +55,9 @@ def resume_training(trainer: DistillationTrainer, path: str | Path) -> None:
     Raises:
         EditingError: missing, damaged or foreign file, or one of a training with other pairs or settings.
     """
-    tensors, metadata = load_tensors(path, FILE_FORMAT, kind=KIND)
+    tensors, metadata = load_tensors(path, FILE_FORMAT, kind="distillation training")
     name = Path(path).name
-    saved, progress = (metadata_json(metadata, key, name, KIND) for key in ("run", "progress"))
+    saved, progress = (metadata_json(metadata, key, name, "distillation training") for key in ("run", "progress"))
     current = json.loads(json.dumps(trainer.run_facts()))
     different = [key for key in current if saved.get(key) != current[key]]
     if different:
@@ -67,7 +66,7 @@ def resume_training(trainer: DistillationTrainer, path: str | Path) -> None:
             "start anew."
         )
     step, score = progress["step"], progress["best_score"]
-    learned = [key for key in trainer.weights if f"{MOMENTS[0]}.{key}" in tensors]  # the time's layers may get no gradient
+    learned = [key for key in trainer.weights if f"{MOMENTS[0]}.{key}" in tensors]  # some may get no gradient
     wanted = {f"{kind}.{key}": trainer.weights[key].shape for kind in MOMENTS for key in learned}
     kinds = ("weight", "average", *(() if score is None else ("best",)))
     wanted |= {f"{kind}.{key}": weight.shape for kind in kinds for key, weight in trainer.weights.items()}

@@ -30,6 +30,8 @@ MAPPER_TRAININGS = "mapper_trainings"
 STYLE_DIFFUSION = "style_diffusion"
 IMAGE_CAPTIONERS = "image_captioners"
 STYLE_DIFFUSION_TRAININGS = "style_diffusion_trainings"
+DISTILLED_EDITS = "distilled_edits"
+DISTILLATION_TRAININGS = "distillation_trainings"
 #: What each folder may hold. ``.pt`` only where published files exist; they go through the restricted loader.
 EXTENSIONS = {
     EDIT_DIRECTIONS: {".safetensors", ".pt"},
@@ -47,6 +49,8 @@ EXTENSIONS = {
     STYLE_DIFFUSION: {".safetensors"},
     STYLE_DIFFUSION_TRAININGS: {".safetensors"},
     IMAGE_CAPTIONERS: {".safetensors"},
+    DISTILLED_EDITS: {".safetensors"},
+    DISTILLATION_TRAININGS: {".safetensors"},
 }
 
 
