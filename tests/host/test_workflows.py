@@ -27,6 +27,8 @@ DEMOS = (
     "demo_caso_multi",
     "demo_region_edit",
     "demo_region_mask_to_inpaint",
+    "demo_distil_edit",
+    "demo_distil_train",
 )
 CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit", "sd15_caso_edit", "sd15_inpaint_region_edit")
 DELTAEDIT = ("demo_deltaedit_text", "demo_deltaedit_images", "demo_deltaedit_diffusion", "ffhq_deltaedit")

@@ -125,8 +125,9 @@ def test_every_node_that_writes_asks_before_it_replaces():
     rooms = {path.stem for path in writers} - {"folders", "trainer_files"}
     assert rooms == {
         "files", "direction_files", "models", "classifier_trainer", "generator", "diffusion_trainer", "training",
+        "trainer",
     }  # fmt: skip
-    assert len(SAVING) == 10
+    assert len(SAVING) == 11
 
 
 def test_a_shipped_workflow_that_replaces_files_says_so():

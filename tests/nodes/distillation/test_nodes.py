@@ -183,7 +183,9 @@ def test_a_stopped_training_goes_on_to_the_same_edit(host, monkeypatch):
     assert "exists already" in refusal(train)
     assert "another value of seed" in refusal(train, resume=True, seed=1, overwrite=True)
     assert same(train(resume=True)[0], whole)
-    files.save_editor(host.path / "distilled_edits" / "mine.safetensors", train(filename="b", seed=7)[0], overwrite=True)
+    files.save_editor(
+        host.path / "distilled_edits" / "mine.safetensors", train(filename="b", seed=7)[0], overwrite=True
+    )
     assert "not from the training" in refusal(train, resume=True)
 
 
