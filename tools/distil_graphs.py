@@ -30,10 +30,10 @@ def demo_distil_edit(graph: Graph) -> None:
     graph.add("PreviewImage", 3, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 3, title="True edited image (for comparison)", images=picture.out("edited image"))
     graph.note(
-        "# An edit in milliseconds\n\n**Distilled Edit** puts glasses on in one pass of a small network. It learned that from "
-        "pictures that the word edit (*demo_word_edit*) had made; *demo_distil_train* shows how. No diffusion model "
-        "runs, and what the edit does not touch stays the photo's own.\n\nTry *demo: red hair* with the pictures of "
-        "*hair color: black to red*.",
+        "# An edit in milliseconds\n\n**Distilled Edit** puts glasses on in one pass of a small network. It learned "
+        "that from pictures that the word edit (*demo_word_edit*) had made; *demo_distil_train* shows how. No "
+        "diffusion model runs, and what the edit does not touch stays the photo's own.\n\nTry *demo: red hair* with "
+        "the pictures of *hair color: black to red*.",
         0, title="What this shows", height=270,
     )  # fmt: skip
     edit_report(graph, 4, picture.out("image"), edited.out("image"), true_edit=picture.out("edited image"))
@@ -82,11 +82,12 @@ def demo_distil_train(graph: Graph) -> None:
     )
     graph.add("PreviewImage", 7, title="Another face, by what was learned", images=edited.out("image"))
     graph.note(
-        f"# Teach a small network an edit\n\n1. The word edit makes {PAIRS} pairs in {EDIT_STEPS} steps each.\n2. **Distil "
-        f"Edit Trainer** leaves out those in which nothing happened, and learns from the others for {TRAIN_STEPS} steps.\n3. "
-        "**Distilled Edit** edits another face with it.\n\nSo few pairs and steps only show the way: the network has "
-        "begun to see where glasses go. Hundreds of pairs and 1000 steps or more make an edit such as *demo: "
-        "glasses*.\n\n*overwrite* is on here: a second run replaces the first one's edit.",
+        f"# Teach a small network an edit\n\n1. The word edit makes {PAIRS} pairs in {EDIT_STEPS} steps each.\n2. "
+        "**Distil Edit Trainer** leaves out those in which nothing happened, and learns from the others for "
+        f"{TRAIN_STEPS} steps.\n3. **Distilled Edit** edits another face with it.\n\nSo few pairs and steps only show "
+        "the way: the network has begun to see where glasses go. Hundreds of pairs and 1000 steps or more make an "
+        "edit such as *demo: glasses*.\n\n*overwrite* is on, so that you can run it again: it replaces what you have "
+        "of that name.",
         0, title="What this shows", height=330,
     )  # fmt: skip
 
