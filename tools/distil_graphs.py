@@ -69,7 +69,7 @@ def demo_distil_train(graph: Graph) -> None:
         width=330,
     )
     graph.add("PreviewAny", 5, title="Training", source=trainer.out("report"), width=330, height=220)
-    graph.add("PreviewImage", 6, title="Before, network, edit", images=trainer.out("samples"))
+    graph.add("PreviewImage", 6, title="Samples", images=trainer.out("samples"))
     graph.add("PreviewImage", 6, title="Loss and PSNR", images=trainer.out("plot"))
     face = graph.add("SemEdit_LoadDemoImage", 6, pictures=PAIR, number=0)
     edited = graph.add(
