@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
 #: Pairs, and steps of the edit that makes them: so few that it takes a minute.
 PAIRS, EDIT_STEPS, TRAIN_STEPS = 8, 10, 40
+#: Light faces, on which glasses show.
+FACE, OTHER_FACE = 5, 20
 TEXTS = ("a portrait of a person, without glasses", "a portrait of a person, wearing glasses")
 
 
 def demo_distil_edit(graph: Graph) -> None:
     """A face gets glasses in one forward of a small network, beside the true answer."""
-    picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=PAIR, number=0)
+    picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=PAIR, number=FACE)
     edited = graph.add("SemEdit_DistilledEdit", 1, image=picture.out("image"), edit_file="demo: glasses", width=330)
     graph.add("PreviewAny", 1, title="Report", source=edited.out("report"), width=330, height=180)
     graph.add(
@@ -71,7 +73,7 @@ def demo_distil_train(graph: Graph) -> None:
     graph.add("PreviewAny", 5, title="Training", source=trainer.out("report"), width=330, height=220)
     graph.add("PreviewImage", 6, title="Samples", images=trainer.out("samples"))
     graph.add("PreviewImage", 6, title="Loss and PSNR", images=trainer.out("plot"))
-    face = graph.add("SemEdit_LoadDemoImage", 6, pictures=PAIR, number=0)
+    face = graph.add("SemEdit_LoadDemoImage", 6, pictures=PAIR, number=OTHER_FACE)
     edited = graph.add(
         "SemEdit_DistilledEdit",
         7,
