@@ -127,6 +127,12 @@ class DistilledEditor(nn.Module):
         return max(1, round(height * ratio)), max(1, round(width * ratio))
 
 
+def weight_bytes(shape: EditorShape) -> int:
+    """Bytes of such a network's weights in fp32."""
+    with torch.device("meta"):
+        return sum(4 * value.numel() for value in DistilledEditor(shape).parameters())
+
+
 def gate(logits: Tensor) -> Tensor:
     """The mask of ``logits``: a sigmoid stretched to -0.1..1.1 and cut to 0..1, so that it reaches both."""
     return (logits.sigmoid() * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -331,7 +332,11 @@ class DistillationTrainer:
         """What must be the same for a training to go on; it may look more often."""
         settings = {key: value for key, value in asdict(self.settings).items() if key != "check_every"}
         shape = {"fold": self.shape.fold, "widths": list(self.shape.widths), "blocks": self.shape.blocks}
-        return settings | shape | {"pairs": content_hash(self.pairs.before, self.pairs.after)}
+        return settings | shape | {"pairs": self._pairs_hash}
+
+    @cached_property
+    def _pairs_hash(self) -> str:
+        return content_hash(self.pairs.before, self.pairs.after)
 
     def fingerprint(self) -> str:
         """A hash of :meth:`run_facts`, by which a saved editor is known as this training's."""

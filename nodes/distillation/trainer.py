@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core.content_hash import content_hash
 from ...core.distillation.files import load_editor, save_editor
-from ...core.distillation.network import SHAPES
+from ...core.distillation.network import SHAPES, weight_bytes
 from ...core.distillation.pairs import EditPairs, PairFilter, as_bytes, filter_pairs, read_pairs
 from ...core.distillation.training import DistillationSettings, DistillationTrainer
 from ...core.distillation.training_state import made_with, resume_training, save_training
@@ -287,7 +287,7 @@ class DistilEditTrainer(io.ComfyNode):
         wanted = PairFilter(source_text, target_text, clip_gain, overlap)
         found = filter_pairs(pairs, wanted, clip_scorer, counting_bar())
         bar, pace = StoppableBar(), Pace()
-        with training_scope(0, ADVICE) as device:
+        with training_scope(weight_bytes(SHAPES[network]), ADVICE) as device:
             trainer = DistillationTrainer(
                 found.pairs, SHAPES[network], settings, device, source_text.strip(), target_text.strip()
             )

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from semantic_editing.core.distillation.network import SHAPES, TOLERANCE, DistilledEditor, EditorShape, gate
+from semantic_editing.core.distillation.network import (
+    SHAPES,
+    TOLERANCE,
+    DistilledEditor,
+    EditorShape,
+    gate,
+    weight_bytes,
+)
 from semantic_editing.core.errors import EditingError
 from semantic_editing.tests.core.distillation.tiny_edit import TINY, seeded
 
@@ -86,6 +93,7 @@ def test_the_named_networks_compute(name):
         editor = DistilledEditor(shape)
     assert editor.unet.config.block_out_channels == shape.widths
     if name == "small":
+        assert weight_bytes(shape) == sum(value.nbytes for value in DistilledEditor(shape).state_dict().values())
         made = DistilledEditor(shape)(pictures(1, 3, shape.multiple, shape.multiple))
         assert made.shape == (1, 3, shape.multiple, shape.multiple)
 
