@@ -87,8 +87,8 @@ def demo_distil_train(graph: Graph) -> None:
         f"# Teach a small network an edit\n\n1. The word edit makes {PAIRS} pairs in {EDIT_STEPS} steps each.\n2. "
         "**Distil Edit Trainer** leaves out those in which nothing happened, and learns from the others for "
         f"{TRAIN_STEPS} steps.\n3. **Distilled Edit** edits another face with it.\n\nSo few pairs and steps only show "
-        "the way: the network has begun to see where glasses go. Hundreds of pairs and 1000 steps or more make an "
-        "edit such as *demo: glasses*.\n\n*overwrite* is on, so that you can run it again: it replaces what you have "
+        "the way: the network has begun to see where glasses go. A hundred pairs and 500 steps made *demo: "
+        "glasses*.\n\n*overwrite* is on, so that you can run it again: it replaces what you have "
         "of that name.",
         0, title="What this shows", height=330,
     )  # fmt: skip

@@ -53,7 +53,7 @@ class DistillationSettings:
         check_every: steps between looks at these.
     """
 
-    steps: int = 1500
+    steps: int = 600
     batch: int = 8
     learning_rate: float = 2e-3
     warm_up: int = 30
