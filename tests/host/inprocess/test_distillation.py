@@ -99,11 +99,11 @@ def test_pairs_of_the_input_folder(nodes, tmp_path):
 
 def test_the_bundled_edit_puts_something_on_a_face_and_leaves_the_rest(nodes, pack):
     _, edit = nodes
-    photo = pack("nodes.demo.load").demo_pictures("glasses: none to glasses", 0)[0]
+    photo = pack("nodes.demo.load").demo_pictures("glasses: none to glasses", 5)[0]
     with torch.inference_mode():
         edited, report = edit.DistilledEdit.execute(photo, "demo: glasses", 1.0, True).args
     changed = (edited - photo).abs().amax(-1)[0]
-    rows = changed > 0.1
-    assert rows.any() and not rows[:16].any() and not rows[-16:].any(), "it happens in the face"
+    middle = changed[len(changed) // 4 : 3 * len(changed) // 4]
+    assert float(middle.sum()) > 0.8 * float(changed.sum()) > 0, "it happens in the face"
     assert float((changed == 0).float().mean()) > 0.3, "and much of the photo is the photo's own to the bit"
     assert "without glasses to " in report and "wearing glasses" in report
