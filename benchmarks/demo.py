@@ -78,6 +78,7 @@ DRAWN_TITLES = {
 METHODS = (
     "word_swap",
     "demo_word_edit",
+    "demo_distil_edit",
     "demo_caso_edit",
     "demo_caso_train+demo_caso_edit@SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors",
     "demo_region_mask_to_inpaint",
@@ -106,6 +107,7 @@ EDITS = {
     "demo_deltaedit_text": TEXT_EDITS,
     "demo_deltaedit_images": TEXT_EDITS,
     "demo_deltaedit_diffusion": ("hair color: black to red", "glasses: none to glasses"),
+    "demo_distil_edit": ("glasses: none to glasses", "hair color: black to red"),
 }
 #: What a workflow asks for beside the edit of its pair.
 ALSO = {"demo_caso_multi": {"facial_hair": "beard"}}

@@ -59,6 +59,12 @@ from semantic_editing.core.demo.model import load_demo_model
 from semantic_editing.core.denoiser import ModelIdentity
 from semantic_editing.core.diffusers.checkpoint import load_checkpoint
 from semantic_editing.core.diffusers.single_file import load_single_file
+from semantic_editing.core.distillation.files import load_editor, save_editor
+from semantic_editing.core.distillation.network import DistilledEditor, EditorShape
+from semantic_editing.core.distillation.pairs import EditPairs, read_pairs
+from semantic_editing.core.distillation.training import DistillationSettings, DistillationTrainer
+from semantic_editing.core.distillation.training_state import resume_training as resume_distillation
+from semantic_editing.core.distillation.training_state import save_training as save_distillation
 from semantic_editing.core.files import load_legacy_tensor, load_tensors, load_weights, save_tensors
 from semantic_editing.core.images.captions import read_captions
 from semantic_editing.core.images.files import read_picture, read_whole_picture, square_pictures
@@ -323,6 +329,36 @@ def _mapper_trainer() -> MapperTrainer:
     trainer = MapperTrainer(_latents(), MapperSettings(hidden=4, steps=2, batch=4, check_every=1))
     trainer.advance()
     return trainer
+
+
+#: The smallest network that an edit is distilled into.
+TINY_EDITOR = EditorShape(2, (8, 8), 1)
+
+
+def _distilled_edit(folder: Path) -> Path:
+    return save_editor(folder / "a.safetensors", _seeded(lambda: DistilledEditor(TINY_EDITOR)))
+
+
+@cache
+def _distilled_trainer() -> DistillationTrainer:
+    pictures = (_random(4, 3, 8, 8).sigmoid() * 255).byte()
+    settings = DistillationSettings(steps=2, batch=2, check_every=1)
+    return DistillationTrainer(EditPairs(pictures, pictures.flip(3)), TINY_EDITOR, settings)
+
+
+def _distillation(folder: Path) -> Path:
+    trainer = _distilled_trainer()
+    if not trainer.step:
+        trainer.advance()
+    return save_distillation(trainer, folder / "a.safetensors")
+
+
+def _pair_folders(folder: Path) -> Path:
+    for name, seed in (("before", 0), ("after", 1)):
+        (folder / name).mkdir()
+        pixels = (_random(16, 16, 3, seed=seed).sigmoid() * 255).byte().numpy()
+        Image.fromarray(pixels).save(folder / name / "a.png")
+    return folder / "before"
 
 
 def _mapper_training(folder: Path) -> Path:
@@ -843,6 +879,17 @@ SAMPLES: dict[str, Sample] = {
     "aMUSEd folder": Sample(_token_folder, load_token_model, ("core.regions.edit_tokens.load_token_model",), slow=True),
     "demo model": Sample(
         _demo_folder, lambda path: load_demo_model(path).unet, ("core.demo.model.load_demo_model",), slow=True
+    ),
+    "distilled edit": Sample(_distilled_edit, load_editor, ("core.distillation.files.load_editor",)),
+    "distillation training": Sample(
+        _distillation,
+        lambda path: resume_distillation(_distilled_trainer(), path) or True,
+        ("core.distillation.training_state.resume_training",),
+    ),
+    "folders of pairs": Sample(
+        _pair_folders,
+        lambda path: read_pairs(path, path.with_name("after"), 8),
+        ("core.distillation.pairs.read_pairs",),
     ),
     "delta mapper": Sample(_mapper, load_mapper, ("core.deltaedit.mapper_files.load_mapper",)),
     "published delta mapper": Sample(_published_mapper, load_mapper, (), slow=True),

@@ -23,6 +23,8 @@ TECHNIQUES = (
     "pix2pix_zero.directions",
     "pix2pix_zero.direction_files",
     "pix2pix_zero.guided_edit",
+    "distillation.trainer",
+    "distillation.edit",
     "caso.classifier_loader",
     "caso.classifier_trainer",
     "caso.trainer",

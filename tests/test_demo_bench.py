@@ -31,6 +31,7 @@ def test_every_shipped_method_is_in_a_table_of_its_own_edit(unseen):
     tables = planned(unseen, *bench.METHODS)
     assert [(title, count) for title, _, count, _ in tables] == [
         (GLASSES, 40),
+        ("hair color: black to red", 40),
         (BEARD, 40),
         (f"{GLASSES} and facial hair: beard", sum(p.source_attributes["facial_hair"] != "beard" for p in
                                                   unseen.pairs_of(GLASSES))),
@@ -39,7 +40,8 @@ def test_every_shipped_method_is_in_a_table_of_its_own_edit(unseen):
         *((f"{edit} (DeltaEdit, style diffusion)", 40) for edit in bench.EDITS["demo_deltaedit_diffusion"]),
     ]  # fmt: skip
     assert [names for *_, names in tables] == [
-        ["word_swap", "demo_word_edit", "demo_caso_edit", TRAINED, "demo_region_mask_to_inpaint"],
+        ["word_swap", "demo_word_edit", "demo_distil_edit", "demo_caso_edit", TRAINED, "demo_region_mask_to_inpaint"],
+        ["word_swap", "demo_distil_edit"],
         ["word_swap", bench.LARGEST_BOX, bench.MAP_ONLY, "demo_region_edit"],
         ["demo_caso_multi"],
         ["demo_invert_reconstruct@SemEdit_SPDInvInversion.solver=ddim", "demo_invert_reconstruct",

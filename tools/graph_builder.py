@@ -23,6 +23,8 @@ PICTURE_NODES = {
     "SemEdit_InvertToStyleCode",
     "SemEdit_DeltaEditMapper",
     "SemEdit_StyleDiffusionDecode",
+    "SemEdit_DistilEditTrainer",
+    "SemEdit_DistilledEdit",
 }
 
 

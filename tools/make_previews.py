@@ -34,6 +34,8 @@ SHOWN = {
     "demo_deltaedit_text": (INVERTED, EDITED, "Where it changed", "Edited image"),
     "demo_deltaedit_images": (INVERTED, EDITED, "Edited image"),
     "demo_deltaedit_diffusion": (INVERTED, "Where it changed", "Edited image"),
+    "demo_distil_edit": ("Original", "Edited image", "True edited image (for comparison)"),
+    "demo_distil_train": ("Samples", "Loss and PSNR"),
     "demo_region_edit": ("Original", "The best boxes", "Edited image", "True edited image (for comparison)"),
     "demo_region_mask_to_inpaint": ("Original", "Mask that was found", "Edited image"),
 }

@@ -308,12 +308,26 @@ def square_pictures(
     Raises:
         EditingError: see :func:`read_folder`, or an unusable size.
     """
+    check_square(size)
+    return read_folder(folder, lambda path: square_picture(path, size), callback)
+
+
+def square_picture(path: str | Path, size: int) -> Tensor:
+    """A picture file as a square ``[1, 3, size, size]`` in 0..1; aspect kept, the centre cut out.
+
+    Args:
+        size: side in pixels, a multiple of 8.
+
+    Raises:
+        EditingError: see :func:`read_picture`, or an unusable size.
+    """
+    check_square(size)
+    picture, _ = read_picture(path, size, multiple=1)
+    top, left = ((side - size) // 2 for side in picture.shape[-2:])
+    return picture[..., top : top + size, left : left + size]
+
+
+def check_square(size: int) -> None:
+    """Raise :class:`EditingError` for a side that no square of :func:`square_picture` can have."""
     if size < 8 or size % 8:
         raise EditingError(f"The size is {size}; use a positive multiple of 8.")
-
-    def square(path: Path) -> Tensor:
-        picture, _ = read_picture(path, size, multiple=1)
-        top, left = ((side - size) // 2 for side in picture.shape[-2:])
-        return picture[..., top : top + size, left : left + size]
-
-    return read_folder(folder, square, callback)

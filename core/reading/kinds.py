@@ -139,6 +139,15 @@ _mapper_progress = table(
         "validations": listed(listed(number(), 4, 4), 0, 1_000_000),
     }
 )
+_editor_shape = table({"fold": whole(1, 16), "widths": listed(whole(8, 1024), 1, 6), "blocks": whole(1, 4)})
+_distillation_progress = table(
+    {
+        "step": whole(0, 10_000_000),
+        "best_step": whole(-1, 10_000_000),
+        "best_score": maybe(number()),
+        "validations": listed(listed(number(), 3, 3), 0, 1_000_000),
+    }
+)
 _caption = either(text(), listed(text(), 1, 100))
 _pieces = listed(listed(either(text(), number()), 2, 2), 1, 1_000_000)  # of a Unigram tokenizer, with their scores
 _tokenizer = table(
@@ -229,6 +238,16 @@ KINDS: dict[str, Kind] = {
         "state of a mapper's training", 8 * GIB, 2000, {"run": facts, "progress": _mapper_progress}
     ),
     "relevance probing": Kind("state of a relevance matrix", GIB, 4, {"run": facts, "done": whole(0, 1_000_000)}),
+    "distilled edit": Kind(
+        "distilled edit",
+        GIB,
+        1000,
+        {"shape": _editor_shape, "facts": mapped(text(), 0, 100)},
+        {"version": text(20), "side": digits(0, LARGEST_SIDE), "source": text(), "target": text()},
+    ),
+    "distillation training": Kind(
+        "state of a distillation", 8 * GIB, 6000, {"run": facts, "progress": _distillation_progress}
+    ),
     # Networks of other programs
     "network": Kind("network", 32 * GIB),
     "perceptual network": Kind("network of LPIPS", GIB),

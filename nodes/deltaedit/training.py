@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from ...core.images.files import picture_files, skipped_report
 from ...core.models.clip import ClipScorer
 from ...core.writing import Pace, check_target
 from ..common.bundled import bundled_file, bundled_names
+from ..common.claimed_files import ClaimedFiles
 from ..common.inputs import saved_name_inputs, seed_input
 from ..common.reports import plot_output, report_output, shown
 from ..common.saving import Saved, save_or_rescue
@@ -215,51 +214,6 @@ class DeltaEditLatents(io.ComfyNode):
         added = f"{len(latents) - there} added to {there}" if there and len(latents) > there else ""
         report_text = "\n".join(filter(None, [saved.line, latents.report(), added, skipped_report(latents.skipped)]))
         return io.NodeOutput(latents, report_text, ui=shown(report_text))
-
-
-@dataclass(eq=False)
-class ClaimedFiles:
-    """Files that a run writes, and which of them it may replace.
-
-    Attributes:
-        replaceable: those that it may.
-        trouble: why the state could not be saved the last time, "" if it was.
-    """
-
-    state: Path
-    replaceable: set[Path] = field(default_factory=set)
-    trouble: str = ""
-
-    def claim(self, path: Path, overwrite: bool, own: Callable[[Path], bool] | None = None) -> None:
-        """Refuse, before anything is computed, what must not be replaced or cannot be written.
-
-        Args:
-            own: whether an existing file is the gone-on training's; None where none is gone on with.
-        """
-        exists = os.path.lexists(path)
-        if overwrite or (exists and own is not None and own(path)):
-            self.replaceable.add(path)
-        elif exists and own is not None:
-            raise EditingError(
-                f"{path.name} exists already and is not from the training to go on with; move it away, choose another "
-                "name, or allow overwriting."
-            )
-        elif exists and path == self.state:
-            raise EditingError(
-                f"There is progress of another training of this name ({MAPPER_TRAININGS}/{path.name}); switch resume "
-                "on to go on with it, choose another name, or allow overwriting."
-            )
-        check_target(path, overwrite=path in self.replaceable)
-
-    def save_state(self, save: Callable[[Path, bool], object]) -> None:
-        """Save the state; a full disk ends nothing, and may have room the next time."""
-        try:
-            save(self.state, self.state in self.replaceable)
-        except EditingError as error:
-            self.trouble = f"The progress to go on from could not be saved: {error}"
-        else:
-            self.replaceable.add(self.state)
-            self.trouble = ""
 
 
 def trainer_settings(preset: str, **chosen: Any) -> MapperSettings:

@@ -34,6 +34,8 @@ STYLE_FILES = {
     "delta_mappers": "mapper",
     "style_diffusion": "diffusion",
 }
+#: Distilled edits by what they do -> their files.
+DISTILLED = {"glasses": "glasses", "red hair": "red_hair"}
 TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 
 
@@ -46,6 +48,10 @@ def offer_to_loaders() -> None:
     bundle("clip_scorer", {"demo model": lambda: demo_scorer(load_demo_networks())})
     for kind, file in STYLE_FILES.items():
         bundle(kind, {"demo": FOLDER / "style" / f"{file}.safetensors"})
+    bundle(
+        "distilled_edits",
+        {f"demo: {name}": FOLDER / "distilled" / f"{file}.safetensors" for name, file in DISTILLED.items()},
+    )
     bundle("captioned_pictures", {"demo pictures": captioned_pictures})
 
 

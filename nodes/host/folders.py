@@ -31,6 +31,8 @@ STYLE_DIFFUSION = "style_diffusion"
 IMAGE_CAPTIONERS = "image_captioners"
 TEXT_MODELS = "LLM"  # where other packs put theirs
 STYLE_DIFFUSION_TRAININGS = "style_diffusion_trainings"
+DISTILLED_EDITS = "distilled_edits"
+DISTILLATION_TRAININGS = "distillation_trainings"
 #: What each folder may hold. ``.pt`` only where published files exist; they go through the restricted loader.
 EXTENSIONS = {
     EDIT_DIRECTIONS: {".safetensors", ".pt"},
@@ -49,6 +51,8 @@ EXTENSIONS = {
     STYLE_DIFFUSION_TRAININGS: {".safetensors"},
     IMAGE_CAPTIONERS: {".safetensors"},
     TEXT_MODELS: {".safetensors"},
+    DISTILLED_EDITS: {".safetensors"},
+    DISTILLATION_TRAININGS: {".safetensors"},
 }
 
 

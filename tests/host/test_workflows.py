@@ -29,6 +29,8 @@ DEMOS = (
     "demo_caso_multi",
     "demo_region_edit",
     "demo_region_mask_to_inpaint",
+    "demo_distil_edit",
+    "demo_distil_train",
 )
 CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit", "sd15_caso_edit", "sd15_inpaint_region_edit")
 DELTAEDIT = ("demo_deltaedit_text", "demo_deltaedit_images", "demo_deltaedit_diffusion", "ffhq_deltaedit")
@@ -163,7 +165,9 @@ def test_layout_has_no_overlaps_and_the_file_has_its_pictures(name):
         assert min(*thumbnail.size, *preview.size) >= 200
 
 
-@pytest.mark.parametrize("name", sorted({*DEMOS, *CHECKPOINTS} - {"demo_caso_train"}))  # which edits no picture
+@pytest.mark.parametrize(
+    "name", sorted({*DEMOS, *CHECKPOINTS} - {"demo_caso_train", "demo_distil_train"})
+)  # which learn
 def test_every_edit_is_reported_on(name):
     prompt = api(name)
     report = node_of(prompt, "SemEdit_EditReport")
@@ -261,6 +265,36 @@ def test_word_edit(server):
     assert (
         psnr(edited, truth) > 18 and float(changed[: height // 8].mean()) < float(changed.max()) / 4
     )  # the background above stays
+
+
+def test_distilled_edit(server):
+    """Glasses by one forward of a small network: nearer to the truth than doing nothing, seen by the judge."""
+    prompt = api("demo_distil_edit")
+    entry = server.queue(prompt)
+    made, source, truth = (
+        picture(server, entry, prompt, title)
+        for title in ("Edited image", "Original", "True edited image (for comparison)")
+    )
+    assert psnr(made, truth) > psnr(source, truth)
+    assert load_demo_model().judge.labels(made[None])[0]["glasses"] == "glasses"
+    assert "one forward of the small network each" in text_of(entry, prompt, "Report")
+
+
+def test_distillation_from_pairs_of_the_edit_itself(server):
+    """Few and rough pairs, all of them learned from: that the parts work together."""
+    prompt = api("demo_distil_train")
+    prompt[node_of(prompt, "SemEdit_SPDInvInversion")]["inputs"]["steps"] = 2
+    trainer = node_of(prompt, "SemEdit_DistilEditTrainer")
+    prompt[trainer]["inputs"] |= {"steps": 2, "check_every": 1}
+    del prompt[trainer]["inputs"]["clip_scorer"]
+    (several,) = [
+        node for node in prompt.values() if node["inputs"].get("count", 1) > 1 and "pictures" in node["inputs"]
+    ]
+    several["inputs"]["count"] = 4
+    entry = server.queue(prompt)
+    told = text_of(entry, prompt, "Training")
+    assert "saved demo_my_glasses.safetensors" in told and "4 of 4 pairs are learned from" in told
+    assert picture(server, entry, prompt, "Another face, by what was learned").shape == (3, 128, 128)
 
 
 @pytest.mark.slow

@@ -125,8 +125,9 @@ def test_every_node_that_writes_asks_before_it_replaces():
     rooms = {path.stem for path in writers} - {"folders", "trainer_files"}
     assert rooms == {
         "files", "direction_files", "models", "classifier_trainer", "generator", "diffusion_trainer", "training",
+        "trainer",
     }  # fmt: skip
-    assert len(SAVING) == 10
+    assert len(SAVING) == 11
 
 
 def test_a_shipped_workflow_that_replaces_files_says_so():
@@ -138,4 +139,4 @@ def test_a_shipped_workflow_that_replaces_files_says_so():
             notes = [node["widgets_values"][0] for node in drawn if node["type"] == "MarkdownNote"]
             assert any("*overwrite* is on" in note and "replaces" in note for note in notes), path.stem
             replacing.add(path.stem)
-    assert replacing == {"demo_caso_train"}
+    assert replacing == {"demo_caso_train", "demo_distil_train"}

@@ -46,6 +46,7 @@ MAY_READ = {
     # No files: what this process has just made
     "core/caso/training_state.py": {"loads"},
     "core/deltaedit/training_state.py": {"loads"},
+    "core/distillation/training_state.py": {"loads"},
     "nodes/caso/trainer.py": {"frombuffer"},
 }
 #: Functions that are given a kind of file, and which of their arguments it is.

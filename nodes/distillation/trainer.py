@@ -1,0 +1,368 @@
+"""Distil Edit Trainer: a small network learns an edit from pairs that the edit made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.content_hash import content_hash
+from ...core.distillation.files import load_editor, save_editor
+from ...core.distillation.network import SHAPES, weight_bytes
+from ...core.distillation.pairs import EditPairs, PairFilter, as_bytes, filter_pairs, read_pairs
+from ...core.distillation.training import DistillationSettings, DistillationTrainer
+from ...core.distillation.training_state import made_with, resume_training, save_training
+from ...core.errors import EditingError
+from ...core.images.contact_sheet import to_picture
+from ...core.images.files import picture_files, skipped_report
+from ...core.models.clip import ClipScorer
+from ...core.writing import Pace
+from ..common.claimed_files import ClaimedFiles
+from ..common.image_inputs import channels_first
+from ..common.inputs import saved_name_inputs, seed_input
+from ..common.managed import Managed
+from ..common.reports import plot_output, report_output, shown
+from ..common.saving import save_or_rescue
+from ..common.sockets import ClipScorerType
+from ..host.folders import DISTILLATION_TRAININGS, DISTILLED_EDITS, input_folder, output_path
+from ..host.managed_models import training_scope
+from ..host.progress import StoppableBar, counting_bar
+from ..host.schema import io, schema, widget
+from .sockets import CATEGORY, DistilledEditType
+
+DEFAULTS, FILTER = DistillationSettings(), PairFilter()
+SHOW_EVERY = 10  # steps between moves of the bar
+ADVICE = "lower batch_size, or give smaller pictures"
+
+
+class DistilEditTrainer(io.ComfyNode):
+    """pix2pix-zero's distillation (section 4.5, appendix A)."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_DistilEditTrainer",
+            display_name="Distil Edit Trainer",
+            category=CATEGORY,
+            description="Teaches a small network an edit from pictures before and after it, made by any edit of this "
+            "pack or another, so that Distilled Edit makes it in milliseconds. Hundreds of pairs are good. Cancel "
+            "keeps the best so far.",
+            search_aliases=["distillation", "train pix2pix", "co-mod-gan", "train image to image", "learn an edit"],
+            inputs=[
+                *saved_name_inputs("my_edit"),
+                widget(
+                    io.String,
+                    "source_text",
+                    default="",
+                    tooltip='What the pictures show before the edit: "a face without glasses". Read by the CLIP '
+                    "scorer, and kept with the file. May be empty.",
+                ),
+                widget(
+                    io.String,
+                    "target_text",
+                    default="",
+                    tooltip='What they should show after it: "a face wearing glasses". With a CLIP scorer wired, pairs '
+                    "that did not come nearer to it, or still look more like source_text, are left out.",
+                ),
+                widget(
+                    io.Int,
+                    "steps",
+                    default=DEFAULTS.steps,
+                    min=1,
+                    max=1_000_000,
+                    tooltip="Steps of learning. 600 suit a hundred pairs, more pairs want more; what does best on "
+                    "held-out pairs is kept.",
+                ),
+                widget(
+                    io.Int,
+                    "batch_size",
+                    default=DEFAULTS.batch,
+                    min=1,
+                    max=1024,
+                    tooltip="Pairs in one step. Lower it when memory runs out.",
+                ),
+                seed_input("Of first weights, order, augmentation, and which pairs are held out."),
+                widget(
+                    io.Boolean,
+                    "resume",
+                    default=False,
+                    tooltip="Go on where a training of this name, these pairs and settings stopped; it ends as if it "
+                    "never had. It replaces only what that training saved.",
+                ),
+                widget(
+                    io.Combo,
+                    "network",
+                    options=list(SHAPES),
+                    default="small",
+                    advanced=True,
+                    tooltip="small: a million weights, for 128 pixels on a CPU. large: for photographs, on a GPU.",
+                ),
+                widget(
+                    io.String,
+                    "before_folder",
+                    default="",
+                    advanced=True,
+                    tooltip="In place of before and after: a folder of pictures inside ComfyUI's input folder. The "
+                    "n-th by name belongs to the n-th of after_folder.",
+                ),
+                widget(
+                    io.String,
+                    "after_folder",
+                    default="",
+                    advanced=True,
+                    tooltip="The folder of the edited pictures, as many as in before_folder.",
+                ),
+                widget(
+                    io.Int,
+                    "image_size",
+                    default=512,
+                    min=8,
+                    max=2048,
+                    step=8,
+                    advanced=True,
+                    tooltip="Side in pixels to which the folders' pictures are scaled and cut. Wired images keep their "
+                    "size.",
+                ),
+                widget(
+                    io.Float,
+                    "clip_gain",
+                    default=FILTER.clip_gain,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="With a CLIP scorer: how much nearer (cosine) to target_text a picture must come to be "
+                    "learned from. 0: nearer at all; the paper takes 0.1.",
+                ),
+                widget(
+                    io.Float,
+                    "overlap",
+                    default=FILTER.overlap,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="Least share of a picture that must stay as it is for the pair to be learned from. 0: off; "
+                    "0.7 for edits of a small part.",
+                ),
+                widget(
+                    io.Boolean,
+                    "keep_outside",
+                    default=DEFAULTS.keep_outside,
+                    advanced=True,
+                    tooltip="Learn to leave the photo's own pixels where the edit changed nothing to be seen. Off: "
+                    "copy the edit with what its VAE lost.",
+                ),
+                widget(
+                    io.Boolean,
+                    "flip",
+                    default=DEFAULTS.flip,
+                    advanced=True,
+                    tooltip="Mirror half of the pairs. Switch it off for edits that tell left from right, or texts.",
+                ),
+                widget(
+                    io.Float,
+                    "augmentation",
+                    default=DEFAULTS.augment,
+                    min=0.0,
+                    max=4.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="How much pairs are shifted, recoloured and made noisy, so that few say more. 0 is off.",
+                ),
+                widget(
+                    io.Float,
+                    "learning_rate",
+                    default=DEFAULTS.learning_rate,
+                    min=0.000001,
+                    max=1.0,
+                    step=0.0001,
+                    round=0.000001,
+                    advanced=True,
+                    tooltip="Of AdamW. Lower it when the loss jumps.",
+                ),
+                widget(
+                    io.Int,
+                    "check_every",
+                    default=DEFAULTS.check_every,
+                    min=1,
+                    max=100_000,
+                    advanced=True,
+                    tooltip="Steps between looks at the held-out pairs, by which the best is chosen; curves and saved "
+                    "progress are new then.",
+                ),
+                widget(io.Image, "before", optional=True, tooltip="Pictures before the edit, a batch."),
+                widget(
+                    io.Image,
+                    "after",
+                    optional=True,
+                    tooltip="The same pictures after the edit, in the same order and size.",
+                ),
+                widget(
+                    ClipScorerType,
+                    "clip_scorer",
+                    optional=True,
+                    tooltip="From Load CLIP Scorer: leaves out pairs in which the edit did not happen. Unwired: all "
+                    "pairs are learned from.",
+                ),
+            ],
+            outputs=[
+                DistilledEditType.Output(
+                    "distilled_edit",
+                    display_name="distilled edit",
+                    tooltip="What did best on the held-out pairs; it is saved too. Wire it into Distilled Edit.",
+                ),
+                io.Image.Output(
+                    "samples",
+                    display_name="samples",
+                    tooltip="Held-out pictures: before, what the network makes of them, what the edit made.",
+                ),
+                plot_output(),
+                report_output(),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, before_folder: str = "", after_folder: str = "", **inputs: Any) -> str:
+        """Names, sizes and times of the folders' pictures, so that new ones are learned from."""
+        states = [
+            (path.name, path.stat())
+            for folder in (before_folder, after_folder)
+            if folder.strip()
+            for path in picture_files(input_folder(folder.strip()))
+        ]
+        return content_hash(*(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states))
+
+    @classmethod
+    def execute(
+        cls,
+        filename: str,
+        overwrite: bool,
+        source_text: str,
+        target_text: str,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        resume: bool,
+        network: str,
+        before_folder: str,
+        after_folder: str,
+        image_size: int,
+        clip_gain: float,
+        overlap: float,
+        keep_outside: bool,
+        flip: bool,
+        augmentation: float,
+        learning_rate: float,
+        check_every: int,
+        before: Tensor | None = None,
+        after: Tensor | None = None,
+        clip_scorer: ClipScorer | None = None,
+    ) -> Any:
+        """Train and save; Cancel saves the best so far, and the state to go on from, before it ends the run."""
+        if network not in SHAPES:
+            raise EditingError(f"There is no network {network[:40]!r}; use one of: {', '.join(SHAPES)}.")
+        settings = DistillationSettings(
+            steps=steps,
+            batch=batch_size,
+            learning_rate=learning_rate,
+            keep_outside=keep_outside,
+            flip=flip,
+            augment=augmentation,
+            check_every=check_every,
+            seed=seed,
+        )
+        settings.check()
+        path, state = (output_path(kind, filename) for kind in (DISTILLED_EDITS, DISTILLATION_TRAININGS))
+        going_on = resume and state.exists()
+        files = ClaimedFiles(state)
+        if not going_on:  # before pictures are read
+            files.claim(path, overwrite)
+            files.claim(state, overwrite)
+        pairs, skipped = gathered_pairs(before, after, before_folder, after_folder, image_size)
+        wanted = PairFilter(source_text, target_text, clip_gain, overlap)
+        found = filter_pairs(pairs, wanted, clip_scorer, counting_bar())
+        bar, pace = StoppableBar(), Pace()
+        with training_scope(weight_bytes(SHAPES[network]), ADVICE) as device:
+            trainer = DistillationTrainer(
+                found.pairs, SHAPES[network], settings, device, source_text.strip(), target_text.strip()
+            )
+            if going_on:
+                files.claim(path, overwrite, lambda file: _made_by(file, trainer))
+                files.claim(state, overwrite, lambda file: True)  # compared when it is read
+                resume_training(trainer, state)
+
+            def save_state(target: Path, replacing: bool) -> None:
+                save_training(trainer, target, overwrite=replacing)
+
+            def report(_: DistillationTrainer) -> None:
+                looked = trainer.step % settings.check_every == 0
+                last = trainer.step == settings.steps
+                if not trainer.broken and (last or (looked and pace.due())):
+                    with pace.saving():
+                        files.save_state(save_state)
+                if looked or last or trainer.step % SHOW_EVERY == 0:
+                    picture = to_picture(sample_strip(trainer).movedim(-1, 0)) if looked else None
+                    bar.show(trainer.step, settings.steps, picture, trainer.line())
+
+            with bar.catching():
+                trainer.run(report)
+            if bar.cancelled is not None:
+                if not trainer.step:
+                    bar.finish()
+                if not trainer.broken:
+                    files.save_state(save_state)
+                    if not trainer.best_found.weights:
+                        trainer.validate()
+            editor = trainer.best()
+            samples, plot, told = sample_strip(trainer)[None], trainer.plot()[None], trainer.report(editor)
+
+        def save(target: Path, replacing: bool) -> None:
+            save_editor(target, editor, overwrite=replacing)
+
+        saved = save_or_rescue(save, path, path in files.replaceable)
+        if saved.file and not files.trouble:
+            bar.finish()  # else it would be lost, or nobody would hear where it went
+        text = "\n".join(filter(None, [saved.line, found.report(), told, files.trouble, skipped_report(skipped)]))
+        managed = Managed.make(lambda: editor)
+        return io.NodeOutput(managed, samples, plot, text, ui=shown(text, samples, cls))
+
+
+def gathered_pairs(
+    before: Tensor | None, after: Tensor | None, before_folder: str, after_folder: str, image_size: int
+) -> tuple[EditPairs, list[str]]:
+    """The wired pairs, or those of two folders, with the names of unreadable ones.
+
+    Raises:
+        EditingError: none, half of them, both kinds, or whatever is wrong with them.
+    """
+    folders = [before_folder.strip(), after_folder.strip()]
+    if before is not None or after is not None:
+        if any(folders):
+            raise EditingError("Both folders and images are given; empty the folders or unwire the images.")
+        if before is None or after is None:
+            raise EditingError("Wire both before and after: the pictures, and what the edit made of them.")
+        return EditPairs(*(as_bytes(channels_first(part)) for part in (before, after))), []
+    if not all(folders):
+        raise EditingError("There are no pairs to learn from; wire before and after, or name both folders.")
+    return read_pairs(*(input_folder(folder) for folder in folders), image_size, counting_bar())
+
+
+def sample_strip(trainer: DistillationTrainer) -> Tensor:
+    """Held-out pictures in columns, ``[H, W, 3]``: before, what the network makes of them, what the edit made."""
+    rows = [torch.cat(list(part), 2) for part in trainer.pictures()]
+    return torch.cat(rows, 1).movedim(0, -1).clamp(0, 1).contiguous()
+
+
+def _made_by(path: Path, trainer: DistillationTrainer) -> bool:
+    try:
+        return made_with(load_editor(path).facts, trainer)
+    except EditingError:
+        return False
+
+
+NODES = [DistilEditTrainer]
