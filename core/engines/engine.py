@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.site import AttentionControl
+from ..attention.site import AttentionControl, Kind
 from ..attention.store import SourceMissing
 from ..denoiser import Combining, Denoiser, check_finite
 from ..errors import EditingError
 from ..inversion import Inversion
 from ..sampling import GENERATED, TrajectoryEdit, guided
 
-#: Names the source's conditioning where it lies: ``(source branch, number of branches, what was kept or None)``.
+SELF: tuple[Kind, ...] = ("self",)
+CROSS: tuple[Kind, ...] = ("cross",)
+#: ``(branch of the source, number of branches, what was kept of the source or None)`` -> a control of one evaluation.
 MakeControl = Callable[[int, int, Any], AttentionControl]
 
 
@@ -51,6 +53,17 @@ def check_share(name: str, value: float) -> None:
     """Raise :class:`EditingError` unless ``value`` is a share from 0 to 1."""
     if not 0 <= value <= 1:
         raise EditingError(f"{name} is {value:g}; use a share from 0 to 1.")
+
+
+def chosen(own: bool, cross: bool) -> list[Kind]:
+    """The kinds of attention that are wanted."""
+    return [*(SELF if own else ()), *(CROSS if cross else ())]
+
+
+def latent_size(inversion: Inversion) -> tuple[int, int]:
+    """Height and width of the latent."""
+    height, width = inversion.latents.shape[-2:]
+    return height, width
 
 
 @dataclass

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..attention.capture import apply_maps, attention_maps
-from ..attention.site import Kind, Site
+from ..attention.site import Site
 from ..attention.store import InjectAttention, Projections
 from ..errors import EditingError
 from .attended import AttendedPlaces
-from .engine import Engine, EngineSettings, MakeControl
+from .engine import Engine, EngineSettings, MakeControl, check_share, chosen
+from .words import ReadPrompt, places_of
 
 #: Of start_layer: the decoder's layers finer than its coarsest, the paper's 10 to 15 of SD1's 16.
 FINE_DECODER = -1
@@ -47,8 +48,7 @@ class MasaCtrlSettings(EngineSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("start_step", "threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise EditingError(f"{name} is {getattr(self, name):g}; use a share from 0 to 1.")
+            check_share(name, getattr(self, name))
         if self.start_layer < FINE_DECODER:
             raise EditingError(f"start_layer is {self.start_layer}; use -1 for the paper's, or a layer from 0 on.")
 
@@ -69,6 +69,24 @@ class _Layers:
             return False
         self.coarsest = self.coarsest or site.resolution
         return site.resolution > self.coarsest
+
+
+def foreground_places(
+    words: str, source: str, target: str, read: ReadPrompt
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Positions in both texts of the foreground's ``words``, parted by commas; both empty where there are none.
+
+    Raises:
+        EditingError: no source text, words that are not there, none of them in one of the texts.
+    """
+    if not words.strip():
+        return (), ()
+    before, after = read(source), read(target)
+    places = places_of(words, before, after, read)
+    if not all(places):
+        lacking = "source" if not places[0] else "target"
+        raise EditingError(f"None of the foreground's words is in the {lacking} text; name one of that text as well.")
+    return places
 
 
 @dataclass
@@ -95,14 +113,13 @@ class MasaCtrl(Engine):
     def controls(self, level: int) -> MakeControl | None:
         """Keys and values of the source, in every branch; before the start step only the words' places are found."""
         looks, words = self.looks(level), self._places is not None
-        kinds: list[Kind] = [kind for kind, taken in (("self", looks), ("cross", words)) if taken]
+        kinds = chosen(looks, words)
         if not kinds or not self.takes:
             return None
-        places = None if self._places is None else self._places
 
         def make(source: int, branches: int, kept: Any) -> InjectAttention:
             return InjectAttention(
-                source, branches, self._attend, kinds, _Layers(self.settings.start_layer, places is not None), kept
+                source, branches, self._attend, kinds, _Layers(self.settings.start_layer, words), kept
             )
 
         return make

@@ -13,11 +13,11 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from ..attention.capture import apply_maps, attention_maps
-from ..attention.site import Kind, Site
+from ..attention.site import Site
 from ..attention.store import InjectAttention, Projections
 from ..errors import EditingError
 from .attended import AttendedPlaces
-from .engine import Engine, EngineSettings, MakeControl, check_share
+from .engine import Engine, EngineSettings, MakeControl, check_share, chosen, latent_size
 from .words import Alignment, ReadPrompt, align, places_of, word_factors
 
 Mode = Literal["refine", "replace"]
@@ -119,7 +119,7 @@ class PromptToPrompt(Engine):
         """Cross- and self-attention of the target, each for its share of the steps."""
         cross = self.within(self.settings.cross_fraction, level)
         own = self.within(self.settings.self_fraction, level)
-        kinds: list[Kind] = [kind for kind, taken in (("self", own), ("cross", cross)) if taken]
+        kinds = chosen(own, cross)
         if not kinds:
             return None
 
@@ -132,7 +132,7 @@ class PromptToPrompt(Engine):
         """The mask, and where local blend found its words."""
         if self._places is None or self.within(self.settings.blend_start, level):
             return self.mask
-        found = self._places.mask(self.inversion.latents.shape[-2:])
+        found = self._places.mask(latent_size(self.inversion))
         if found is None:
             return self.mask
         return found if self.mask is None else found * self.mask.to(found)
