@@ -104,6 +104,9 @@ class InjectAttention:
         wants: which sites of those kinds; None is all.
         kept: the source's projections from an evaluation of its own (:class:`StoreAttention`), where this one does not
             show it.
+
+    Attributes:
+        shown: kinds of attention it was handed.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class InjectAttention:
     ):
         self.source, self.branches, self.rule, self.kinds = source, branches, rule, tuple(kinds)
         self.from_other = kept is not None
+        self.shown: set[Kind] = set()
         self._found: dict[PartKey, Tensor | Projections] = dict(kept or {})
         self._wants = wants
         self._parts = Parts()
@@ -136,6 +140,7 @@ class InjectAttention:
             SourceMissing: the source comes later.
             EditingError: its conditioning has other parts or areas.
         """
+        self.shown.add(site.kind)
         parts = list(self._parts.split(q, k, v, site))
         for key, part in parts:
             if key[2] == self.source:

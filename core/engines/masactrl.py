@@ -103,6 +103,7 @@ class MasaCtrl(Engine):
     def __post_init__(self) -> None:
         super().__post_init__()
         words = all(self.foreground)
+        self._control: InjectAttention | None = None
         self._places = AttendedPlaces(self.foreground, self.settings.threshold) if words else None
 
     def looks(self, level: int) -> bool:
@@ -118,11 +119,20 @@ class MasaCtrl(Engine):
             return None
 
         def make(source: int, branches: int, kept: Any) -> InjectAttention:
-            return InjectAttention(
-                source, branches, self._attend, kinds, _Layers(self.settings.start_layer, words), kept
-            )
+            layers = _Layers(self.settings.start_layer, words)
+            self._control = InjectAttention(source, branches, self._attend, kinds, layers, kept)
+            return self._control
 
         return make
+
+    def _edited(self, x: Tensor, level: int) -> Tensor:
+        denoised = super()._edited(x, level)
+        if self.looks(level) and self._control is not None and "self" not in self._control.shown:
+            raise EditingError(
+                f"This model has no self-attention at or behind start_layer {self.settings.start_layer}; use a smaller "
+                "number from 0 on."
+            )
+        return denoised
 
     @property
     def takes(self) -> bool:

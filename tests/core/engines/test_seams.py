@@ -64,7 +64,10 @@ def test_kept_maps_are_those_of_kept_queries_and_keys_and_the_capture(family):
     sites = {(site.kind, site.index, 0, 0) for _, site in attention_sites(denoiser.unet, (6, 10))}
     assert set(maps.kept) == set(projections.kept) == sites
     for key, (q, k, _) in projections.kept.items():
-        heads = [torch.stack([(a @ b.T / a.shape[-1] ** 0.5).softmax(-1) for a, b in zip(*r)]) for r in zip(q, k)]
+        heads = [
+            torch.stack([(a @ b.T / a.shape[-1] ** 0.5).softmax(-1) for a, b in zip(*r, strict=True)])
+            for r in zip(q, k, strict=True)
+        ]
         torch.testing.assert_close(maps.kept[key], torch.stack(heads), rtol=1e-5, atol=1e-6)
         if key[0] == "cross":
             torch.testing.assert_close(maps.kept[key], capture.maps[key[1], 0, 0], rtol=1e-5, atol=1e-6)
