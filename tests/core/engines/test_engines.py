@@ -96,8 +96,9 @@ def test_prompt_to_prompt_equals_two_calls(family):
     got = PromptToPrompt(denoiser, inversion, *conds, settings=settings, words=words).run(STEPS)
     want = edited(denoiser, inversion, *conds, 3.0, rules)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    plain = PromptToPrompt(denoiser, inversion, *conds, settings=replace(settings, cross_fraction=0.0, self_fraction=0.0), words=words)  # fmt: skip
-    assert float((plain.run(STEPS) - got).abs().max()) > 5e-3
+    off = replace(settings, cross_fraction=0.0, self_fraction=0.0)
+    plain = PromptToPrompt(denoiser, inversion, *conds, settings=off, words=words).run(STEPS)
+    assert float((plain - got).abs().max()) > 5e-3
 
 
 @pytest.mark.parametrize(("family", "start_layer"), [("sd1", -1), ("sd2", -1), ("sdxl", 3)])
@@ -151,7 +152,8 @@ def test_plug_and_play_equals_two_calls(family):
     got = PlugAndPlay(denoiser, inversion, *conds, settings=settings).run(STEPS)
     want = edited(denoiser, inversion, *conds, 3.0, rules, feature=FEATURE)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    assert float((PlugAndPlay(denoiser, inversion, *conds, settings=replace(settings, feature_fraction=0.0)).run(STEPS) - got).abs().max()) > 1e-3  # fmt: skip
+    off = replace(settings, feature_fraction=0.0)
+    assert float((PlugAndPlay(denoiser, inversion, *conds, settings=off).run(STEPS) - got).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("name", OFF)
@@ -175,7 +177,7 @@ def test_with_nothing_taken_it_is_plain_sampling_bit_for_bit(name, family, cfg):
 @pytest.mark.parametrize("name", OFF)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_target_that_is_the_source_gives_the_picture_itself(name, family):
-    """At cfg 1 whatever the inversion left over, at any cfg with the source as negative; the model is left as it was."""
+    """At cfg 1 whatever the inversion left over, at any cfg with the source as negative; the model is as it was."""
     denoiser, (source, _, uncond) = tiny_denoiser(family), tiny_conds(family)
     inversion = real_source(denoiser, family)
     with torch.no_grad():

@@ -54,7 +54,8 @@ def test_long_prompts_have_blocks_with_starts_of_their_own():
 
 
 def test_a_vector_is_a_word_of_its_own():
-    prompt = read_prompt("x", [[START, -5, number("cat</w>"), END]], lambda token: VOCABULARY[token] if token >= 0 else "", END)  # fmt: skip
+    block = [START, -5, number("cat</w>"), END]
+    prompt = read_prompt("x", [block], lambda token: VOCABULARY[token] if token >= 0 else "", END)
     assert prompt.words == ("[-5]", "cat") and prompt.positions == ((1,), (2,))
 
 
@@ -124,7 +125,7 @@ def test_factors_are_of_the_words_named():
         (
             lambda: places_of("cow", read("a cat"), read("a dog"), read),
             "Neither prompt has 'cow'; their words are: a, cat, dog",
-        ),  # fmt: skip
+        ),
         (lambda: align(read("a"), read("a", 8)), "16 tokens long and the target text 8"),
         (lambda: word_map("", "a cat", read), "needs both texts"),
         (lambda: word_map("a cat", " ", read), "needs both texts"),
