@@ -25,6 +25,9 @@ EDITED = ("DeltaEdit Mapper", "As the generator draws it")
 SHOWN = {
     "demo_invert_reconstruct": ("Original", "Rebuilt image", "Residual and cost per step"),
     "demo_word_edit": ("Original", "Edited image", "True edited image (for comparison)"),
+    "demo_prompt_to_prompt": ("Original", "Edited image", "True edited image (for comparison)"),
+    "demo_masactrl": ("Original", "Edited image", "True edited image (for comparison)"),
+    "demo_plug_and_play": ("Original", "Edited image", "True edited image (for comparison)"),
     "demo_noise_regularised": ("Original", "Rebuilt image", "Noise before and after"),
     "demo_caso_train": ("Loss and accuracy",),
     "demo_caso_edit": ("Original", "Edited image", "True edited image (for comparison)"),

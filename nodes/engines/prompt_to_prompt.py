@@ -73,6 +73,17 @@ class PromptToPromptGuider(io.ComfyNode):
                     "Empty: none.",
                 ),
                 shift_input(),
+                widget(
+                    io.Float,
+                    "blend_threshold",
+                    default=defaults.blend_threshold,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="Share of the highest attention from which a place belongs to the blend words. Higher: a "
+                    "smaller place is edited.",
+                ),
                 *back_inputs(),
             ],
             outputs=[guider_output()],
@@ -93,13 +104,14 @@ class PromptToPromptGuider(io.ComfyNode):
         blend_words: str,
         word_weights: str,
         stored_shift: bool,
+        blend_threshold: float,
         target: Any = None,
         source: Any = None,
         negative: Any = None,
         mask: Tensor | None = None,
     ) -> Any:
         """A guider that keeps no state between sampling runs."""
-        settings = PromptToPromptSettings(cfg, stored_shift, cross_fraction, self_fraction, mode)
+        settings = PromptToPromptSettings(cfg, stored_shift, cross_fraction, self_fraction, mode, blend_threshold)
         words = word_map(source_text, target_text, reader(clip), mode, word_weights, blend_words)
         make = partial(PromptToPrompt, words=words)
         return engine_guider(
