@@ -22,6 +22,9 @@ DEMOS = (
     "demo_invert_reconstruct",
     "demo_word_edit",
     "demo_noise_regularised",
+    "demo_prompt_to_prompt",
+    "demo_masactrl",
+    "demo_plug_and_play",
     "demo_caso_train",
     "demo_caso_edit",
     "demo_caso_multi",
@@ -249,6 +252,31 @@ def test_word_edit(server):
     assert (
         psnr(edited, truth) > 18 and float(changed[: height // 8].mean()) < float(changed.max()) / 4
     )  # the background above stays
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "attribute", "label"),
+    [
+        ("demo_prompt_to_prompt", "glasses", "glasses"),
+        ("demo_masactrl", "top", "hat"),
+        ("demo_plug_and_play", "background", "green"),
+    ],
+)
+def test_engine(server, name, attribute, label):
+    """The classifier sees the edit, which is nearer to the true picture than the original was."""
+    prompt = api(name)
+    entry = server.queue(prompt, timeout=900)
+    original, edited, truth = (
+        picture(server, entry, prompt, title)
+        for title in ("Original", "Edited image", "True edited image (for comparison)")
+    )
+    demo = load_demo_model()
+    with torch.no_grad():
+        labels = demo.classify(torch.stack([original, edited, truth]))[attribute].argmax(1).tolist()
+    before, after, true = (demo.classifier.classes[attribute][number] for number in labels)
+    assert before != label and after == true == label
+    assert psnr(edited, truth) > max(18.0, psnr(original, truth))
 
 
 @pytest.mark.slow
