@@ -45,7 +45,17 @@ class AttendedPlaces:
             return None
         masks = []
         for places in wanted:
-            wide = functional.max_pool2d(places.float(), 3, 1, 1)
-            wide = functional.interpolate(wide, size, mode="bilinear", align_corners=False)
+            wide = _widened(places, size)
             masks.append(wide > self.threshold * wide.amax((2, 3), keepdim=True))
         return torch.stack(masks).any(0).float()
+
+    def places(self, size: tuple[int, int]) -> Tensor | None:
+        """How much the source's words are looked at, ``[B, 1, h, w]`` at ``size``; None before any map was added."""
+        sums = self._sums[min(self._sums)][False] if self._sums else None
+        return None if sums is None else _widened(sums, size)
+
+
+def _widened(places: Tensor, size: tuple[int, int]) -> Tensor:
+    """``places`` with what touches them, at another size."""
+    wide = functional.max_pool2d(places.float(), 3, 1, 1)
+    return functional.interpolate(wide, size, mode="bilinear", align_corners=False)
