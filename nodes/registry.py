@@ -25,6 +25,7 @@ TECHNIQUES = (
     "engines.prompt_to_prompt",
     "engines.masactrl",
     "engines.plug_and_play",
+    "engines.semantic_guidance",
     "caso.classifier_loader",
     "caso.classifier_trainer",
     "caso.trainer",

@@ -67,6 +67,37 @@ def demo_plug_and_play(graph: Graph) -> None:
     )  # fmt: skip
 
 
+def demo_several_edits(graph: Graph) -> None:
+    """Two things added to one picture, each finding its own place."""
+    model, picture, positive, latent = demo_source(graph, PAIR, 0)
+    graph.note(
+        "# Several edits at once\n\n1. **SPDInv Inversion** finds the picture's noise.\n2. **Semantic Guidance Guider** "
+        "adds every line of *edits* where its words are looked at and where it changes most; the rest stays.\n\nAn edit "
+        "is too weak: give it a number of its own (`red hair: 6`). It spreads too far: raise *threshold*, or its own "
+        "(`red hair @ 0.9`). A leading `-` takes away.",
+        0, title="What this shows", height=290,
+    )  # fmt: skip
+    inversion = graph.add(
+        "SemEdit_SPDInvInversion", 2, model=model.out("MODEL"), positive=positive, latent=latent, width=330
+    )
+    guider = graph.add(
+        "SemEdit_SemanticGuidanceGuider", 3, model=model.out("MODEL"), clip=model.out("CLIP"),
+        inversion=inversion.out("inversion"), edits=SEVERAL, width=330,
+    )  # fmt: skip
+    sampler = graph.add("KSamplerSelect", 3, sampler_name="euler")
+    sampled = graph.add(
+        "SamplerCustomAdvanced", 4, noise=inversion.out("noise"), guider=guider.out("guider"),
+        sampler=sampler.out("SAMPLER"), sigmas=inversion.out("sigmas"), latent_image=inversion.out("noise latent"),
+    )  # fmt: skip
+    edited = show(graph, 4, sampled.out("output"), model.out("VAE"), "demo_several_edits", "Edited image")
+    graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
+    edit_report(graph, 6, picture.out("image"), edited.out("IMAGE"))
+
+
+#: Lines of the demo's several edits.
+SEVERAL = "a person wearing glasses\na person with red hair"
+
 GRAPHS: dict[str, Callable[[Graph], None]] = {
-    describe.__name__: describe for describe in (demo_prompt_to_prompt, demo_masactrl, demo_plug_and_play)
+    describe.__name__: describe
+    for describe in (demo_prompt_to_prompt, demo_masactrl, demo_plug_and_play, demo_several_edits)
 }

@@ -28,6 +28,7 @@ SHOWN = {
     "demo_prompt_to_prompt": ("Original", "Edited image", "True edited image (for comparison)"),
     "demo_masactrl": ("Original", "Edited image", "True edited image (for comparison)"),
     "demo_plug_and_play": ("Original", "Edited image", "True edited image (for comparison)"),
+    "demo_several_edits": ("Original", "Edited image"),
     "demo_noise_regularised": ("Original", "Rebuilt image", "Noise before and after"),
     "demo_caso_train": ("Loss and accuracy",),
     "demo_caso_edit": ("Original", "Edited image", "True edited image (for comparison)"),

@@ -384,3 +384,38 @@ def test_host_words_are_those_of_its_tokenizer(pack, demo):
     assert max(map(len, prompt.positions)) > 1  # a word of several pieces
     long = read("cat " * 90)
     assert long.length == 154 and len(long.words) == 90 and long.positions[75] == (78,)
+
+
+@pytest.fixture
+def semantic(pack, demo):
+    """A maker of (guider of several edits, what the inversion gave)."""
+    cls = pack("nodes.engines.semantic_guidance").SemanticGuidanceGuider
+    values = {
+        each.id: each.default for each in cls.define_schema().inputs if getattr(each, "default", None) is not None
+    }
+    outputs = invert(pack, demo, batch=2)
+
+    def make(**given):
+        parts = {"model": demo[0], "clip": demo[1], "inversion": outputs[0]}
+        return cls.execute(**(values | parts | given)).args[0], outputs
+
+    return make
+
+
+def test_several_edits_act_each_in_its_place_and_without_strength_not_at_all(semantic, demo):
+    guider, outputs = semantic(edits="wearing glasses\n-smiling: 3 @ 0.9")
+    source = outputs[0].latents[0] / demo[0].model.latent_format.scale_factor
+    both = sample(guider, outputs)
+    assert torch.equal(both, sample(guider, outputs)) and float((both - source).abs().max()) > 0.05
+    torch.testing.assert_close(sample(*semantic(edits="wearing glasses: 0")), source, rtol=1e-3, atol=2e-3)
+    one = sample(*semantic(edits="wearing glasses", attention=False))
+    assert not torch.equal(one, both)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [({"edits": " "}, "There are no edits"), ({"edits": "hat: x"}, "The line 'hat: x' is no edit")],
+)
+def test_edits_that_are_none_are_refused(semantic, given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        semantic(**given)
