@@ -71,10 +71,10 @@ def demo_several_edits(graph: Graph) -> None:
     """Two things added to one picture, each finding its own place."""
     model, picture, positive, latent = demo_source(graph, PAIR, 0)
     graph.note(
-        "# Several edits at once\n\n1. **SPDInv Inversion** finds the picture's noise.\n2. **Semantic Guidance Guider** "
-        "adds every line of *edits* where its words are looked at and where it changes most; the rest stays.\n\nAn edit "
-        "is too weak: give it a number of its own (`red hair: 6`). It spreads too far: raise *threshold*, or its own "
-        "(`red hair @ 0.9`). A leading `-` takes away.",
+        "# Several edits at once\n\n1. **SPDInv Inversion** finds the picture's noise.\n2. **Semantic Guidance "
+        "Guider** adds every line of *edits* where its words are looked at and where it changes most; the rest "
+        "stays.\n\nAn edit is too weak: give it a number of its own (`red hair: 6`). It spreads too far: raise "
+        "*threshold*, or its own (`red hair @ 0.9`). A leading `-` takes away.",
         0, title="What this shows", height=290,
     )  # fmt: skip
     inversion = graph.add(

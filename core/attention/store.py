@@ -99,7 +99,7 @@ class InjectAttention:
     Args:
         source: the branch that is taken from; it attends as it is.
         branches: how many branches the evaluation has.
-        rule: ``(own, source's, site, branch)`` -> the branch's output ``[B, heads, N, d]``, or None for its own.
+        rule: ``(own, source's, site, name of the part)`` -> the part's output ``[B, heads, N, d]``, or None for its own.
         kinds: of attention it looks at.
         wants: which sites of those kinds; None is all.
         kept: the source's projections from an evaluation of its own (:class:`StoreAttention`), where this one does not
@@ -113,7 +113,7 @@ class InjectAttention:
         self,
         source: int,
         branches: int,
-        rule: Callable[[Projections, Projections, Site, int], Tensor | None],
+        rule: Callable[[Projections, Projections, Site, PartKey], Tensor | None],
         kinds: Sequence[Kind] = ("self", "cross"),
         wants: Callable[[Site], bool] | None = None,
         kept: Mapping[PartKey, Tensor | Projections] | None = None,
@@ -147,7 +147,7 @@ class InjectAttention:
                 self._found[key] = part
         made, changed = [], False
         for key, part in parts:
-            out = None if key[2] == self.source else self.rule(part, self._of_source(key, part), site, key[2])
+            out = None if key[2] == self.source else self.rule(part, self._of_source(key, part), site, key)
             changed |= out is not None
             made.append(out)
         counts = Counter(site.branches)

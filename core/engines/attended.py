@@ -7,6 +7,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..attention.site import Site
+from ..attention.store import PartKey
+from ..errors import EditingError
+
+
+def require_one_text(key: PartKey) -> None:
+    """Raise :class:`EditingError` for a part of a conditioning beyond its first: its words are not known."""
+    if key[3] > 0:
+        raise EditingError(
+            "A conditioning has several parts (combinations, areas) and words are those of one text; wire "
+            "conditionings of one part, or use an engine without words."
+        )
 
 
 class AttendedPlaces:

@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from ..attention.capture import apply_maps, attention_maps
 from ..attention.site import Site
-from ..attention.store import InjectAttention, Projections
+from ..attention.store import InjectAttention, PartKey, Projections
 from ..errors import EditingError
-from .attended import AttendedPlaces
+from .attended import AttendedPlaces, require_one_text
 from .engine import Engine, EngineSettings, MakeControl, check_share, chosen
 from .words import ReadPrompt, places_of
 
@@ -139,7 +139,7 @@ class MasaCtrl(Engine):
         """Whether any step looks at the source."""
         return self.looks(1)
 
-    def _attend(self, mine: Projections, source: Projections, site: Site, branch: int) -> Tensor | None:
+    def _attend(self, mine: Projections, source: Projections, site: Site, key: PartKey) -> Tensor | None:
         if site.kind == "self":
             masks = self._masks(site)
             if masks is None:
@@ -147,8 +147,9 @@ class MasaCtrl(Engine):
             theirs, own = masks
             front, back = (_masked(mine.q, source, where) for where in (theirs, ~theirs))
             return torch.where(own[:, None, :, None], front, back)
-        if branch != 0 or self._places is None:
+        if key[2] != 0 or self._places is None:
             return None
+        require_one_text(key)
         theirs_maps, own_maps = attention_maps(source.q, source.k), attention_maps(mine.q, mine.k)
         self._places.add(theirs_maps, site, target=False)
         self._places.add(own_maps, site, target=True)

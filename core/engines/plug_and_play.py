@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..attention.features import InjectFeatures, StoreFeatures
 from ..attention.site import FeatureSite, Kind, Site
-from ..attention.store import InjectAttention, Projections, StoreAttention
+from ..attention.store import InjectAttention, PartKey, Projections, StoreAttention
 from ..errors import EditingError
 from .engine import Engine, EngineSettings, MakeControl, check_share
 
@@ -118,7 +118,7 @@ class _Storing(StoreFeatures):
         return self.attention(q, k, v, site)
 
 
-def _queries_and_keys(mine: Projections, source: Projections, site: Site, branch: int) -> Tensor:
+def _queries_and_keys(mine: Projections, source: Projections, site: Site, key: PartKey) -> Tensor:
     return site.attend(source.q, source.k, mine.v)
 
 

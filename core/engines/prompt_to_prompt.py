@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..attention.capture import apply_maps, attention_maps
 from ..attention.site import Site
-from ..attention.store import InjectAttention, Projections
+from ..attention.store import InjectAttention, PartKey, Projections
 from ..errors import EditingError
-from .attended import AttendedPlaces
+from .attended import AttendedPlaces, require_one_text
 from .engine import Engine, EngineSettings, MakeControl, check_share, chosen, latent_size
 from .words import Alignment, ReadPrompt, align, places_of, word_factors
 
@@ -137,11 +137,12 @@ class PromptToPrompt(Engine):
             return self.mask
         return found if self.mask is None else found * self.mask.to(found)
 
-    def _attend(self, mine: Projections, source: Projections, site: Site, branch: int) -> Tensor | None:
-        if branch != 0:
+    def _attend(self, mine: Projections, source: Projections, site: Site, key: PartKey) -> Tensor | None:
+        if key[2] != 0:
             return None
         if site.kind == "self":
             return site.attend(source.q, source.k, mine.v)
+        require_one_text(key)
         if mine.k.shape != source.k.shape or mine.k.shape[-2] < len(self._words.alignment.taken):
             raise EditingError(
                 f"The source conditioning is {source.k.shape[-2]} tokens long, the target's {mine.k.shape[-2]} and the "

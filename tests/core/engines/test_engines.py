@@ -303,7 +303,7 @@ def test_masked_masactrl_looks_at_its_own_ground_only():
     edit._masks = lambda _: (front, ground)
     generator = torch.Generator().manual_seed(0)
     mine, theirs = (Projections(*(torch.randn(1, 1, 4, 3, generator=generator) for _ in range(3))) for _ in range(2))
-    got = edit._attend(mine, theirs, site, 0)
+    got = edit._attend(mine, theirs, site, ("self", 3, 0, 0))
     for pixel, places in enumerate(([0, 1], [2, 3], [0, 1], [2, 3])):
         maps = softmax_maps(mine.q[:, :, pixel : pixel + 1], theirs.k[:, :, places])
         torch.testing.assert_close(got[:, :, pixel : pixel + 1], maps @ theirs.v[:, :, places])

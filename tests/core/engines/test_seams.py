@@ -87,7 +87,7 @@ def made(rows, seed):
 
 
 def test_injection_finds_the_source_whatever_the_order_and_the_calls():
-    rule = lambda mine, source, site, branch: site.attend(mine.q, source.k, source.v) if branch == 0 else None  # noqa: E731
+    rule = lambda mine, source, site, key: site.attend(mine.q, source.k, source.v) if key[2] == 0 else None  # noqa: E731
     q, k, v = made(6, 0)  # two rows a branch, shown as branches 1, 2, 0
     one, two, three = (slice(2 * n, 2 * n + 2) for n in range(3))
     want = {
@@ -110,7 +110,7 @@ def test_injection_finds_the_source_whatever_the_order_and_the_calls():
 
 
 def test_injection_refuses_parts_and_areas_that_do_not_correspond():
-    rule = lambda mine, source, site, branch: site.attend(source.q, source.k, mine.v)  # noqa: E731
+    rule = lambda mine, source, site, key: site.attend(source.q, source.k, mine.v)  # noqa: E731
     q, k, v = made(1, 0)
     with pytest.raises(EditingError, match="different parts"):
         InjectAttention(1, 2, rule, kept={})(q, k, v, chunks(0))
@@ -122,7 +122,7 @@ def test_injection_refuses_parts_and_areas_that_do_not_correspond():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_areas_of_a_branch_take_from_the_same_areas(family):
-    rule = lambda mine, source, site, branch: site.attend(source.q, source.k, mine.v)  # noqa: E731
+    rule = lambda mine, source, site, key: site.attend(source.q, source.k, mine.v)  # noqa: E731
     q, k, v = made(4, 3)
     out = InjectAttention(1, 2, rule)(q, k, v, chunks(0, 0, 1, 1))
     torch.testing.assert_close(out[:2], scaled_dot_product_attention(q[2:], k[2:], v[:2]))
@@ -134,7 +134,7 @@ def test_injecting_everything_everywhere_makes_the_target_the_source(family):
     what is left of a target is its own text."""
     denoiser, x = tiny_denoiser(family), latents(2)
     source, target, _ = tiny_conds(family)
-    take = lambda mine, source, site, branch: site.attend(*source)  # noqa: E731
+    take = lambda mine, source, site, key: site.attend(*source)  # noqa: E731
     with torch.no_grad():
         plain = denoiser.batch(x, SIGMA, [target, source])
         swapped = denoiser.batch(x, SIGMA, [target, source], control=InjectAttention(1, 2, take))

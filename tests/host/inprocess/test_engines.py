@@ -177,6 +177,19 @@ def test_areas_take_from_the_same_areas_and_others_are_refused(pack):
         run(pack, model, {**plain, "positive": every["positive"]}, work)
 
 
+def test_words_of_a_conditioning_of_several_parts_are_not_known(pack):
+    model, plain = comfy_model(pack, "sd1", diffusers_unet("sd1")), conds_of()
+    several = {name: [*plain[name], *conditioning("sd1", 4)] for name in NAMES}
+
+    def work(session):
+        inversion = inverted(pack, session, X[0] / SIGMA)
+        given = [session.conds[name] for name in ("source", "positive", "source")]
+        return engines(pack)[0](session.denoiser, inversion, *given).run(3)
+
+    with pytest.raises(ValueError, match="words are those of one text"):
+        run(pack, model, several, work)
+
+
 class Kinds:
     """Notes every site, and attends through the host's own function."""
 
