@@ -99,7 +99,7 @@ class InjectAttention:
     Args:
         source: the branch that is taken from; it attends as it is.
         branches: how many branches the evaluation has.
-        rule: ``(own, source's, site, name of the part)`` -> the part's output ``[B, heads, N, d]``, or None for its own.
+        rule: ``(own, source's, site, key of the part)`` -> its output ``[B, heads, N, d]``, or None for its own.
         kinds: of attention it looks at.
         wants: which sites of those kinds; None is all.
         kept: the source's projections from an evaluation of its own (:class:`StoreAttention`), where this one does not
