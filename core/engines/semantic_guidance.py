@@ -1,9 +1,10 @@
 """Several edits at once, each in a place of its own, after LEDITS++ (Brack et al. 2023, arXiv 2311.16711) and SEGA
 (arXiv 2301.12247).
 
-Each edit is a few words. How its prediction differs from that of an empty prompt is added to the source's own
-prediction, scaled, where its words are looked at and where it differs most; everywhere else the source stays. The
-source is held by the inversion's trajectory, where LEDITS++ keeps the noise of a stochastic inversion.
+Each edit is a few words, alone or behind a context that all share. How its prediction differs from that of the context
+(or of an empty prompt) is added to the source's own, scaled, where its words are looked at and where it differs most;
+everywhere else the source stays. The source is held by the inversion's trajectory, where LEDITS++ keeps the noise of a
+stochastic inversion.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .attended import AttendedPlaces
 from .engine import CROSS, Engine, EngineSettings, MakeControl, check_share, latent_size
 from .words import ReadPrompt
 
-#: Branches of an evaluation before those of the edits: the source's text and the empty one, both at the edit's latent.
+#: Branches of an evaluation before those of the edits: the source's text and the context alone, at the edit's latent.
 SOURCE, EMPTY, FIRST_EDIT = 0, 1, 2
 
 
@@ -130,7 +131,7 @@ class _Looking:
 
 @dataclass
 class SemanticGuidance(Engine):
-    """The edits, step by step; ``target_cond`` is not used, ``uncond`` is the empty prompt.
+    """The edits, step by step; ``target_cond`` is not used, ``uncond`` is the context alone, or an empty prompt.
 
     Attributes:
         edits: what is to change.
@@ -202,7 +203,12 @@ def _above(values: Tensor, threshold: float) -> Tensor:
     return ((values >= level) & (values > 0)).float()
 
 
-def edit_words(edits: Sequence[SemanticEdit], read: ReadPrompt) -> list[tuple[int, ...]]:
-    """Positions of the words of each edit in its own conditioning."""
-    prompts = [read(edit.text) for edit in edits]
-    return [tuple(position for word in prompt.positions for position in word) for prompt in prompts]
+def in_context(edits: Sequence[SemanticEdit], context: str) -> list[str]:
+    """The text of each edit behind a context, from which it is told apart: "a photo of a cat, with a hat"."""
+    start = context.strip().rstrip(",").rstrip()
+    return [f"{start}, {edit.text}" if start else edit.text for edit in edits]
+
+
+def edit_words(edits: Sequence[SemanticEdit], read: ReadPrompt, context: str = "") -> list[tuple[int, ...]]:
+    """Positions of the words of each edit in the conditioning of its text (:func:`in_context`)."""
+    return [read(text).find(read(edit.text)) for edit, text in zip(edits, in_context(edits, context), strict=True)]

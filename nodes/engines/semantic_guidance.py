@@ -11,6 +11,7 @@ from ...core.engines.semantic_guidance import (
     SemanticGuidance,
     SemanticSettings,
     edit_words,
+    in_context,
     parse_edits,
 )
 from ...core.inversion import Inversion
@@ -87,6 +88,13 @@ class SemanticGuidanceGuider(io.ComfyNode):
                     default=defaults.attention,
                     tooltip="Keep each edit to where its words are looked at. Off: only to where it changes most.",
                 ),
+                widget(
+                    io.String,
+                    "context",
+                    default="",
+                    tooltip="A text that all edits stand behind, e.g. 'a photo of a cat': an edit is then what its "
+                    "words add to it. It helps where a model knows whole sentences only. Empty: the words alone.",
+                ),
                 shift_input(),
                 widget(
                     io.Conditioning,
@@ -110,6 +118,7 @@ class SemanticGuidanceGuider(io.ComfyNode):
         threshold: float,
         start: float,
         attention: bool,
+        context: str,
         stored_shift: bool,
         source: Any = None,
         mask: Tensor | None = None,
@@ -120,11 +129,12 @@ class SemanticGuidanceGuider(io.ComfyNode):
         where = edit_mask(mask)
         inversion.require_model(own := identity(model))
         refuse_noise_mask(inversion, OTHER_NODE)
-        words = edit_words(wanted, reader(clip))
+        words = edit_words(wanted, reader(clip), context)
         names = [f"edit {number + 1}" for number in range(len(wanted))]
         known = source_prompt(inversion, source)
-        conds = {"positive": known, "negative": encoded_text(clip, "")}
-        conds |= {name: encoded_text(clip, edit.text) for name, edit in zip(names, wanted, strict=True)}
+        conds = {"positive": known, "negative": encoded_text(clip, context)}
+        texts = in_context(wanted, context)
+        conds |= {name: encoded_text(clip, text) for name, text in zip(names, texts, strict=True)}
 
         def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
             conds = session.conds

@@ -13,6 +13,7 @@ from semantic_editing.core.engines.semantic_guidance import (
     SemanticSettings,
     _above,
     edit_words,
+    in_context,
     parse_edits,
 )
 from semantic_editing.core.errors import EditingError
@@ -138,6 +139,8 @@ def test_lines_are_read():
         SemanticEdit("smile", 3.0, 0.5),
     ]
     assert edit_words(edits[:2], read) == [(1, 2, 3, 4, 5, 6), (1, 2, 3)]
+    assert in_context(edits[:2], "a cat, ") == ["a cat, wearing glasses", "a cat, red hair"]
+    assert edit_words(edits[:2], read, "a cat") == [(4, 5, 6, 7, 8, 9), (4, 5, 6)]
 
 
 @pytest.mark.parametrize(
