@@ -72,8 +72,8 @@ def demo_several_edits(graph: Graph) -> None:
     model, picture, positive, latent = demo_source(graph, PAIR, 0)
     graph.note(
         "# Several edits at once\n\n1. **SPDInv Inversion** finds the picture's noise.\n2. **Semantic Guidance "
-        "Guider** adds every line of *edits* where its words are looked at and where it changes most; the rest "
-        "stays.\n\nAn edit is too weak: give it a number of its own (`red hair: 6`). It spreads too far: raise "
+        "Guider** adds every line of *edits* to the picture's prompt (*context*) where it changes most; the rest "
+        "stays.\n\nAn edit is too weak: give it a number of its own (`red hair: 5`). It spreads too far: raise "
         "*threshold*, or its own (`red hair @ 0.9`). A leading `-` takes away.",
         0, title="What this shows", height=290,
     )  # fmt: skip
@@ -82,7 +82,7 @@ def demo_several_edits(graph: Graph) -> None:
     )
     guider = graph.add(
         "SemEdit_SemanticGuidanceGuider", 3, model=model.out("MODEL"), clip=model.out("CLIP"),
-        inversion=inversion.out("inversion"), edits=SEVERAL, width=330,
+        inversion=inversion.out("inversion"), edits=SEVERAL, context=picture.out("caption"), width=330,
     )  # fmt: skip
     sampler = graph.add("KSamplerSelect", 3, sampler_name="euler")
     sampled = graph.add(
@@ -95,7 +95,7 @@ def demo_several_edits(graph: Graph) -> None:
 
 
 #: Lines of the demo's several edits.
-SEVERAL = "a person wearing glasses\na person with red hair"
+SEVERAL = "wearing glasses @ 0.8\nwith long red hair @ 0.5"
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     describe.__name__: describe

@@ -2,8 +2,8 @@
 (arXiv 2301.12247).
 
 Each edit is a few words, alone or behind a context that all share. How its prediction differs from that of the context
-(or of an empty prompt) is added to the source's own, scaled, where its words are looked at and where it differs most;
-everywhere else the source stays. The source is held by the inversion's trajectory, where LEDITS++ keeps the noise of a
+(or of an empty prompt) is added to the source's own, scaled, where it differs most and, if wanted, where its words are
+looked at; everywhere else the source stays. The source is held by the inversion's trajectory, where LEDITS++ keeps the noise of a
 stochastic inversion.
 """
 
@@ -43,12 +43,12 @@ class SemanticEdit:
     """
 
     text: str
-    scale: float = 5.0
+    scale: float = 3.0
     threshold: float | None = None
 
     def __post_init__(self) -> None:
         if not abs(self.scale) < float("inf"):
-            raise EditingError(f"The scale of {self.text!r} is {self.scale:g}; use a number, usually 2 to 10.")
+            raise EditingError(f"The scale of {self.text!r} is {self.scale:g}; use a number, usually 1 to 10.")
         if self.threshold is not None:
             check_share(f"The threshold of {self.text!r}", self.threshold)
 
@@ -90,13 +90,14 @@ class SemanticSettings(EngineSettings):
         threshold: share of the picture, 0 to 1, that an edit leaves alone.
         start: share of the steps, from the noisy end, before the edits begin; until then the source is followed for
             nothing.
-        attention: whether an edit is also kept to where its words are looked at.
+        attention: whether an edit is also kept to where its words are looked at (LEDITS++); off as it suits the demo
+            model, whose maps are 8 places wide.
         cfg: not used.
     """
 
     threshold: float = 0.8
     start: float = 0.1
-    attention: bool = True
+    attention: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

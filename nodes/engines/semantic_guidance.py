@@ -28,7 +28,7 @@ from ..host.words import encoded_text
 from .front import ADVICE, CATEGORY, OTHER_NODE, guider_output, reader, share_input, shift_input
 
 #: Of edits that name none, as it suits the demo model.
-SCALE = 4.0
+SCALE = 3.0
 
 
 class SemanticGuidanceGuider(io.ComfyNode):
@@ -42,8 +42,8 @@ class SemanticGuidanceGuider(io.ComfyNode):
             node_id="SemEdit_SemanticGuidanceGuider",
             display_name="Semantic Guidance Guider",
             category=CATEGORY,
-            description="Several edits at once, each a few words that find their own place: added where they are "
-            "looked at and where they change most, everything else stays as in the source.",
+            description="Several edits at once, each a few words that find their own place: added where they "
+            "change most, or also where they are looked at; everything else stays as in the source.",
             search_aliases=["ledits", "ledits++", "sega", "semantic guidance", "several edits", "multi edit"],
             inputs=[
                 widget(io.Model, "model", tooltip="The model the inversion was made with; SD 1.x, SD 2.x or SDXL."),
@@ -68,7 +68,7 @@ class SemanticGuidanceGuider(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.5,
-                    tooltip="How strongly edits act that have no scale of their own. 0 changes nothing; 2 to 10 is "
+                    tooltip="How strongly edits act that have no scale of their own. 0 changes nothing; 1 to 10 is "
                     "usual.",
                 ),
                 share_input(
@@ -86,14 +86,15 @@ class SemanticGuidanceGuider(io.ComfyNode):
                     io.Boolean,
                     "attention",
                     default=defaults.attention,
-                    tooltip="Keep each edit to where its words are looked at. Off: only to where it changes most.",
+                    tooltip="Keep each edit also to where its words are looked at, as LEDITS++ does. Off: only to where it "
+                    "changes most.",
                 ),
                 widget(
                     io.String,
                     "context",
                     default="",
-                    tooltip="A text that all edits stand behind, e.g. 'a photo of a cat': an edit is then what its "
-                    "words add to it. It helps where a model knows whole sentences only. Empty: the words alone.",
+                    tooltip="A text that all edits stand behind, best the source prompt: an edit is then what its "
+                    "words add to it. Empty: the words alone, as in LEDITS++.",
                 ),
                 shift_input(),
                 widget(
