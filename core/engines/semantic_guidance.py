@@ -3,8 +3,8 @@
 
 Each edit is a few words, alone or behind a context that all share. How its prediction differs from that of the context
 (or of an empty prompt) is added to the source's own, scaled, where it differs most and, if wanted, where its words are
-looked at; everywhere else the source stays. The source is held by the inversion's trajectory, where LEDITS++ keeps the noise of a
-stochastic inversion.
+looked at; everywhere else the source stays. The source is held by the inversion's trajectory, where LEDITS++ keeps the
+noise of a stochastic inversion.
 """
 
 from __future__ import annotations
