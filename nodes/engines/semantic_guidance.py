@@ -86,8 +86,8 @@ class SemanticGuidanceGuider(io.ComfyNode):
                     io.Boolean,
                     "attention",
                     default=defaults.attention,
-                    tooltip="Keep each edit also to where its words are looked at, as LEDITS++ does. Off: only to where it "
-                    "changes most.",
+                    tooltip="Keep each edit also to where its words are looked at, as LEDITS++ does. Off: only to where "
+                    "it changes most.",
                 ),
                 widget(
                     io.String,
