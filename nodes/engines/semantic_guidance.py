@@ -86,7 +86,7 @@ class SemanticGuidanceGuider(io.ComfyNode):
                     io.Boolean,
                     "attention",
                     default=defaults.attention,
-                    tooltip="Keep each edit also to where its words are looked at, as LEDITS++ does. Off: only to where "
+                    tooltip="Keep each edit also to where its words are looked at, as in LEDITS++. Off: only to where "
                     "it changes most.",
                 ),
                 widget(
