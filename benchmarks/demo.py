@@ -79,6 +79,7 @@ METHODS = (
     "word_swap",
     "demo_word_edit",
     "demo_distil_edit",
+    "demo_prompt_to_prompt",
     "demo_caso_edit",
     "demo_caso_train+demo_caso_edit@SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors",
     "demo_region_mask_to_inpaint",
@@ -110,7 +111,7 @@ EDITS = {
     "demo_distil_edit": ("glasses: none to glasses", "hair color: black to red"),
 }
 #: What a workflow asks for beside the edit of its pair.
-ALSO = {"demo_caso_multi": {"facial_hair": "beard"}}
+ALSO = {"demo_caso_multi": {"facial_hair": "beard"}, "demo_several_edits": {"hair_color": "red"}}
 REBUILT = "rebuilt portraits"
 KEEPING = ("--cache-lru", "200")  # node results that a ComfyUI keeps, of one workflow after another
 TIMEOUT = 1800  # seconds for one picture

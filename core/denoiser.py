@@ -133,10 +133,18 @@ class Denoiser(Protocol):
         ...
 
     def batch(
-        self, x: Tensor, sigma: float | Tensor, conds: Sequence[Any], *, control: AttentionControl | None = None
+        self,
+        x: Tensor | Sequence[Tensor],
+        sigma: float | Tensor,
+        conds: Sequence[Any],
+        *,
+        control: AttentionControl | None = None,
     ) -> list[Tensor]:
-        """Evaluate the same ``x [B, C, H, W]`` under several conditionings, in one network call where the backend can:
-        one prediction ``[B, C, H, W]`` each."""
+        """Evaluate ``x [B, C, H, W]`` under several conditionings, or one ``x`` each, all of one shape; in one network
+        call where the backend can: one prediction ``[B, C, H, W]`` each.
+
+        A ``control`` may see the conditionings in several calls and in any order.
+        """
         ...
 
     def select(self, cond: Any, rows: Tensor) -> Any:

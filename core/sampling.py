@@ -121,6 +121,13 @@ class TrajectoryEdit(ABC):
         """Whether the step from ``level`` to ``level - 1`` is the source's own."""
         return False
 
+    def mask_at(self, level: int) -> Tensor | None:
+        """Where the step from ``level`` may leave the source, ``[B or 1, 1, h, w]`` in 0..1; None is everywhere.
+
+        It is asked for after the step's prediction, so that an edit may find its place while it predicts.
+        """
+        return self.mask
+
     def denoised(self, x: Tensor, level: int) -> Tensor:
         """The denoised latent by which an Euler step takes ``x [B, C, H, W]`` from ``level`` to ``level - 1``.
 
@@ -132,9 +139,10 @@ class TrajectoryEdit(ABC):
         if self.on_source(level):
             return self._landing(x, self._source(x, level - 1), level)
         edited = self._edited(x, level)
-        if self.mask is None:
+        mask = self.mask_at(level)
+        if mask is None:
             return edited
-        mask = self.mask.to(x.device, x.dtype)
+        mask = mask.to(x.device, x.dtype)
         return mask * edited + (1 - mask) * self._landing(x, self._source(x, level - 1), level)
 
     def run(self, first: int, callback: Callback | None = None) -> Tensor:
@@ -148,9 +156,10 @@ class TrajectoryEdit(ABC):
         """
 
         def put_back_source(x: Tensor, step: int) -> Tensor:
-            if self.mask is None:
+            mask = self.mask_at(first - step)
+            if mask is None:
                 return x
-            mask = self.mask.to(x.device, x.dtype)
+            mask = mask.to(x.device, x.dtype)
             return mask * x + (1 - mask) * self._source(x, first - step - 1)
 
         levels = self.inversion.sigmas[: first + 1].flip(0).tolist()

@@ -130,6 +130,8 @@ class _Clip(nn.Module):
         self.demo, self.clip_l, self.patcher = demo, nn.Module(), _Patcher(self)
         self.clip_l.transformer, self.clip_l.special_tokens = demo.clip.text_model, {"end": END_OF_TEXT}
         (self.tower,) = demo_vector_encoder(demo).towers
+        pieces = {number: piece for piece, number in demo.tokenizer.get_vocab().items()}
+        self.tokenizer = SimpleNamespace(clip_l=SimpleNamespace(inv_vocab=pieces, end_token=END_OF_TEXT))
 
     @property
     def cond_stage_model(self) -> _Clip:

@@ -1,5 +1,5 @@
 """Build workflows/*.json (the UI's format) and workflows/api/*.json (the server's) from the one description in
-workflow_graphs.py, caso_graphs.py, region_graphs.py, delta_graphs.py and distil_graphs.py.
+workflow_graphs.py, engine_graphs.py, caso_graphs.py, region_graphs.py, delta_graphs.py and distil_graphs.py.
 
 Node definitions come from a running ComfyUI's /object_info, so both formats hold what that host says:
 
@@ -32,13 +32,15 @@ def build_all(info: dict[str, Any]) -> dict[str, str]:
         from caso_graphs import GRAPHS as CASO_GRAPHS
         from delta_graphs import GRAPHS as DELTA_GRAPHS
         from distil_graphs import GRAPHS as DISTIL_GRAPHS
+        from engine_graphs import GRAPHS as ENGINE_GRAPHS
         from graph_builder import Graph
         from region_graphs import GRAPHS as REGION_GRAPHS
         from workflow_graphs import GRAPHS
     finally:
         sys.path.pop(0)
     files = {}
-    for name, describe in {**GRAPHS, **CASO_GRAPHS, **REGION_GRAPHS, **DELTA_GRAPHS, **DISTIL_GRAPHS}.items():
+    graphs = {**GRAPHS, **ENGINE_GRAPHS, **CASO_GRAPHS, **REGION_GRAPHS, **DELTA_GRAPHS, **DISTIL_GRAPHS}
+    for name, describe in graphs.items():
         graph = Graph(name, info)
         describe(graph)
         files[f"{name}.json"] = json.dumps(graph.ui(), indent=1) + "\n"

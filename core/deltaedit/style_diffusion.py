@@ -209,10 +209,16 @@ class StyleDenoiser:
         return denoised.clamp(-1, 1) if self.clip else denoised
 
     def batch(
-        self, x: Tensor, sigma: float | Tensor, conds: Sequence[Tensor], *, control: AttentionControl | None = None
+        self,
+        x: Tensor | Sequence[Tensor],
+        sigma: float | Tensor,
+        conds: Sequence[Tensor],
+        *,
+        control: AttentionControl | None = None,
     ) -> list[Tensor]:
         """One prediction for each of several codes ``[B or 1, S]``."""
-        return [self(x, sigma, cond, control=control) for cond in conds]
+        latents = [x] * len(conds) if isinstance(x, Tensor) else x
+        return [self(latent, sigma, cond, control=control) for latent, cond in zip(latents, conds, strict=True)]
 
     def select(self, cond: Tensor, rows: Tensor) -> Tensor:
         """The styles of some rows."""

@@ -15,6 +15,7 @@ from ..denoiser import Evaluations, ModelIdentity, ddim_grid, weight_signature
 from ..errors import EditingError
 from ..prints.weights import weight_print
 from .attention import controlled
+from .features import features_controlled
 
 PREDICTIONS: dict[str, Literal["eps", "v"]] = {"epsilon": "eps", "v_prediction": "v"}
 LATENT_SCALE = 8  # pixels per latent pixel of every Stable Diffusion VAE, for SDXL's size conditioning
@@ -106,23 +107,34 @@ class DiffusersDenoiser:
 
     def batch(
         self,
-        x: Tensor,
+        x: Tensor | Sequence[Tensor],
         sigma: float | Tensor,
         conds: Sequence[Tensor | TextCond],
         *,
         control: AttentionControl | None = None,
     ) -> list[Tensor]:
-        """Predictions ``[B, C, H, W]`` of ``x [B, C, H, W]`` under each of ``conds``, in their order.
+        """Predictions ``[B, C, H, W]`` of ``x [B, C, H, W]``, or of one each, under each of ``conds``, in their order.
 
         One network call with ``len(conds) * B`` rows; one each where the texts differ in length.
 
         Raises:
             EditingError: ``x`` or a conditioning does not fit the network, or ``control`` cannot be served.
         """
-        checked = [self._checked(cond, x) for cond in conds]
+        if isinstance(x, Tensor):
+            x = [x] * len(conds)
+        if len(x) != len(conds) or len({part.shape for part in x}) > 1:
+            raise EditingError(
+                f"There are {len(x)} latents of {len({part.shape for part in x})} shapes for {len(conds)} "
+                "conditionings; give each its own, all of one shape."
+            )
+        checked = [self._checked(cond, part) for cond, part in zip(conds, x, strict=True)]
         if len({cond.embeds.shape[1] for cond in checked}) <= 1:
-            return self._evaluate(x, sigma, checked, tuple(range(len(checked))), control)
-        return [self._evaluate(x, sigma, [cond], (branch,), control)[0] for branch, cond in enumerate(checked)]
+            same = all(part is x[0] for part in x)
+            return self._evaluate(x[0] if same else x, sigma, checked, tuple(range(len(checked))), control)
+        return [
+            self._evaluate(part, sigma, [cond], (branch,), control)[0]
+            for branch, (part, cond) in enumerate(zip(x, checked, strict=True))
+        ]
 
     def select(self, cond: Tensor | TextCond, rows: Tensor) -> Tensor | TextCond:
         """The conditioning of batch rows ``rows`` (long, [b]); one shared by all rows comes back as it is."""
@@ -145,12 +157,15 @@ class DiffusersDenoiser:
 
     def _evaluate(
         self,
-        x: Tensor,
+        x: Tensor | Sequence[Tensor],
         sigma: float | Tensor,
         conds: list[TextCond],
         branches: tuple[int, ...],
         control: AttentionControl | None,
     ) -> list[Tensor]:
+        """One network call; a single ``x`` is shared by all conditionings."""
+        own = None if isinstance(x, Tensor) else torch.cat(list(x))
+        x = x if isinstance(x, Tensor) else x[0]
         rows, count = len(x), len(conds)
         device, dtype = self.unet.device, self.unet.dtype
         state = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -161,15 +176,24 @@ class DiffusersDenoiser:
         noise = level.view(-1, 1, 1, 1).to(x.device)
         unit = (1 + noise**2).rsqrt()
         sample = state * unit
+        if own is not None:
+            own = own.to(state.dtype)
+            sample = own * unit.repeat(count, 1, 1, 1)
         embeds = torch.cat([cond.embeds.expand(rows, -1, -1) for cond in conds])
         added = self._added(conds, x)
-        with frozen(self.unet), controlled(self.unet, control, (x.shape[-2], x.shape[-1]), branches):
-            network_input = sample.to(device, dtype).repeat(count, 1, 1, 1)
+        size = (x.shape[-2], x.shape[-1])
+        with (
+            frozen(self.unet),
+            controlled(self.unet, control, size, branches),
+            features_controlled(self.unet, control, branches),
+        ):
+            network_input = sample.to(device, dtype).repeat(count if own is None else 1, 1, 1, 1)
             output = self.unet(
                 network_input, timestep, embeds.to(device, dtype), added_cond_kwargs=added, return_dict=False
             )[0]
         output = output.to(x.device, state.dtype)
         noise, unit, state = (part.repeat(count, 1, 1, 1) for part in (noise, unit, state))
+        state = state if own is None else own
         if self.identity.prediction == "eps":
             denoised = state - noise * output
         else:

@@ -7,6 +7,8 @@ U-Net and ControlNets keep their own attention. An override that was there alrea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import comfy.model_patcher
@@ -15,14 +17,17 @@ import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from torch import Tensor
 
-from ...core.attention.site import AttentionControl, Site
+from ...core.attention.site import Attend, AttentionControl, Kind, Site
 from ...core.errors import EditingError
+from .features import features_controlled
 from .gradients import scale_gradient
 
 BLOCKS: dict[str, Literal["down", "mid", "up"]] = {"input": "down", "middle": "mid", "output": "up"}
 #: (block name, block number, transformer block in it), the host's address of an attention layer.
 Address = tuple[str, int, int]
 WRAPPER_KEY = "semantic_editing"
+#: The host's names of the two attentions of a transformer block, among the patches that replace one whole.
+ATTENTIONS: dict[Kind, str] = {"self": "attn1", "cross": "attn2"}
 
 
 def site_table(network: Any) -> dict[Address, int]:
@@ -54,31 +59,41 @@ def site_table(network: Any) -> dict[Address, int]:
 
 
 def with_control(
-    model_options: dict[str, Any], network: Any, control: AttentionControl, factor: float = 1.0
+    model_options: dict[str, Any],
+    network: Any,
+    control: AttentionControl,
+    factor: float = 1.0,
+    numbers: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """A copy of ``model_options`` under which one evaluation of ``network`` shows its attention to ``control``.
 
     ``factor`` is how much larger than true ones the gradients inside the network are; the control sees true ones.
+    ``numbers`` names the branch of each conditioning of the host's call, where it is not the position in that call. A
+    control whose ``kinds`` says so looks at one kind of attention only.
 
     Raises:
-        EditingError: no cross-attention, or (at the evaluation) another pack replaced it whole, so that no map ever
-            forms.
+        EditingError: no cross-attention, or (at the evaluation) another pack replaced an attention whole, so that no
+            map ever forms.
     """
     table = site_table(network)
+    kinds: Sequence[Kind] = getattr(control, "kinds", ("cross",))
 
     def wrapper(
         executor: Any, x: Tensor, timesteps: Any, context: Any, y: Any, residuals: Any, options: Any, **rest: Any
     ) -> Any:
         options = dict(options)
-        replaced = options.get("patches_replace", {}).get("attn2", {})
-        if any(address in replaced or address[:2] in replaced for address in table):
-            raise EditingError(
-                "Another node replaced the model's cross-attention (IP-Adapter does); wire the model from before that "
-                "node."
-            )
-        previous = options.get("optimized_attention_override")
-        options["optimized_attention_override"] = _Override(control, table, context.shape[1], previous, factor)
-        return executor(x, timesteps, context, y, residuals, options, **rest)
+        whole = {kind: options.get("patches_replace", {}).get(name, {}) for kind, name in ATTENTIONS.items()}
+        for kind in kinds:
+            if any(address in whole[kind] or address[:2] in whole[kind] for address in table):
+                raise EditingError(
+                    f"Another node replaced the model's {kind}-attention (IP-Adapter does); wire the model from before "
+                    "that node."
+                )
+        override = _Override(control, table, context.shape[1], options.get("optimized_attention_override"), factor)
+        override.numbers, override.replaced_self = numbers, set(whole["self"])
+        options["optimized_attention_override"] = override
+        with features_controlled(network, control, override.branches(options)):
+            return executor(x, timesteps, context, y, residuals, options, **rest)
 
     changed = comfy.model_patcher.create_model_options_clone(model_options)
     kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
@@ -94,11 +109,21 @@ class _Override:
     ):
         self.control, self.table, self.tokens, self.previous, self.factor = control, table, tokens, previous, factor
         self.seen: set[Address] = set()
+        self.numbers: Sequence[int] | None = None
+        self.replaced_self: set[Any] = set()
 
     def __call__(
         self, function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **options: Any
     ) -> Any:
-        site = self._site(q, k, heads, options.get("transformer_options") or {})
+        plain = function if self.previous is None else partial(self.previous, function)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            rows, _, queries, _ = q.shape
+            joined = (part.transpose(1, 2).reshape(rows, part.shape[2], -1) for part in (q, k, v))
+            made: Tensor = plain(*joined, heads, mask=None, **options)
+            return made.view(rows, queries, heads, -1).transpose(1, 2)
+
+        site = self._site(q, k, heads, options.get("transformer_options") or {}, attend)
         if site is not None and mask is None and self.control.wants(site):
             rows, queries, width = q.shape
             # True gradients would underflow in fp16; where none are taken, a control keeps the network's own numbers.
@@ -109,20 +134,25 @@ class _Override:
             ]
             out = scale_gradient(self.control(*split, site).to(exact), 1 / self.factor)
             return out.to(q.dtype).transpose(1, 2).reshape(rows, queries, width)
-        if self.previous is not None:
-            return self.previous(function, q, k, v, heads, mask=mask, **options)
-        return function(q, k, v, heads, mask=mask, **options)
+        return plain(q, k, v, heads, mask=mask, **options)
 
-    def _site(self, q: Tensor, k: Tensor, heads: int, options: dict[str, Any]) -> Site | None:
+    def branches(self, options: dict[str, Any]) -> tuple[int, ...]:
+        """See :class:`Site`."""
+        positions = tuple(options.get("cond_or_uncond", (0,)))
+        return positions if self.numbers is None else tuple(self.numbers[position] for position in positions)
+
+    def _site(self, q: Tensor, k: Tensor, heads: int, options: dict[str, Any], attend: Attend) -> Site | None:
         block = options.get("block", ("", -1))
         address = (block[0], block[1], options.get("block_index", 0))
         if address not in self.table:
             return None
-        # As many text tokens as pixels (a 7x11 grid): then the first call of a transformer block is its self-attention.
-        ambiguous = k.shape[1] == q.shape[1] == self.tokens
-        cross = address in self.seen if ambiguous else k.shape[1] == self.tokens
+        # As many text tokens as pixels (a 7x11 grid), or tokens that another pack added to either attention: then the
+        # first call of a transformer block is its self-attention, unless that was replaced.
+        ambiguous = k.shape[1] == q.shape[1] == self.tokens or k.shape[1] not in (q.shape[1], self.tokens)
+        second = address in self.seen or address in self.replaced_self or address[:2] in self.replaced_self
+        cross = second if ambiguous else k.shape[1] == self.tokens
         self.seen.add(address)
         height, width = options["activations_shape"][-2:]
-        branches = tuple(options.get("cond_or_uncond", (0,)))
-        kind: Literal["self", "cross"] = "cross" if cross else "self"
-        return Site(BLOCKS[address[0]], self.table[address], (height, width), heads, kind, branches)
+        kind: Kind = "cross" if cross else "self"
+        branches = self.branches(options)
+        return Site(BLOCKS[address[0]], self.table[address], (height, width), heads, kind, branches, attend)

@@ -16,6 +16,7 @@ from ...core.denoiser import Evaluations, ModelIdentity, ddim_grid
 from ...core.errors import EditingError
 from .attention import with_control
 from .gradients import gradient_factor, scale_gradient
+from .own_latents import can_share, with_latent, with_own_latents
 
 #: Options by which nodes change how predictions are combined.
 GUIDANCE_PATCHES = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function")
@@ -58,14 +59,53 @@ class ComfyDenoiser:
         return self.batch(x, sigma, [cond], control=control)[0]
 
     def batch(
-        self, x: Tensor, sigma: float | Tensor, conds: Sequence[Any], *, control: AttentionControl | None = None
+        self,
+        x: Tensor | Sequence[Tensor],
+        sigma: float | Tensor,
+        conds: Sequence[Any],
+        *,
+        control: AttentionControl | None = None,
     ) -> list[Tensor]:
-        """All conditionings in one host call and in the host's order: CFG of [cond, uncond] is bit-equal to stock."""
+        """All conditionings in one host call and in the host's order: CFG of [cond, uncond] is bit-equal to stock.
+
+        With one ``x`` each it is one host call too, except under what reads the latent outside of the network
+        (ControlNets, wrappers of other packs): then it is one for each latent.
+        """
+        if not isinstance(x, Tensor):
+            return self._several(list(x), sigma, list(conds), control)
+        return self._evaluate(x, sigma, conds, control)
+
+    def _several(
+        self, x: list[Tensor], sigma: float | Tensor, conds: list[Any], control: AttentionControl | None
+    ) -> list[Tensor]:
+        if all(each is x[0] for each in x):
+            return self._evaluate(x[0], sigma, conds, control)
+        if can_share(self.model_options, conds):
+            own = [with_latent(cond, self._host_latent(each)) for cond, each in zip(conds, x, strict=True)]
+            return self._evaluate(x[0], sigma, own, control, options=with_own_latents(self.model_options))
+        made: dict[int, Tensor] = {}
+        for latent in {id(each): each for each in x}.values():
+            numbers = [number for number, each in enumerate(x) if each is latent]
+            made |= zip(
+                numbers, self._evaluate(latent, sigma, [conds[n] for n in numbers], control, numbers), strict=True
+            )
+        return [made[number] for number in range(len(conds))]
+
+    def _evaluate(
+        self,
+        x: Tensor,
+        sigma: float | Tensor,
+        conds: Sequence[Any],
+        control: AttentionControl | None,
+        numbers: Sequence[int] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> list[Tensor]:
+        """One host call; ``numbers`` are the branches of ``conds`` where they are not their positions."""
         model_management.throw_exception_if_processing_interrupted()
-        options = self.model_options
+        options = self.model_options if options is None else options
         factor = gradient_factor(self.base)
         if control is not None:
-            options = with_control(options, self.base.diffusion_model, control, factor)
+            options = with_control(options, self.base.diffusion_model, control, factor, numbers)
         x = self._host_latent(x)
         if factor != 1.0:
             x, conds = scale_gradient(x, 1 / factor), [_scaled(cond, 1 / factor) for cond in conds]

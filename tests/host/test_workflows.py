@@ -24,6 +24,10 @@ DEMOS = (
     "demo_noise_regularised",
     "demo_pix2pix_zero",
     "demo_synthetic_edit",
+    "demo_prompt_to_prompt",
+    "demo_masactrl",
+    "demo_plug_and_play",
+    "demo_several_edits",
     "demo_caso_train",
     "demo_caso_edit",
     "demo_caso_multi",
@@ -295,6 +299,33 @@ def test_distillation_from_pairs_of_the_edit_itself(server):
     told = text_of(entry, prompt, "Training")
     assert "saved demo_my_glasses.safetensors" in told and "4 of 4 pairs are learned from" in told
     assert picture(server, entry, prompt, "Another face, by what was learned").shape == (3, 128, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "attribute", "label"),
+    [
+        ("demo_prompt_to_prompt", "glasses", "glasses"),
+        ("demo_masactrl", "top", "hat"),
+        ("demo_plug_and_play", "background", "green"),
+    ],
+)
+def test_engine(server, name, attribute, label):
+    """The classifier sees the edit; where the true one changes something, it is nearer to that than the original."""
+    prompt = api(name)
+    entry = server.queue(prompt, timeout=900)
+    original, edited, truth = (
+        picture(server, entry, prompt, title)
+        for title in ("Original", "Edited image", "True edited image (for comparison)")
+    )
+    demo = load_demo_model()
+    with torch.no_grad():
+        labels = demo.classify(torch.stack([original, edited, truth]))[attribute].argmax(1).tolist()
+    before, after, true = (demo.classifier.classes[attribute][number] for number in labels)
+    assert before != label and after == true == label
+    changed = (original - truth).abs().amax(0) > 0.1
+    assert psnr(edited, truth) > 18
+    assert psnr(edited[:, changed], truth[:, changed]) > psnr(original[:, changed], truth[:, changed])
 
 
 @pytest.mark.slow

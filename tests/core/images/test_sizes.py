@@ -45,5 +45,5 @@ def test_one_photo_stands_for_a_batch_of_edits_and_other_counts_are_refused():
 
 
 def test_another_shape_is_refused_with_what_to_do():
-    with pytest.raises(EditingError, match="512 x 512 and the photo 900 x 600.*scale the photo without cropping"):
+    with pytest.raises(EditingError, match=r"512 x 512 and the photo 900 x 600.*scale the photo without cropping"):
         at_photo_size(torch.zeros(1, 3, 600, 900), torch.zeros(1, 3, 512, 512))

@@ -1,0 +1,1 @@
+"""Editing engines over an inversion: Prompt-to-Prompt, MasaCtrl, Plug-and-Play."""

@@ -1,0 +1,178 @@
+"""What the nodes of all engines share: their sockets, their prompts, and the GUIDER."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ...core.engines.engine import Engine, EngineSettings
+from ...core.engines.words import Prompt, read_prompt
+from ...core.errors import EditingError
+from ...core.inversion import Inversion
+from ..common.inputs import cfg_input, mask_input
+from ..common.recording import changed_remarks
+from ..common.reports import shown
+from ..common.sockets import InversionType
+from ..common.trajectory_edit import EulerOnly, edit_conditionings, edit_mask, on_device, refuse_noise_mask
+from ..host.identity import identity
+from ..host.sampling import DenoiserGuider
+from ..host.schema import io, widget
+from ..host.session import Session
+from ..host.words import encoded_text, prompt_blocks
+
+CATEGORY = "semantic editing/sampling"
+ADVICE = "use a smaller image or batch 1"
+OTHER_NODE = "Cross-Attn Guided Sampler"
+
+
+def front_inputs(source_text: str) -> list[Any]:
+    """Model, texts and inversion.
+
+    Args:
+        source_text: what an empty source text means.
+    """
+    return [
+        widget(io.Model, "model", tooltip="The model the inversion was made with; SD 1.x, SD 2.x or SDXL."),
+        widget(io.Clip, "clip", tooltip="The model's CLIP; it reads both texts."),
+        widget(
+            InversionType,
+            "inversion",
+            tooltip="From SPDInv Inversion, Autocorr DDIM Inversion, Reference From Noise or Load Inversion.",
+        ),
+        widget(
+            io.String,
+            "source_text",
+            default="",
+            multiline=True,
+            tooltip=f"The prompt the image was inverted with, as text. {source_text}",
+        ),
+        widget(
+            io.String,
+            "target_text",
+            default="",
+            multiline=True,
+            tooltip="The prompt of the edited image: the source prompt with the words changed or added.",
+        ),
+        cfg_input(
+            "How strongly the target text pulls. 1 is no extra pull; 1.5 to 7.5 is usual; higher edits more and keeps "
+            "less.",
+            EngineSettings.cfg,
+        ),
+    ]
+
+
+def share_input(name: str, default: float, tooltip: str) -> Any:
+    """A share of the steps, 0 to 1."""
+    return widget(io.Float, name, default=default, min=0.0, max=1.0, step=0.05, tooltip=tooltip)
+
+
+def shift_input() -> Any:
+    """Whether what the inversion left over is added back."""
+    return widget(
+        io.Boolean,
+        "stored_shift",
+        default=EngineSettings.stored_shift,
+        advanced=True,
+        tooltip="Add back what the inversion left over of each step (direct inversion), so that the source is exact "
+        "whatever inverted it. Costs one evaluation on steps that take nothing from the source.",
+    )
+
+
+def back_inputs() -> list[Any]:
+    """Sockets that may stay unwired."""
+    return [
+        widget(
+            io.Conditioning,
+            "target",
+            optional=True,
+            tooltip="The target prompt as conditioning, where it has more than its text (ControlNet, LoRA hooks). It "
+            "must be of target_text. Unwired: target_text, encoded.",
+        ),
+        widget(
+            io.Conditioning,
+            "source",
+            optional=True,
+            tooltip="The source prompt as conditioning, likewise. Unwired: the one in the inversion.",
+        ),
+        widget(
+            io.Conditioning,
+            "negative",
+            optional=True,
+            tooltip="What to move away from when cfg is not 1. Unwired: the negative the inversion was made with, if "
+            "any, else the source prompt.",
+        ),
+        mask_input(),
+    ]
+
+
+def guider_output() -> Any:
+    """The GUIDER."""
+    return io.Guider.Output(
+        "guider",
+        display_name="guider",
+        tooltip="Wire it into SamplerCustomAdvanced, with sampler euler and the inversion's noise, noise latent and "
+        "sigmas.",
+    )
+
+
+def reader(clip: Any) -> Callable[[str], Prompt]:
+    """Reads a text as ``clip`` does."""
+
+    def read(text: str) -> Prompt:
+        blocks, piece, end = prompt_blocks(clip, text)
+        return read_prompt(text, blocks, piece, end)
+
+    return read
+
+
+def engine_guider(
+    make: Callable[..., Engine],
+    settings: EngineSettings,
+    model: Any,
+    clip: Any,
+    inversion: Inversion,
+    source_text: str,
+    target_text: str,
+    target: Any = None,
+    source: Any = None,
+    negative: Any = None,
+    mask: Tensor | None = None,
+) -> Any:
+    """The GUIDER of an engine, which keeps no state between sampling runs, with remarks shown on the node.
+
+    Args:
+        make: an engine of (denoiser, inversion, source, target, negative, settings, mask).
+
+    Raises:
+        EditingError: no target, another model, an empty mask, or what the engine refuses.
+    """
+    if target is None and not target_text.strip():
+        raise EditingError("target_text is empty: write the prompt of the edited image.")
+    where = edit_mask(mask)
+    inversion.require_model(own := identity(model))
+    refuse_noise_mask(inversion, OTHER_NODE)
+    said = encoded_text(clip, source_text) if source is None and source_text.strip() else source
+    if source is None and inversion.cond is None:
+        source = said
+    conds = edit_conditionings(
+        inversion, encoded_text(clip, target_text) if target is None else target, source, negative
+    )
+
+    def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
+        conds = session.conds
+        edit = make(
+            session.denoiser,
+            on_device(inversion, session),
+            conds["source"],
+            conds["positive"],
+            conds.get("negative"),
+            settings,
+            where,
+        )
+        return EulerOnly(edit)
+
+    guider = DenoiserGuider(model, conds, prepare, advice=ADVICE)
+    remarks = changed_remarks(inversion, own, said, negative, settings.cfg)
+    return io.NodeOutput(guider, ui=shown("\n".join(remarks)) if remarks else None)

@@ -1,0 +1,122 @@
+"""Prompt-to-Prompt Guider."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ...core.engines.prompt_to_prompt import MODES, Mode, PromptToPrompt, PromptToPromptSettings, word_map
+from ...core.inversion import Inversion
+from ..host.schema import io, schema, widget
+from .front import CATEGORY, back_inputs, engine_guider, front_inputs, guider_output, reader, share_input, shift_input
+
+
+class PromptToPromptGuider(io.ComfyNode):
+    """Prompt-to-Prompt (https://arxiv.org/abs/2208.01626) over any inversion."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts."""
+        defaults = PromptToPromptSettings()
+        return schema(
+            node_id="SemEdit_PromptToPromptGuider",
+            display_name="Prompt-to-Prompt Guider",
+            category=CATEGORY,
+            description="Edits by changing the prompt's words: what both prompts say attends as in the source, so the "
+            "layout stays, and the new words go their own way. Source and edit run side by side, 3 evaluations a step "
+            "and no gradients.",
+            search_aliases=[
+                "prompt to prompt",
+                "p2p",
+                "attention control",
+                "refine",
+                "word swap",
+                "reweight",
+                "local blend",
+            ],
+            inputs=[
+                *front_inputs("It must be the same text, or words are mixed up."),
+                share_input(
+                    "cross_fraction",
+                    defaults.cross_fraction,
+                    "Share of the steps, from the noisy end, on which words of both prompts are looked at as in the "
+                    "source. More keeps more.",
+                ),
+                share_input(
+                    "self_fraction",
+                    defaults.self_fraction,
+                    "Share of the steps on which the picture looks at itself as the source does. More keeps shapes; "
+                    "less lets them change.",
+                ),
+                widget(
+                    io.Combo,
+                    "mode",
+                    options=list(MODES),
+                    default=defaults.mode,
+                    tooltip="refine: changed and added words go their own way. replace: changed words stand exactly "
+                    "where the words were that they replace (cat to dog).",
+                ),
+                widget(
+                    io.String,
+                    "blend_words",
+                    default="",
+                    tooltip="Words of either prompt, parted by commas: the source is kept wherever none of them is "
+                    "looked at (local blend). Empty: off.",
+                ),
+                widget(
+                    io.String,
+                    "word_weights",
+                    default="",
+                    tooltip="Words of the target with a factor on their attention, e.g. 'glasses: 2, hair: 0.5'. "
+                    "Empty: none.",
+                ),
+                shift_input(),
+                widget(
+                    io.Float,
+                    "blend_threshold",
+                    default=defaults.blend_threshold,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="Share of the highest attention from which a place belongs to the blend words. Higher: a "
+                    "smaller place is edited.",
+                ),
+                *back_inputs(),
+            ],
+            outputs=[guider_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        inversion: Inversion,
+        source_text: str,
+        target_text: str,
+        cfg: float,
+        cross_fraction: float,
+        self_fraction: float,
+        mode: Mode,
+        blend_words: str,
+        word_weights: str,
+        stored_shift: bool,
+        blend_threshold: float,
+        target: Any = None,
+        source: Any = None,
+        negative: Any = None,
+        mask: Tensor | None = None,
+    ) -> Any:
+        """A guider that keeps no state between sampling runs."""
+        settings = PromptToPromptSettings(cfg, stored_shift, cross_fraction, self_fraction, mode, blend_threshold)
+        words = word_map(source_text, target_text, reader(clip), mode, word_weights, blend_words)
+        make = partial(PromptToPrompt, words=words)
+        return engine_guider(
+            make, settings, model, clip, inversion, source_text, target_text, target, source, negative, mask
+        )
+
+
+NODES = [PromptToPromptGuider]
