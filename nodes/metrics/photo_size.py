@@ -20,7 +20,7 @@ class RestorePhotoSize(io.ComfyNode):
         return schema(
             node_id="SemEdit_RestorePhotoSize",
             display_name="Restore Photo Size",
-            category="semantic editing",
+            category="semantic editing/report",
             description="Gives an edited picture back at the size of the photo: VAE Encode cuts a photo to multiples "
             "of 8 pixels, and a photo that was scaled for the model comes back small. Wire it after VAE Decode.",
             search_aliases=["original size", "uncrop", "resize to image", "match size", "restore resolution"],
