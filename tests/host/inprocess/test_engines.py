@@ -291,7 +291,7 @@ def guider(pack, name, demo, inversion, **given):
     return cls.execute(**(values | texts | {"model": demo[0], "clip": demo[1], "inversion": inversion} | given)).args[0]
 
 
-def invert(pack, demo, steps=4, text=SOURCE, batch=1):
+def invert(pack, demo, steps=3, text=SOURCE, batch=1):
     cls = pack("nodes.inversion.spdinv").SPDInvInversion
     values = {
         each.id: each.default for each in cls.define_schema().inputs if getattr(each, "default", None) is not None
