@@ -66,7 +66,7 @@ def demo_distil_train(graph: Graph) -> None:
         steps=TRAIN_STEPS,
         check_every=10,
         before=pictures.out("image"),
-        after=decoded.out("IMAGE"),
+        after=decoded,
         clip_scorer=scorer.out("clip scorer"),
         width=330,
     )

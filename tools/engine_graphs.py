@@ -30,7 +30,7 @@ def engine_edit(graph: Graph, kind: str, name: str, pictures: str, number: int, 
     edited = show(graph, 4, sampled.out("output"), model.out("VAE"), name, "Edited image")
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title="True edited image (for comparison)", images=picture.out("edited image"))
-    edit_report(graph, 6, picture.out("image"), edited.out("IMAGE"), true_edit=picture.out("edited image"))
+    edit_report(graph, 6, picture.out("image"), edited, true_edit=picture.out("edited image"))
 
 
 def demo_prompt_to_prompt(graph: Graph) -> None:
@@ -91,7 +91,7 @@ def demo_several_edits(graph: Graph) -> None:
     )  # fmt: skip
     edited = show(graph, 4, sampled.out("output"), model.out("VAE"), "demo_several_edits", "Edited image")
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
-    edit_report(graph, 6, picture.out("image"), edited.out("IMAGE"))
+    edit_report(graph, 6, picture.out("image"), edited)
 
 
 #: Lines of the demo's several edits.

@@ -123,9 +123,9 @@ def word_edit(
     positive: Output,
     latent: Output,
     name: str,
-    photo: Output | None = None,
     inverts: str = "SemEdit_SPDInvInversion",
     samples: Mapping[str, Any] = MappingProxyType({}),
+    photo: Output | None = None,
     **texts: Any,
 ) -> tuple[Node, Node, Output]:
     """Inversion, direction and guided sampler; returns the nodes whose pictures and report are to be shown, and the
@@ -264,7 +264,7 @@ def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, t
         prompt.out("CONDITIONING"),
         encoded.out("LATENT"),
         name,
-        picture.out("IMAGE"),
+        photo=picture.out("IMAGE"),
         source="cat",
         target="dog",
         mode="words",
