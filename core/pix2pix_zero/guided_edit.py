@@ -99,6 +99,12 @@ class CrossAttentionSettings:
         """Whether the reference is a reconstruction."""
         return (self.reference or ("reconstruction" if self.preset == "released" else "inversion")) == "reconstruction"
 
+    @property
+    def rebuilds(self) -> bool:
+        """Whether an edit to the source's own conditioning gives the image itself, whatever cfg it was made at."""
+        guides = self.guidance > 0 and self.guided_fraction == 1
+        return guides and not self.reconstructs and self.preset != "released"
+
 
 @dataclass
 class CrossAttentionGuidance(TrajectoryEdit):
@@ -106,7 +112,8 @@ class CrossAttentionGuidance(TrajectoryEdit):
 
     Where a step is neither guided nor local it is plain classifier-free guidance, bit for bit. Where it is guided, the
     source is evaluated for its maps, so what the inversion left over of that step is known and added back (not under
-    ``"released"``, and not where the reference is a reconstruction, which left nothing over). Evaluations that only
+    ``"released"``, and not where the reference is a reconstruction, which left nothing over); so is what another cfg
+    than that of an inversion under guidance, or of a made-up image, would lose. Evaluations that only
     serve maps end after the last layer that is looked at. A reconstruction advances with the steps, so those are taken
     in order.
 
@@ -206,7 +213,8 @@ class CrossAttentionGuidance(TrajectoryEdit):
         settings, cfg, (sigma, sigma_next) = self.settings, self.cfg_at(level), self._levels(level)
         released = settings.preset == "released"
         latent = self._rebuilt.get(level, self._source(x, level)) if settings.reconstructs else self._source(x, level)
-        left_over = not (settings.reconstructs or released or self.inversion.method == GENERATED)
+        sampled = self.inversion.method == GENERATED and cfg == self.inversion.cfg  # by this very rule: nothing is left
+        left_over = not (settings.reconstructs or released or sampled)
         whole = settings.reconstructs or left_over
         source, predicted = self._capture(latent, sigma, self.source_cond, whole)
         negative, away = source, predicted
@@ -221,7 +229,10 @@ class CrossAttentionGuidance(TrajectoryEdit):
         if not left_over:
             return source, negative, 0.0
         assert predicted is not None
-        return source, negative, self._stored_shift(predicted, level)
+        if cfg != 1.0 and self.inversion.cfg != 1.0:  # the negative is part of the source's own path
+            away = self.denoiser(latent, sigma, self.uncond)
+            predicted = away + cfg * (predicted - away)
+        return source, negative, self._to_source(predicted, level)
 
     def _capture(self, latent: Tensor, sigma: float, cond: Any, whole: bool) -> tuple[Seen, Tensor | None]:
         """What the layers see of ``latent`` under ``cond``, and, where the evaluation is ``whole``, its prediction."""

@@ -272,7 +272,7 @@ class CrossAttnGuidedSampler(io.ComfyNode):
         conds = edit_conditionings(inversion, target, source, negative)
         gradients, sigmas = settings.guidance > 0, sigmas_out(inversion.sigmas)
         edited, report = run(model, place, conds, work, gradients=gradients, sigmas=sigmas, advice=ADVICE)
-        report += as_lines(changed_remarks(inversion, own, source, negative, cfg))
+        report += as_lines(changed_remarks(inversion, own, source, negative, None if settings.rebuilds else cfg))
         return io.NodeOutput(latent_from_model(model, edited), report, ui=shown(report))
 
 
@@ -333,7 +333,7 @@ class CrossAttnGuider(io.ComfyNode):
 
         conds = edit_conditionings(inversion, target, source, negative)
         guider = DenoiserGuider(model, conds, prepare, gradients=settings.guidance > 0, advice=ADVICE)
-        remarks = changed_remarks(inversion, own, source, negative, cfg)
+        remarks = changed_remarks(inversion, own, source, negative, None if settings.rebuilds else cfg)
         return io.NodeOutput(guider, ui=shown("\n".join(remarks)) if remarks else None)
 
 
