@@ -44,6 +44,9 @@ ADVICE = "choose resolution half or quarter, a smaller image or batch 1"
 #: What the choices of ``resolution`` were called in workflows of older versions, by SD 1.5's latent of 64 pixels.
 OLD_RESOLUTIONS: dict[str, Resolution] = {"<=32": "half", "<=16": "quarter"}
 AS_PRESET = "as preset"
+#: A preset of the nodes alone: the shares of the steps that are guided, and that use cfg. A 50-step edit then takes 92
+#: evaluations, 150 with its inversion.
+FAST, FAST_GUIDED, FAST_CFG = "fast", 0.2, 0.45
 
 
 def guidance_widgets() -> list[Any]:
@@ -97,11 +100,12 @@ def guidance_widgets() -> list[Any]:
         widget(
             io.Combo,
             "preset",
-            options=list(PRESETS),
+            options=[*PRESETS, FAST],
             default=CrossAttentionSettings.preset,
             advanced=True,
             tooltip="carried: goes on from the moved latent, steadier at strong guidance. lockstep: the paper's "
-            "algorithm. released: does as the published code did (both branches are moved), for comparison.",
+            "algorithm. released: does as the published code did (both branches are moved), for comparison. fast: "
+            "carried, guided on a fifth of the steps and cfg on under half, for less than half the work.",
         ),
         widget(
             io.Conditioning,
@@ -159,7 +163,7 @@ def settings_of(
     guidance: float,
     guided_fraction: float,
     resolution: str,
-    preset: Preset,
+    preset: str,
     reference: str,
     local_fraction: float,
     cfg_fraction: float,
@@ -169,12 +173,15 @@ def settings_of(
     Raises:
         EditingError: a value out of range or a choice that is not offered; old hosts do not check combos.
     """
+    if preset == FAST:
+        preset = "carried"
+        guided_fraction, cfg_fraction = min(guided_fraction, FAST_GUIDED), min(cfg_fraction, FAST_CFG)
     return CrossAttentionSettings(
         cfg,
         guidance,
         guided_fraction,
         OLD_RESOLUTIONS.get(resolution, cast(Resolution, resolution)),
-        preset,
+        cast(Preset, preset),
         None if reference == AS_PRESET else cast(Reference, reference),
         local_fraction,
         cfg_fraction,
@@ -248,7 +255,7 @@ class CrossAttnGuidedSampler(io.ComfyNode):
         guidance: float,
         guided_fraction: float,
         resolution: str,
-        preset: Preset,
+        preset: str,
         source: Any = None,
         negative: Any = None,
         mask: Tensor | None = None,
@@ -312,7 +319,7 @@ class CrossAttnGuider(io.ComfyNode):
         guidance: float,
         guided_fraction: float,
         resolution: str,
-        preset: Preset,
+        preset: str,
         source: Any = None,
         negative: Any = None,
         mask: Tensor | None = None,

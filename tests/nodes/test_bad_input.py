@@ -198,6 +198,16 @@ def test_resolutions_of_older_workflows_still_mean_what_they_meant():
     assert old == ["half", "quarter"]
 
 
+def test_the_fast_preset_is_carried_with_shorter_shares_and_takes_a_smaller_one_that_is_set():
+    settings_of = host_stand_in.module("nodes.pix2pix_zero.guided_edit").settings_of
+    fast = settings_of(2.0, 0.05, 1.0, "all", "fast", "as preset", 0.6, 1.0)
+    assert (fast.preset, fast.guided_fraction, fast.cfg_fraction) == ("carried", 0.2, 0.45)
+    assert settings_of(2.0, 0.05, 0.1, "all", "fast", "as preset", 0.6, 1.0).guided_fraction == 0.1
+    steps = 50  # 4 forwards a guided step at cfg, 2 a step at cfg, 1 at cfg 1; an inversion of SPDInv's auto takes 57
+    guided, at_cfg = round(fast.guided_fraction * steps), round(fast.cfg_fraction * steps)
+    assert 4 * guided + 2 * (at_cfg - guided) + (steps - at_cfg) + 57 <= 150
+
+
 def test_inversion_without_a_prompt_needs_a_source(inversion, monkeypatch):
     guidance = host_stand_in.module("nodes.pix2pix_zero.guided_edit")
     monkeypatch.setattr(guidance, "latent_from_model", lambda model, x: {})
