@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .denoiser import Callback, Combining, Denoiser, Progress, check_finite, euler_step, unit_scale
+from .denoiser import Callback, Combining, Denoiser, PerLevel, Progress, check_finite, euler_step, unit_scale
 from .errors import EditingError
 from .inversion import Inversion, MadeFrom, check_latent, inversion_grid
 
@@ -86,6 +86,19 @@ def require_negative(cfg: float, uncond: Any | None) -> None:
     """Raise :class:`EditingError` when ``cfg`` needs a negative conditioning and ``uncond`` is None."""
     if cfg != 1.0 and uncond is None:
         raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
+
+
+def plain_negative(inversion: Inversion, source_cond: Any) -> Any | None:
+    """The negative conditioning that an inversion was made with, one for each level where it has null-text negatives.
+
+    None at cfg 1, or where it or ``source_cond`` is more than the embeddings of a text.
+    """
+    own = inversion.uncond or {}
+    if inversion.cfg == 1.0 or set(own) != {"embeds"} or not isinstance(source_cond, Tensor):
+        return None
+    if inversion.null_text is None:
+        return own["embeds"].to(source_cond)
+    return PerLevel(inversion.sigmas[1:], list(inversion.null_text.to(source_cond)))
 
 
 class TrajectoryEdit(ABC):

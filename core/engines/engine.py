@@ -20,7 +20,7 @@ from ..attention.store import SourceMissing
 from ..denoiser import Combining, Denoiser, check_finite
 from ..errors import EditingError
 from ..inversion import Inversion
-from ..sampling import GENERATED, TrajectoryEdit, guided
+from ..sampling import GENERATED, TrajectoryEdit, guided, plain_negative
 
 SELF: tuple[Kind, ...] = ("self",)
 CROSS: tuple[Kind, ...] = ("cross",)
@@ -97,9 +97,8 @@ class Engine(TrajectoryEdit):
         super().__post_init__()
         self._apart = False  # the backend showed the source after the target: evaluate it first, by itself
         if self.uncond is None:
-            own = self.inversion.uncond or {}
-            plain = self.inversion.cfg != 1.0 and set(own) == {"embeds"} and isinstance(self.source_cond, Tensor)
-            self.uncond = own["embeds"].to(self.source_cond) if plain else self.source_cond
+            own = plain_negative(self.inversion, self.source_cond)
+            self.uncond = self.source_cond if own is None else own
 
     @abstractmethod
     def controls(self, level: int) -> MakeControl | None:

@@ -19,7 +19,7 @@ from ..attention.capture import CaptureMaps, MapKey, MapLoss, Projections, show
 from ..denoiser import Callback, Denoiser, check_finite, euler_step, unit_scale
 from ..errors import EditingError
 from ..inversion import Inversion
-from ..sampling import GENERATED, TrajectoryEdit, guided
+from ..sampling import GENERATED, TrajectoryEdit, guided, plain_negative
 
 Preset = Literal["lockstep", "carried", "released"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -139,9 +139,8 @@ class CrossAttentionGuidance(TrajectoryEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.uncond is None:
-            own = self.inversion.uncond or {}
-            plain = self.inversion.cfg != 1.0 and set(own) == {"embeds"} and isinstance(self.source_cond, Tensor)
-            self.uncond = own["embeds"].to(self.source_cond) if plain else self.source_cond
+            own = plain_negative(self.inversion, self.source_cond)
+            self.uncond = self.source_cond if own is None else own
 
     def is_guided(self, level: int) -> bool:
         """Whether the step from ``level`` to ``level - 1`` is guided."""

@@ -39,7 +39,8 @@ def front_inputs(source_text: str) -> list[Any]:
         widget(
             InversionType,
             "inversion",
-            tooltip="From SPDInv Inversion, Autocorr DDIM Inversion, Reference From Noise or Load Inversion.",
+            tooltip="From SPDInv Inversion, Null-Text Inversion, Autocorr DDIM Inversion, Reference From Noise or Load "
+            "Inversion.",
         ),
         widget(
             io.String,
@@ -100,8 +101,8 @@ def back_inputs() -> list[Any]:
             io.Conditioning,
             "negative",
             optional=True,
-            tooltip="What to move away from when cfg is not 1. Unwired: the negative the inversion was made with, if "
-            "any, else the source prompt.",
+            tooltip="What to move away from when cfg is not 1. Unwired: the negatives the inversion was made with, if "
+            "any (null-text), else the source prompt (negative-prompt inversion).",
         ),
         mask_input(),
     ]
@@ -157,7 +158,7 @@ def engine_guider(
     if source is None and inversion.cond is None:
         source = said
     conds = edit_conditionings(
-        inversion, encoded_text(clip, target_text) if target is None else target, source, negative
+        model, inversion, encoded_text(clip, target_text) if target is None else target, source, negative
     )
 
     def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
