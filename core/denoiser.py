@@ -8,6 +8,7 @@ velocity or flow. In sigma space ``x = x0 + sigma * noise`` (flow models keep th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -154,6 +155,24 @@ class Denoiser(Protocol):
     def sigma_grid(self, steps: int) -> Tensor:
         """The model's ascending grid ``[steps + 1]``, from the level at which a clean latent is declared to be."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class PerLevel:
+    """A conditioning that is another one at each noise level, as the negatives of null-text inversion are.
+
+    Attributes:
+        sigmas: ``[T]`` levels.
+        conds: the conditioning of each, as the backend takes it.
+    """
+
+    sigmas: Tensor
+    conds: Sequence[Any]
+
+    def at(self, sigma: float | Tensor) -> Any:
+        """The conditioning of the level nearest to ``sigma``, in log sigma; rows share one level."""
+        level = float(torch.as_tensor(sigma).flatten()[0])
+        return self.conds[int((self.sigmas.log() - math.log(level)).abs().argmin())]
 
 
 @runtime_checkable

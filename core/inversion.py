@@ -60,6 +60,7 @@ class Inversion:
       and another one is a remark (:meth:`remarks`);
     - cfg and the negative prompt: ``made_from``, ``uncond``; at another cfg than 1 they are the default of edits, and
       others are a remark;
+    - the negatives of null-text inversion: ``null_text``; edits at that cfg use each at its level;
     - the noise mask, which inpainting models read: ``noise_mask``; edits hand it to the model again;
     - the rows of a larger batch: ``made_from.batch_index``; noise is drawn by them, and they are in the report.
 
@@ -81,6 +82,8 @@ class Inversion:
         made_from: the rest of what it was made from; None in files of older versions, which did not keep it.
         uncond: the negative conditioning, kept like ``cond`` where ``made_from.cfg`` is not 1.
         noise_mask: ``[B or 1, h, w]``, 1 where an inpainting model was to paint, or None.
+        null_text: ``[T, B or 1, L, D]`` negative text of the step from each level but the clean one, in place of
+            ``uncond``'s, or None.
     """
 
     latents: Tensor
@@ -95,6 +98,7 @@ class Inversion:
     made_from: MadeFrom | None = field(default_factory=MadeFrom)
     uncond: Mapping[str, Tensor] | None = None
     noise_mask: Tensor | None = None
+    null_text: Tensor | None = None
 
     @property
     def cfg(self) -> float:
@@ -224,6 +228,8 @@ class Inversion:
         tensors |= {f"uncond.{key}": value for key, value in (self.uncond or {}).items()}
         if self.noise_mask is not None:
             tensors["noise_mask"] = self.noise_mask.float()
+        if self.null_text is not None:
+            tensors["null_text"] = self.null_text.float()
         if self.identity.weights is not None:
             tensors |= {"weights.sizes": self.identity.weights.sizes, "weights.values": self.identity.weights.values}
         metadata = {
@@ -273,6 +279,9 @@ class Inversion:
         mask = tensors.get("noise_mask")
         if mask is not None:
             _check_mask(name, mask, latents)
+        null_text = tensors.get("null_text")
+        if null_text is not None:
+            _check_null_text(name, null_text, latents, uncond)
         made_from = None
         if "made_from" in metadata:
             kept = metadata_json(metadata, "made_from", name, "inversion")
@@ -293,6 +302,7 @@ class Inversion:
             made_from,
             uncond or None,
             mask,
+            null_text,
         )
 
 
@@ -317,6 +327,15 @@ def _check_mask(name: str, mask: Tensor, latents: Tensor) -> None:
     if mask.ndim != 3 or len(mask) not in (1, latents.shape[1]) or mask.shape[-2:] != latents.shape[-2:]:
         raise EditingError(f"{name} has a noise mask of another shape than its latents; invert the image again.")
     check_finite(mask, f"{name}'s noise mask")
+
+
+def _check_null_text(name: str, null_text: Tensor, latents: Tensor, uncond: Mapping[str, Tensor]) -> None:
+    embeds = uncond.get("embeds")
+    steps, batch = len(latents) - 1, latents.shape[1]
+    fits = null_text.ndim == 4 and len(null_text) == steps and null_text.shape[1] in (1, batch)
+    if not fits or embeds is None or embeds.shape[1:] != null_text.shape[2:]:
+        raise EditingError(f"{name} has negatives of its steps that do not fit its parts; invert the image again.")
+    check_finite(null_text, f"{name}'s negatives of its steps")
 
 
 def _named(names: Sequence[str]) -> str:

@@ -17,12 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .denoiser import Callback, Combining, Denoiser, Progress, check_finite, euler_step, unit_scale
+from .denoiser import Callback, Combining, Denoiser, PerLevel, Progress, check_finite, euler_step, unit_scale
 from .errors import EditingError
 from .inversion import Inversion, MadeFrom, check_latent, inversion_grid
 
 #: :attr:`~.inversion.Inversion.method` of an image that was made up, not inverted.
 GENERATED = "generated"
+#: Of :func:`edited_places`: which quantile over the places of a latent is the strongest change, and the share of it at
+#: which a place counts as half left alone.
+STRONGEST, NEARLY = 0.95, 0.3
+TINY = 1e-12
 #: ``(x [B, C, H, W], sigma, step)`` -> the prediction of the clean latent, ``[B, C, H, W]``; steps are counted from 0.
 Predict = Callable[[Tensor, float, int], Tensor]
 #: ``(x [B, C, H, W], step)`` -> the latent to go on from, after step number ``step``.
@@ -86,6 +90,19 @@ def require_negative(cfg: float, uncond: Any | None) -> None:
     """Raise :class:`EditingError` when ``cfg`` needs a negative conditioning and ``uncond`` is None."""
     if cfg != 1.0 and uncond is None:
         raise EditingError(f"cfg is {cfg:g} but no negative conditioning is given; pass one or use cfg 1.")
+
+
+def plain_negative(inversion: Inversion, source_cond: Any) -> Any | None:
+    """The negative conditioning that an inversion was made with, one for each level where it has null-text negatives.
+
+    None at cfg 1, or where it or ``source_cond`` is more than the embeddings of a text.
+    """
+    own = inversion.uncond or {}
+    if inversion.cfg == 1.0 or set(own) != {"embeds"} or not isinstance(source_cond, Tensor):
+        return None
+    if inversion.null_text is None:
+        return own["embeds"].to(source_cond)
+    return PerLevel(inversion.sigmas[1:], list(inversion.null_text.to(source_cond)))
 
 
 class TrajectoryEdit(ABC):
@@ -213,6 +230,17 @@ def latent_mask(mask: Tensor, latent: Tensor) -> Tensor:
         raise EditingError(f"There are {len(mask)} masks for {len(latent)} images; use one mask or one for each image.")
     check_finite(mask, "The mask")
     return functional.interpolate(mask[:, None].float(), latent.shape[-2:], mode="area").clamp(0, 1)
+
+
+def edited_places(edited: Tensor, source: Tensor) -> Tensor:
+    """Where an edit acts, ``[B, 1, H, W]`` in 0..1, from two denoised latents ``[B, C, H, W]`` of one step.
+
+    Their difference, a mean over the channels and 3 x 3 places, tells it: at :data:`NEARLY` of its
+    :data:`STRONGEST` the value is half, below it falls with the fourth power. Where nothing differs all is 0.
+    """
+    change = functional.avg_pool2d((edited - source).abs().mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
+    strongest = torch.quantile(change.flatten(1), STRONGEST, dim=1).view(-1, 1, 1, 1)
+    return 1 - 1 / (1 + (change / (NEARLY * strongest).clamp_min(TINY)) ** 4)
 
 
 def reconstruct(

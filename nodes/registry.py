@@ -16,6 +16,7 @@ TECHNIQUES = (
     "inversion.spdinv",
     "pix2pix_zero.autocorr",
     "inversion.reference",
+    "inversion.null_text",
     "inversion.files",
     "inversion.rebuild",
     "pix2pix_zero.caption",

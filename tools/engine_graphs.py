@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from workflow_graphs import PAIR, demo_source, edit_report, show
+from workflow_graphs import PAIR, checkpoint_loader, demo_source, edit_report, show
 
 if TYPE_CHECKING:
     from graph_builder import Graph
@@ -94,10 +94,56 @@ def demo_several_edits(graph: Graph) -> None:
     edit_report(graph, 6, picture.out("image"), edited)
 
 
+def sd15_concept_edit(graph: Graph) -> None:
+    """A concept of the person's own, as a LoRA and a textual inversion, put into a photo."""
+    loader = checkpoint_loader(graph, "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors")
+    picture = graph.add("LoadImage", 0, image="example.png")
+    graph.note(
+        "# Put your own concept into a photo\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x "
+        "checkpoint) into `models/checkpoints`, your LoRA into `models/loras`, your textual inversion into "
+        "`models/embeddings`. Only one of them: bypass **Load LoRA**, or write the LoRA's own word in place "
+        "of `embedding:my_concept`.\n\n1. Load a picture of about 512 x 512 and describe it in **Source "
+        "prompt** and *source_text*.\n2. In *target_text* write the concept where the thing stands that it "
+        "replaces.\n3. In *blend_words* name both: everything else stays as in the photo.\n\nThe photo is "
+        "inverted with the plain model, the edit sampled with the LoRA's; the guider remarks on that, and "
+        "*stored_shift* keeps the photo exact all the same.\n\nToo little of the concept: lower "
+        "*self_fraction*, raise *cfg*. Too much changes: the opposite, or raise *background_keep*.",
+        0, title="Before you run", height=520,
+    )  # fmt: skip
+    source = "a photo of a cat"
+    concept = graph.add(
+        "LoraLoader", 1, model=loader.out("MODEL"), clip=loader.out("CLIP"), lora_name="my_concept.safetensors"
+    )
+    prompt = graph.add(
+        "CLIPTextEncode", 1, title="Source prompt: describe your image", clip=loader.out("CLIP"), text=source
+    )
+    encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
+    inversion = graph.add(
+        "SemEdit_SPDInvInversion", 2, model=loader.out("MODEL"), positive=prompt.out("CONDITIONING"),
+        latent=encoded.out("LATENT"), width=330,
+    )  # fmt: skip
+    guider = graph.add(
+        "SemEdit_PromptToPromptGuider", 3, model=concept.out("MODEL"), clip=concept.out("CLIP"),
+        inversion=inversion.out("inversion"), source_text=source, target_text="a photo of a embedding:my_concept",
+        cfg=5.0, self_fraction=0.4, mode="replace", blend_words="cat, embedding:my_concept", background_keep=0.5,
+        width=330,
+    )  # fmt: skip
+    sampler = graph.add("KSamplerSelect", 3, sampler_name="euler")
+    sampled = graph.add(
+        "SamplerCustomAdvanced", 4, noise=inversion.out("noise"), guider=guider.out("guider"),
+        sampler=sampler.out("SAMPLER"), sigmas=inversion.out("sigmas"), latent_image=inversion.out("noise latent"),
+    )  # fmt: skip
+    edited = show(
+        graph, 4, sampled.out("output"), loader.out("VAE"), "sd15_concept_edit", "Edited image", picture.out("IMAGE")
+    )
+    graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
+    edit_report(graph, 6, picture.out("IMAGE"), edited)
+
+
 #: Lines of the demo's several edits.
 SEVERAL = "wearing glasses @ 0.8\nwith long red hair @ 0.5"
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     describe.__name__: describe
-    for describe in (demo_prompt_to_prompt, demo_masactrl, demo_plug_and_play, demo_several_edits)
+    for describe in (demo_prompt_to_prompt, demo_masactrl, demo_plug_and_play, demo_several_edits, sd15_concept_edit)
 }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention.site import AttentionControl
-from ..denoiser import Evaluations, ModelIdentity, ddim_grid, weight_signature
+from ..denoiser import Evaluations, ModelIdentity, PerLevel, ddim_grid, weight_signature
 from ..errors import EditingError
 from ..prints.weights import weight_print
 from .attention import controlled
@@ -95,7 +95,12 @@ class DiffusersDenoiser:
         return self.unet.conv_in.weight.dtype
 
     def __call__(
-        self, x: Tensor, sigma: float | Tensor, cond: Tensor | TextCond, *, control: AttentionControl | None = None
+        self,
+        x: Tensor,
+        sigma: float | Tensor,
+        cond: Tensor | TextCond | PerLevel,
+        *,
+        control: AttentionControl | None = None,
     ) -> Tensor:
         """Prediction of the clean latent, ``[B, C, H, W]`` in fp32 (fp64 for fp64 input); see
         :class:`~..denoiser.Denoiser`.
@@ -103,13 +108,13 @@ class DiffusersDenoiser:
         Raises:
             EditingError: ``x`` or ``cond`` does not fit the network, or ``control`` cannot be served.
         """
-        return self._evaluate(x, sigma, [self._checked(cond, x)], (0,), control)[0]
+        return self._evaluate(x, sigma, [self._checked(cond, x, sigma)], (0,), control)[0]
 
     def batch(
         self,
         x: Tensor | Sequence[Tensor],
         sigma: float | Tensor,
-        conds: Sequence[Tensor | TextCond],
+        conds: Sequence[Tensor | TextCond | PerLevel],
         *,
         control: AttentionControl | None = None,
     ) -> list[Tensor]:
@@ -127,7 +132,7 @@ class DiffusersDenoiser:
                 f"There are {len(x)} latents of {len({part.shape for part in x})} shapes for {len(conds)} "
                 "conditionings; give each its own, all of one shape."
             )
-        checked = [self._checked(cond, part) for cond, part in zip(conds, x, strict=True)]
+        checked = [self._checked(cond, part, sigma) for cond, part in zip(conds, x, strict=True)]
         if len({cond.embeds.shape[1] for cond in checked}) <= 1:
             same = all(part is x[0] for part in x)
             return self._evaluate(x[0] if same else x, sigma, checked, tuple(range(len(checked))), control)
@@ -136,12 +141,14 @@ class DiffusersDenoiser:
             for branch, (part, cond) in enumerate(zip(x, checked, strict=True))
         ]
 
-    def select(self, cond: Tensor | TextCond, rows: Tensor) -> Tensor | TextCond:
+    def select(self, cond: Any, rows: Tensor) -> Any:
         """The conditioning of batch rows ``rows`` (long, [b]); one shared by all rows comes back as it is."""
 
         def pick(tensor: Tensor) -> Tensor:
             return tensor if len(tensor) == 1 else tensor[rows.to(tensor.device)]
 
+        if isinstance(cond, PerLevel):
+            return PerLevel(cond.sigmas, [self.select(part, rows) for part in cond.conds])
         if isinstance(cond, Tensor):
             return pick(cond)
         parts = (None if part is None else pick(part) for part in (cond.pooled, cond.time_ids))
@@ -214,8 +221,9 @@ class DiffusersDenoiser:
             "time_ids": torch.cat([part.expand(len(x), -1).to(device, dtype) for part in sizes]),
         }
 
-    def _checked(self, cond: Tensor | TextCond, x: Tensor) -> TextCond:
-        cond = TextCond(cond) if isinstance(cond, Tensor) else cond
+    def _checked(self, cond: Tensor | TextCond | PerLevel, x: Tensor, sigma: float | Tensor) -> TextCond:
+        here = cond.at(sigma) if isinstance(cond, PerLevel) else cond
+        cond = TextCond(here) if isinstance(here, Tensor) else here
         config = self.unet.config
         channels, width, pooled = (
             config.in_channels,

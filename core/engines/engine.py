@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..attention.site import AttentionControl, Kind
 from ..attention.store import SourceMissing
 from ..denoiser import Combining, Denoiser, check_finite
 from ..errors import EditingError
 from ..inversion import Inversion
-from ..sampling import GENERATED, TrajectoryEdit, guided
+from ..sampling import GENERATED, TrajectoryEdit, edited_places, guided, plain_negative
 
 SELF: tuple[Kind, ...] = ("self",)
 CROSS: tuple[Kind, ...] = ("cross",)
@@ -36,6 +37,14 @@ class EngineSettings:
         cfg: classifier-free guidance scale of the edit.
         stored_shift: add back at each step what the inversion left over of it, as far as the source's own prediction
             shows it (direct inversion, Ju et al., arXiv 2310.01506). Costs one forward at steps without a control.
+        proximal: proximal guidance (ProxEdit, Han et al., arXiv 2306.05414): of the difference of the target's and the
+            negative's predictions, this share of the values, the smallest, becomes 0 and the others lose as much; 0 is
+            off, and at cfg 1 it has no use.
+        background_keep: share of the steps, at the clean end, in which the places that the edit leaves nearly alone go
+            back to the source; 0 is off.
+        by_guidance: those places are where the thresholded difference of ``proximal`` stays below its threshold, apart
+            for each channel and with their neighbours, as in SPDInv's released code; otherwise
+            :func:`~..sampling.edited_places`, which needs no guidance.
 
     Raises:
         EditingError: a value out of range.
@@ -43,8 +52,13 @@ class EngineSettings:
 
     cfg: float = 2.0
     stored_shift: bool = True
+    proximal: float = field(default=0.0, kw_only=True)
+    background_keep: float = field(default=0.0, kw_only=True)
+    by_guidance: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        check_share("proximal", self.proximal)
+        check_share("background_keep", self.background_keep)
         if not 0 <= self.cfg < float("inf"):
             raise EditingError(f"cfg is {self.cfg:g}; use 0 or more, usually 1.5 to 7.5.")
 
@@ -95,11 +109,12 @@ class Engine(TrajectoryEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._left: Tensor | None = None  # [B, 1 or C, h, w] where the last prediction may leave the source
+        self._difference: tuple[Tensor, Tensor] | None = None  # what proximal guidance left, and its threshold
         self._apart = False  # the backend showed the source after the target: evaluate it first, by itself
         if self.uncond is None:
-            own = self.inversion.uncond or {}
-            plain = self.inversion.cfg != 1.0 and set(own) == {"embeds"} and isinstance(self.source_cond, Tensor)
-            self.uncond = own["embeds"].to(self.source_cond) if plain else self.source_cond
+            own = plain_negative(self.inversion, self.source_cond)
+            self.uncond = self.source_cond if own is None else own
 
     @abstractmethod
     def controls(self, level: int) -> MakeControl | None:
@@ -116,6 +131,12 @@ class Engine(TrajectoryEdit):
         """Whether the step from ``level`` is among the first ``fraction`` of the steps, from the noisy end."""
         return self.inversion.steps - level < round(fraction * self.inversion.steps)
 
+    def mask_at(self, level: int) -> Tensor | None:
+        """The mask, and what :attr:`EngineSettings.background_keep` found; a subclass may narrow it further."""
+        if self._left is None or self.mask is None:
+            return self.mask if self._left is None else self._left
+        return self._left * self.mask.to(self._left)
+
     @property
     def takes(self) -> bool:
         """Whether any step takes from the source."""
@@ -131,7 +152,7 @@ class Engine(TrajectoryEdit):
         with torch.no_grad():
             sigma, cfg = self._levels(level)[0], self.settings.cfg
             make = self.controls(level)
-            if make is None and not self.shifts:
+            if make is None and not self.shifts and not self.settings.proximal:
                 denoised = guided(self.denoiser, x, sigma, self.target_cond, self.uncond, cfg)
             else:
                 conds = [self.target_cond, self.source_cond] if cfg == 1.0 else self._all_conds()
@@ -142,7 +163,20 @@ class Engine(TrajectoryEdit):
                     alone = self._combined(latents[-1], sigma, [source], [self.source_cond])
                     denoised = denoised + self._stored_shift(alone, level)
         check_finite(denoised, f"The prediction at step {self.inversion.steps - level + 1}")
+        self._find_background(denoised, level)
         return denoised
+
+    def _find_background(self, denoised: Tensor, level: int) -> None:
+        """Where the step from ``level`` may leave the source, for :meth:`mask_at`."""
+        settings = self.settings
+        if level > round(settings.background_keep * self.inversion.steps):
+            self._left = None
+        elif not settings.by_guidance:
+            here, below = self._source(denoised, level), self._source(denoised, level - 1)
+            self._left = edited_places(denoised, self._landing(here, below, level))
+        elif self._difference is not None:
+            kept, threshold = self._difference
+            self._left = functional.max_pool2d((kept.abs() > threshold).float(), 3, 1, 1)
 
     def _all_conds(self) -> list[Any]:
         return [self.target_cond, self.uncond, self.source_cond]
@@ -167,6 +201,10 @@ class Engine(TrajectoryEdit):
 
     def _combined(self, x: Tensor, sigma: float, predictions: list[Tensor], conds: Sequence[Any]) -> Tensor:
         """Guided prediction of [target, negative], or of one alone, as the denoiser combines them."""
+        if len(predictions) == 2 and self.settings.proximal:
+            toward, away = predictions
+            self._difference = thresholded(toward - away, self.settings.proximal)
+            predictions = [away + self._difference[0], away]
         if isinstance(self.denoiser, Combining) and self.denoiser.patched:
             cfg = 1.0 if len(predictions) == 1 else self.settings.cfg
             pair = [predictions[0], predictions[-1]]
@@ -175,3 +213,11 @@ class Engine(TrajectoryEdit):
             return predictions[0]
         conditional, unconditional = predictions
         return unconditional + (conditional - unconditional) * self.settings.cfg
+
+
+def thresholded(difference: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Soft thresholding, the proximal map of the L1 norm: ``difference [B, C, h, w]`` with every value moved towards 0
+    by the quantile ``share`` of an image's absolute values, and those quantiles ``[B, 1, 1, 1]``.
+    """
+    threshold = difference.abs().flatten(1).float().quantile(share, dim=1).view(-1, 1, 1, 1).to(difference)
+    return functional.relu(difference.abs() - threshold) * difference.sign(), threshold

@@ -7,9 +7,10 @@ blend keeps the source wherever neither prompt's chosen words are looked at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ..attention.capture import apply_maps, attention_maps
@@ -67,6 +68,26 @@ class WordMap:
     alignment: Alignment
     factors: Tensor | None = None
     blend: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+
+def released_spdinv() -> PromptToPromptSettings:
+    """Settings of the editing engine in SPDInv's released code, beside what its paper says.
+
+    Its quantile of 0.7 runs over the source's differences too, which are all 0 where the negative is the source prompt:
+    of the target's alone it is 0.4. Words of local blend that the target has weigh twice (:func:`released_words`).
+    """
+    return PromptToPromptSettings(
+        7.5, False, 0.8, 0.6, "refine", 0.3, 0.2, proximal=0.4, background_keep=0.4, by_guidance=True
+    )
+
+
+def released_words(words: WordMap) -> WordMap:
+    """``words`` with the factor 2 on the target's words of local blend, where no factors are given."""
+    if words.factors is not None or not words.blend[1]:
+        return words
+    factors = torch.ones(len(words.alignment.taken))
+    factors[list(words.blend[1])] = 2.0
+    return replace(words, factors=factors)
 
 
 def word_map(
@@ -129,13 +150,14 @@ class PromptToPrompt(Engine):
         return make
 
     def mask_at(self, level: int) -> Tensor | None:
-        """The mask, and where local blend found its words."""
+        """What every engine keeps, and where local blend found its words."""
+        others = super().mask_at(level)
         if self._places is None or self.within(self.settings.blend_start, level):
-            return self.mask
+            return others
         found = self._places.mask(latent_size(self.inversion))
         if found is None:
-            return self.mask
-        return found if self.mask is None else found * self.mask.to(found)
+            return others
+        return found if others is None else found * others.to(found)
 
     def _attend(self, mine: Projections, source: Projections, site: Site, key: PartKey) -> Tensor | None:
         if key[2] != 0:

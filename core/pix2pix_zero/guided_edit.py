@@ -13,13 +13,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from ..attention.capture import CaptureMaps, MapKey, MapLoss, Projections, show
 from ..denoiser import Callback, Denoiser, check_finite, euler_step, unit_scale
 from ..errors import EditingError
 from ..inversion import Inversion
-from ..sampling import GENERATED, TrajectoryEdit, guided
+from ..sampling import GENERATED, TrajectoryEdit, edited_places, guided, plain_negative
 
 Preset = Literal["lockstep", "carried", "released"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -28,9 +27,6 @@ REFERENCES: tuple[Reference, ...] = get_args(Reference)
 Resolution = Literal["all", "half", "quarter"]
 #: By how much the query grid of a layer must be smaller than the latent at least.
 RESOLUTIONS: dict[Resolution, int] = {"all": 1, "half": 2, "quarter": 4}
-STRONGEST = 0.95  # quantile over the places of a latent
-NEARLY = 0.3  # of the strongest change: as much as that is half left alone
-TINY = 1e-12
 #: What the cross-attention layers of one evaluation work with, see :class:`~..attention.capture.CaptureMaps`.
 Seen = Mapping[MapKey, Projections]
 
@@ -63,8 +59,9 @@ class CrossAttentionSettings:
             differs by what the inversion left over, and where cfg multiplies a difference of source and negative.
             None: what belongs to the preset, "reconstruction" for "released" and "inversion" for the others.
         local_fraction: share of the steps, 0 to 1, at the clean end, in which the places that the edit leaves nearly
-            alone are the source's (:func:`edited_places`); 0, the paper's, is none. The steps before may change the
-            whole layout, as a hat or another hair colour does; what they changed beside that goes back to the source.
+            alone are the source's (:func:`~..sampling.edited_places`); 0, the paper's, is none. The steps before may
+            change the whole layout, as a hat or another hair colour does; what they changed beside that goes back to
+            the source.
         cfg_fraction: share of the steps, 0 to 1, from the noisy end, that use ``cfg``; the others use 1, for one
             evaluation less (guidance in an interval: Kynkaanniemi et al. 2024, arXiv 2404.07724).
 
@@ -146,9 +143,8 @@ class CrossAttentionGuidance(TrajectoryEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.uncond is None:
-            own = self.inversion.uncond or {}
-            plain = self.inversion.cfg != 1.0 and set(own) == {"embeds"} and isinstance(self.source_cond, Tensor)
-            self.uncond = own["embeds"].to(self.source_cond) if plain else self.source_cond
+            own = plain_negative(self.inversion, self.source_cond)
+            self.uncond = self.source_cond if own is None else own
 
     def is_guided(self, level: int) -> bool:
         """Whether the step from ``level`` to ``level - 1`` is guided."""
@@ -268,17 +264,6 @@ class CrossAttentionGuidance(TrajectoryEdit):
         # The paper's latent is x * unit: a step of lambda there is one of lambda / unit^2 here.
         moved = x - self.settings.guidance * unit_scale(self.inversion.identity, sigma) ** -2 * gradient
         return moved, losses.detach()
-
-
-def edited_places(edited: Tensor, source: Tensor) -> Tensor:
-    """Where an edit acts, ``[B, 1, H, W]`` in 0..1, from two denoised latents ``[B, C, H, W]`` of one step.
-
-    Their difference, a mean over the channels and 3 x 3 places, tells it: at :data:`NEARLY` of its
-    :data:`STRONGEST` the value is half, below it falls with the fourth power. Where nothing differs all is 0.
-    """
-    change = avg_pool2d((edited - source).abs().mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
-    strongest = torch.quantile(change.flatten(1), STRONGEST, dim=1).view(-1, 1, 1, 1)
-    return 1 - 1 / (1 + (change / (NEARLY * strongest).clamp_min(TINY)) ** 4)
 
 
 def cross_attention_guided_edit(

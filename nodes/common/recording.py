@@ -8,7 +8,12 @@ from typing import Any
 from ...core.denoiser import ModelIdentity
 from ...core.errors import EditingError
 from ...core.inversion import Inversion, MadeFrom
-from ..host.conditioning import conditioning_from_tensors, conditioning_print, conditioning_tensors
+from ..host.conditioning import (
+    conditioning_from_tensors,
+    conditioning_print,
+    conditioning_tensors,
+    per_level_conditioning,
+)
 from ..host.inpainting import reads_mask
 from ..host.latents import batch_index, fitted_latent, noise_mask_of
 
@@ -62,8 +67,12 @@ def unused_latent(model: Any, latent: dict[str, Any]) -> str:
     return f"\nthe latent's {' and '.join(parts)}: not used, images are made from noise alone" if parts else ""
 
 
-def own_negative(inversion: Inversion) -> Any:
-    """The negative CONDITIONING of an INVERSION made at another cfg than 1; None for cfg 1.
+def own_negative(inversion: Inversion, model: Any) -> Any:
+    """The negative CONDITIONING of an INVERSION made at another cfg than 1, one for each level where it has null-text
+    negatives; None for cfg 1.
+
+    Args:
+        model: the MODEL whose schedule says where each begins and ends.
 
     Raises:
         EditingError: it had one that it could not keep (areas, ControlNet, masks).
@@ -75,6 +84,9 @@ def own_negative(inversion: Inversion) -> Any:
             f"This inversion was made at cfg {inversion.cfg:g} and does not carry its negative prompt; wire the "
             "negative it was made with."
         )
+    if inversion.null_text is not None:
+        pooled = inversion.uncond.get("pooled")
+        return per_level_conditioning(model, inversion.null_text, inversion.sigmas[1:], pooled)
     return conditioning_from_tensors(dict(inversion.uncond))
 
 

@@ -31,14 +31,14 @@ def source_prompt(inversion: Inversion, source: Any) -> Any:
     return conditioning_from_tensors(dict(inversion.cond))
 
 
-def edit_conditionings(inversion: Inversion, target: Any, source: Any, negative: Any) -> dict[str, Any]:
+def edit_conditionings(model: Any, inversion: Inversion, target: Any, source: Any, negative: Any) -> dict[str, Any]:
     """CONDITIONING by name for a run: "positive" and "negative" are the names for which the host has rules.
 
     Args:
         source: None takes the prompt that the INVERSION carries.
         negative: None takes the one that an INVERSION made at another cfg than 1 carries, and leaves it out for others.
     """
-    negative = own_negative(inversion) if negative is None else negative
+    negative = own_negative(inversion, model) if negative is None else negative
     conds = {"positive": target, "source": source_prompt(inversion, source)}
     return conds if negative is None else conds | {"negative": negative}
 

@@ -39,7 +39,8 @@ def front_inputs(source_text: str) -> list[Any]:
         widget(
             InversionType,
             "inversion",
-            tooltip="From SPDInv Inversion, Autocorr DDIM Inversion, Reference From Noise or Load Inversion.",
+            tooltip="From SPDInv Inversion, Null-Text Inversion, Autocorr DDIM Inversion, Reference From Noise or Load "
+            "Inversion.",
         ),
         widget(
             io.String,
@@ -80,6 +81,35 @@ def shift_input() -> Any:
     )
 
 
+def option_inputs() -> list[Any]:
+    """What keeps more of the source, off by default."""
+    return [
+        widget(
+            io.Float,
+            "proximal",
+            default=EngineSettings.proximal,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            advanced=True,
+            tooltip="Proximal guidance (ProxEdit): this share of the difference between target and negative, the "
+            "smallest values, is dropped and the rest shrunk by as much, so that the edit acts where it differs most. "
+            "0: off; 0.4 to 0.7 is usual. No use at cfg 1.",
+        ),
+        widget(
+            io.Float,
+            "background_keep",
+            default=EngineSettings.background_keep,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            advanced=True,
+            tooltip="Share of the steps, from the clean end, in which places that the edit leaves nearly alone go back "
+            "to the source. 0: off; 0.4 to 0.6 is usual.",
+        ),
+    ]
+
+
 def back_inputs() -> list[Any]:
     """Sockets that may stay unwired."""
     return [
@@ -100,8 +130,8 @@ def back_inputs() -> list[Any]:
             io.Conditioning,
             "negative",
             optional=True,
-            tooltip="What to move away from when cfg is not 1. Unwired: the negative the inversion was made with, if "
-            "any, else the source prompt.",
+            tooltip="What to move away from when cfg is not 1. Unwired: the negatives the inversion was made with, if "
+            "any (null-text), else the source prompt (negative-prompt inversion).",
         ),
         mask_input(),
     ]
@@ -157,7 +187,7 @@ def engine_guider(
     if source is None and inversion.cond is None:
         source = said
     conds = edit_conditionings(
-        inversion, encoded_text(clip, target_text) if target is None else target, source, negative
+        model, inversion, encoded_text(clip, target_text) if target is None else target, source, negative
     )
 
     def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:

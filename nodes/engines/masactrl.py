@@ -10,7 +10,17 @@ from torch import Tensor
 from ...core.engines.masactrl import FINE_DECODER, MasaCtrl, MasaCtrlSettings, foreground_places
 from ...core.inversion import Inversion
 from ..host.schema import io, schema, widget
-from .front import CATEGORY, back_inputs, engine_guider, front_inputs, guider_output, reader, share_input, shift_input
+from .front import (
+    CATEGORY,
+    back_inputs,
+    engine_guider,
+    front_inputs,
+    guider_output,
+    option_inputs,
+    reader,
+    share_input,
+    shift_input,
+)
 
 
 class MasaCtrlGuider(io.ComfyNode):
@@ -26,7 +36,7 @@ class MasaCtrlGuider(io.ComfyNode):
             category=CATEGORY,
             description="Edits that change a shape or pose: the edit makes its own layout from the target text and "
             "fills it with what it finds in the source, through the source's keys and values in self-attention.",
-            search_aliases=["masactrl", "mutual self-attention", "non-rigid edit", "pose", "shape"],
+            search_aliases=["masactrl", "mutual self-attention", "non-rigid edit", "pose", "shape", "proxmasactrl"],
             inputs=[
                 *front_inputs("Empty: the prompt in the inversion."),
                 share_input(
@@ -52,6 +62,7 @@ class MasaCtrlGuider(io.ComfyNode):
                     "looks at the source's foreground only, the rest at its background. Empty: no mask.",
                 ),
                 shift_input(),
+                *option_inputs(),
                 *back_inputs(),
             ],
             outputs=[guider_output()],
@@ -70,13 +81,17 @@ class MasaCtrlGuider(io.ComfyNode):
         start_layer: int,
         foreground_words: str,
         stored_shift: bool,
+        proximal: float = 0.0,
+        background_keep: float = 0.0,
         target: Any = None,
         source: Any = None,
         negative: Any = None,
         mask: Tensor | None = None,
     ) -> Any:
         """A guider that keeps no state between sampling runs."""
-        settings = MasaCtrlSettings(cfg, stored_shift, start_step, start_layer)
+        settings = MasaCtrlSettings(
+            cfg, stored_shift, start_step, start_layer, proximal=proximal, background_keep=background_keep
+        )
         places = foreground_places(foreground_words, source_text, target_text, reader(clip))
         make = partial(MasaCtrl, foreground=places)
         return engine_guider(

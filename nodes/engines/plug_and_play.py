@@ -9,7 +9,16 @@ from torch import Tensor
 from ...core.engines.plug_and_play import PlugAndPlay, PlugAndPlaySettings
 from ...core.inversion import Inversion
 from ..host.schema import io, schema
-from .front import CATEGORY, back_inputs, engine_guider, front_inputs, guider_output, share_input, shift_input
+from .front import (
+    CATEGORY,
+    back_inputs,
+    engine_guider,
+    front_inputs,
+    guider_output,
+    option_inputs,
+    share_input,
+    shift_input,
+)
 
 
 class PlugAndPlayGuider(io.ComfyNode):
@@ -42,6 +51,7 @@ class PlugAndPlayGuider(io.ComfyNode):
                     "is 0.5).",
                 ),
                 shift_input(),
+                *option_inputs(),
                 *back_inputs(),
             ],
             outputs=[guider_output()],
@@ -59,13 +69,17 @@ class PlugAndPlayGuider(io.ComfyNode):
         feature_fraction: float,
         attention_fraction: float,
         stored_shift: bool,
+        proximal: float = 0.0,
+        background_keep: float = 0.0,
         target: Any = None,
         source: Any = None,
         negative: Any = None,
         mask: Tensor | None = None,
     ) -> Any:
         """A guider that keeps no state between sampling runs."""
-        settings = PlugAndPlaySettings(cfg, stored_shift, feature_fraction, attention_fraction)
+        settings = PlugAndPlaySettings(
+            cfg, stored_shift, feature_fraction, attention_fraction, proximal=proximal, background_keep=background_keep
+        )
         return engine_guider(
             PlugAndPlay, settings, model, clip, inversion, source_text, target_text, target, source, negative, mask
         )

@@ -7,10 +7,44 @@ from typing import Any
 
 from torch import Tensor
 
-from ...core.engines.prompt_to_prompt import MODES, Mode, PromptToPrompt, PromptToPromptSettings, word_map
+from ...core.engines.prompt_to_prompt import (
+    MODES,
+    Mode,
+    PromptToPrompt,
+    PromptToPromptSettings,
+    released_spdinv,
+    released_words,
+    word_map,
+)
 from ...core.inversion import Inversion
 from ..host.schema import io, schema, widget
-from .front import CATEGORY, back_inputs, engine_guider, front_inputs, guider_output, reader, share_input, shift_input
+from .front import (
+    CATEGORY,
+    back_inputs,
+    engine_guider,
+    front_inputs,
+    guider_output,
+    option_inputs,
+    reader,
+    share_input,
+    shift_input,
+)
+
+OWN, RELEASED = "own", "released_spdinv"
+
+
+def preset_input() -> Any:
+    """Whose settings are used."""
+    return widget(
+        io.Combo,
+        "preset",
+        options=[OWN, RELEASED],
+        default=OWN,
+        advanced=True,
+        tooltip="released_spdinv: the editing engine of SPDInv's released code in place of cfg, fractions, mode and "
+        "options (cfg 7.5, proximal guidance, background kept; leave negative unwired); words stay yours. own: the "
+        "settings of this node.",
+    )
 
 
 class PromptToPromptGuider(io.ComfyNode):
@@ -35,6 +69,9 @@ class PromptToPromptGuider(io.ComfyNode):
                 "word swap",
                 "reweight",
                 "local blend",
+                "negative-prompt inversion",
+                "ProxEdit",
+                "released SPDInv",
             ],
             inputs=[
                 *front_inputs("It must be the same text, or words are mixed up."),
@@ -84,6 +121,8 @@ class PromptToPromptGuider(io.ComfyNode):
                     tooltip="Share of the highest attention from which a place belongs to the blend words. Higher: a "
                     "smaller place is edited.",
                 ),
+                *option_inputs(),
+                preset_input(),
                 *back_inputs(),
             ],
             outputs=[guider_output()],
@@ -105,15 +144,31 @@ class PromptToPromptGuider(io.ComfyNode):
         word_weights: str,
         stored_shift: bool,
         blend_threshold: float,
+        proximal: float = 0.0,
+        background_keep: float = 0.0,
+        preset: str = OWN,
         target: Any = None,
         source: Any = None,
         negative: Any = None,
         mask: Tensor | None = None,
     ) -> Any:
         """A guider that keeps no state between sampling runs."""
-        settings = PromptToPromptSettings(cfg, stored_shift, cross_fraction, self_fraction, mode, blend_threshold)
+        settings = PromptToPromptSettings(
+            cfg,
+            stored_shift,
+            cross_fraction,
+            self_fraction,
+            mode,
+            blend_threshold,
+            proximal=proximal,
+            background_keep=background_keep,
+        )
+        released = preset == RELEASED
+        if released:
+            settings = released_spdinv()
+            mode = settings.mode
         words = word_map(source_text, target_text, reader(clip), mode, word_weights, blend_words)
-        make = partial(PromptToPrompt, words=words)
+        make = partial(PromptToPrompt, words=released_words(words) if released else words)
         return engine_guider(
             make, settings, model, clip, inversion, source_text, target_text, target, source, negative, mask
         )

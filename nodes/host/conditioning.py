@@ -75,6 +75,53 @@ def conditioning_from_tensors(tensors: dict[str, Tensor]) -> list[Any]:
     return [[tensors["embeds"], options]]
 
 
+def per_level_conditioning(model: Any, texts: Tensor, sigmas: Tensor, pooled: Tensor | None = None) -> list[Any]:
+    """CONDITIONING that says another text at each noise level: ``texts [T, B, L, D]`` at ``sigmas [T]``, ascending.
+
+    Each is limited to its range of the schedule, halfway (in log sigma) to its neighbours; together they cover it.
+    """
+    sampling = model.get_model_object("model_sampling")
+    between = (sigmas[1:] * sigmas[:-1]).sqrt().tolist()
+    ends = [1.0, *(_percent_of(sampling, sigma) for sigma in between), 0.0]
+    options = {} if pooled is None else {POOLED: pooled}
+    return [
+        [text, {**options, "start_percent": ends[number + 1], "end_percent": ends[number]}]
+        for number, text in reversed(list(enumerate(texts)))
+    ]
+
+
+def _percent_of(sampling: Any, sigma: float) -> float:
+    """The share of a schedule after which its level is ``sigma``, by bisection; the host only has the other way."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if float(sampling.percent_to_sigma(middle)) > sigma:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def with_embeds(cond: list[dict[str, Any]], embeds: Tensor) -> list[dict[str, Any]]:
+    """A processed conditioning of one text that says ``embeds [B, L, D]`` instead.
+
+    Raises:
+        EditingError: the model reads no text by cross-attention.
+    """
+    if any("c_crossattn" not in entry["model_conds"] for entry in cond):
+        raise EditingError("This model does not read its text by cross-attention; use an SD 1.x, SD 2.x or SDXL model.")
+    return [
+        {
+            **entry,
+            "model_conds": {
+                **entry["model_conds"],
+                "c_crossattn": entry["model_conds"]["c_crossattn"]._copy_with(embeds),
+            },
+        }
+        for entry in cond
+    ]
+
+
 def apply_to_conditioning(
     conditioning: list[Any], change: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 ) -> list[Any]:

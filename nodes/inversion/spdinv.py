@@ -35,8 +35,8 @@ class SPDInvInversion(io.ComfyNode):
                 "fixed point inversion",
                 "unsampler",
                 "image to noise",
-                "null text",
                 "AIDI",
+                "direct inversion",
                 "SPDInv",
             ],
             inputs=[
@@ -51,8 +51,9 @@ class SPDInvInversion(io.ComfyNode):
                     options=list(SOLVERS),
                     default=SPDInvSettings.solver,
                     tooltip="auto: solves each step as far as the rebuilt image needs it. fixed_point, anderson: plain "
-                    "iterations. gradient: the paper's descent, slow. ddim: plain DDIM inversion, no solving at all, "
-                    "for comparison. one_evaluation: auto stopped after one evaluation a step.",
+                    "iterations, as in AIDI. gradient: the paper's descent, slow. ddim: plain DDIM inversion, no "
+                    "solving at all; with the engines' stored_shift it is direct inversion. one_evaluation: auto "
+                    "stopped after one evaluation a step.",
                 ),
                 widget(
                     io.Float,

@@ -276,7 +276,7 @@ class CrossAttnGuidedSampler(io.ComfyNode):
             return edited, cost_report(session.denoiser.evaluations, inversion) + as_lines(left_over(step))
 
         place = source_latent(model, inversion)
-        conds = edit_conditionings(inversion, target, source, negative)
+        conds = edit_conditionings(model, inversion, target, source, negative)
         gradients, sigmas = settings.guidance > 0, sigmas_out(inversion.sigmas)
         edited, report = run(model, place, conds, work, gradients=gradients, sigmas=sigmas, advice=ADVICE)
         report += as_lines(changed_remarks(inversion, own, source, negative, None if settings.rebuilds else cfg))
@@ -338,7 +338,7 @@ class CrossAttnGuider(io.ComfyNode):
         def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
             return EulerOnly(edit_of(session, inversion, settings, where))
 
-        conds = edit_conditionings(inversion, target, source, negative)
+        conds = edit_conditionings(model, inversion, target, source, negative)
         guider = DenoiserGuider(model, conds, prepare, gradients=settings.guidance > 0, advice=ADVICE)
         remarks = changed_remarks(inversion, own, source, negative, None if settings.rebuilds else cfg)
         return io.NodeOutput(guider, ui=shown("\n".join(remarks)) if remarks else None)

@@ -95,7 +95,7 @@ def inversion_opener(
         site_table(model.model.diffusion_model)
     given = inversion
     if inversion is not None:
-        negative = own_negative(inversion) if negative is None else negative
+        negative = own_negative(inversion, model) if negative is None else negative
         with torch.inference_mode(False):
             given = replace(inversion, latents=inversion.latents.clone(), sigmas=inversion.sigmas.clone())
 

@@ -36,7 +36,7 @@ DEMOS = (
     "demo_distil_edit",
     "demo_distil_train",
 )
-CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit", "sd15_caso_edit", "sd15_inpaint_region_edit")
+CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit", "sd15_caso_edit", "sd15_concept_edit", "sd15_inpaint_region_edit")
 DELTAEDIT = ("demo_deltaedit_text", "demo_deltaedit_images", "demo_deltaedit_diffusion", "ffhq_deltaedit")
 SHORT = {"steps": 4, "count": 8}  # for the tests that do not look at the picture
 
@@ -192,7 +192,8 @@ def test_only_the_persons_own_files_are_missing(name, server):
     wrong = {
         e["extra_info"]["input_name"] for node in caught.value.error["node_errors"].values() for e in node["errors"]
     }
-    assert wrong <= {"ckpt_name", "image", "embedding_file", "vision_model", "clip_model"} and "ckpt_name" in wrong
+    own = {"ckpt_name", "image", "embedding_file", "lora_name", "vision_model", "clip_model"}
+    assert wrong <= own and "ckpt_name" in wrong
 
 
 def with_stock_noise(prompt):

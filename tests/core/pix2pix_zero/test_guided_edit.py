@@ -13,15 +13,13 @@ from semantic_editing.core.attention.capture import CaptureMaps, MapLoss
 from semantic_editing.core.attention.site import Site
 from semantic_editing.core.denoiser import euler_step
 from semantic_editing.core.pix2pix_zero.guided_edit import (
-    NEARLY,
     PRESETS,
     RESOLUTIONS,
     CrossAttentionGuidance,
     CrossAttentionSettings,
     cross_attention_guided_edit,
-    edited_places,
 )
-from semantic_editing.core.sampling import reconstruct
+from semantic_editing.core.sampling import NEARLY, edited_places, reconstruct
 from semantic_editing.core.spdinv.invert import invert
 from semantic_editing.tests.core.pix2pix_zero.two_pass import TwoPass
 from semantic_editing.tests.core.tiny_models import (

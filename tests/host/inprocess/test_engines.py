@@ -2,8 +2,11 @@
 LoRAs, other packs' tokens and functions; the nodes under SamplerCustomAdvanced, with the words of the demo's CLIP.
 """
 
+import comfy.lora
 import comfy.model_management as mm
 import comfy.samplers
+import comfy.utils
+import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
@@ -432,3 +435,77 @@ def test_several_edits_act_each_in_its_place_and_without_strength_not_at_all(sem
 def test_edits_that_are_none_are_refused(semantic, given, sentence):
     with pytest.raises(ValueError, match=sentence):
         semantic(**given)
+
+
+@pytest.fixture
+def concept(pack, tmp_path, monkeypatch):
+    """The demo model with a LoRA through the stock loader, its CLIP beside a textual inversion called "mine"."""
+    paths = dict(folder_paths.folder_names_and_paths)
+    for kind in ("embeddings", "loras"):
+        paths[kind] = ([str(tmp_path)], paths[kind][1])
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", paths)
+    with torch.inference_mode():
+        model, clip, _ = pack("nodes.demo.comfy_model").load_demo_model()
+        weights = model.model.state_dict()
+        lora = {}
+        for name, key in comfy.lora.model_lora_keys_unet(model.model, {}).items():
+            if name.startswith("lora_unet") and "attn2_to_v" in name:
+                rows, columns = weights[key].shape
+                lora |= {f"{name}.lora_up.weight": noise(rows, 2, seed=3) * 0.1}
+                lora |= {f"{name}.lora_down.weight": noise(2, columns, seed=4) * 0.1}
+        comfy.utils.save_torch_file(lora, str(tmp_path / "mine_lora.safetensors"))
+        width = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight.shape[1]
+        comfy.utils.save_torch_file({"emb_params": noise(2, width, seed=5) * 0.02}, str(tmp_path / "mine.safetensors"))
+        adapted = nodes.LoraLoader().load_lora(model, clip, "mine_lora.safetensors", 1.0, 1.0)
+    return (model, clip), adapted
+
+
+def test_a_concept_on_the_edits_model_over_the_plain_ones_inversion(pack, concept):
+    """LoRA and embedding:word through stock loaders: a remark, the concept in the edit, and the picture elsewhere."""
+    plain, adapted = concept
+    outputs = invert(pack, plain)
+    source = outputs[0].latents[0] / plain[0].model.latent_format.scale_factor
+    target = "a portrait of a person, wearing embedding:mine, smiling"
+    words = {"target_text": target, "blend_words": "embedding:mine, glasses", "mode": "replace", "blend_threshold": 0.9}
+    with_lora, without = (
+        sample(guider(pack, "prompt_to_prompt.PromptToPromptGuider", parts, outputs[0], **words), outputs)
+        for parts in (adapted, plain)
+    )
+    assert float((with_lora - without).abs().max()) > 1e-3 and float((with_lora - source).abs().max()) > 0.02
+    kept = (with_lora - source).abs().amax(1) < 1e-3
+    assert 0 < int(kept.sum()) < kept.numel()  # local blend: the picture itself wherever the word is not looked at
+    same = {"target_text": SOURCE, "cfg": 5.0}
+    for name in NODES:
+        made = sample(guider(pack, name, adapted, outputs[0], **same), outputs)
+        torch.testing.assert_close(made, source, rtol=1e-3, atol=2e-3)
+    said = str(told(pack, adapted, outputs[0], target_text=target))
+    assert "the inversion was made with no LoRA or patch and the model now has LoRA" in said
+    assert told(pack, plain, outputs[0], target_text=target) is None
+
+
+def told(pack, parts, inversion, **given):
+    """What Prompt-to-Prompt Guider shows on itself."""
+    cls = pack("nodes.engines.prompt_to_prompt").PromptToPromptGuider
+    values = {
+        each.id: each.default for each in cls.define_schema().inputs if getattr(each, "default", None) is not None
+    }
+    wired = {"source_text": SOURCE, "model": parts[0], "clip": parts[1], "inversion": inversion}
+    return cls.execute(**(values | wired | given)).ui
+
+
+def test_options_and_preset_reach_the_edit(pack, demo):
+    outputs = invert(pack, demo)
+    name = "prompt_to_prompt.PromptToPromptGuider"
+    plain, *others = (
+        sample(guider(pack, name, demo, outputs[0], **given), outputs)
+        for given in ({}, {"proximal": 0.7}, {"background_keep": 1.0}, {"preset": "released_spdinv"})
+    )
+    assert all(float((made - plain).abs().max()) > 1e-3 for made in others)
+    read = {"preset": "released_spdinv", "cfg": 1.0, "cross_fraction": 0.0, "self_fraction": 0.0, "proximal": 0.9}
+    assert torch.equal(sample(guider(pack, name, demo, outputs[0], **read), outputs), others[2])
+    for other in ("masactrl.MasaCtrlGuider", "plug_and_play.PlugAndPlayGuider"):
+        off, on = (
+            sample(guider(pack, other, demo, outputs[0], proximal=share, background_keep=share), outputs)
+            for share in (0.0, 0.6)
+        )
+        assert float((off - on).abs().max()) > 1e-3
