@@ -349,6 +349,7 @@ class Store:
         }
         with self.listing.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
+        self.known[key] = entry
 
 
 def outcomes(method: Method, pairs: Sequence[DemoPair], runner: Runner, store: Store) -> list[Outcome]:
