@@ -24,7 +24,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from semantic_editing.benchmarks.demo import KEEPING, Method, Runner, Store, asked, chosen_host, running, workflow_called
+from semantic_editing.benchmarks.demo import (
+    KEEPING,
+    Method,
+    Runner,
+    Store,
+    asked,
+    chosen_host,
+    running,
+    workflow_called,
+)
 from semantic_editing.benchmarks.pix2pix_zero_table import EDITS, INVERTS, SAMPLES, only_the_picture, swap_words
 from semantic_editing.core.demo.bench import NOTHING, NOTHING_DECODED, Judgement, Outcome, Workflow, number, share
 from semantic_editing.core.demo.data import FOLDER, DemoData, DemoPair
