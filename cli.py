@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:<26}{purpose}" for name, purpose in benchmarks().items())
     bench = commands.add_parser(
         "bench",
-        help="run a benchmark: `bench --demo` all techniques on the demo world, `bench --dataset pie-bench FOLDER` your "
+        help="run a benchmark: `bench --demo` all techniques on the demo world, `bench --dataset pie-bench FOLDER` a "
         "model on a dataset; `bench NAME --help` tells its options",
         description="Run one of the benchmarks; `bench --demo` is `bench demo` (all techniques on the demo world), "
         "`bench --dataset` is `bench dataset` (your model on a dataset folder).",

@@ -1,4 +1,4 @@
-"""What ``dataset.py`` and ``real_models.py`` share: a model by its name, and an engine's edit over an inversion of it."""
+"""What ``dataset.py`` and ``real_models.py`` share: a model by its name, and an engine's edit over its inversion."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ INVERSIONS: dict[str, tuple[str, bool]] = {
     "auto": ("auto", True),
 }
 ENGINES = ("word_swap", "guidance", "prompt_to_prompt", "masactrl", "plug_and_play", "semantic_guidance")
+#: Engines that have no stored shift to switch off: over "direct" they are what they are over DDIM.
+UNSHIFTED = ("word_swap", "guidance")
 #: Models that need no file: the demo's, and full-size networks with random weights, for a look whether all runs.
 DEMO, RANDOM = "demo", "random-sd15"
 
@@ -219,10 +221,9 @@ def _engine(
             [model.cond(text) for text in texts],
             edit_words(edits, model.read, source),
         )
+    plain = shared | {"stored_shift": False}
     make: Callable[..., Engine] = {
-        "word_swap": lambda *given: MasaCtrl(
-            *given, MasaCtrlSettings(**shared | {"stored_shift": False}, start_step=1.0)
-        ),
+        "word_swap": lambda *given: MasaCtrl(*given, MasaCtrlSettings(**plain, start_step=1.0)),
         "masactrl": lambda *given: MasaCtrl(*given, MasaCtrlSettings(**shared)),
         "plug_and_play": lambda *given: PlugAndPlay(*given, PlugAndPlaySettings(**shared)),
         "prompt_to_prompt": lambda *given: PromptToPrompt(
