@@ -8,9 +8,9 @@ Prints the tables of docs/measured.md that need no true edit. Photos are a folde
 (mapping_file.json, annotation_images/); without one, portraits of the demo world stand in for them. Nothing downloads:
 a figure whose weights are not given is left out. "Rebuilt" is the photo decoded from its noise by plain Euler steps at
 cfg 1, against what the VAE alone makes of it; "direct" is DDIM with its leftover of each step added back (word swap and
-guidance have no such shift, so that theirs are DDIM's rows); u counts forward and backward evaluations of the network. What is
-measured is kept in --out, and the same command goes on where it ended. The model "random-sd15" has Stable Diffusion
-1.5's sizes and random weights: its costs are real and its pictures mean nothing.
+guidance have no such shift, so that theirs are DDIM's rows); u counts forward and backward evaluations of the network.
+What is measured is kept in --out, and the same command goes on where it ended. The model "random-sd15" has Stable
+Diffusion 1.5's sizes and random weights: its costs are real and its pictures mean nothing.
 """
 
 from __future__ import annotations
