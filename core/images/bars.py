@@ -36,7 +36,7 @@ def bars_plot(panels: Mapping[str, Mapping[str, tuple[float, float, float]]]) ->
         for name, (mean, low, high) in rows.items():
             middle = top + ROW // 2
             draw.text((6, middle - 6), name[:36], fill=INK)
-            end = NAMES
+            end = float(NAMES)
             if math.isfinite(mean):
                 draw.rectangle((NAMES, top + 3, NAMES + abs(mean) * scale, top + ROW - 3), fill=CURVE)
                 end = NAMES + abs(mean) * scale
