@@ -23,8 +23,8 @@ PRESETS = ("lockstep", "carried", "released")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 after a sentence on stderr, or a benchmark's own."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:2] == ["bench", "--demo"]:  # the bench that a person means first
-        words[1] = "demo"
+    if words[:1] == ["bench"] and words[1:2] in (["--demo"], ["--dataset"]):  # the benches that a person means first
+        words[1] = words[1].removeprefix("--")
     parsed = parser().parse_args(words)
     try:
         return parsed.run(parsed) or 0
@@ -108,8 +108,10 @@ def parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:<26}{purpose}" for name, purpose in benchmarks().items())
     bench = commands.add_parser(
         "bench",
-        help="run a benchmark: `bench --demo` all techniques on the demo world; `bench NAME --help` tells its options",
-        description="Run one of the benchmarks; `bench --demo` is `bench demo`.",
+        help="run a benchmark: `bench --demo` all techniques on the demo world, `bench --dataset pie-bench FOLDER` a "
+        "model on a dataset; `bench NAME --help` tells its options",
+        description="Run one of the benchmarks; `bench --demo` is `bench demo` (all techniques on the demo world), "
+        "`bench --dataset` is `bench dataset` (your model on a dataset folder).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"benchmarks:\n{listed or '  none in this installation'}",
     )

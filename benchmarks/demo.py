@@ -215,7 +215,9 @@ class Runner(ABC):
         """The name in the input folder under which the picture ``[3, H, W]`` lies."""
         image = to_picture(picture)
         name = f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
-        save_picture(self.base / "input" / name, image, overwrite=True)
+        path = self.base / "input" / name
+        if not path.is_file():  # written whole or not at all, under a name of its content
+            save_picture(path, image)
         return name
 
     @abstractmethod
@@ -349,6 +351,7 @@ class Store:
         }
         with self.listing.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
+        self.known[key] = entry
 
 
 def outcomes(method: Method, pairs: Sequence[DemoPair], runner: Runner, store: Store) -> list[Outcome]:

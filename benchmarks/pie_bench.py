@@ -35,12 +35,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--bench", type=Path, required=True, help="folder of PIE-Bench")
     made.add_argument("--edited", type=Path, required=True, help="folder of the edited pictures")
     made.add_argument("--variant", choices=["both", *get_args(Variant)], default="both")
-    made.add_argument("--vision", type=Path, help="vision model for the structure distance: folder or safetensors file")
-    made.add_argument("--lpips", type=Path, help="weights of SqueezeNet 1.1 for LPIPS")
-    made.add_argument("--clip", type=Path, help="folder of a transformers CLIPModel")
+    add_network_options(made)
     made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     made.add_argument("--json", type=Path, help="write the figures of every picture there")
     return made
+
+
+def add_network_options(made: argparse.ArgumentParser) -> None:
+    """Where the weights of the figures' networks are."""
+    made.add_argument("--vision", type=Path, help="vision model for the structure distance: folder or safetensors file")
+    made.add_argument("--lpips", type=Path, help="weights of SqueezeNet 1.1 for LPIPS")
+    made.add_argument("--clip", type=Path, help="folder of a transformers CLIPModel")
 
 
 def load_networks(options: argparse.Namespace) -> Networks:

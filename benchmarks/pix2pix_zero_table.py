@@ -40,6 +40,7 @@ from semantic_editing.core.demo.bench import (
     TRUE_DECODED,
     Judgement,
     Row,
+    Workflow,
     decibels,
     number,
     share,
@@ -81,7 +82,6 @@ def arms(autocorr: dict[str, float]) -> list[Method]:
             workflow = copy.deepcopy(workflow_called("demo_word_edit"))
             (inverting,) = (node for node in workflow.values() if node["class_type"] == INVERTS)
             (sampling,) = (node["inputs"] for node in workflow.values() if node["class_type"] == SAMPLES)
-            (loader,) = (key for key, node in workflow.items() if node["class_type"] == LOADS)
             if inversion == "L_auto":
                 kept = {key: inverting["inputs"][key] for key in ("model", "positive", "latent", "steps")}
                 defaults = {key: value for key, value in vars(AutocorrSettings()).items() if key != "steps"}
@@ -90,17 +90,24 @@ def arms(autocorr: dict[str, float]) -> list[Method]:
             elif inversion == "DDIM":
                 inverting["inputs"]["solver"] = "ddim"
             if way == "word swap":
-                (encoder,) = (
-                    node
-                    for node in workflow.values()
-                    if node["class_type"] == "CLIPTextEncode" and node["inputs"]["text"] == [loader, 1]
-                )
-                workflow["target"] = copy.deepcopy(encoder)
-                workflow["target"]["inputs"]["text"] = [loader, 3]
-                sampling["target"] = ["target", 0]
+                swap_words(workflow)
             sampling |= PAPERS | ({} if way == WAYS[-1] else {"guidance": 0.0})
             made.append(Method(f"{inversion} + {way}", only_the_picture(workflow), {}))
     return [*made, Method(SHIPPED, only_the_picture(workflow_called("demo_word_edit")), {})]
+
+
+def swap_words(workflow: Workflow) -> None:
+    """Let demo_word_edit aim at the target caption itself in place of its direction."""
+    (loader,) = (key for key, node in workflow.items() if node["class_type"] == LOADS)
+    (encoder,) = (
+        node
+        for node in workflow.values()
+        if node["class_type"] == "CLIPTextEncode" and node["inputs"]["text"] == [loader, 1]
+    )
+    workflow["target"] = copy.deepcopy(encoder)
+    workflow["target"]["inputs"]["text"] = [loader, 3]
+    (sampling,) = (node["inputs"] for node in workflow.values() if node["class_type"] == SAMPLES)
+    sampling["target"] = ["target", 0]
 
 
 def only_the_picture(workflow: dict) -> dict:

@@ -376,8 +376,11 @@ def test_bench_passes_options_and_the_exit_code_through(tmp_path, monkeypatch, c
     (tmp_path / "demo.py").write_text(script)
     assert cli.main(["bench", "--demo", "a_workflow"]) == 7
     assert "['a_workflow']" in capfd.readouterr().out
+    (tmp_path / "dataset.py").write_text(script)
+    assert cli.main(["bench", "--dataset", "pie-bench", "FOLDER"]) == 7
+    assert "['pie-bench', 'FOLDER']" in capfd.readouterr().out
     assert cli.main(["bench", "nothing"]) == 2
-    assert "choose one of demo, echo." in capfd.readouterr().err
+    assert "choose one of dataset, demo, echo." in capfd.readouterr().err
     monkeypatch.setattr(cli, "BENCHMARKS", tmp_path / "absent")
     assert cli.main(["bench", "echo"]) == 2
     assert "not part of this installation" in capfd.readouterr().err

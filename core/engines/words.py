@@ -158,6 +158,18 @@ def align(source: Prompt, target: Prompt, swap: bool = False) -> Alignment:
     return Alignment(taken, tuple(swaps))
 
 
+def changed_words(source: Prompt, target: Prompt) -> tuple[list[str], list[str]]:
+    """Words of the source that the target has not in their place, and those that it has instead or besides."""
+    removed: list[str] = []
+    added: list[str] = []
+    matcher = difflib.SequenceMatcher(None, source.words, target.words, autojunk=False)
+    for kind, first, last, begin, stop in matcher.get_opcodes():
+        if kind != "equal":
+            removed += source.words[first:last]
+            added += target.words[begin:stop]
+    return removed, added
+
+
 def _matched(source: Prompt, target: Prompt) -> Iterator[tuple[str, list[int], list[int]]]:
     matcher = difflib.SequenceMatcher(None, source.words, target.words, autojunk=False)
     for kind, first, last, begin, stop in matcher.get_opcodes():

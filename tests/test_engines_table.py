@@ -1,0 +1,112 @@
+"""Engines over inversions, on the demo world and with a person's own model: what is run, charged and told."""
+
+import json
+
+import pytest
+import torch
+
+from semantic_editing.benchmarks import engines_table, real_models
+from semantic_editing.benchmarks.demo import Runner, Store, workflow_called
+from semantic_editing.core.demo.bench import Outcome
+from semantic_editing.core.demo.data import FOLDER, DemoData
+from semantic_editing.core.images.files import read_picture
+
+EDITS = ("glasses: none to glasses", "background: blue to green")
+
+
+class Host(Runner):
+    """Charges 7 u for an inversion that it has not just made, 3 for what follows; its pictures are gray."""
+
+    def __init__(self, base):
+        self.base, self.ran, self.inversion = base, [], None
+
+    def execute(self, workflow):
+        raise AssertionError("nothing is trained here")
+
+    def run(self, workflow):
+        key, inverting = engines_table.one(workflow, engines_table.INVERTS)
+        image = workflow[engines_table.one(workflow, "VAEEncode")[1]["pixels"][0]]["inputs"]["image"]
+        alone = [key, 1] == engines_table.one(workflow, "VAEDecode")[1]["samples"]
+        now = (image, inverting["solver"])
+        u = (0 if now == self.inversion else 7) + (0 if alone else 3)
+        self.inversion = now
+        self.ran.append((now, alone))
+        return Outcome(torch.full((3, 128, 128), 0.5), u, 0, 1.0)
+
+
+def settings(tmp_path, *more):
+    return engines_table.options(["--steps", "20", "--pairs", "1", "--edits", *EDITS, "--out", str(tmp_path), *more])
+
+
+def test_every_cell_is_charged_its_inversion_once_also_after_an_interruption(tmp_path):
+    asked = settings(tmp_path, "--engines", "guidance", "MasaCtrl")
+    made = 4 + 4 + 5  # inversions that differ (direct is DDIM's), guidance over each, MasaCtrl over direct as well
+    pairs = list(engines_table.in_turn(DemoData(FOLDER / "unseen"), EDITS, 1))
+    host = Host(tmp_path)
+    engines_table.run(asked, pairs, host, Store(tmp_path, False))
+    assert len(host.ran) == len(pairs) * (made + 1)  # DDIM's inversion once more, for direct
+    lines = (tmp_path / "outcomes.jsonl").read_text().splitlines()
+    assert len(lines) == len(pairs) * made
+
+    kept = [line for number, line in enumerate(lines) if number % 3]  # as if it had ended in the middle
+    (tmp_path / "outcomes.jsonl").write_text("\n".join(kept) + "\n")
+    host.inversion = None
+    engines_table.run(asked, pairs, host, Store(tmp_path, True))
+    found = engines_table.collect(asked, pairs, Store(tmp_path, True), host)
+    cells = {key: parts for key, parts in found.items() if key[1]}
+    assert len(cells) == 4 + 5 and all(len(parts) == len(pairs) for parts in cells.values())
+    assert {float(part["u forward"]) for parts in cells.values() for _, part in parts} == {7 + 3}
+    told = engines_table.table(found, asked)
+    assert "| MasaCtrl | SPDInv auto | " in told and " | 10 | 2 |" in told
+    ran = len(host.ran)
+    engines_table.run(asked, pairs, host, Store(tmp_path, True))
+    assert len(host.ran) == ran  # nothing is made twice
+
+
+def inputs(workflow, kind):
+    return engines_table.one(workflow, kind)[1]
+
+
+def test_a_cell_differs_from_the_shipped_workflow_in_what_it_says():
+    shipped = inputs(workflow_called("demo_prompt_to_prompt"), "SemEdit_PromptToPromptGuider")
+    for row, shift in (("DDIM", False), ("direct (DDIM + stored shift)", True), ("SPDInv gradient", True)):
+        cell = engines_table.cell(row, "Prompt-to-Prompt", 20).workflow
+        assert inputs(cell, "SemEdit_PromptToPromptGuider") == {**shipped, "stored_shift": shift}
+        solver = "gradient" if "gradient" in row else "ddim"
+        assert inputs(cell, engines_table.INVERTS)["solver"] == solver
+        assert inputs(cell, engines_table.INVERTS)["steps"] == 20
+    swapped = engines_table.cell("SPDInv auto", "word swap", 20).workflow
+    assert inputs(swapped, engines_table.SAMPLES)["guidance"] == 0
+    assert not any(node["class_type"] == "SemEdit_ApplyEditDirection" for node in swapped.values())
+    guided = engines_table.cell("SPDInv auto", "guidance", 20).workflow
+    assert inputs(guided, engines_table.SAMPLES) == inputs(workflow_called("demo_word_edit"), engines_table.SAMPLES)
+    assert engines_table.cell("direct (DDIM + stored shift)", "guidance", 20) is None
+    edits = inputs(engines_table.cell("DDIM", "semantic guidance", 20).workflow, "SemEdit_SemanticGuidanceGuider")
+    assert edits["edits"] == "wearing glasses"
+
+
+def test_real_models_prints_both_tables_and_goes_on(tmp_path, capsys):
+    words = ["--model", "demo", "--size", "64", "--count", "1", "--steps", "1", "2", "--out", str(tmp_path)]
+    words += ["--inversions", "ddim", "direct", "--engines", "word_swap", "masactrl", "--device", "cpu"]
+    assert real_models.main(words) == 0
+    said = capsys.readouterr().out
+    # DDIM takes one evaluation a step; the edits, at the most steps, two (word swap) or three (MasaCtrl).
+    assert "| ddim | 1 | " in said and " | 2.0 (2) | " in said
+    assert "| word_swap | ddim | " in said and "| word_swap | direct | " not in said
+    rows = {tuple(line.split(" | ")[:2]): line for line in said.splitlines()}
+    assert " | 6.0 | " in rows["| word_swap", "ddim"] and " | 8.0 | " in rows["| masactrl", "direct"]
+    assert "| nothing done |  | inf (inf)" in said and "Not measured without a CLIP model" in said
+    pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert pictures == ["000-ddim+masactrl.png", "000-ddim+word_swap.png", "000-direct+masactrl.png"]
+    assert read_picture(tmp_path / "pictures" / pictures[0], multiple=1)[0].std() > 0
+    kept = (tmp_path / "real_models.jsonl").read_text()
+    assert all("psnr" in json.loads(line)["figures"] for line in kept.splitlines())
+    assert real_models.main(words) == 0
+    assert (tmp_path / "real_models.jsonl").read_text() == kept
+
+
+@pytest.mark.parametrize("words", [["--photos", "absent"], ["--size", "63"], ["--model", "absent.safetensors"]])
+def test_real_models_says_in_one_sentence_why_not(words, tmp_path, capsys):
+    assert real_models.main(["--model", "demo", "--device", "cpu", "--out", str(tmp_path), *words]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("semantic-editing bench: ")]
+    assert len(said) == 1
