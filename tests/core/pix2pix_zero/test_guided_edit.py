@@ -78,7 +78,7 @@ def test_lockstep_equals_algorithm_1_in_two_passes(family, shape, preset):
     preset = "lockstep" if preset == "lockstep" else "carried"
     denoiser = tiny_denoiser(family, dtype=torch.float64)
     source, target, uncond = tiny_conds(family)
-    inversion = tiny_source(denoiser, family, shape)
+    inversion = tiny_source(denoiser, family, shape, cfg=3.0)  # at another cfg the difference is added back
     inversion = replace(inversion, latents=inversion.latents.double())
     step = CrossAttentionGuidance(
         denoiser,
@@ -200,7 +200,7 @@ def test_without_guidance_it_is_plain_cfg_sampling_bit_for_bit(family, cfg, off)
 )
 def test_u_of_an_edit_is_exact(options, forward, backward):
     denoiser, (source, target, uncond) = tiny_denoiser(), tiny_conds()
-    inversion = tiny_source(denoiser, shape=(3, 8, 8), steps=5)
+    inversion = tiny_source(denoiser, shape=(3, 8, 8), steps=5, cfg=options.get("cfg", 2.0))
     denoiser.evaluations.forward = 0
     edit(denoiser, inversion, source, target, uncond, **options)
     assert (denoiser.evaluations.forward, denoiser.evaluations.backward) == (3 * forward, 3 * backward)
@@ -220,11 +220,14 @@ def test_zero_direction_of_an_inverted_image_gives_the_reconstruction(family, sh
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_zero_direction_of_a_generated_image_gives_it_back(family):
+def test_zero_direction_of_a_generated_image_gives_it_back_at_any_cfg(family):
     denoiser, (source, _, uncond) = tiny_denoiser(family), tiny_conds(family)
     inversion = tiny_source(denoiser, family, cfg=3.0)
-    edited = edit(denoiser, inversion, source, source, uncond, cfg=3.0, guidance=0.1)
-    torch.testing.assert_close(edited, inversion.latents[0], atol=1e-4, rtol=0)
+    for cfg, forward in ((3.0, 4), (5.0, 5)):  # at another cfg the negative's part of the source is evaluated too
+        before = denoiser.evaluations.forward
+        edited = edit(denoiser, inversion, source, source, uncond, cfg=cfg, guidance=0.1)
+        assert denoiser.evaluations.forward - before == forward * STEPS * len(edited)
+        torch.testing.assert_close(edited, inversion.latents[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
