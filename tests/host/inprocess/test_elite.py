@@ -6,7 +6,6 @@ import pytest
 import test_tokens
 import torch
 from conftest import comfy_model, conditioning, diffusers_unet, noise
-from test_recording import node
 from test_tokens import stock, tiny_clip
 
 VISION_LAYERS, WIDTH, WORD = 17, 16, 768
@@ -65,8 +64,9 @@ def comfy_names(model):
 
 def concept(pack, parts, tower, **given):
     model, clip, image, *_ = parts
-    values = {"model": model, "clip": clip, "clip_vision": tower, "concept_image": image} | given
-    return node(pack, "elite.concept", "EliteConcept", mapper_file="global_mapper.pt", **values)
+    values = {"model": model, "clip": clip, "clip_vision": tower, "concept_image": image, "text": "a photo of a *"}
+    values |= {"mapper_file": "global_mapper.pt"} | given
+    return pack("nodes.elite.concept").EliteConcept.execute(**values).args
 
 
 def test_the_word_is_mapped_from_the_towers_layers_and_stands_in_the_text(pack, tower, parts):
