@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from semantic_editing.benchmarks.elite_layout import elite_tensors
 from semantic_editing.benchmarks.nvidia_snapshot import generator_tensors, network, write_snapshot
 from semantic_editing.benchmarks.original_layout import original
 from semantic_editing.core.caso.embedding import SemanticEmbedding
@@ -65,6 +66,7 @@ from semantic_editing.core.distillation.pairs import EditPairs, read_pairs
 from semantic_editing.core.distillation.training import DistillationSettings, DistillationTrainer
 from semantic_editing.core.distillation.training_state import resume_training as resume_distillation
 from semantic_editing.core.distillation.training_state import save_training as save_distillation
+from semantic_editing.core.elite.mapper import load_elite_mapper
 from semantic_editing.core.files import load_legacy_tensor, load_tensors, load_weights, save_tensors
 from semantic_editing.core.images.captions import read_captions
 from semantic_editing.core.images.files import read_picture, read_whole_picture, square_pictures
@@ -333,6 +335,11 @@ def _mapper_trainer() -> MapperTrainer:
 
 #: The smallest network that an edit is distilled into.
 TINY_EDITOR = EditorShape(2, (8, 8), 1)
+
+
+def _elite_mapper(folder: Path) -> Path:
+    torch.save(OrderedDict(elite_tensors()), folder / "global_mapper.pt")
+    return folder / "global_mapper.pt"
 
 
 def _distilled_edit(folder: Path) -> Path:
@@ -880,6 +887,7 @@ SAMPLES: dict[str, Sample] = {
     "demo model": Sample(
         _demo_folder, lambda path: load_demo_model(path).unet, ("core.demo.model.load_demo_model",), slow=True
     ),
+    "ELITE mapper": Sample(_elite_mapper, load_elite_mapper, ("core.elite.mapper.load_elite_mapper",)),
     "distilled edit": Sample(_distilled_edit, load_editor, ("core.distillation.files.load_editor",)),
     "distillation training": Sample(
         _distillation,

@@ -30,6 +30,7 @@ TECHNIQUES = (
     "engines.masactrl",
     "engines.plug_and_play",
     "engines.semantic_guidance",
+    "elite.concept",
     "caso.classifier_loader",
     "caso.classifier_trainer",
     "caso.trainer",

@@ -23,7 +23,7 @@ ORDER = (
     {"classifiers", "metrics"},
     {"spdinv"},
     {"pix2pix_zero", "engines"},
-    {"caso", "regions", "deltaedit", "distillation"},
+    {"caso", "regions", "deltaedit", "distillation", "elite"},
     {"demo"},
 )
 SEAMS = next(rooms for rooms in ORDER if "denoiser" in rooms)

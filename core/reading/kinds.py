@@ -250,6 +250,7 @@ KINDS: dict[str, Kind] = {
     ),
     # Networks of other programs
     "network": Kind("network", 32 * GIB),
+    "ELITE mapper": Kind("ELITE mapper", GIB, 1000),
     "perceptual network": Kind("network of LPIPS", GIB),
     "face network": Kind("face recognition network", GIB),
     "checkpoint": Kind("checkpoint", 64 * GIB),

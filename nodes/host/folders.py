@@ -33,6 +33,7 @@ TEXT_MODELS = "LLM"  # where other packs put theirs
 STYLE_DIFFUSION_TRAININGS = "style_diffusion_trainings"
 DISTILLED_EDITS = "distilled_edits"
 DISTILLATION_TRAININGS = "distillation_trainings"
+ELITE_MAPPERS = "elite_mappers"
 #: What each folder may hold. ``.pt`` only where published files exist; they go through the restricted loader.
 EXTENSIONS = {
     EDIT_DIRECTIONS: {".safetensors", ".pt"},
@@ -53,6 +54,7 @@ EXTENSIONS = {
     TEXT_MODELS: {".safetensors"},
     DISTILLED_EDITS: {".safetensors"},
     DISTILLATION_TRAININGS: {".safetensors"},
+    ELITE_MAPPERS: {".safetensors", ".pt"},
 }
 
 
