@@ -291,11 +291,17 @@ def mean_lines(results: dict[tuple[str, str], PieResult]) -> list[list[object]]:
     lines: list[list[object]] = [["variant", "method", "figure", "mean", "low", "high", "worst", "n"]]
     for (variant, name), values in by_method(results).items():
         for figure, column in values.items():
-            low, high = interval(column)
+            low, high = spread(column)
             worst = column.min() if FIGURES[figure].more_is_better else column.max()
             numbers = [float(column.mean()), low, high, float(worst)]
             lines.append([variant, name, FIGURES[figure].heading, *(f"{n:.6g}" for n in numbers), len(column)])
     return lines
+
+
+def spread(column: Tensor) -> tuple[float, float]:
+    """95 % interval of the mean of a figure ``[n]``; equal ones, which might be taken for shares of yes and no, have
+    none."""
+    return (float(column[0]),) * 2 if bool((column == column[0]).all()) else interval(column)
 
 
 def by_method(results: dict[tuple[str, str], PieResult]) -> dict[tuple[str, str], dict[str, Tensor]]:
@@ -325,7 +331,7 @@ def panels(results: dict[tuple[str, str], PieResult], variant: str) -> dict[str,
         for figure, column in values.items():
             if own == variant:
                 rows = made.setdefault(FIGURES[figure].heading, {})
-                rows[name] = (float(column.mean()), *interval(column))
+                rows[name] = (float(column.mean()), *spread(column))
     return made
 
 

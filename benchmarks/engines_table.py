@@ -138,14 +138,14 @@ Cell = dict[str, Tensor]
 
 
 def collect(settings: argparse.Namespace, pairs: Sequence[DemoPair], store: Store, runner: Runner) -> dict:
-    """(inversion, engine) -> figures ``[n]`` and u of what is there; None stands for no edit at all."""
+    """(inversion, engine) -> the pair's place and figures ``[1]``, of what is there."""
     demo = load_demo_model()
     judged = [Judgement(demo, [pair]) for pair in pairs]
-    found: dict[tuple[str, str], list[tuple[str, Cell]]] = {}
-    for judgement, pair in zip(judged, pairs, strict=True):
+    found: dict[tuple[str, str], list[tuple[int, Cell]]] = {}
+    for place, (judgement, pair) in enumerate(zip(judged, pairs, strict=True)):
         bounds = {row.name: dict(row.figures) for row in judgement.bounds()}
         for name in (NOTHING, NOTHING_DECODED):
-            found.setdefault((name, ""), []).append((pair.edit, bounds[name]))
+            found.setdefault((name, ""), []).append((place, bounds[name]))
         for row in settings.inversions:
             start = store.get(asked(inversion_alone(row, settings.steps), pair, runner)[1])
             for engine in settings.engines:
@@ -157,8 +157,15 @@ def collect(settings: argparse.Namespace, pairs: Sequence[DemoPair], store: Stor
                     f"u {kind}": torch.tensor([cost(start, kind) + cost(outcome, kind)])
                     for kind in ("forward", "backward")
                 }
-                found.setdefault((row, engine), []).append((pair.edit, figures))
-    return found
+                found.setdefault((row, engine), []).append((place, figures))
+    return in_common(found) if settings.common else found
+
+
+def in_common(found: dict) -> dict:
+    """The same of the pairs that every row has."""
+    places = set.intersection(*({place for place, _ in parts} for parts in found.values()))
+    kept = {key: [part for part in parts if part[0] in places] for key, parts in found.items()}
+    return {key: parts for key, parts in kept.items() if parts}
 
 
 def cost(outcome: Outcome, kind: str) -> float:
@@ -166,7 +173,7 @@ def cost(outcome: Outcome, kind: str) -> float:
     return float(getattr(outcome, kind) or 0)
 
 
-def line(inversion: str, engine: str, parts: Sequence[tuple[str, Cell]]) -> str:
+def line(inversion: str, engine: str, parts: Sequence[tuple[int, Cell]]) -> str:
     """A row of the table."""
     figures = {name: torch.cat([part[name] for _, part in parts]) for name in parts[0][1]}
     evaluations = ""
@@ -215,6 +222,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     where.add_argument("--comfyui", type=Path, help="the ComfyUI to use (default: the first that is found)")
     where.add_argument("--alone", action="store_true", help="use none: the same nodes over diffusers, in this process")
     parser.add_argument("--report", action="store_true", help="run nothing; print the table of what is there")
+    parser.add_argument("--common", action="store_true", help="count only the pairs that every row has")
     parser.add_argument("--anew", action="store_true", help="forget what an earlier run into the same folder made")
     parser.add_argument("--out", type=Path, default=Path("bench_out/engines"))
     return parser.parse_args(arguments)
@@ -231,7 +239,7 @@ def measure(settings: argparse.Namespace) -> None:
         found = collect(settings, pairs, store, runner)
     print(f"\n{settings.steps} steps, up to {settings.pairs} pairs of each edit\n\n{table(found, settings)}\n")
     told = [
-        {"inversion": row, "engine": engine, "edits": [edit for edit, _ in parts]}
+        {"inversion": row, "engine": engine, "edits": [pairs[place].edit for place, _ in parts]}
         | {name: [float(part[name]) for _, part in parts] for name in parts[0][1]}
         for (row, engine), parts in found.items()
     ]

@@ -82,6 +82,8 @@ def test_a_run_edits_judges_and_goes_on_where_it_was_interrupted(folder, tmp_pat
     told = summary["corrected", "ddim+masactrl", "PSNR, dB"]
     assert float(told["mean"]) == pytest.approx(sum(own) / 2, rel=1e-5) and told["n"] == "2"
     assert float(told["worst"]) == pytest.approx(min(own), rel=1e-5)
+    nothing = summary["corrected", "nothing done", "MSE x 10000"]
+    assert [float(nothing[name]) for name in ("mean", "low", "high")] == [0, 0, 0]
     assert read_picture(out / "plot.png", multiple=1)[0].std() > 0
 
     assert dataset.main([*arguments(folder, out), "--steps", "3"]) == 2
