@@ -5,8 +5,9 @@ packages, empty there, get the few members here that computing with the demo mod
 workflows use are written anew, by what they mean.
 
 What it is not: it knows the demo model only, on the CPU in fp32; no LoRA, ControlNet, area, hook or model patch; the
-sampler euler and, in KSampler, the schedule ddim_uniform; texts of up to 75 tokens without emphasis or embedding:name;
-opaque pictures. Other stock nodes, samplers, texts and conditionings are refused; widgets out of their range are not.
+sampler euler and, in KSampler, the schedule ddim_uniform; no Null-Text Inversion; texts of up to 75 tokens without
+emphasis or embedding:name; opaque pictures. Other stock nodes, samplers, texts and conditionings are refused; widgets
+out of their range are not.
 Times are diffusers', not ComfyUI's; u is the same but for solvers that stop at a tolerance, which rounding can move by
 an iteration.
 """
@@ -487,6 +488,8 @@ class DemoHost:
             inputs[name] = outputs if isinstance(outputs, Blocked) else outputs[number]
             if isinstance(inputs[name], Blocked):
                 return inputs[name]
+        if kind == "SemEdit_NullTextInversion":  # it changes a conditioning as the host has processed it
+            raise EditingError(f"Null-Text Inversion does not run here; {REAL}.")
         try:
             made = STOCK[kind](**inputs) if kind in STOCK else self.nodes[kind].execute(**inputs)
         except EditingError:
