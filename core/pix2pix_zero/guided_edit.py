@@ -59,9 +59,9 @@ class CrossAttentionSettings:
             differs by what the inversion left over, and where cfg multiplies a difference of source and negative.
             None: what belongs to the preset, "reconstruction" for "released" and "inversion" for the others.
         local_fraction: share of the steps, 0 to 1, at the clean end, in which the places that the edit leaves nearly
-            alone are the source's (:func:`~..sampling.edited_places`); 0, the paper's, is none. The steps before may
-            change the whole layout, as a hat or another hair colour does; what they changed beside that goes back to
-            the source.
+            alone are the source's (:func:`~..sampling.edited_places`); 0, the paper's, is none, and so is ``guidance``
+            0. The steps before may change the whole layout, as a hat or another hair colour does; what they changed
+            beside that goes back to the source.
         cfg_fraction: share of the steps, 0 to 1, from the noisy end, that use ``cfg``; the others use 1, for one
             evaluation less (guidance in an interval: Kynkaanniemi et al. 2024, arXiv 2404.07724).
 
@@ -178,7 +178,8 @@ class CrossAttentionGuidance(TrajectoryEdit):
 
     def is_local(self, level: int) -> bool:
         """Whether the step from ``level`` to ``level - 1`` keeps the source where the edit leaves it nearly alone."""
-        return level <= round(self.settings.local_fraction * self.inversion.steps)
+        settings = self.settings
+        return settings.guidance > 0 and level <= round(settings.local_fraction * self.inversion.steps)
 
     def _algorithm_1(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
         sigma = self._levels(level)[0]

@@ -303,10 +303,14 @@ def test_local_steps_cost_nothing_and_give_the_source_where_nothing_changes():
     made = {}
     for fraction in (0.0, 2 / 3, 1.0):
         before = denoiser.evaluations.forward
-        made[fraction] = edit(denoiser, inversion, source, target, uncond, guidance=0.0, local_fraction=fraction)
-        assert denoiser.evaluations.forward - before == 2 * STEPS
+        made[fraction] = edit(denoiser, inversion, source, target, uncond, guidance=1e-6, local_fraction=fraction)
+        assert denoiser.evaluations.forward - before == 4 * STEPS
     apart = [float((made[fraction] - inversion.latents[0]).square().mean()) for fraction in sorted(made)]
     assert apart[0] > apart[1] > apart[2] > 0
+    plain = [
+        edit(denoiser, inversion, source, target, uncond, guidance=0.0, local_fraction=each) for each in (0.0, 1.0)
+    ]
+    assert torch.equal(*plain)  # guidance 0 is plain sampling
 
 
 @pytest.mark.parametrize("preset", PRESETS)
