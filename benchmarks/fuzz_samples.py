@@ -52,8 +52,6 @@ from semantic_editing.core.deltaedit.style_diffusion import StyleDiffusion, load
 from semantic_editing.core.deltaedit.style_unet import UNetShape
 from semantic_editing.core.deltaedit.stylegan2 import StyleGAN2
 from semantic_editing.core.deltaedit.training import MapperSettings, MapperTrainer
-from semantic_editing.core.deltaedit.training_state import resume_training as resume_mapper_training
-from semantic_editing.core.deltaedit.training_state import save_training as save_mapper_training
 from semantic_editing.core.demo.builders import DemoDecoder, demo_vector_encoder
 from semantic_editing.core.demo.data import FOLDER, TOKENIZER
 from semantic_editing.core.demo.model import load_demo_model
@@ -64,8 +62,6 @@ from semantic_editing.core.distillation.files import load_editor, save_editor
 from semantic_editing.core.distillation.network import DistilledEditor, EditorShape
 from semantic_editing.core.distillation.pairs import EditPairs, read_pairs
 from semantic_editing.core.distillation.training import DistillationSettings, DistillationTrainer
-from semantic_editing.core.distillation.training_state import resume_training as resume_distillation
-from semantic_editing.core.distillation.training_state import save_training as save_distillation
 from semantic_editing.core.elite.mapper import load_elite_mapper
 from semantic_editing.core.files import load_legacy_tensor, load_tensors, load_weights, save_tensors
 from semantic_editing.core.images.captions import read_captions
@@ -85,6 +81,8 @@ from semantic_editing.core.prints.weights import weight_print
 from semantic_editing.core.reading.pickles import read_network_pickle, read_table_pickle, read_tensor_pickle
 from semantic_editing.core.regions.edit_tokens import load_token_model
 from semantic_editing.core.regions.network import RegionNetwork
+from semantic_editing.core.training import resume_training as resume_network_training
+from semantic_editing.core.training import save_training as save_network_training
 
 #: The smallest of OpenCLIP's architectures with patches.
 OPEN_CLIP = "ViT-S-32-alt"
@@ -357,7 +355,7 @@ def _distillation(folder: Path) -> Path:
     trainer = _distilled_trainer()
     if not trainer.step:
         trainer.advance()
-    return save_distillation(trainer, folder / "a.safetensors")
+    return save_network_training(trainer, folder / "a.safetensors")
 
 
 def _pair_folders(folder: Path) -> Path:
@@ -369,7 +367,7 @@ def _pair_folders(folder: Path) -> Path:
 
 
 def _mapper_training(folder: Path) -> Path:
-    return save_mapper_training(_mapper_trainer(), folder / "a.safetensors")
+    return save_network_training(_mapper_trainer(), folder / "a.safetensors")
 
 
 @cache
@@ -842,8 +840,8 @@ SAMPLES: dict[str, Sample] = {
     "delta latents": Sample(_latents_file, load_latents, ("core.deltaedit.latents.load_latents",)),
     "mapper training": Sample(
         _mapper_training,
-        lambda path: resume_mapper_training(_mapper_trainer(), path) or True,
-        ("core.deltaedit.training_state.resume_training",),
+        lambda path: resume_network_training(_mapper_trainer(), path) or True,
+        ("core.training.resume_training",),
     ),
     "relevance probing": Sample(
         _probing,
@@ -891,8 +889,8 @@ SAMPLES: dict[str, Sample] = {
     "distilled edit": Sample(_distilled_edit, load_editor, ("core.distillation.files.load_editor",)),
     "distillation training": Sample(
         _distillation,
-        lambda path: resume_distillation(_distilled_trainer(), path) or True,
-        ("core.distillation.training_state.resume_training",),
+        lambda path: resume_network_training(_distilled_trainer(), path) or True,
+        ("core.training.resume_training",),
     ),
     "folders of pairs": Sample(
         _pair_folders,

@@ -19,7 +19,7 @@ ORDER = (
     {"prints"},
     {"denoiser", "attention", "inversion", "sampling", "token_vectors"},  # the seams, which may import each other
     {"images", "rebuilding"},
-    {"models"},
+    {"models", "training"},
     {"classifiers", "metrics"},
     {"spdinv"},
     {"pix2pix_zero", "engines"},

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
+from ..training import MOMENTS, check_same_run, moments, restore_moments
 from .style_code import StyleLayout
 from .style_diffusion import TIMES, StyleDiffusion, fitted, noise_schedule
 
@@ -29,7 +30,6 @@ FILE_VERSION = "1"
 NoiseLevels = Literal["uniform", "balanced"]
 #: ``balanced`` draws the logarithm of sigma evenly between these, but for this share of the draws.
 LEAST_LEVEL, MOST_LEVEL, UNIFORM_SHARE = 0.05, 30.0, 0.2
-MOMENTS = ("exp_avg", "exp_avg_sq")
 FIGURES = ("loss", "held_out")
 MOST_HELD_OUT = 64  # pictures
 #: Settings that may differ in a resumed training.
@@ -394,8 +394,7 @@ def save_training(trainer: DiffusionTrainer, path: str | Path, *, overwrite: boo
     for name, value in trainer.weights.items():
         tensors |= {f"now.{name}": value, f"average.{name}": trainer.average[name]}
         tensors[f"best.{name}"] = trainer.best_weights[name]
-        if trainer.step:
-            tensors |= {f"{moment}.{name}": trainer.optimizer.state[value][moment] for moment in MOMENTS}
+    tensors |= moments(trainer.optimizer, trainer.weights)
     rows = [[getattr(entry, figure) for figure in FIGURES] for entry in trainer.history]
     tensors["history"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(FIGURES))
     best = None if math.isinf(trainer.best_score) else trainer.best_score
@@ -419,13 +418,7 @@ def resume_training(trainer: DiffusionTrainer, path: str | Path) -> None:
     name = Path(path).name
     saved = metadata_json(metadata, "run", name, "style diffusion training")
     progress = metadata_json(metadata, "progress", name, "style diffusion training")
-    current = _run(trainer)
-    different = [key for key in current if json.dumps(saved.get(key)) != json.dumps(current[key])]
-    if different:
-        raise EditingError(
-            f"{name} belongs to a training with another {different[0].replace('_', ' ')}; use the same ones or start "
-            "anew."
-        )
+    check_same_run(saved, _run(trainer), name)
     step = progress["step"]
     wanted = {
         f"{kind}.{key}": value.shape
@@ -441,9 +434,7 @@ def resume_training(trainer: DiffusionTrainer, path: str | Path) -> None:
             value.copy_(tensors[f"now.{key}"])
             trainer.average[key].copy_(tensors[f"average.{key}"])
             trainer.best_weights[key].copy_(tensors[f"best.{key}"])
-            if step:
-                moments = {moment: tensors[f"{moment}.{key}"].to(value) for moment in MOMENTS}
-                trainer.optimizer.state[value] = {"step": torch.tensor(float(step)), **moments}
+        restore_moments(trainer.optimizer, trainer.weights, tensors, step)
     trainer.step, trainer.best_step = step, progress["best_step"]
     trainer.best_score = math.inf if progress["best_score"] is None else float(progress["best_score"])
     trainer.history = [

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,19 +12,16 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torch.func import functional_call
 
-from ..content_hash import content_hash
 from ..errors import EditingError
 from ..images.curves import curves_plot
+from ..training import Best, Titles, Trainer
 from .latents import Latents, described
 from .mapper import FLAT, RELEASED, DeltaMapper, condition
 
 DELTA, PLAIN = "delta", "plain"
 #: Held-out faces, whatever their share, and held-out pairs at most.
 FEWEST_HELD, MOST_HELD = 16, 2000
-#: Part of the first learning rate at which the cosine ends.
-LAST_RATE = 0.02
 RATIO = "held-out squared error over no change's"
-SMOOTHING = 0.95  # of the training loss that is shown
 
 
 @dataclass(frozen=True)
@@ -115,21 +110,6 @@ class Validation:
     cosine: float
 
 
-@dataclass
-class Best:
-    """The weights with the lowest held-out loss so far.
-
-    Attributes:
-        score: that loss.
-        step: after which; -1 if there are none yet.
-        weights: by name, empty if there are none yet.
-    """
-
-    score: float = math.inf
-    step: int = -1
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-
 def delta_loss(predicted: Tensor, true: Tensor) -> Tensor:
     """Eq. 6 for changes ``[B, S]``: squared error, mean over the channels, plus 1 - cosine.
 
@@ -138,41 +118,31 @@ def delta_loss(predicted: Tensor, true: Tensor) -> Tensor:
     return functional.mse_loss(predicted, true) + 1 - functional.cosine_similarity(predicted, true).mean()
 
 
-class MapperTrainer:
-    """Trains a mapper step by step and keeps the best; an exception from the callback stops it at any step.
+class MapperTrainer(Trainer[DeltaMapper]):
+    """Trains a mapper, see :class:`~..training.Trainer`; what is learned from and held out are faces.
 
     Args:
         latents: what to learn from; on the CPU they stay maps of their file, elsewhere they move to ``device`` whole.
         device: where to compute.
 
-    Attributes:
-        step: taken so far.
-        losses: of each step's batch.
-        validations: looks at the held-out pairs that ``check_every`` asks for.
-        broken: why the training ended early, "" if it did not.
-
     Raises:
         EditingError: too few faces, settings out of range, or an architecture that the generator does not allow.
     """
 
+    titles = Titles(made="mapper", kind="mapper training", file_format="semantic_editing.mapper_training")
+    look = Validation
+
     def __init__(self, latents: Latents, settings: MapperSettings, device: str | torch.device = "cpu"):
         settings.check()
-        self.latents, self.settings, self.device = latents, settings, torch.device(device)
         held = min(max(round(settings.held_out * len(latents)), FEWEST_HELD), MOST_HELD)
         if len(latents) < 2 * FEWEST_HELD:
             raise EditingError(
                 f"There are only {len(latents)} faces to learn from; make at least {2 * FEWEST_HELD} with DeltaEdit "
                 "Latents, usually ten thousand or more."
             )
-        order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(settings.seed % 2**63))
-        #: Rows of the latents that are held out and learned from, ascending.
-        self.held, self.train = order[:held].sort().values, order[held:].sort().values
-        self.step = 0
-        self.losses: list[float] = []
-        self.validations: list[Validation] = []
-        self.broken = ""
-        #: The best of the looks that ``check_every`` asks for, and one besides these since the last step.
-        self.scheduled, self.extra = Best(), Best()
+        self.latents = latents
+        super().__init__(settings, len(latents), held, device)
+        self.longest_gradient = settings.longest_gradient
         with torch.inference_mode(False), self._seeded(-1):
             clip_width = latents.image_features.shape[1]
             self.mapper = DeltaMapper(
@@ -183,98 +153,25 @@ class MapperTrainer:
             self.mapper.layout = latents.layout
             self.mapper.generator, self.mapper.clip = latents.origin.generator, latents.origin.clip
             self.mapper.to(self.device)
-            self.weights: dict[str, Tensor] = dict(self.mapper.named_parameters())
-            self.averages = {name: value.detach().clone() for name, value in self.weights.items()}
-            self.fused = self.device.type in ("cpu", "cuda")
-            self.optimizer = torch.optim.AdamW(
-                self.weights.values(),
-                lr=settings.learning_rate,
+            fused = self.device.type in ("cpu", "cuda")
+            self._learn(
+                self.mapper,
                 betas=(0.9, settings.beta2),
                 weight_decay=settings.weight_decay,
-                fused=self.fused,
-                foreach=None if self.fused else True,
+                fused=fused,
+                foreach=None if fused else True,
             )
             self.features, self.offsets = (part.to(self.device) for part in (latents.image_features, latents.offsets))
             self.centre = (latents.centre.to(self.device) - self.mapper.mean) / self.mapper.deviation
             self.scale = 1 / self.mapper.deviation
             # Pairs of the held-out faces: each with the next ones in a seeded order, so that there are enough of few
-            shuffled = order[:held].to(self.device)
+            shuffled = self.lot.to(self.device)
             shifts = range(1, max(2, min(held - 1, MOST_HELD // held) + 1))
             self.pairs = shuffled.repeat(len(shifts)), torch.cat([shuffled.roll(shift) for shift in shifts])
 
-    @property
-    def best_found(self) -> Best:
-        """The best of all looks; one that ``check_every`` did not ask for counts only until training goes on."""
-        return self.extra if self.extra.score < self.scheduled.score else self.scheduled
-
-    def run(self, callback: Callable[[MapperTrainer], None] | None = None) -> DeltaMapper:
-        """Train the steps that are left; returns :meth:`best`.
-
-        Args:
-            callback: told after each step; an exception it raises ends the run, and :meth:`best` still has the best.
-
-        Raises:
-            EditingError: the loss stopped being a number before there was anything to keep.
-        """
-        while self.step < self.settings.steps and not self.broken:
-            self.advance()
-            if callback is not None:
-                callback(self)
-        if self.scheduled.step != self.step and not self.broken:
-            self.validate()
-        return self.best()
-
-    def advance(self) -> None:
-        """Take one step, and look at the held-out pairs where it is time; a loss of NaN ends the training."""
-        with torch.inference_mode(False), torch.enable_grad():
-            loss = self._gradients()
-            value = float(loss)
-            if not math.isfinite(value):
-                self.broken = (
-                    f"stopped at step {self.step + 1}, where the loss was not a number any more; lower the learning "
-                    "rate to train on"
-                )
-                return
-            self._update()
-        self.step += 1
-        self.losses.append(value)
-        self.extra = Best()
-        if self.step % self.settings.check_every == 0:
-            self.validate()
-
-    def validate(self) -> None:
-        """Look at the held-out pairs, and keep the weights if they are the best."""
-        result = self._validation()
-        if not math.isfinite(result.loss):
-            self.broken = f"stopped at step {self.step}, where the held-out loss was not a number any more"
-            return
-        due = self.step > 0 and self.step % self.settings.check_every == 0
-        if due:
-            self.validations.append(result)
-        best = self.scheduled if due else self.extra
-        if result.loss < best.score:
-            best.score, best.step = result.loss, self.step
-            best.weights = {name: value.detach().clone() for name, value in self.kept().items()}
-
-    def kept(self) -> dict[str, Tensor]:
-        """The weights as they would be kept now: their running mean, or as they are."""
-        return self.averages if self.settings.averaging else self.weights
-
-    def best(self) -> DeltaMapper:
-        """The best mapper so far, on the CPU.
-
-        Raises:
-            EditingError: there is none yet.
-        """
-        found, settings = self.best_found, self.settings
-        if not found.weights:
-            raise EditingError(
-                "The training broke down before there was anything to keep; lower the learning rate."
-                if self.broken
-                else "There is no trained mapper yet; train some steps."
-            )
+    def _finished(self, found: Best) -> DeltaMapper:
+        settings, source = self.settings, self.mapper
         with torch.inference_mode(False), self._seeded(-1):
-            source = self.mapper
             made = DeltaMapper(
                 source.levels, source.clip_width, settings.architecture, settings.hidden, settings.dropout
             )
@@ -298,39 +195,24 @@ class MapperTrainer:
 
         Blue is the training batch, smoothed; red are the held-out pairs, whose figures stand until the next look.
         """
-        smoothed, value = [], math.nan
-        for loss in self.losses:
-            value = loss if math.isnan(value) else SMOOTHING * value + (1 - SMOOTHING) * loss
-            smoothed.append(value)
-        held: dict[str, list[float]] = {"loss": [], "ratio": []}
-        ends = [*(at.step for at in self.validations), self.step + 1][1:]
-        for at, end in zip(self.validations, ends, strict=False):
-            for name, curve in held.items():
-                curve += [math.nan] * (at.step - 1 - len(curve)) + [getattr(at, name)] * (end - at.step)
         last = self.validations[-1] if self.validations else None
         panels = {
             f"loss (Eq. 6){'' if last is None else f', held-out {last.loss:.3f}'}": {
-                "training": smoothed,
-                "held-out": held["loss"],
+                "training": self.smoothed(),
+                "held-out": self.looked("loss"),
             },
             f"squared error over no change's{'' if last is None else f' {last.ratio:.3f}, cosine {last.cosine:.3f}'}": {
                 "training": [],
-                "held-out": held["ratio"],
+                "held-out": self.looked("ratio"),
             },
         }
-        found = self.best_found
-        return curves_plot(panels, mark=found.step - 1 if found.weights else None, axis="step")
+        return curves_plot(panels, mark=self.mark(), axis="step")
 
-    def line(self) -> str:
-        """Where the training is, in one line."""
-        told = f"step {self.step} of {self.settings.steps}: loss {self.losses[-1]:.3f}" if self.losses else "step 0"
-        if self.validations:
-            last = self.validations[-1]
-            told += f"; held-out: loss {last.loss:.3f}, {last.ratio:.3f} of no change's error, cosine {last.cosine:.3f}"
-        return told
+    def _told(self, look: Validation) -> str:
+        return f"held-out: loss {look.loss:.3f}, {look.ratio:.3f} of no change's error, cosine {look.cosine:.3f}"
 
     def report(self, mapper: DeltaMapper) -> str:
-        """What ``mapper``, the result of :meth:`best`, has come to, in a few lines."""
+        """What ``mapper``, the result of :meth:`~..training.Trainer.best`, has come to, in a few lines."""
         facts, settings = mapper.facts, self.settings
         count = sum(value.numel() for value in mapper.parameters())
         lines = [
@@ -347,10 +229,6 @@ class MapperTrainer:
         settings = {key: value for key, value in asdict(self.settings).items() if key not in free}
         return settings | described(self.latents)
 
-    def fingerprint(self) -> str:
-        """A hash of :meth:`run_facts`, by which a saved mapper is known as this training's."""
-        return content_hash(json.dumps(self.run_facts(), sort_keys=True))[:16]
-
     def _styles(self, rows: Tensor) -> Tensor:
         return torch.addcmul(self.centre, self.offsets[rows].float(), self.scale)
 
@@ -363,21 +241,15 @@ class MapperTrainer:
             given = condition(features, others - features)
         return styles, given, self._styles(second) - styles
 
-    def _gradients(self) -> Tensor:
-        """The loss of the next step's pairs, with gradients on the weights."""
-        with self._seeded(self.step):
-            first = torch.randint(len(self.train), (self.settings.batch,))
-            away = torch.randint(1, len(self.train), (self.settings.batch,))
-            pairs = [self.train[rows].to(self.device) for rows in (first, (first + away) % len(self.train))]
-            if self.settings.alike > 1:
-                pairs[1] = self._most_alike(*pairs)
-            styles, given, true = self._pair(*pairs)
-            self.mapper.train()
-            loss = delta_loss(self.mapper(styles, given), true)
-            for weight in self.weights.values():
-                weight.grad = None
-            loss.backward()
-        return loss.detach()
+    def _loss(self) -> Tensor:
+        first = torch.randint(len(self.train), (self.settings.batch,))
+        away = torch.randint(1, len(self.train), (self.settings.batch,))
+        pairs = [self.train[rows].to(self.device) for rows in (first, (first + away) % len(self.train))]
+        if self.settings.alike > 1:
+            pairs[1] = self._most_alike(*pairs)
+        styles, given, true = self._pair(*pairs)
+        self.mapper.train()
+        return delta_loss(self.mapper(styles, given), true)
 
     def _most_alike(self, first: Tensor, second: Tensor) -> Tensor:
         """In place of each of ``second``, the face most like that of ``first`` among some of ``second`` and others."""
@@ -391,43 +263,19 @@ class MapperTrainer:
         allowed[torch.arange(len(first)), torch.arange(len(first))] = True  # the one that was drawn
         return among[alike.masked_fill(~allowed, -2).argmax(1)]
 
-    def _update(self) -> None:
-        settings, weights = self.settings, list(self.weights.values())
-        if settings.longest_gradient:
-            torch.nn.utils.clip_grad_norm_(weights, settings.longest_gradient)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.step)
-        self.optimizer.step()
-        if settings.averaging:
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.averages.values()), weights, 1 - settings.averaging)
-
     def rate(self, step: int) -> float:
-        """Learning rate of a step, from 0."""
-        settings = self.settings
-        rate = settings.learning_rate * min(1.0, (step + 1) / max(settings.warm_up, 1))
-        if settings.cosine:
-            rate *= LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        return rate
+        """Learning rate of a step, from 0; without ``cosine`` it does not fall."""
+        return super().rate(step) if self.settings.cosine else self.warm_rate(step)
 
     @torch.no_grad()
-    def _validation(self, weights: dict[str, Tensor] | None = None) -> Validation:
-        weights = self.kept() if weights is None else weights
+    def _validation(self, weights: Mapping[str, Tensor]) -> Validation:
         self.mapper.eval()
         sums = torch.zeros(4, dtype=torch.float64)
         for first, second in zip(*(rows.split(500) for rows in self.pairs), strict=True):
             styles, given, true = self._pair(first, second)
-            predicted = functional_call(self.mapper, weights, (styles, given))
+            predicted = functional_call(self.mapper, dict(weights), (styles, given))
             error, zero = (predicted - true).square().mean(1), true.square().mean(1)
             cosine = functional.cosine_similarity(predicted, true)
             sums += torch.stack([error.sum(), zero.sum(), cosine.sum(), torch.ones_like(cosine).sum()]).double().cpu()
         error, zero, cosine, count = sums.tolist()
         return Validation(self.step, (error - cosine) / count + 1, error / zero if zero else math.nan, cosine / count)
-
-    @contextmanager
-    def _seeded(self, step: int) -> Iterator[None]:
-        """Everything random inside depends on the seed and the step; the global generators come back as they were."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed((self.settings.seed * 1_000_003 + step) % 2**63)
-            yield

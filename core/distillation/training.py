@@ -6,11 +6,9 @@ pictures' gradients at several scales. The pairs are augmented as the paper has 
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +21,7 @@ from ..content_hash import content_hash
 from ..errors import EditingError
 from ..images.curves import curves_plot
 from ..metrics.image import psnr
+from ..training import Best, Titles, Trainer
 from .network import DistilledEditor, EditorShape, editor_like, gate
 from .pairs import EditPairs, only_edited
 
@@ -32,10 +31,7 @@ SCALES = 3
 GRADIENTS, MASK = 1.0, 0.1
 #: Augmentation: shift as a share of the shorter side, factor and offset of the colours, deviation of the noise.
 SHIFT, CONTRAST, BRIGHTNESS, NOISE = 1 / 16, 0.1, 0.05, 0.01
-#: Part of the first learning rate at which the cosine ends.
-LAST_RATE = 0.02
 FEWEST, MOST_HELD = 4, 64  # pairs in all, and held out
-SMOOTHING = 0.95  # of the training loss that is shown
 TOGETHER = 8  # held-out pictures that are edited at once
 
 
@@ -94,15 +90,6 @@ class Validation:
     psnr: float
 
 
-@dataclass
-class Best:
-    """The weights with the lowest held-out error so far; ``step`` is -1 and ``weights`` empty before there are any."""
-
-    score: float = math.inf
-    step: int = -1
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-
 def region_means(values: Tensor, region: Tensor) -> Tensor:
     """Mean of ``values [B, C, H, W]`` over ``region [B, 1, H, W]`` plus that over the rest, a scalar.
 
@@ -132,23 +119,25 @@ def edit_loss(made: Tensor, wanted: Tensor, region: Tensor) -> Tensor:
     return total
 
 
-class DistillationTrainer:
-    """Trains an editor step by step and keeps the best; an exception from the callback stops it at any step.
+class DistillationTrainer(Trainer[DistilledEditor]):
+    """Trains an editor, see :class:`~..training.Trainer`; what is learned from and held out are pairs.
 
     Args:
         pairs: to learn from; on the CPU.
         source, target: the edit in words, for the file.
 
-    Attributes:
-        held, train: rows of the pairs that are held out and learned from, ascending.
-        step: taken so far.
-        losses: of each step's batch.
-        validations: looks at the held-out pairs that ``check_every`` asks for.
-        broken: why the training ended early, "" if it did not.
-
     Raises:
         EditingError: too few pairs, or settings out of range.
     """
+
+    titles = Titles(
+        made="edit",
+        kind="distillation training",
+        file_format="semantic_editing.distillation_training",
+        judged_by="error",
+        another="another value of {}; use the same one",
+    )
+    look = Validation
 
     def __init__(
         self,
@@ -164,110 +153,26 @@ class DistillationTrainer:
             raise EditingError(
                 f"There are only {len(pairs)} pairs to learn from; make at least {FEWEST}, best hundreds."
             )
-        self.pairs, self.shape, self.settings, self.device = pairs, shape, settings, torch.device(device)
-        count = min(max(round(settings.held_out * len(pairs)), 1), MOST_HELD)
-        order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(settings.seed % 2**63))
-        self.held, self.train = order[:count].sort().values, order[count:].sort().values
-        self.step = 0
-        self.losses: list[float] = []
-        self.validations: list[Validation] = []
-        self.broken = ""
-        #: The best of the looks that ``check_every`` asks for, and one besides these since the last step.
-        self.scheduled, self.extra = Best(), Best()
+        self.pairs, self.shape = pairs, shape
+        super().__init__(settings, len(pairs), min(max(round(settings.held_out * len(pairs)), 1), MOST_HELD), device)
         with torch.inference_mode(False), self._seeded(-1):
             self.editor = DistilledEditor(shape).to(self.device)
             self.editor.side, self.editor.source, self.editor.target = pairs.side, source, target
-            self.weights: dict[str, Tensor] = dict(self.editor.named_parameters())
-            self.averages = {name: value.detach().clone() for name, value in self.weights.items()}
-            self.optimizer = torch.optim.AdamW(self.weights.values(), lr=settings.learning_rate, weight_decay=0.01)
+            self._learn(self.editor, weight_decay=0.01)
         self.nothing = self._nothing_done()
 
-    @property
-    def best_found(self) -> Best:
-        """The best of all looks; one that ``check_every`` did not ask for counts only until training goes on."""
-        return self.extra if self.extra.score < self.scheduled.score else self.scheduled
+    def _loss(self) -> Tensor:
+        before, wanted, region = self._batch()
+        self.editor.train()
+        change, logits = self.editor.look(before)
+        loss = edit_loss(before + gate(logits) * change, wanted, region)
+        return loss + MASK * functional.binary_cross_entropy_with_logits(logits, region)
 
-    def run(self, callback: Callable[[DistillationTrainer], None] | None = None) -> DistilledEditor:
-        """Train the steps that are left; returns :meth:`best`.
+    def averaging(self, step: int) -> float:
+        """The first mean forgets sooner."""
+        return min(super().averaging(step), (1 + step) / (10 + step))
 
-        Args:
-            callback: told after each step; an exception it raises ends the run, and :meth:`best` still has the best.
-
-        Raises:
-            EditingError: the loss stopped being a number before there was anything to keep.
-        """
-        while self.step < self.settings.steps and not self.broken:
-            self.advance()
-            if callback is not None:
-                callback(self)
-        if self.scheduled.step != self.step and not self.broken:
-            self.validate()
-        return self.best()
-
-    def advance(self) -> None:
-        """Take one step, and look at the held-out pairs where it is time; a loss of NaN ends the training."""
-        with torch.inference_mode(False), torch.enable_grad(), self._seeded(self.step):
-            before, wanted, region = self._batch()
-            self.editor.train()
-            change, logits = self.editor.look(before)
-            loss = edit_loss(before + gate(logits) * change, wanted, region)
-            loss = loss + MASK * functional.binary_cross_entropy_with_logits(logits, region)
-            self.optimizer.zero_grad()
-            loss.backward()
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                self.broken = (
-                    f"stopped at step {self.step + 1}, where the loss was not a number any more; lower the learning "
-                    "rate to train on"
-                )
-                return
-            torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(self.step)
-            self.optimizer.step()
-            with torch.no_grad():
-                keep = min(self.settings.averaging, (1 + self.step) / (10 + self.step))  # the first mean forgets sooner
-                torch._foreach_lerp_(list(self.averages.values()), list(self.weights.values()), 1 - keep)
-        self.step += 1
-        self.losses.append(value)
-        self.extra = Best()
-        if self.step % self.settings.check_every == 0:
-            self.validate()
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, from 0."""
-        settings = self.settings
-        rise = min(1.0, (step + 1) / max(settings.warm_up, 1))
-        fall = LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        return settings.learning_rate * rise * fall
-
-    def validate(self) -> None:
-        """Look at the held-out pairs, and keep the averaged weights if they are the best."""
-        result = self._validation(self.averages)
-        if not math.isfinite(result.error):
-            self.broken = f"stopped at step {self.step}, where the held-out error was not a number any more"
-            return
-        due = self.step > 0 and self.step % self.settings.check_every == 0
-        if due:
-            self.validations.append(result)
-        best = self.scheduled if due else self.extra
-        if result.error < best.score:
-            best.score, best.step = result.error, self.step
-            best.weights = {name: value.detach().clone() for name, value in self.averages.items()}
-
-    def best(self) -> DistilledEditor:
-        """The best editor so far, frozen, on the CPU.
-
-        Raises:
-            EditingError: there is none yet.
-        """
-        found = self.best_found
-        if not found.weights:
-            raise EditingError(
-                "The training broke down before there was anything to keep; lower the learning rate."
-                if self.broken
-                else "There is no trained edit yet; train some steps."
-            )
+    def _finished(self, found: Best) -> DistilledEditor:
         with torch.inference_mode(False):
             made = editor_like(self.shape, self.editor.state_dict() | found.weights, self.editor)
         result = self._validation(found.weights)
@@ -289,36 +194,21 @@ class DistillationTrainer:
 
     def plot(self) -> Tensor:
         """Loss and held-out PSNR over the steps, ``[H, W, 3]`` in 0..1; a line marks what is kept."""
-        smoothed, value = [], math.nan
-        for loss in self.losses:
-            value = loss if math.isnan(value) else SMOOTHING * value + (1 - SMOOTHING) * loss
-            smoothed.append(value)
-        curves: dict[str, list[float]] = {"error": [], "psnr": []}
-        ends = [*(at.step for at in self.validations), self.step + 1][1:]
-        for at, end in zip(self.validations, ends, strict=False):
-            for name, curve in curves.items():
-                curve += [math.nan] * (at.step - 1 - len(curve)) + [getattr(at, name)] * (end - at.step)
         last = f", now {self.validations[-1].psnr:.1f}" if self.validations else ""
-        nothing = [self.nothing.psnr] * max(self.step, 1)
         panels = {
-            "loss of the training pairs": {"training": smoothed},
+            "loss of the training pairs": {"training": self.smoothed()},
             f"held-out PSNR in dB (nothing done {self.nothing.psnr:.1f}{last})": {
-                "nothing done": nothing,
-                "held-out": curves["psnr"],
+                "nothing done": [self.nothing.psnr] * max(self.step, 1),
+                "held-out": self.looked("psnr"),
             },
         }
-        found = self.best_found
-        return curves_plot(panels, mark=found.step - 1 if found.weights else None, axis="step")
+        return curves_plot(panels, mark=self.mark(), axis="step")
 
-    def line(self) -> str:
-        """Where the training is, in one line."""
-        told = f"step {self.step} of {self.settings.steps}: loss {self.losses[-1]:.3f}" if self.losses else "step 0"
-        if self.validations:
-            told += f"; held-out {self.validations[-1].psnr:.1f} dB (nothing done {self.nothing.psnr:.1f})"
-        return told
+    def _told(self, look: Validation) -> str:
+        return f"held-out {look.psnr:.1f} dB (nothing done {self.nothing.psnr:.1f})"
 
     def report(self, editor: DistilledEditor) -> str:
-        """What ``editor``, the result of :meth:`best`, has come to, in a few lines."""
+        """What ``editor``, the result of :meth:`~..training.Trainer.best`, has come to, in a few lines."""
         facts, count = editor.facts, sum(value.numel() for value in editor.parameters())
         lines = [
             f"{facts['pairs']}; {count / 1e6:.2f} million weights; best at step {facts['steps']}",
@@ -337,10 +227,6 @@ class DistillationTrainer:
     @cached_property
     def _pairs_hash(self) -> str:
         return content_hash(self.pairs.before, self.pairs.after)
-
-    def fingerprint(self) -> str:
-        """A hash of :meth:`run_facts`, by which a saved editor is known as this training's."""
-        return content_hash(json.dumps(self.run_facts(), sort_keys=True))[:16]
 
     def _wanted(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(before, after as it is to be learned, edited region)`` of some pairs, on the device."""
@@ -393,14 +279,6 @@ class DistillationTrainer:
                 errors.append(float(region_means(difference[None], part[None])))
             decibels.append(psnr(made.cpu(), wanted.cpu()).clamp(max=99))
         return Validation(self.step, sum(errors) / len(errors), float(torch.cat(decibels).mean()))
-
-    @contextmanager
-    def _seeded(self, step: int) -> Iterator[None]:
-        """Everything random inside depends on the seed and the step; the global generators come back as they were."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed((self.settings.seed * 1_000_003 + step) % 2**63)
-            yield
 
 
 def shifted(images: Tensor, most: int) -> Tensor:

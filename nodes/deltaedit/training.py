@@ -17,11 +17,11 @@ from ...core.deltaedit.relevance import BOTH, COVARIANCE, PERTURBATION, Relevanc
 from ...core.deltaedit.relevance_probe import ProbeSettings, RelevanceProbe, by_covariance
 from ...core.deltaedit.stylegan2 import StyleGAN2
 from ...core.deltaedit.training import PRESETS, MapperSettings, MapperTrainer
-from ...core.deltaedit.training_state import made_with, resume_training, save_training
 from ...core.errors import EditingError
 from ...core.images.contact_sheet import to_picture
 from ...core.images.files import picture_files, skipped_report
 from ...core.models.clip import ClipScorer
+from ...core.training import made_with, resume_training, save_training
 from ...core.writing import Pace, check_target
 from ..common.bundled import bundled_file, bundled_names
 from ..common.claimed_files import ClaimedFiles

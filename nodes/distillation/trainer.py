@@ -13,11 +13,11 @@ from ...core.distillation.files import load_editor, save_editor
 from ...core.distillation.network import SHAPES, weight_bytes
 from ...core.distillation.pairs import EditPairs, PairFilter, as_bytes, filter_pairs, read_pairs
 from ...core.distillation.training import DistillationSettings, DistillationTrainer
-from ...core.distillation.training_state import made_with, resume_training, save_training
 from ...core.errors import EditingError
 from ...core.images.contact_sheet import to_picture
 from ...core.images.files import picture_files, skipped_report
 from ...core.models.clip import ClipScorer
+from ...core.training import made_with, resume_training, save_training
 from ...core.writing import Pace
 from ..common.claimed_files import ClaimedFiles
 from ..common.image_inputs import channels_first

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from semantic_editing.core.deltaedit.mapper import condition
 from semantic_editing.core.deltaedit.training import PRESETS, MapperSettings, MapperTrainer, delta_loss
-from semantic_editing.core.deltaedit.training_state import made_with, resume_training, save_training
 from semantic_editing.core.errors import EditingError
+from semantic_editing.core.training import made_with, resume_training, save_training
 from semantic_editing.tests.core.deltaedit.tiny_latents import linear_world, seeded
 
 LATENTS, STYLES = linear_world()

@@ -17,9 +17,9 @@ from semantic_editing.core.distillation.training import (
     region_means,
     shifted,
 )
-from semantic_editing.core.distillation.training_state import made_with, resume_training, save_training
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import load_tensors, save_tensors
+from semantic_editing.core.training import made_with, resume_training, save_training
 from semantic_editing.tests.core.distillation.tiny_edit import TINY, green_to_red, seeded
 
 PAIRS = green_to_red()

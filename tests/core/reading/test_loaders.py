@@ -45,8 +45,7 @@ MAY_READ = {
     "nodes/demo/comfy_model.py": {"loads", "read_text"},
     # No files: what this process has just made
     "core/caso/training_state.py": {"loads"},
-    "core/deltaedit/training_state.py": {"loads"},
-    "core/distillation/training_state.py": {"loads"},
+    "core/training.py": {"loads"},
     "nodes/caso/trainer.py": {"frombuffer"},
 }
 #: Functions that are given a kind of file, and which of their arguments it is.
@@ -54,6 +53,7 @@ TAKES_KIND = {
     "load_tensors": "kind", "tensor_shapes": 1, "load_legacy_tensor": 1, "load_weights": 1, "load_json": 1,
     "metadata_json": 3, "read_network_pickle": 1, "read_snapshot_pickle": 1, "read_table_pickle": 1,
     "read_tensor_pickle": 1, "check_size": 1, "read_array": 1, "load_text": 1,
+    "Titles": "kind",
 }  # fmt: skip
 
 
