@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from ...core.deltaedit.stylegan2 import StyleGAN2
 from ...core.errors import EditingError
 from ...core.images.curves import curves_plot
 from ...core.images.files import picture_files, read_picture
-from ...core.writing import check_target
+from ..common.claimed_files import ClaimedFiles
 from ..common.inputs import seed_input
 from ..common.reports import plot_output, report_output, shown
-from ..common.saving import save_or_rescue
+from ..common.saving import Saved, save_or_rescue
 from ..host.folders import STYLE_DIFFUSION, STYLE_DIFFUSION_TRAININGS, input_folder, output_path
 from ..host.managed_models import training_scope
 from ..host.progress import StoppableBar, counting_bar
@@ -194,9 +193,10 @@ class StyleDiffusionTrainer(io.ComfyNode):
     ) -> Any:
         """Train and save; Cancel saves the best so far, and the state to go on from, before it ends the run."""
         shape, settings = chosen(preset, steps, batch_size, learning_rate, check_every, seed)
-        files = Files.named(filename)
-        going_on = resume and files.state.exists()
-        files.claim(overwrite, going_on, settings)
+        path, state = (output_path(kind, filename) for kind in (STYLE_DIFFUSION, STYLE_DIFFUSION_TRAININGS))
+        going_on, files = resume and state.exists(), ClaimedFiles(state)
+        files.claim(path, overwrite, (lambda file: _made_by(file, settings)) if going_on else None)
+        files.claim(state, overwrite, (lambda file: True) if going_on else None)  # compared when it is read
         data, left_out = styled_pictures(latents, folder, shape.size, stylegan2)
         bar, began = StoppableBar(), time.monotonic()
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
@@ -206,14 +206,17 @@ class StyleDiffusionTrainer(io.ComfyNode):
         with training_scope(weights) as device:
             trainer = DiffusionTrainer(network.to(device), data, settings)
             if going_on:
-                resume_training(trainer, files.state)
+                resume_training(trainer, state)
             saved_at = began
+
+            def save_state(target: Path, replacing: bool) -> None:
+                save_training(trainer, target, overwrite=replacing)
 
             def report(progress: DiffusionProgress) -> None:
                 nonlocal saved_at
                 now = time.monotonic()
                 if progress.step % settings.check_every == 0 and now - saved_at > SAVE_EVERY:
-                    files.save_state(trainer)
+                    files.save_state(save_state)
                     saved_at = time.monotonic()
                 text = f"step {progress.step}, loss {progress.loss:.4f}"
                 if trainer.best_step:
@@ -228,17 +231,19 @@ class StyleDiffusionTrainer(io.ComfyNode):
             if trainer.step:
                 if not trainer.best_step:
                     trainer.look()
-                files.save_state(trainer)
+                files.save_state(save_state)
             best = trainer.best().cpu()
-        line = files.save(best) if trainer.step else ""
-        if not files.trouble and files.saved:
+        saved = Saved("", "")
+        if trainer.step:
+            saved = save_or_rescue(
+                lambda target, replacing: best.save(target, overwrite=replacing), path, path in files.replaceable
+            )
+        if not trainer.step or (saved.file and not files.trouble):
             bar.finish()  # else it would be lost, or nobody would hear where it went
-        elif not trainer.step:
-            bar.finish()
-        text = "\n".join(filter(None, [line, training_report(trainer), trainer.trouble, files.trouble, left_out]))
+        text = "\n".join(filter(None, [saved.line, training_report(trainer), trainer.trouble, files.trouble, left_out]))
         plot = training_plot(trainer)[None]
         managed = Managed.make(lambda: best)
-        return io.NodeOutput(managed, plot, text, files.saved, ui=shown(text, plot, cls))
+        return io.NodeOutput(managed, plot, text, saved.file, ui=shown(text, plot, cls))
 
 
 def chosen(
@@ -313,75 +318,11 @@ def picture_finder(
     return find
 
 
-@dataclass(eq=False)
-class Files:
-    """Where a training writes: the network, and the state to go on from.
-
-    Attributes:
-        replaceable: those that this run may replace.
-        trouble: why the state could not be saved the last time, "" if it was.
-        saved: name of the network's file, "" as long as it is not there.
-    """
-
-    network: Path
-    state: Path
-    replaceable: set[Path] = field(default_factory=set)
-    trouble: str = ""
-    saved: str = ""
-
-    @staticmethod
-    def named(filename: str) -> Files:
-        """Both bear one name, in a folder each; EditingError for an unusable one."""
-        return Files(output_path(STYLE_DIFFUSION, filename), output_path(STYLE_DIFFUSION_TRAININGS, filename))
-
-    def claim(self, overwrite: bool, going_on: bool, settings: DiffusionSettings) -> None:
-        """Refuse, before anything is computed, what must not be replaced or cannot be written.
-
-        Raises:
-            EditingError: a file exists that is not to be replaced, or a folder cannot be written to.
-        """
-        for path in (self.network, self.state):
-            if overwrite or (going_on and os.path.lexists(path) and self._own(path, settings)):
-                self.replaceable.add(path)
-            elif os.path.lexists(path) and going_on:
-                raise EditingError(
-                    f"{path.name} exists already and is not from the training to go on with; move it away, choose "
-                    "another name, or allow overwriting."
-                )
-            elif os.path.lexists(path) and path == self.state:
-                raise EditingError(
-                    f"There is progress of another training of this name ({STYLE_DIFFUSION_TRAININGS}/{path.name}); "
-                    "switch resume on to go on with it, choose another name, or allow overwriting."
-                )
-            check_target(path, overwrite=path in self.replaceable)
-
-    def _own(self, path: Path, settings: DiffusionSettings) -> bool:
-        if path == self.state:  # is compared when it is read
-            return True
-        try:
-            return made_by(load_style_diffusion(path), settings)
-        except EditingError:
-            return False
-
-    def save_state(self, trainer: DiffusionTrainer) -> None:
-        """Save the state; a full disk ends no training, which may find room again the next time."""
-        try:
-            save_training(trainer, self.state, overwrite=self.state in self.replaceable)
-        except EditingError as error:
-            self.trouble = f"The progress to go on from could not be saved: {error}"
-        else:
-            self.replaceable.add(self.state)
-            self.trouble = ""
-
-    def save(self, network: StyleDiffusion) -> str:
-        """Write the network; what to tell the person."""
-
-        def write(target: Path, overwrite: bool) -> None:
-            network.save(target, overwrite=overwrite)
-
-        found = save_or_rescue(write, self.network, self.network in self.replaceable)
-        self.saved = found.file
-        return found.line
+def _made_by(path: Path, settings: DiffusionSettings) -> bool:
+    try:
+        return made_by(load_style_diffusion(path), settings)
+    except EditingError:
+        return False
 
 
 def training_report(trainer: DiffusionTrainer) -> str:

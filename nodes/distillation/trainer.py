@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,26 +13,21 @@ from ...core.distillation.network import SHAPES, weight_bytes
 from ...core.distillation.pairs import EditPairs, PairFilter, as_bytes, filter_pairs, read_pairs
 from ...core.distillation.training import DistillationSettings, DistillationTrainer
 from ...core.errors import EditingError
-from ...core.images.contact_sheet import to_picture
 from ...core.images.files import picture_files, skipped_report
 from ...core.models.clip import ClipScorer
-from ...core.training import made_with, resume_training, save_training
-from ...core.writing import Pace
-from ..common.claimed_files import ClaimedFiles
 from ..common.image_inputs import channels_first
 from ..common.inputs import saved_name_inputs, seed_input
 from ..common.managed import Managed
 from ..common.reports import plot_output, report_output, shown
-from ..common.saving import save_or_rescue
 from ..common.sockets import ClipScorerType
+from ..common.training import TrainingRun
 from ..host.folders import DISTILLATION_TRAININGS, DISTILLED_EDITS, input_folder, output_path
 from ..host.managed_models import training_scope
-from ..host.progress import StoppableBar, counting_bar
+from ..host.progress import counting_bar
 from ..host.schema import io, schema, widget
 from .sockets import CATEGORY, DistilledEditType
 
 DEFAULTS, FILTER = DistillationSettings(), PairFilter()
-SHOW_EVERY = 10  # steps between moves of the bar
 ADVICE = "lower batch_size, or give smaller pictures"
 
 
@@ -278,56 +272,18 @@ class DistilEditTrainer(io.ComfyNode):
         )
         settings.check()
         path, state = (output_path(kind, filename) for kind in (DISTILLED_EDITS, DISTILLATION_TRAININGS))
-        going_on = resume and state.exists()
-        files = ClaimedFiles(state)
-        if not going_on:  # before pictures are read
-            files.claim(path, overwrite)
-            files.claim(state, overwrite)
+        run = TrainingRun(path, state, overwrite, resume, lambda file: load_editor(file).facts)
         pairs, skipped = gathered_pairs(before, after, before_folder, after_folder, image_size)
         wanted = PairFilter(source_text, target_text, clip_gain, overlap)
         found = filter_pairs(pairs, wanted, clip_scorer, counting_bar())
-        bar, pace = StoppableBar(), Pace()
         with training_scope(weight_bytes(SHAPES[network]), ADVICE) as device:
             trainer = DistillationTrainer(
                 found.pairs, SHAPES[network], settings, device, source_text.strip(), target_text.strip()
             )
-            if going_on:
-                files.claim(path, overwrite, lambda file: _made_by(file, trainer))
-                files.claim(state, overwrite, lambda file: True)  # compared when it is read
-                resume_training(trainer, state)
-
-            def save_state(target: Path, replacing: bool) -> None:
-                save_training(trainer, target, overwrite=replacing)
-
-            def report(_: DistillationTrainer) -> None:
-                looked = trainer.step % settings.check_every == 0
-                last = trainer.step == settings.steps
-                if not trainer.broken and (last or (looked and pace.due())):
-                    with pace.saving():
-                        files.save_state(save_state)
-                if looked or last or trainer.step % SHOW_EVERY == 0:
-                    picture = to_picture(sample_strip(trainer).movedim(-1, 0)) if looked else None
-                    bar.show(trainer.step, settings.steps, picture, trainer.line())
-
-            with bar.catching():
-                trainer.run(report)
-            if bar.cancelled is not None:
-                if not trainer.step:
-                    bar.finish()
-                if not trainer.broken:
-                    files.save_state(save_state)
-                    if not trainer.best_found.weights:
-                        trainer.validate()
-            editor = trainer.best()
+            editor = run.train(trainer, lambda: sample_strip(trainer))
             samples, plot, told = sample_strip(trainer)[None], trainer.plot()[None], trainer.report(editor)
-
-        def save(target: Path, replacing: bool) -> None:
-            save_editor(target, editor, overwrite=replacing)
-
-        saved = save_or_rescue(save, path, path in files.replaceable)
-        if saved.file and not files.trouble:
-            bar.finish()  # else it would be lost, or nobody would hear where it went
-        text = "\n".join(filter(None, [saved.line, found.report(), told, files.trouble, skipped_report(skipped)]))
+        lines = [run.save(save_editor, editor), found.report(), told, run.files.trouble, skipped_report(skipped)]
+        text = "\n".join(filter(None, lines))
         managed = Managed.make(lambda: editor)
         return io.NodeOutput(managed, samples, plot, text, ui=shown(text, samples, cls))
 
@@ -356,13 +312,6 @@ def sample_strip(trainer: DistillationTrainer) -> Tensor:
     """Held-out pictures in columns, ``[H, W, 3]``: before, what the network makes of them, what the edit made."""
     rows = [torch.cat(list(part), 2) for part in trainer.pictures()]
     return torch.cat(rows, 1).movedim(0, -1).clamp(0, 1).contiguous()
-
-
-def _made_by(path: Path, trainer: DistillationTrainer) -> bool:
-    try:
-        return made_with(load_editor(path).facts, trainer)
-    except EditingError:
-        return False
 
 
 NODES = [DistilEditTrainer]

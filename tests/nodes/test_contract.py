@@ -124,8 +124,8 @@ def test_every_node_that_writes_asks_before_it_replaces():
     writers = [path for path in (ROOT / "nodes").rglob("*.py") if "output_path(" in path.read_text("utf-8")]
     rooms = {path.stem for path in writers} - {"folders", "trainer_files"}
     assert rooms == {
-        "files", "direction_files", "models", "classifier_trainer", "generator", "diffusion_trainer", "training",
-        "trainer",
+        "files", "direction_files", "models", "classifier_trainer", "generator", "diffusion_trainer", "latents",
+        "mapper_trainer", "relevance", "trainer",
     }  # fmt: skip
     assert len(SAVING) == 11
 

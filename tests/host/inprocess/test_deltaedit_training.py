@@ -1,5 +1,7 @@
 """From a generator to a mapper inside the host: latents of samples and of a folder, training, Cancel, relevance."""
 
+from types import SimpleNamespace
+
 import comfy.model_management as mm
 import folder_paths
 import pytest
@@ -24,7 +26,7 @@ RELEVANCE = {
 
 @pytest.fixture
 def nodes(pack, tmp_path, monkeypatch):
-    """The nodes' module, over folders of its own; networks may be evicted between calls."""
+    """The three nodes, over folders of their own; networks may be evicted between calls."""
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
@@ -32,7 +34,8 @@ def nodes(pack, tmp_path, monkeypatch):
     for kind in ("delta_latents", "delta_mappers", "mapper_trainings", "style_encoders"):
         folder_paths.folder_names_and_paths.pop(kind, None)
     (tmp_path / "input" / "faces").mkdir(parents=True)
-    return pack("nodes.deltaedit.training")
+    found = [pack(f"nodes.deltaedit.{name}").NODES[0] for name in ("latents", "mapper_trainer", "relevance")]
+    return SimpleNamespace(**{node.__name__: node for node in found})
 
 
 @pytest.fixture

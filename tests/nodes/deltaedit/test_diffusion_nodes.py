@@ -2,7 +2,6 @@
 replace."""
 
 import math
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,16 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from semantic_editing.tests.nodes.stand_ins import Cancelled, EditingError, Held, stand_in
 from semantic_editing.tools import host_stand_in
 
-host_stand_in.load_pack()
 nodes, training = (host_stand_in.module(f"nodes.deltaedit.{name}") for name in ("diffusion", "diffusion_trainer"))
 style_diffusion = host_stand_in.module("core.deltaedit.style_diffusion")
 style_code = host_stand_in.module("core.deltaedit.style_code")
 UNetShape = host_stand_in.module("core.deltaedit.style_unet").UNetShape
 DiffusionSettings = host_stand_in.module("core.deltaedit.style_diffusion_training").DiffusionSettings
 StyleGAN2 = host_stand_in.module("core.deltaedit.stylegan2").StyleGAN2
-EditingError = host_stand_in.module("core.errors").EditingError
 
 LAYOUT = style_code.StyleLayout(((4, 3), (8, 2), (16, 4), (32, 1), (64, 2)), ((4, 3), (8, 2)))
 SHAPE = UNetShape(
@@ -28,61 +26,21 @@ SHAPE = UNetShape(
 )  # fmt: skip
 
 
-class Interrupted(Exception):
-    pass
-
-
-class Bar:
-    """A StoppableBar; Cancel is pressed once, at step ``press``."""
-
-    press = None
-
-    def __init__(self):
-        self.cancelled = None
-
-    def show(self, done, total, picture=None, text=""):
-        if Bar.press == done:
-            Bar.press = None
-            raise Interrupted
-
-    @contextmanager
-    def catching(self):
-        try:
-            yield
-        except Interrupted as pressed:
-            self.cancelled = pressed
-
-    def finish(self):
-        if self.cancelled is not None:
-            raise self.cancelled
-
-
-@contextmanager
-def scope(weights):
-    with torch.inference_mode(False), torch.enable_grad():
-        yield torch.device("cpu")
-
-
-def managed(network):
-    return SimpleNamespace(network=network, loaded=lambda: network)
+@pytest.fixture
+def host(tmp_path):
+    """Where the host's models and pictures are."""
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)
-def host(tmp_path, monkeypatch):
-    """Models and pictures below ``tmp_path``."""
+def bar(tmp_path, monkeypatch):
+    """The host's folders and functions, over a temporary folder; ``bar.press_at`` presses Cancel."""
     for name in ("style_diffusion", "style_diffusion_trainings", "faces", "output"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(nodes, "PreviewBar", lambda *_: None)
-    monkeypatch.setattr(nodes, "memory_advice", lambda advice: nullcontext())
-    monkeypatch.setattr(Bar, "press", None)
-    monkeypatch.setattr(training, "StoppableBar", Bar)
-    monkeypatch.setattr(training, "training_scope", scope)
-    monkeypatch.setattr(training, "counting_bar", lambda: None)
-    monkeypatch.setattr(training, "Managed", SimpleNamespace(make=lambda make: managed(make())))
-    monkeypatch.setattr(training, "input_folder", lambda name: tmp_path / name)
-    monkeypatch.setattr(training, "output_path", lambda kind, name: tmp_path / kind / f"{name}.safetensors")
+    bar = stand_in(monkeypatch, tmp_path, nodes, training)
     monkeypatch.setitem(training.PRESETS, training.SMALL, (SHAPE, DiffusionSettings(rise=2)))
-    return tmp_path
+    return bar
 
 
 def random(*shape, seed=0):
@@ -106,12 +64,12 @@ def code(count=1, seed=0, generator="tiny"):
 
 @torch.inference_mode()
 def encoded(image, codes, steps=6, exact=True):
-    return nodes.StyleDiffusionEncode.execute(managed(network()), image, codes, steps, exact).args
+    return nodes.StyleDiffusionEncode.execute(Held(network()), image, codes, steps, exact).args
 
 
 @torch.inference_mode()
 def decoded(codes, steps=0, seed=0, frames=6, **sockets):
-    return nodes.StyleDiffusionDecode.execute(managed(network()), codes, steps, seed, frames, **sockets).args
+    return nodes.StyleDiffusionDecode.execute(Held(network()), codes, steps, seed, frames, **sockets).args
 
 
 IMAGE = torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(1)) * 0.4 + 0.3
@@ -232,10 +190,10 @@ def test_training_saves_a_network_that_the_loader_reads(host):
     assert "trained" in nodes.network_report(network)
 
 
-def test_cancel_saves_and_the_next_run_goes_on_to_the_same_end(host):
+def test_cancel_saves_and_the_next_run_goes_on_to_the_same_end(host, bar):
     straight = train(faces(host), filename="b")
-    Bar.press = 3
-    with pytest.raises(Interrupted):
+    bar.press_at = 3
+    with pytest.raises(Cancelled):
         train(faces(host))
     assert (host / "style_diffusion" / "a.safetensors").exists()
     resumed = train(faces(host))
@@ -267,11 +225,9 @@ def test_nothing_of_another_training_is_replaced_unasked(host):
 
 @pytest.mark.parametrize("press", [None, 3])
 @pytest.mark.parametrize("full", [{"style_diffusion", "style_diffusion_trainings"}, {"style_diffusion_trainings"}])
-def test_a_full_disk_loses_no_training(host, disk, monkeypatch, full, press):
-    saving = host_stand_in.module("nodes.common.saving")
+def test_a_full_disk_loses_no_training(host, bar, disk, full, press):
     disk |= full
-    monkeypatch.setattr(saving, "rescue_folders", lambda: [("the output folder", host / "output")])
-    Bar.press = press
+    bar.press_at = press
     done = train(faces(host))  # Cancel is not obeyed: nobody would hear of it
     assert "The progress to go on from could not be saved: a.safetensors could not be written" in done["report"]
     rescued = "style_diffusion" in full
@@ -302,16 +258,16 @@ def test_generated_samples_are_drawn_anew(host):
     generator.identity = "tiny"
     latents = Latents(["seed 3", "seed 4"], generator.layout)
     with torch.inference_mode():
-        found, _ = training.styled_pictures(latents, "", 8, managed(generator))
+        found, _ = training.styled_pictures(latents, "", 8, Held(generator))
         wanted = (generator(generator.sample_w_plus(1, 4, 0.7)) / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(found.pictures[1].float() / 255, wanted[0].movedim(0, -1), rtol=0, atol=0.003)
-    find = training.picture_finder({}, managed(generator), 0.7)
+    find = training.picture_finder({}, Held(generator), 0.7)
     assert find(f"seed {2**64 - 1}") is not None
     for name in ("seed", "seed ", "seed x", "seed -1", "seed 1.5", "seed ²", f"seed {2**64}", "seed " + "9" * 5000):
         assert find(name) is None, name
     generator.identity = "another"
     with pytest.raises(EditingError, match="made with another generator"):
-        training.styled_pictures(latents, "", 8, managed(generator))
+        training.styled_pictures(latents, "", 8, Held(generator))
 
 
 def test_names_in_the_latents_lead_nowhere_but_into_the_folder(host):

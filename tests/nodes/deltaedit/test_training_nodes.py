@@ -1,16 +1,19 @@
 """DeltaEdit Latents, Mapper Trainer and Relevance Matrix under the stand-in host: what they keep and refuse."""
 
 import importlib
-from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from semantic_editing.tests.nodes.stand_ins import Cancelled, EditingError, Held, same, stand_in
+from semantic_editing.tests.refusals import refusal
 from semantic_editing.tools import host_stand_in
 
-host_stand_in.load_pack()
-NODES = host_stand_in.module("nodes.deltaedit.training")
-EditingError = host_stand_in.module("core.errors").EditingError
+GATHER, TRAIN, RELATE, TRAINING = (
+    host_stand_in.module(f"nodes.{name}")
+    for name in ("deltaedit.latents", "deltaedit.mapper_trainer", "deltaedit.relevance", "common.training")
+)
 StyleGAN2 = host_stand_in.module("core.deltaedit.stylegan2").StyleGAN2
 CompactEncoder = host_stand_in.module("core.deltaedit.encoder").CompactEncoder
 files = host_stand_in.module("core.deltaedit.mapper_files")
@@ -33,75 +36,12 @@ RELEVANCE = {
 }  # fmt: skip
 
 
-class Cancelled(Exception):
-    pass
-
-
-class Bar:
-    """Presses Cancel at a call when told to."""
-
-    press_at = None
-
-    def __init__(self):
-        self.cancelled, self.calls = None, []
-
-    def show(self, done, total, picture=None, text=""):
-        self.calls.append((done, total))
-        type(self).last = self.calls
-        if done == self.press_at:
-            raise Cancelled
-
-    @contextmanager
-    def catching(self):
-        try:
-            yield
-        except Cancelled as pressed:
-            self.cancelled = pressed
-
-    def finish(self):
-        if self.cancelled is not None:
-            raise self.cancelled
-
-
-class Held:
-    """A ``Managed`` network."""
-
-    def __init__(self, network):
-        self.network = network
-
-    def loaded(self):
-        return self.network
-
-
 @pytest.fixture
 def host(monkeypatch, tmp_path):
     """The host's folders and functions, over a temporary folder; ``host.bar.press_at`` presses Cancel."""
-
-    @contextmanager
-    def training_scope(weights, advice=""):
-        with torch.inference_mode(False), torch.enable_grad():
-            yield torch.device("cpu")
-
-    @contextmanager
-    def memory_advice(advice):
-        yield
-
-    def output_path(kind, name, ending=".safetensors"):
-        return tmp_path / kind / f"{name.removesuffix(ending)}{ending}"
-
-    bar = type("Pressed", (Bar,), {})
-    monkeypatch.setattr(NODES, "StoppableBar", bar)
-    monkeypatch.setattr(NODES, "training_scope", training_scope)
-    monkeypatch.setattr(NODES, "memory_advice", memory_advice)
-    monkeypatch.setattr(NODES, "output_path", output_path)
-    monkeypatch.setattr(NODES, "input_folder", lambda name: tmp_path / name)
-    monkeypatch.setattr(NODES, "encoder_file", lambda name: tmp_path / name)
-    monkeypatch.setattr(NODES.Managed, "make", staticmethod(lambda make: Held(make())))
-    saving = host_stand_in.module("nodes.common.saving")
-    monkeypatch.setattr(saving, "rescue_folders", lambda: [("the output folder", tmp_path / "output")])
-    host = type("Host", (), {})()
-    host.bar, host.path = bar, tmp_path
-    return host
+    bar = stand_in(monkeypatch, tmp_path, GATHER, TRAIN, RELATE, TRAINING)
+    monkeypatch.setattr(GATHER, "encoder_file", lambda name: tmp_path / name)
+    return SimpleNamespace(bar=bar, path=tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -118,31 +58,23 @@ CLIP = tiny.LinearClip()
 
 def make_latents(generator, clip=CLIP, **options):
     with torch.inference_mode():
-        return NODES.DeltaEditLatents.execute(stylegan2=generator, clip_scorer=clip, **(LATENTS | options)).args
+        return GATHER.DeltaEditLatents.execute(stylegan2=generator, clip_scorer=clip, **(LATENTS | options)).args
 
 
 def train(latents, **options):
     with torch.inference_mode():
-        mapper, *others = NODES.DeltaEditMapperTrainer.execute(delta_latents=latents, **(TRAINER | options)).args
+        mapper, *others = TRAIN.DeltaEditMapperTrainer.execute(delta_latents=latents, **(TRAINER | options)).args
     return mapper.network, *others
 
 
 def relate(latents, **options):
     with torch.inference_mode():
-        return NODES.RelevanceMatrix.execute(delta_latents=latents, **(RELEVANCE | options)).args
+        return RELATE.RelevanceMatrix.execute(delta_latents=latents, **(RELEVANCE | options)).args
 
 
 @pytest.fixture
 def latents(host, generator):
     return make_latents(generator)[0]
-
-
-def refusal(function, *args, **kwargs):
-    with pytest.raises(EditingError) as caught:
-        function(*args, **kwargs)
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence, sentence
-    return sentence
 
 
 def test_latents_are_saved_and_loaded_when_asked_for_again(host, generator):
@@ -165,7 +97,6 @@ def test_latents_stopped_go_on(host, generator):
     host.bar.press_at = 16
     with pytest.raises(Cancelled):
         make_latents(generator)
-    host.bar.press_at = None
     assert len(load_latents(host.path / "delta_latents" / "faces.safetensors")) == 16
     latents, report = make_latents(generator)
     assert "24 added to 16" in report and torch.equal(latents.convs, whole.convs)
@@ -189,9 +120,9 @@ def test_latents_of_a_folder_need_an_encoder(host, generator):
     wrong = CompactEncoder(3, 6, 16, (8, 8), 16)
     save_encoder(host.path / "wrong.safetensors", wrong)
     refusal(make_latents, generator, folder="faces", style_encoder="wrong.safetensors", filename="others")
-    first = NODES.DeltaEditLatents.fingerprint_inputs(folder="faces")
+    first = GATHER.DeltaEditLatents.fingerprint_inputs(folder="faces")
     Image.new("RGB", (16, 16)).save(host.path / "faces" / "new.png")
-    assert NODES.DeltaEditLatents.fingerprint_inputs(folder="faces") != first
+    assert GATHER.DeltaEditLatents.fingerprint_inputs(folder="faces") != first
 
 
 def test_latents_that_the_disk_refuses_are_rescued(host, generator, monkeypatch):
@@ -213,7 +144,7 @@ def test_latents_that_the_disk_refuses_are_rescued(host, generator, monkeypatch)
 def test_a_mapper_is_trained_saved_and_protected(host, latents):
     mapper, plot, report = train(latents)
     saved = files.load_mapper(host.path / "delta_mappers" / "mine.safetensors")
-    assert all(torch.equal(value, mapper.state_dict()[name]) for name, value in saved.state_dict().items())
+    assert same(saved, mapper)
     assert saved.relevance.matrix.shape == (latents.layout.width, 10)
     torch.testing.assert_close(saved.relevance.matrix, mapper.relevance.matrix)
     assert plot.ndim == 4 and "saved mine.safetensors" in report and "cosine" in report
@@ -230,13 +161,12 @@ def test_a_stopped_training_goes_on_to_the_same_mapper(host, latents):
     host.bar.press_at = 4
     with pytest.raises(Cancelled):
         train(latents)
-    host.bar.press_at = None
     state = host.path / "mapper_trainings" / "mine.safetensors"
     assert state.exists() and (host.path / "delta_mappers" / "mine.safetensors").exists(), "the best so far is kept"
     assert "exists already" in refusal(train, latents)
     assert "another seed" in refusal(train, latents, resume=True, seed=1, overwrite=True)
     made = train(latents, resume=True)[0]
-    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in made.state_dict().items())
+    assert same(made, whole)
     files.save_mapper(
         host.path / "delta_mappers" / "mine.safetensors", train(latents, filename="b", seed=7)[0], None, True
     )
@@ -251,7 +181,7 @@ def test_resume_begins_a_training_where_there_is_none(host, latents):
 
 
 def test_cancel_before_a_look_keeps_what_there_is(host, latents, monkeypatch):
-    monkeypatch.setattr(NODES, "SHOW_EVERY", 1)
+    monkeypatch.setattr(TRAINING, "SHOW_EVERY", 1)
     host.bar.press_at = 1
     with pytest.raises(Cancelled):
         train(latents, check_every=100)
@@ -264,7 +194,7 @@ def test_a_full_disk_loses_no_mapper(host, latents, disk):
     assert "It is kept as mine.safetensors in the output folder" in report
     assert "The progress to go on from could not be saved: mine.safetensors could not be written" in report
     kept = files.load_mapper(host.path / "output" / "mine.safetensors")
-    assert all(torch.equal(value, kept.state_dict()[name]) for name, value in mapper.state_dict().items())
+    assert same(mapper, kept)
     host.bar.press_at = 4
     _, _, report = train(latents)  # Cancel is not obeyed: it would lose this
     assert "It is kept as mine_2.safetensors" in report
@@ -306,9 +236,9 @@ def test_progress_of_another_is_never_replaced_unasked(host, latents, generator)
 
 
 def test_0_leaves_a_presets_values():
-    fast = NODES.trainer_settings("fast", steps=7, batch=0, learning_rate=0.0, seed=0)
+    fast = TRAIN.trainer_settings("fast", steps=7, batch=0, learning_rate=0.0, seed=0)
     assert (fast.steps, fast.batch, fast.learning_rate) == (7, 256, 3e-3)
-    released = NODES.trainer_settings("released", steps=7, batch=0, learning_rate=0.1, seed=4)
+    released = TRAIN.trainer_settings("released", steps=7, batch=0, learning_rate=0.1, seed=4)
     assert (released.batch, released.learning_rate, released.seed, released.standardise) == (64, 0.1, 4, False)
 
 
@@ -331,18 +261,16 @@ def test_relevance_by_perturbation_goes_on_and_tells_its_cost(host, latents, gen
     host.bar.press_at = 12
     with pytest.raises(Cancelled):
         relate(latents, **wires)
-    host.bar.press_at = None
     (state,) = (host.path / "mapper_trainings").iterdir()
     assert state.name == "matrix.probing.safetensors"
     assert "another amount" in refusal(relate, latents, amount=1.0, **wires)
     made, _ = relate(latents, **wires)
-    assert host.bar.last[0][0] == 16 and torch.equal(made.matrix, whole.matrix) and not state.exists()
+    assert host.bar.shown[0][0] == 16 and torch.equal(made.matrix, whole.matrix) and not state.exists()
     host.bar.press_at = 12
     with pytest.raises(Cancelled):
         relate(latents, filename="c", **wires)
-    host.bar.press_at = None
     anew, _ = relate(latents, filename="c", overwrite=True, amount=1.0, **wires)
-    assert host.bar.last[0][0] == 4 and not torch.equal(anew.matrix, whole.matrix)
+    assert host.bar.shown[0][0] == 4 and not torch.equal(anew.matrix, whole.matrix)
     other = tiny.LinearClip(seed=4)
     assert "another CLIP" in refusal(relate, latents, filename="d", **(wires | {"clip_scorer": other}))
     assert "covariance, perturbation" in refusal(relate, latents, filename="d", method="guessing")

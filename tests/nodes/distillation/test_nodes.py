@@ -1,17 +1,18 @@
 """Distil Edit Trainer and Distilled Edit under the stand-in host: what they keep, tell and refuse."""
 
 import importlib
-from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from semantic_editing.tests.nodes.stand_ins import Cancelled, Held, same, stand_in
+from semantic_editing.tests.refusals import refusal
 from semantic_editing.tools import host_stand_in
 
-host_stand_in.load_pack()
-TRAINER = host_stand_in.module("nodes.distillation.trainer")
-EDIT = host_stand_in.module("nodes.distillation.edit")
-EditingError = host_stand_in.module("core.errors").EditingError
+TRAINER, EDIT, TRAINING = (
+    host_stand_in.module(f"nodes.{name}") for name in ("distillation.trainer", "distillation.edit", "common.training")
+)
 network = host_stand_in.module("core.distillation.network")
 files = host_stand_in.module("core.distillation.files")
 save_picture = host_stand_in.module("core.images.files").save_picture
@@ -25,46 +26,6 @@ WIDGETS = {
     "clip_gain": 0.0, "overlap": 0.0, "keep_outside": True, "flip": True, "augmentation": 1.0, "learning_rate": 0.002,
     "check_every": 2,
 }  # fmt: skip
-
-
-class Cancelled(Exception):
-    pass
-
-
-class Bar:
-    """Presses Cancel at a call when told to."""
-
-    press_at = None
-
-    def __init__(self):
-        self.cancelled = None
-
-    def show(self, done, total, picture=None, text=""):
-        if done == self.press_at:
-            raise Cancelled
-
-    @contextmanager
-    def catching(self):
-        try:
-            yield
-        except Cancelled as pressed:
-            self.cancelled = pressed
-
-    def finish(self):
-        if self.cancelled is not None:
-            raise self.cancelled
-
-
-class Held:
-    """A ``Managed`` network."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, network):
-        self.network = network
-
-    def loaded(self):
-        return self.network
 
 
 class Colours:
@@ -83,36 +44,10 @@ class Colours:
 @pytest.fixture
 def host(monkeypatch, tmp_path):
     """The host's folders and functions, over a temporary folder; ``host.bar.press_at`` presses Cancel."""
-
-    @contextmanager
-    def training_scope(weights, advice=""):
-        with torch.inference_mode(False), torch.enable_grad():
-            yield torch.device("cpu")
-
-    @contextmanager
-    def memory_advice(advice):
-        yield
-
-    bar = type("Pressed", (Bar,), {})
     monkeypatch.setitem(TRAINER.SHAPES, "tiny", network.EditorShape(2, (8, 8), 1))
-    for module in (TRAINER, EDIT):
-        monkeypatch.setattr(module, "StoppableBar", bar)
-        monkeypatch.setattr(module.Managed, "make", staticmethod(lambda make: Held(make())))
-    monkeypatch.setattr(TRAINER, "training_scope", training_scope)
-    monkeypatch.setattr(TRAINER, "counting_bar", lambda: lambda done, total: None)
-    monkeypatch.setattr(TRAINER, "input_folder", lambda name: tmp_path / name)
-    monkeypatch.setattr(
-        TRAINER, "output_path", lambda kind, name, ending=".safetensors": tmp_path / kind / f"{name}{ending}"
-    )
-    monkeypatch.setattr(EDIT, "memory_advice", memory_advice)
-    monkeypatch.setattr(EDIT, "resolve_file", lambda kind, name: tmp_path / kind / name)
+    bar = stand_in(monkeypatch, tmp_path, TRAINER, TRAINING, EDIT)
     monkeypatch.setattr(EDIT, "file_fingerprint", lambda kind, name: str((tmp_path / kind / name).stat().st_mtime_ns))
-    monkeypatch.setattr(
-        host_stand_in.module("nodes.common.saving"), "rescue_folders", lambda: [("the output folder", tmp_path / "out")]
-    )
-    host = type("Host", (), {})()
-    host.bar, host.path = bar, tmp_path
-    return host
+    return SimpleNamespace(bar=bar, path=tmp_path)
 
 
 def train(before=BEFORE, after=AFTER, **options):
@@ -125,18 +60,6 @@ def edit(image, made, strength=1.0, edit_file="none"):
     wires = {} if made is None else {"distilled_edit": Held(made)}
     with torch.inference_mode():
         return EDIT.DistilledEdit.execute(image, edit_file, strength, True, **wires).args
-
-
-def refusal(function, *args, **options):
-    with pytest.raises(EditingError) as caught:
-        function(*args, **options)
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence
-    return sentence
-
-
-def same(made, other):
-    return all(torch.equal(value, other.state_dict()[name]) for name, value in made.state_dict().items())
 
 
 def test_a_trained_edit_is_saved_told_and_edits(host):
@@ -172,12 +95,11 @@ def test_the_same_from_folders(host):
 
 
 def test_a_stopped_training_goes_on_to_the_same_edit(host, monkeypatch):
-    monkeypatch.setattr(TRAINER, "SHOW_EVERY", 1)
+    monkeypatch.setattr(TRAINING, "SHOW_EVERY", 1)
     whole = train(filename="whole")[0]
     host.bar.press_at = 3
     with pytest.raises(Cancelled):
         train()
-    host.bar.press_at = None
     assert (host.path / "distilled_edits" / "mine.safetensors").exists(), "the best so far is kept"
     assert (host.path / "distillation_trainings" / "mine.safetensors").exists()
     assert "exists already" in refusal(train)
@@ -194,7 +116,7 @@ def test_a_full_disk_loses_no_edit(host, disk):
     made, _, _, report = train()
     assert "It is kept as mine.safetensors in the output folder" in report
     assert "The progress to go on from could not be saved" in report and str(host.path) not in report
-    assert same(files.load_editor(host.path / "out" / "mine.safetensors"), made)
+    assert same(files.load_editor(host.path / "output" / "mine.safetensors"), made)
     host.bar.press_at = 4
     assert "It is kept as mine_2.safetensors" in train()[-1]  # Cancel is not obeyed: it would lose this
 
