@@ -5,21 +5,13 @@ import re
 import pytest
 import torch
 
+from semantic_editing.tests.refusals import refusal
 from semantic_editing.tools import host_stand_in
 
 PACK = host_stand_in.load_pack()
 EditingError = host_stand_in.module("core.errors").EditingError
 GUIDED = {"cfg": 5.0, "guidance": 0.1, "guided_fraction": 1.0, "resolution": "all", "preset": "lockstep"}
 WORDS = {"mode": "auto", "bank": "general", "count": 4, "seed": 0}
-
-
-def refusal(function, *args, **kwargs) -> str:
-    """The one sentence with which ``function`` refuses."""
-    with pytest.raises(EditingError) as caught:
-        function(*args, **kwargs)
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence, sentence
-    return sentence
 
 
 def execute(module: str, node: str, **inputs):

@@ -20,6 +20,7 @@ from semantic_editing.core.deltaedit.alignment import (
 )
 from semantic_editing.core.deltaedit.landmarks import Face, find_faces, parse_landmarks
 from semantic_editing.core.errors import EditingError
+from semantic_editing.tests.refusals import refusal
 
 #: A frontal face in any unit: eyes, nose, corners of the mouth.
 POINTS = torch.tensor([[-1.0, 0.1], [1.0, -0.1], [0.05, 0.9], [-0.7, 1.9], [0.8, 2.0]], dtype=torch.float64)
@@ -216,28 +217,20 @@ def test_batches_are_pasted_row_by_row():
     assert torch.equal(spread[2:], paste_back(photos[2:], crop_of(one, places[1]), before[:1], after[:1])[0])
 
 
-def refused(function, *arguments, **options):
-    with pytest.raises(EditingError) as caught:
-        function(*arguments, **options)
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence, sentence
-    return sentence
-
-
 def test_what_does_not_belong_together_is_refused():
     photo, face = random(1, 3, 20, 24), random(1, 3, 8, 8)
     crop = crop_of(photo, Place(9, 9, 10))
-    assert "24 x 20 pixels" in refused(paste_back, photo, FaceCrop(crop.places, 20, 20), face, face)
-    assert "squares of one size" in refused(paste_back, photo, crop, face, random(1, 3, 9, 9))
-    assert "squares of one size" in refused(paste_back, photo, crop, face[..., :6], face[..., :6])
-    assert "feather is 0.7" in refused(paste_back, photo, crop, face, face, 0.7)
-    assert "2 photos" in refused(paste_back, photo.repeat(2, 1, 1, 1), crop, face, face.repeat(3, 1, 1, 1))
-    assert "not a number" in refused(paste_back, photo, crop, face, face * math.nan)
-    assert "not a number" in refused(crop_faces, photo * math.inf, crop, 8)
-    assert "1 photos and 2" in refused(crop_faces, photo, crop_of(photo, *crop.places * 2), 8)
-    assert "give 5 or 68 points" in refused(ffhq_place, torch.zeros(6, 2))
-    assert "do not show a face" in refused(ffhq_place, torch.ones(5, 2))
-    assert "not a number" in refused(ffhq_place, POINTS * math.nan)
+    assert "24 x 20 pixels" in refusal(paste_back, photo, FaceCrop(crop.places, 20, 20), face, face)
+    assert "squares of one size" in refusal(paste_back, photo, crop, face, random(1, 3, 9, 9))
+    assert "squares of one size" in refusal(paste_back, photo, crop, face[..., :6], face[..., :6])
+    assert "feather is 0.7" in refusal(paste_back, photo, crop, face, face, 0.7)
+    assert "2 photos" in refusal(paste_back, photo.repeat(2, 1, 1, 1), crop, face, face.repeat(3, 1, 1, 1))
+    assert "not a number" in refusal(paste_back, photo, crop, face, face * math.nan)
+    assert "not a number" in refusal(crop_faces, photo * math.inf, crop, 8)
+    assert "1 photos and 2" in refusal(crop_faces, photo, crop_of(photo, *crop.places * 2), 8)
+    assert "give 5 or 68 points" in refusal(ffhq_place, torch.zeros(6, 2))
+    assert "do not show a face" in refusal(ffhq_place, torch.ones(5, 2))
+    assert "not a number" in refusal(ffhq_place, POINTS * math.nan)
 
 
 def faces(*found):
@@ -271,7 +264,7 @@ def test_without_a_face_or_a_library_the_centre_is_taken_and_said(monkeypatch):
     monkeypatch.setattr(landmarks, "installed", lambda: False)
     crop = find_faces(random(1, 3, 64, 64), "auto", 64)
     assert crop.places == (centre_place(64, 64),) and "pip install dlib-bin" in crop.facts[0]
-    assert "No face was found" in refused(facing, alignment="landmarks")
+    assert "No face was found" in refusal(facing, alignment="landmarks")
 
 
 def test_landmarks_without_the_library_are_refused(monkeypatch):
@@ -326,8 +319,8 @@ def test_alignments_that_look_at_no_face():
     assert find_faces(random(1, 3, 64, 64), "none", 64).facts == ("the whole photo",)
     tiny = random(1, 3, 1, 1)
     assert torch.equal(crop_faces(tiny, find_faces(tiny, "centre", 8), 8), tiny.expand(1, 3, 8, 8))
-    assert "use one of: auto" in refused(find_faces, wide, "left", 64)
-    assert "[batch, 3, height, width]" in refused(find_faces, wide[0], "centre", 64)
+    assert "use one of: auto" in refusal(find_faces, wide, "left", 64)
+    assert "[batch, 3, height, width]" in refusal(find_faces, wide[0], "centre", 64)
 
 
 def test_landmarks_as_text():
@@ -341,11 +334,11 @@ def test_landmarks_as_text():
     nested = str(points.tolist())
     torch.testing.assert_close(parse_landmarks(f"{line}\n{nested}", 2)[1], points)
     assert parse_landmarks(" \n ", 3) is None
-    assert "no number" in refused(parse_landmarks, "1 2 x", 1)
-    assert "holds 3 numbers" in refused(parse_landmarks, "1 2 3", 1)
-    assert "2 lines of landmarks for 3" in refused(parse_landmarks, f"{line}\n{line}", 3)
-    assert "characters" in refused(parse_landmarks, "1" * 300_000, 1)
+    assert "no number" in refusal(parse_landmarks, "1 2 x", 1)
+    assert "holds 3 numbers" in refusal(parse_landmarks, "1 2 3", 1)
+    assert "2 lines of landmarks for 3" in refusal(parse_landmarks, f"{line}\n{line}", 3)
+    assert "characters" in refusal(parse_landmarks, "1" * 300_000, 1)
     for far in (1e5, -1e5, math.nan):
-        refused(find_faces, photos, "auto", 64, [points + far] * 2)
-    assert "does not fit a photo of 160 x 160" in refused(find_faces, photos, "landmarks", 64, [points * 40] * 2)
+        refusal(find_faces, photos, "auto", 64, [points + far] * 2)
+    assert "does not fit a photo of 160 x 160" in refusal(find_faces, photos, "landmarks", 64, [points * 40] * 2)
     assert "reaches" in find_faces(photos, "auto", 64, [points + 60] * 2).facts[0]

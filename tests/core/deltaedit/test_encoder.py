@@ -14,6 +14,7 @@ from semantic_editing.core.deltaedit.encoder_files import load_encoder, save_enc
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import load_tensors, save_tensors
 from semantic_editing.core.reading.pickles import read_snapshot_pickle
+from semantic_editing.tests.refusals import refusal
 
 WIDTH = STAGES[-1][0]
 
@@ -209,14 +210,6 @@ def test_files_of_this_pack(tmp_path, half):
             save_encoder(path, encoder)
 
 
-def refused(function, *arguments, **options):
-    with pytest.raises(EditingError) as caught:
-        function(*arguments, **options)
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence, sentence
-    return sentence
-
-
 class Evil:
     def __reduce__(self):
         return Path.touch, (Path("never"),)
@@ -226,24 +219,24 @@ def test_unusable_files_are_refused_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     encoder, path = random_encoder(), tmp_path / "a.pt"
     gone = ("latlayer1.bias", "body.2.res_layer.1.weight")
-    sentence = refused(load, published(path, encoder, drop=gone))
+    sentence = refusal(load, published(path, encoder, drop=gone))
     assert all(f"lacks {name}" in sentence for name in gone)
-    assert "of shape [3, 2, 2]" in refused(load, published(path, encoder, mean=torch.ones(3, 2, 2)))
-    assert "lacks latent_avg" in refused(load, published(path, encoder, mean=False))
-    assert "no weights" in refused(load, published(path, encoder, prefix="other."))
-    assert "holds a Something" in refused(load, published(path, encoder, opts={"encoder_type": "Something"}))
-    sentence = refused(load, published(path, encoder), rows=6)
+    assert "of shape [3, 2, 2]" in refusal(load, published(path, encoder, mean=torch.ones(3, 2, 2)))
+    assert "lacks latent_avg" in refusal(load, published(path, encoder, mean=False))
+    assert "no weights" in refusal(load, published(path, encoder, prefix="other."))
+    assert "holds a Something" in refusal(load, published(path, encoder, opts={"encoder_type": "Something"}))
+    sentence = refusal(load, published(path, encoder), rows=6)
     assert "9 rows" in sentence and "6 rows of 32, for 16 pixels" in sentence
-    assert "refused" in refused(load, published(path, encoder, opts={"x": Evil()})) and not Path("never").exists()
-    assert "does not fit" in refused(load_encoder, published(path, encoder), 9, WIDTH)  # the full size's 24 units
-    assert "not found" in refused(load, tmp_path / "absent.pt")
+    assert "refused" in refusal(load, published(path, encoder, opts={"x": Evil()})) and not Path("never").exists()
+    assert "does not fit" in refusal(load_encoder, published(path, encoder), 9, WIDTH)  # the full size's 24 units
+    assert "not found" in refusal(load, tmp_path / "absent.pt")
     path.write_bytes(b"PK\x03\x04 nothing")
-    refused(load, path)
+    refusal(load, path)
     safe = save_encoder(tmp_path / "a.safetensors", encoder)
     tensors, metadata = load_tensors(safe)
     for shape in ("{}", metadata["shape"].replace('"side": 32', '"side": 48'), metadata["shape"].replace("e4e", "x")):
-        refused(load, save_tensors(safe, tensors, metadata | {"shape": shape}, overwrite=True))
+        refusal(load, save_tensors(safe, tensors, metadata | {"shape": shape}, overwrite=True))
     save_tensors(safe, tensors | {"extra": torch.ones(1)}, metadata, overwrite=True)
-    assert "has extra too much" in refused(load, safe)
+    assert "has extra too much" in refusal(load, safe)
     save_tensors(safe, tensors | {"latlayer1.bias": torch.ones(1)}, metadata, overwrite=True)
-    assert "latlayer1.bias of shape [1] instead of [32]" in refused(load, safe)
+    assert "latlayer1.bias of shape [1] instead of [32]" in refusal(load, safe)

@@ -11,9 +11,9 @@ from PIL import Image
 from semantic_editing.core.deltaedit.encoder import CompactEncoder
 from semantic_editing.core.deltaedit.latents import FILE_FORMAT, LatentsBuilder, Origin, load_latents, resized
 from semantic_editing.core.deltaedit.relevance_probe import ProbeSettings, RelevanceProbe
-from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import load_tensors, save_tensor_parts, save_tensors
 from semantic_editing.tests.core.deltaedit.tiny_latents import LinearClip, linear_world, seeded, tiny_generator
+from semantic_editing.tests.refusals import refusal
 
 GENERATOR, CLIP = tiny_generator(), LinearClip()
 
@@ -47,14 +47,6 @@ def builder(path, encoder=None, generator=GENERATOR, clip=CLIP, **options):
     return LatentsBuilder(
         lambda: generator, clip, path, origin, None if encoder is None else lambda: encoder, batch=2, **options
     )
-
-
-def refusal(function, *args, **kwargs):
-    with pytest.raises(EditingError) as caught:
-        function(*args, **kwargs)
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence, sentence
-    return sentence
 
 
 def test_samples_are_the_generators_of_their_seeds_and_are_drawn_for_clip(tmp_path):

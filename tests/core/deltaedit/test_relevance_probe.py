@@ -11,20 +11,13 @@ from semantic_editing.core.deltaedit.relevance import BOTH, COVARIANCE, PERTURBA
 from semantic_editing.core.deltaedit.relevance_probe import ProbeSettings, RelevanceProbe, by_covariance
 from semantic_editing.core.errors import EditingError
 from semantic_editing.tests.core.deltaedit.tiny_latents import LinearClip, linear_world, seeded, tiny_generator
+from semantic_editing.tests.refusals import refusal
 
 SETTINGS = ProbeSettings(faces=3, amount=2.0, batch=12)
 
 
 class Stop(Exception):
     pass
-
-
-def refusal(function, *args, **kwargs):
-    with pytest.raises(EditingError) as caught:
-        function(*args, **kwargs)
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence, sentence
-    return sentence
 
 
 class Planted:

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from semantic_editing.core.deltaedit.mapper import condition
 from semantic_editing.core.deltaedit.training import PRESETS, MapperSettings, MapperTrainer, delta_loss
-from semantic_editing.core.errors import EditingError
 from semantic_editing.core.training import made_with, resume_training, save_training
 from semantic_editing.tests.core.deltaedit.tiny_latents import linear_world, seeded
+from semantic_editing.tests.refusals import refusal
 
 LATENTS, STYLES = linear_world()
 SMALL = {"hidden": 16, "batch": 8, "steps": 12, "check_every": 4, "warm_up": 3}
@@ -39,14 +39,6 @@ def stopped(trainer, after):
     with pytest.raises(Stop):
         trainer.run(callback)
     return trainer
-
-
-def refusal(function, *args, **kwargs):
-    with pytest.raises(EditingError) as caught:
-        function(*args, **kwargs)
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence, sentence
-    return sentence
 
 
 def test_loss_is_the_mean_square_over_channels_plus_one_minus_cosine():

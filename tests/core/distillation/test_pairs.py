@@ -1,7 +1,6 @@
 """Pairs: folders, the filter by CLIP and overlap, and what of a pair is the edit."""
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -14,9 +13,9 @@ from semantic_editing.core.distillation.pairs import (
     only_edited,
     read_pairs,
 )
-from semantic_editing.core.errors import EditingError
 from semantic_editing.core.images.difference import changed_region, difference_map
 from semantic_editing.tests.core.distillation.tiny_edit import green_to_red, seeded
+from semantic_editing.tests.refusals import refusal
 
 PAIRS = green_to_red(6)
 
@@ -37,14 +36,6 @@ class Colours:
 def cosines(pictures, axis):
     means = pictures.double().mean((2, 3)).numpy()
     return np.array([mean[axis] / np.sqrt((mean**2).sum()) for mean in means])
-
-
-def refusal(function, *args, **options):
-    with pytest.raises(EditingError) as caught:
-        function(*args, **options)
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence
-    return sentence
 
 
 def test_gains_are_differences_of_cosines_and_overlaps_shares_that_stay():

@@ -17,10 +17,10 @@ from semantic_editing.core.distillation.training import (
     region_means,
     shifted,
 )
-from semantic_editing.core.errors import EditingError
 from semantic_editing.core.files import load_tensors, save_tensors
 from semantic_editing.core.training import made_with, resume_training, save_training
 from semantic_editing.tests.core.distillation.tiny_edit import TINY, green_to_red, seeded
+from semantic_editing.tests.refusals import refusal
 
 PAIRS = green_to_red()
 SMALL = {"steps": 6, "batch": 4, "check_every": 2, "warm_up": 2}
@@ -42,14 +42,6 @@ def stopped(trainer, after):
     with pytest.raises(Stop):
         trainer.run(callback)
     return trainer
-
-
-def refusal(function, *args, **options):
-    with pytest.raises(EditingError) as caught:
-        function(*args, **options)
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence
-    return sentence
 
 
 def same(made, other):

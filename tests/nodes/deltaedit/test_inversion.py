@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from semantic_editing.tests.refusals import refusal
 from semantic_editing.tools import host_stand_in
 
 PACK = host_stand_in.load_pack()
@@ -12,14 +13,6 @@ alignment = host_stand_in.module("core.deltaedit.alignment")
 Encoder = host_stand_in.module("core.deltaedit.encoder").CompactEncoder
 Generator = host_stand_in.module("core.deltaedit.stylegan2").StyleGAN2
 save_encoder = host_stand_in.module("core.deltaedit.encoder_files").save_encoder
-
-
-def refused(function, *arguments, **options):
-    with pytest.raises(EditingError) as caught:
-        function(*arguments, **options)
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence, sentence
-    return sentence
 
 
 def paste(photo, crop, before, after, feather=0.1):
@@ -48,7 +41,7 @@ def test_paste_takes_and_gives_images():
     torch.testing.assert_close(image[1, 2:10, 4:12], expected)
     grey = paste(photo[..., :1], crop, face, face)[0]
     assert grey.shape == (1, 12, 16, 3) and torch.equal(grey[..., 2], photo[..., 0])
-    assert "wire the photo that" in refused(paste, photo[:, :10], crop, face, face)
+    assert "wire the photo that" in refusal(paste, photo[:, :10], crop, face, face)
 
 
 @pytest.fixture
@@ -75,7 +68,7 @@ def test_the_encoder_is_kept_until_its_file_or_the_generator_changes(folder):
     assert ROOM.encoder_named("a.safetensors", generator).widths == (8, 16)
     assert len(ROOM._KEPT) == 1
     other = Generator(16, {4: 8, 8: 8, 16: 8}, 8, 1)
-    assert "for 8 pixels, and the generator wants 6 rows of 8, for 16" in refused(
+    assert "for 8 pixels, and the generator wants 6 rows of 8, for 16" in refusal(
         ROOM.encoder_named, "a.safetensors", other
     )
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from semantic_editing.tests.refusals import refusal
 from semantic_editing.tools import host_stand_in
 
 PACK = host_stand_in.load_pack()
@@ -27,14 +28,6 @@ def folder(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "resolve_file", lambda kind, name: tmp_path / name)
     monkeypatch.setattr(MODELS, "output_path", lambda kind, name: tmp_path / f"{name}.safetensors")
     return tmp_path
-
-
-def refusal(function, **inputs):
-    with pytest.raises(EditingError) as caught:
-        function(**inputs)
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence, sentence
-    return sentence
 
 
 def vision(name, heads=0):

@@ -3,15 +3,14 @@ refusals."""
 
 import json
 import re
-from contextlib import contextmanager
 
 import pytest
 import torch
 
 from semantic_editing.tests.core.regions.tiny_search import SIZES, SPOTS, Shop, WantsBox, box_at, looking, tiny_image
+from semantic_editing.tests.nodes.stand_ins import Cancelled, stand_in
 from semantic_editing.tools import host_stand_in
 
-host_stand_in.load_pack()
 generator, trainer, widgets = (
     host_stand_in.module(f"nodes.regions.{name}") for name in ("generator", "trainer", "search_inputs")
 )
@@ -19,45 +18,13 @@ BOX = box_at(SPOTS[0], SIZES[1])
 KEEP, STOP = widgets.KEEP, widgets.STOP
 
 
-class Interrupted(Exception):
-    pass
-
-
-class Bar:
-    """A StoppableBar; Cancel is pressed once, at ``press`` boxes."""
-
-    press = None
-    shown = None
-
-    def __init__(self):
-        self.cancelled = None
-
-    def show(self, done, total, picture=None):
-        Bar.shown.append((done, total, picture))
-        if Bar.press == done:
-            Bar.press = None
-            raise Interrupted
-
-    @contextmanager
-    def catching(self):
-        try:
-            yield
-        except Interrupted as pressed:
-            self.cancelled = pressed
-
-    def finish(self):
-        if self.cancelled is not None:
-            raise self.cancelled
-
-
 @pytest.fixture(autouse=True)
-def host(monkeypatch):
+def bar(monkeypatch, tmp_path):
+    """The nodes' bar, which presses Cancel once at ``press_at`` boxes; their cache is a new one."""
     cache = host_stand_in.module("core.regions.cache").RenderCache()
-    monkeypatch.setattr(Bar, "press", None)
-    monkeypatch.setattr(Bar, "shown", [])
     for module in (generator, trainer):
-        monkeypatch.setattr(module, "StoppableBar", Bar)
         monkeypatch.setattr(module, "CACHE", cache)
+    return stand_in(monkeypatch, tmp_path, generator, trainer)
 
 
 def defaults(node, **changed):
@@ -130,15 +97,15 @@ def test_a_second_run_with_a_larger_budget_only_adds():
     assert (len(first.calls), len(second.calls)) == (4, 3) and "rendered 3 fully" in report
 
 
-def test_the_bar_counts_boxes_and_shows_renders():
+def test_the_bar_counts_boxes_and_shows_renders(bar):
     generate(strategy="exact")
-    pictures = [(done, total, picture.size) for done, total, picture in Bar.shown if picture is not None]
+    pictures = [(done, total, picture.size) for done, total, picture in bar.shown if picture is not None]
     assert pictures == [(done, 9, (40, 24)) for done in range(1, 10)]
 
 
-def test_cancel_hands_out_the_best_so_far_and_the_next_run_goes_on():
+def test_cancel_hands_out_the_best_so_far_and_the_next_run_goes_on(bar):
     before = generator.RegionBoxGenerator.fingerprint_inputs(seed=0)
-    Bar.press, first = 5, Shop()
+    bar.press_at, first = 5, Shop()
     found = generate(strategy="exact", region_editor=first)
     assert (
         found["boxes"][0] == list(BOX) and len(found["boxes"]) == len(first.calls) == 5 and "stopped" in found["report"]
@@ -150,13 +117,13 @@ def test_cancel_hands_out_the_best_so_far_and_the_next_run_goes_on():
 
 
 @pytest.mark.parametrize(("press", "choice"), [(5, STOP), (0, KEEP)])
-def test_cancel_can_stop_everything_and_does_where_nothing_was_found(press, choice):
-    Bar.press = press
+def test_cancel_can_stop_everything_and_does_where_nothing_was_found(bar, press, choice):
+    bar.press_at = press
     shop = Shop()
     shop.make = type(
         "Slow", (shop.make,), {"render": lambda self, *a, **k: self.progress(None) or Shop().make().render(*a, **k)}
     )
-    with pytest.raises(Interrupted):
+    with pytest.raises(Cancelled):
         generate(strategy="exact", on_cancel=choice, region_editor=shop)
     assert shop.diary[-1] == "close"
 
@@ -207,8 +174,8 @@ def test_the_papers_schedule_and_lines_of_text():
     assert "learned in 5 epochs" in train(schedule=trainer.SCHEDULES[1], **lines)[2]
 
 
-def test_cancelled_training_keeps_what_was_learned_and_goes_on():
-    Bar.press, first = 4, Shop()
+def test_cancelled_training_keeps_what_was_learned_and_goes_on(bar):
+    bar.press_at, first = 4, Shop()
     fresh = host_stand_in.module("core.regions.network").RegionNetwork(48, 3, vision=looking().identity)
     network, _, report = train(region_editor=first, region_network=fresh)
     assert "stopped" in report and len(first.calls) == 4
