@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .errors import EditingError
+from .errors import CutTextWarning, EditingError
 
 #: Text encoder -> token vectors; ``[n, D]`` of one prompt or ``[B, n, D]`` of several. SDXL has two encoders, "clip_l"
 #: and "clip_g".
@@ -17,6 +18,19 @@ TokenVectors = Mapping[str, Tensor]
 MAX_TOKENS = 75
 #: Text encoders by the width of their vectors, for published files that do not name theirs.
 ENCODER_OF_WIDTH = {768: "clip_l 768", 1024: "clip_h 1024"}
+
+
+def warn_of_cut(texts: Iterable[str], lengths: Iterable[int], most: int) -> None:
+    """Warn, on behalf of the caller's caller, of texts that fill all tokens which a text encoder reads.
+
+    Args:
+        lengths: of the texts in tokens, from the start to the end token; cut where the encoder cuts.
+        most: that the encoder reads.
+    """
+    for text, length in zip(texts, lengths, strict=True):
+        if length >= most:
+            message = f"The text {text[:40]!r} fills all {most} tokens that the text encoder reads; what is beyond is "
+            warnings.warn(message + "left out, so shorten it.", CutTextWarning, stacklevel=3)
 
 
 class TokenVectorEncoder(Protocol):

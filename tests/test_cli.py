@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from semantic_editing.core.demo import showcase_deltaedit as style_showcase
 from semantic_editing.core.demo import showcase_regions as region_showcase
 from semantic_editing.core.demo.data import FOLDER, TOKENIZER
 from semantic_editing.core.diffusers.checkpoint import load_checkpoint
-from semantic_editing.core.errors import EditingError
+from semantic_editing.core.errors import CutTextWarning, EditingError
 from semantic_editing.core.pix2pix_zero.edit_direction import EditDirection
 from semantic_editing.tests.core.tiny_models import tiny_scheduler, tiny_unet
 
@@ -154,8 +155,21 @@ def test_without_a_source_the_target_is_added_to_the_caption(tmp_path, sd1, imag
     assert "adding 'wearing a hat' to the caption" in capsys.readouterr().out
     assert run("two.png", "--target", " ", "--caption", "an owl") == 2
     assert "The target is empty" in capsys.readouterr().err
-    assert run("three.png", "--target", "at night", "--caption", "an owl " * 40) == 0
-    assert "the caption fills all 77 tokens" in capsys.readouterr().out
+    with warnings.catch_warnings(record=True) as doubled:
+        warnings.simplefilter("always", CutTextWarning)
+        assert run("three.png", "--target", "at night", "--caption", "an owl " * 40) == 0
+    assert not [warning for warning in doubled if warning.category is CutTextWarning]
+    said = capsys.readouterr().out
+    assert "the caption fills all 77 tokens" in said and "the caption with the target fills all 77 tokens" in said
+
+
+def test_whoever_else_encodes_a_text_that_is_cut_is_warned(sd1):
+    model = load_checkpoint(sd1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CutTextWarning)
+        model.encode_text(["", "an owl"])
+    with pytest.warns(CutTextWarning, match=r"^The text 'an owl .* fills all 77 tokens .*\.$"):
+        model.encode_text(["an owl", "an owl " * 40])
 
 
 def test_a_direction_file_replaces_the_words_direction(tmp_path, sd1, image, capsys):

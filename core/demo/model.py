@@ -28,6 +28,7 @@ from ..models.model_folder import (
 )
 from ..models.model_settings import transformers_settings
 from ..reading.libraries import library
+from ..token_vectors import warn_of_cut
 from .data import FOLDER, TOKENIZER, DemoData, DemoPair, damaged
 
 if TYPE_CHECKING:
@@ -101,9 +102,12 @@ class DemoModel(DemoData):
     def encode_text(self, texts: Iterable[str]) -> Tensor:
         """Texts -> last hidden states after the final LayerNorm, ``[B, 77, D]``, as Stable Diffusion 1 uses them.
 
-        Attention is causal and padding is attended. "" is the unconditional text.
+        Attention is causal and padding is attended. "" is the unconditional text. It warns of texts that it cuts.
         """
-        states: Tensor = self.clip.text_model(input_ids=self.tokenize(texts)).last_hidden_state
+        texts = list(texts)
+        ids = self.tokenize(texts)
+        warn_of_cut(texts, (ids != END_OF_TEXT).sum(1).add(1).tolist(), TEXT_LENGTH)
+        states: Tensor = self.clip.text_model(input_ids=ids).last_hidden_state
         return states
 
     def encode_image(self, images: Tensor) -> Tensor:

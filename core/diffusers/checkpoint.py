@@ -19,6 +19,7 @@ from ..models.model_folder import (
     refusing,
 )
 from ..reading.libraries import library
+from ..token_vectors import warn_of_cut
 from .checkpoint_shapes import Prediction
 from .denoiser import DiffusersDenoiser, TextCond
 from .single_file import load_single_file
@@ -73,9 +74,11 @@ class Checkpoint:
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Texts -> ``(embeds [B, 77, D], pooled [B, P] for SDXL, else None)`` in fp32."""
+        """Texts -> ``(embeds [B, 77, D], pooled [B, P] for SDXL, else None)`` in fp32; warns of texts that it cuts."""
+        texts = list(texts)
+        warn_of_cut(texts, map(len, self.token_ids(texts)), self.pipeline.tokenizer.model_max_length)
         encoded = self.pipeline.encode_prompt(
-            prompt=list(texts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            prompt=texts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return encoded[0].float(), encoded[2].float() if self.is_xl else None
 

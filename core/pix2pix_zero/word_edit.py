@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..errors import EditingError
+from ..errors import CutTextWarning, EditingError
 from ..spdinv.invert import spdinv
 from ..spdinv.solvers import SPDInvSettings
 from .edit_direction import TOKENS, EditDirection, sentence_direction
@@ -99,7 +100,9 @@ def edit_by_words(
             that returns NaN.
     """
     try:
-        return _edit(model, image, request, report)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CutTextWarning)  # the report tells of a caption that is cut
+            return _edit(model, image, request, report)
     except torch.OutOfMemoryError as error:
         raise EditingError(
             "The device ran out of memory; use a smaller --size, --dtype float16 or --device cpu."
@@ -110,8 +113,7 @@ def _edit(
     model: TextToImageModel, image: Tensor, request: WordEdit, report: Callable[[str], None]
 ) -> tuple[Tensor, str]:
     caption = _caption(request)
-    if len(model.token_ids([caption])[0]) >= TOKENS:
-        report(f"the caption fills all {TOKENS} tokens that the text encoder reads; what is beyond is left out")
+    _tell_if_cut(model, caption, report)
     direction = _direction(model, request, caption, report)
     embeds, pooled = model.encode_text([caption])
     source_cond = model.cond(embeds, pooled)
@@ -139,6 +141,11 @@ def _caption(request: WordEdit) -> str:
     return f"a photo of {noun_phrase(' '.join(request.source.split()) or 'something')}"
 
 
+def _tell_if_cut(model: TextToImageModel, text: str, report: Callable[[str], None], name: str = "the caption") -> None:
+    if len(model.token_ids([text])[0]) >= TOKENS:
+        report(f"{name} fills all {TOKENS} tokens that the text encoder reads; what is beyond is left out")
+
+
 def _direction(
     model: TextToImageModel, request: WordEdit, caption: str, report: Callable[[str], None]
 ) -> EditDirection:
@@ -163,6 +170,7 @@ def _direction(
             raise EditingError("The target is empty; write what the picture shall show.")
         report(f"adding {target!r} to the caption")
         added = f"{caption.rstrip(' ,.')}, {target}"
+        _tell_if_cut(model, added, report, "the caption with the target")
         return sentence_direction(
             model.encode_text, [caption], [added], encoder_name=model.encoder_name, source=caption, target=added
         )

@@ -28,6 +28,7 @@ from ..models.model_folder import (
     read_index,
 )
 from ..prints.weights import WeightPrint, weight_print
+from ..token_vectors import warn_of_cut
 from .editors import Quality
 from .paste import Framing, check_quality, paste, repainted_cells
 
@@ -78,12 +79,13 @@ class TokenModel:
         return weight_print(parameter for network in networks for parameter in network.parameters())
 
     def encode_text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts -> pooled ``[B, P]`` and the last but one layer's states ``[B, L, D]``."""
+        """Texts -> pooled ``[B, P]`` and the last but one layer's states ``[B, L, D]``; warns of texts that it cuts."""
         length = self.tokenizer.model_max_length
-        ids = self.tokenizer(
+        read = self.tokenizer(
             list(texts), return_tensors="pt", padding="max_length", truncation=True, max_length=length
-        ).input_ids
-        output = self.text_encoder(ids.to(self.text_encoder.device), output_hidden_states=True)
+        )
+        warn_of_cut(texts, read.attention_mask.sum(1).tolist(), length)
+        output = self.text_encoder(read.input_ids.to(self.text_encoder.device), output_hidden_states=True)
         return output.text_embeds, output.hidden_states[-2]
 
     def encode(self, image: Tensor) -> Tensor:

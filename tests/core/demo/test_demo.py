@@ -13,7 +13,7 @@ from semantic_editing.core.classifiers.convnet import AttributeClassifier, load_
 from semantic_editing.core.demo.caso_recipes import RECIPES
 from semantic_editing.core.demo.data import FOLDER, DemoData, embedding_files, pictures_without
 from semantic_editing.core.demo.model import CLIP_ROWS, DemoModel, expand_token_table, load_demo_model
-from semantic_editing.core.errors import EditingError
+from semantic_editing.core.errors import CutTextWarning, EditingError
 from semantic_editing.core.files import save_tensors
 from semantic_editing.core.metrics.image import psnr
 
@@ -82,7 +82,9 @@ def test_attention_is_causal(demo):
 
 
 def test_words_never_seen_and_long_texts_can_be_encoded(demo):
-    states = demo.encode_text(["a zebra quantum", "a person " * 100])
+    with pytest.warns(CutTextWarning, match=r"^The text 'a person .* fills all 77 tokens .*\.$") as told:
+        states = demo.encode_text(["a zebra quantum", "a person " * 100])
+    assert len(told) == 1 and told[0].filename == __file__
     assert states.shape == (2, 77, demo.unet.config.cross_attention_dim)
     assert torch.isfinite(states).all()
 

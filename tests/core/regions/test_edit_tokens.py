@@ -12,7 +12,7 @@ from diffusers import AmusedInpaintPipeline, AmusedScheduler, UVit2DModel, VQMod
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from semantic_editing.core.demo.data import TOKENIZER
-from semantic_editing.core.errors import EditingError
+from semantic_editing.core.errors import CutTextWarning, EditingError
 from semantic_editing.core.regions.edit_tokens import TokenEditor, TokenEditSettings, TokenModel, load_token_model
 from semantic_editing.core.regions.paste import Framing
 
@@ -131,6 +131,13 @@ def test_is_diffusers_own_inpainting_inside_the_box(components, model, cfg):
     outside[4:12, 8:20] = False
     assert torch.equal(result[..., outside], image[..., outside])
     assert not torch.equal(result, image) and model.evaluations.forward == 5 * (1 if cfg == 1 else 2)
+
+
+@torch.no_grad()
+def test_a_text_that_is_cut_is_told(model):
+    with pytest.warns(CutTextWarning, match=r"^The text 'a face .* fills all 77 tokens .*\.$") as told:
+        model.encode_text([TEXT, "a face " * 40])
+    assert len(told) == 1
 
 
 @torch.no_grad()
