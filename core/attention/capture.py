@@ -2,7 +2,8 @@
 
 A control lives for one network evaluation, so that what it keeps is of one step at most. What it keeps are the queries
 and keys, in the network's own type; maps are built where they are compared, a layer at a time, because they are the
-larger thing by far (77 numbers in fp32 for every pixel and head, where a query has 40 to 160 in fp16).
+larger thing by far (77 numbers in fp32 for every pixel and head, where a query has 40 to 160 in fp16). They attend by
+torch's own function and not by :attr:`~.site.Site.attend`, because a host's may have no gradient.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from ..denoiser import Denoiser
 from ..errors import EditingError
-from .site import Site
+from .site import Site, fused_attention
 
 #: Cross-attention layer (:attr:`Site.index`), branch, and which chunk of that branch (a host may split it by areas).
 MapKey = tuple[int, int, int]
@@ -61,12 +61,6 @@ def apply_maps(maps: Tensor, v: Tensor) -> Tensor:
     """``maps [B, heads, N, M]`` times ``v [B, heads, M, d]``, in the dtype of ``v``."""
     with torch.autocast(v.device.type, enabled=False):
         return maps.to(v.dtype) @ v
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Plain attention, ``[B, heads, N, d]`` in the dtype of ``v`` also under autocast, without a map in memory."""
-    with torch.autocast(q.device.type, enabled=False):
-        return scaled_dot_product_attention(q, k, v)
 
 
 class _Chunks:
@@ -120,7 +114,7 @@ class CaptureMaps:
         self.seen.update(self._chunks.split(q.detach(), k.detach(), site))
         if self._until and self._until == self.seen.keys():
             raise LastLayerSeen
-        return attend(q, k, v)
+        return fused_attention(q, k, v)
 
 
 class MapLoss:
@@ -179,7 +173,7 @@ class MapLoss:
                 self._awaited.discard(key)
         if self._awaited is not None and not self._awaited:
             raise LastLayerSeen
-        return attend(q, k, v)
+        return fused_attention(q, k, v)
 
     def _matching(self, key: MapKey, q: Tensor, k: Tensor) -> Projections:
         reference = self.reference.get(key)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -16,8 +17,9 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Torch's own attention, which builds no maps."""
-    return scaled_dot_product_attention(q, k, v)
+    """Torch's own attention, which builds no maps: differentiable, in the dtype of ``v`` also under autocast."""
+    with torch.autocast(q.device.type, enabled=False):
+        return scaled_dot_product_attention(q, k, v)
 
 
 @dataclass(frozen=True)

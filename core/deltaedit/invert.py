@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from ..denoiser import check_finite
 from ..errors import EditingError
+from ..images.sizes import resized
 from .encoder import StyleEncoder
 from .style_code import StyleCode
 from .stylegan2 import StyleGAN2
@@ -99,7 +99,7 @@ def _encoded(
     generator: StyleGAN2, encoder: StyleEncoder, target: Tensor, passes: int, tell: Callable[[], None]
 ) -> tuple[Tensor, list[Tensor]]:
     """The best W+ of some passes, and its error after the first and after all (one entry where there is one pass)."""
-    seen = encoder(_fitted(target, encoder.side))
+    seen = encoder(resized(target, encoder.side, -1))
     if seen.ndim != 3 or not seen.isfinite().all():
         raise EditingError("The style encoder made codes that are no numbers; check its file, or run it in 32 bits.")
     best = current = seen
@@ -109,7 +109,7 @@ def _encoded(
         raise EditingError("The generator made pictures that are no numbers; check its file, or run it in 32 bits.")
     tell()
     for _ in range(passes - 1):
-        current = current + seen - encoder(_fitted(rebuilt, encoder.side))
+        current = current + seen - encoder(resized(rebuilt, encoder.side, -1))
         rebuilt = generator(current)
         new = _errors(rebuilt, target)
         better = new < error  # never true of a NaN
@@ -172,15 +172,6 @@ def _spread(generator: StyleGAN2) -> float:
 def _errors(rebuilt: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each picture, of -1..1."""
     return (rebuilt - target).square().mean((1, 2, 3))
-
-
-def _fitted(pictures: Tensor, side: int) -> Tensor:
-    """Pictures of the size that an encoder looks at: means of what a pixel covers, or smoothly enlarged."""
-    if pictures.shape[-1] > side:
-        return functional.adaptive_avg_pool2d(pictures, (side, side))
-    if pictures.shape[-1] < side:
-        return functional.interpolate(pictures, (side, side), mode="bilinear")
-    return pictures
 
 
 def _facts(errors: list[float], passes: int, steps: int) -> str:

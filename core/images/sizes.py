@@ -57,8 +57,12 @@ def at_photo_size(photo: Tensor, edited: Tensor) -> Tensor:
     return functional.interpolate(edited, own, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def resized(pictures: Tensor, side: int) -> Tensor:
-    """``pictures [B, 3, H, W]`` in 0..1 at another side: means where whole pixels fall together, bicubic otherwise."""
+def resized(pictures: Tensor, side: int, black: float = 0.0) -> Tensor:
+    """``pictures [B, 3, H, W]`` in 0..1 at another side: means where whole pixels fall together, bicubic otherwise.
+
+    Args:
+        black: the lowest value; -1 for pictures in -1..1.
+    """
     if pictures.shape[-1] % side == 0:
         return functional.interpolate(pictures, size=(side, side), mode="area")
-    return functional.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    return functional.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True).clamp(black, 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.images.sizes import at_photo_size
+from semantic_editing.core.images.sizes import at_photo_size, resized
 
 
 def photo(height, width, count=1):
@@ -47,3 +47,13 @@ def test_one_photo_stands_for_a_batch_of_edits_and_other_counts_are_refused():
 def test_another_shape_is_refused_with_what_to_do():
     with pytest.raises(EditingError, match=r"512 x 512 and the photo 900 x 600.*scale the photo without cropping"):
         at_photo_size(torch.zeros(1, 3, 600, 900), torch.zeros(1, 3, 512, 512))
+
+
+@pytest.mark.parametrize("black", [0.0, -1.0])
+def test_another_side_is_means_of_whole_pixels_or_bicubic_within_the_range(black):
+    pictures = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0)).round() * (1 - black) + black
+    assert torch.equal(resized(pictures, 12, black), pictures)
+    torch.testing.assert_close(resized(pictures, 4, black), pictures.unfold(2, 3, 3).unfold(3, 3, 3).mean((-1, -2)))
+    larger = resized(pictures, 30, black)
+    assert larger.shape == (2, 3, 30, 30) and float(larger.min()) == black and float(larger.max()) == 1
+    assert float(resized(pictures, 7, black).mean()) == pytest.approx(float(pictures.mean()), abs=0.05)
