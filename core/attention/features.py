@@ -1,19 +1,41 @@
-"""Controls that keep what residual blocks put out and put it in place elsewhere: :mod:`.store` of features."""
+"""Showing controls what residual blocks put out, and controls that keep it and put it in place elsewhere: :mod:`.store`
+of features."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import EditingError
-from .site import Block, FeatureSite, Kind, Site
+from .site import Block, FeatureControl, FeatureSite, Kind, Site
 from .store import OTHER_AREAS, OTHER_PARTS, SourceMissing
 
 #: Part of the U-Net, residual block (:attr:`FeatureSite.index`), branch, and which chunk of that branch.
 FeatureKey = tuple[Block, int, int, int]
+
+
+@contextmanager
+def features_shown(sites: Iterable[tuple[nn.Module, FeatureSite]], control: object | None) -> Iterator[None]:
+    """Show what the layers at ``sites`` put out inside the ``with`` block to ``control``, where it is a
+    :class:`~.site.FeatureControl` and wants it; its hooks are gone at the end, whatever happens.
+    """
+    if not isinstance(control, FeatureControl):
+        yield
+        return
+    feature = control.feature
+    handles = []
+    try:
+        for layer, site in sites:
+            if control.wants_feature(site):
+                handles.append(layer.register_forward_hook(lambda _, __, out, site=site: feature(out, site)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class StoreFeatures:

@@ -10,12 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..attention.features import features_shown
 from ..attention.site import AttentionControl
 from ..denoiser import Evaluations, ModelIdentity, PerLevel, ddim_grid, weight_signature
 from ..errors import EditingError
 from ..prints.weights import weight_print
 from .attention import controlled
-from .features import features_controlled
+from .features import feature_sites
 
 PREDICTIONS: dict[str, Literal["eps", "v"]] = {"epsilon": "eps", "v_prediction": "v"}
 LATENT_SCALE = 8  # pixels per latent pixel of every Stable Diffusion VAE, for SDXL's size conditioning
@@ -192,7 +193,7 @@ class DiffusersDenoiser:
         with (
             frozen(self.unet),
             controlled(self.unet, control, size, branches),
-            features_controlled(self.unet, control, branches),
+            features_shown(feature_sites(self.unet, branches), control),
         ):
             network_input = sample.to(device, dtype).repeat(count if own is None else 1, 1, 1, 1)
             output = self.unet(

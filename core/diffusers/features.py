@@ -1,38 +1,13 @@
-"""Feature control in a diffusers U-Net: handing what residual blocks put out to a control for one call."""
+"""The residual blocks of a diffusers U-Net, for controls of what they put out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from ..attention.site import Block, FeatureControl, FeatureSite
-
-
-@contextmanager
-def features_controlled(unet: nn.Module, control: object | None, branches: tuple[int, ...]) -> Iterator[None]:
-    """Show the residual blocks of the calls made inside the ``with`` block to ``control``, where it is a
-    :class:`FeatureControl`; its hooks are gone at the end, whatever happens.
-
-    Args:
-        unet: a ``UNet2DConditionModel``.
-        branches: see :class:`~..attention.site.Site`.
-    """
-    if not isinstance(control, FeatureControl):
-        yield
-        return
-    feature = control.feature
-    handles = []
-    try:
-        for layer, site in feature_sites(unet, branches):
-            if control.wants_feature(site):
-                handles.append(layer.register_forward_hook(lambda _, __, out, site=site: feature(out, site)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+from ..attention.site import Block, FeatureSite
 
 
 def feature_sites(unet: Any, branches: tuple[int, ...] = (0,)) -> Iterator[tuple[nn.Module, FeatureSite]]:

@@ -17,9 +17,10 @@ import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from torch import Tensor
 
+from ...core.attention.features import features_shown
 from ...core.attention.site import Attend, AttentionControl, Kind, Site
 from ...core.errors import EditingError
-from .features import features_controlled
+from .features import feature_sites
 from .gradients import scale_gradient
 
 BLOCKS: dict[str, Literal["down", "mid", "up"]] = {"input": "down", "middle": "mid", "output": "up"}
@@ -92,7 +93,7 @@ def with_control(
         override = _Override(control, table, context.shape[1], options.get("optimized_attention_override"), factor)
         override.numbers, override.replaced_self = numbers, set(whole["self"])
         options["optimized_attention_override"] = override
-        with features_controlled(network, control, override.branches(options)):
+        with features_shown(feature_sites(network, override.branches(options)), control):
             return executor(x, timesteps, context, y, residuals, options, **rest)
 
     changed = comfy.model_patcher.create_model_options_clone(model_options)

@@ -17,12 +17,10 @@ from ...core.regions.search import Example, RegionSearch
 from ...core.regions.settings import STRATEGIES, LearningSettings, Strategy
 from ..common.inputs import seed_input
 from ..common.reports import report_output, shown
-from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
 from .editors import RegionEditor
 from .models import RegionNetworkType
 from .search_inputs import (
-    CACHE,
     CATEGORY,
     DEFAULTS,
     MOST_SEED,
@@ -39,9 +37,9 @@ from .search_inputs import (
     pictures_of,
     require_editor,
     search_settings,
+    searched,
     strategy_input,
     wanted_mask,
-    watching,
 )
 
 STOPS = Stops()
@@ -278,23 +276,11 @@ class RegionBoxGenerator(io.ComfyNode):
                 f"There are {len(pictures)} images and {len(masks)} masks; wire one image and at most one mask "
                 "(Region Network Trainer takes many)."
             )
-        bar = StoppableBar()
         with torch.inference_mode(False), torch.no_grad():
-            example = Example(pictures, source_text, target_text, masks[0])
-            search = RegionSearch(
-                [example],
-                vision_features,
-                clip_scorer,
-                region_editor.open,
-                settings,
-                region_network,
-                CACHE,
-                watching(bar),
+            examples = [Example(pictures, source_text, target_text, masks[0])]
+            search, stopped = searched(
+                STOPS, on_cancel, examples, vision_features, clip_scorer, region_editor, settings, region_network
             )
-            with bar.catching():
-                search.run()
-            if stopped := STOPS.settle(bar, on_cancel, lambda: bool(search.candidates())):
-                search.learn_from_known()
             remarks = ["stopped: these are the best so far" if stopped else "", region_editor.title, remark]
             return cls.outputs(search, most_candidates, remarks)
 

@@ -10,16 +10,19 @@ from torch import Tensor
 
 from ...core.errors import EditingError
 from ...core.images.contact_sheet import to_picture
+from ...core.models.clip import ClipScorer
+from ...core.models.vision_features import VisionFeatures
 from ...core.regions.cache import RenderCache
+from ...core.regions.network import RegionNetwork
 from ...core.regions.proposals import DEFAULT_SIZES
 from ...core.regions.rewards import LossWeights
-from ...core.regions.search import SearchSettings, Watch
+from ...core.regions.search import Example, RegionSearch, SearchSettings, Watch
 from ...core.regions.settings import LearningSettings
 from ..common.sockets import ClipScorerType, VisionFeaturesType
 from ..common.trajectory_edit import edit_mask
 from ..host.progress import StoppableBar
 from ..host.schema import io, widget
-from .editors import RegionEditorType
+from .editors import RegionEditor, RegionEditorType
 
 CATEGORY = "semantic editing/regions"
 KEEP, STOP = "use the best so far", "stop everything"
@@ -292,3 +295,26 @@ class Stops:
             bar.finish()
         self.count += 1
         return True
+
+
+def searched(
+    stops: Stops,
+    on_cancel: str,
+    examples: list[Example],
+    vision_features: VisionFeatures,
+    clip_scorer: ClipScorer,
+    region_editor: RegionEditor,
+    settings: SearchSettings,
+    region_network: RegionNetwork | None,
+) -> tuple[RegionSearch, bool]:
+    """The search for ``examples``, and whether it was stopped and has what was found until then (:class:`Stops`)."""
+    bar = StoppableBar()
+    search = RegionSearch(
+        examples, vision_features, clip_scorer, region_editor.open, settings, region_network, CACHE, watching(bar)
+    )
+    with bar.catching():
+        search.run()
+    stopped = stops.settle(bar, on_cancel, lambda: any(search.candidates(number) for number in range(len(examples))))
+    if stopped:
+        search.learn_from_known()
+    return search, stopped

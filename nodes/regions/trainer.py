@@ -14,17 +14,15 @@ from ...core.models.clip import ClipScorer
 from ...core.models.vision_features import VisionFeatures
 from ...core.regions.network import RegionNetwork
 from ...core.regions.picture import policy_report, search_report
-from ...core.regions.search import Example, RegionSearch
+from ...core.regions.search import Example
 from ...core.regions.settings import STRATEGIES, LearningSettings, Strategy
 from ..common.image_inputs import gathered
 from ..common.inputs import seed_input
 from ..common.reports import plot_output, report_output, shown
-from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
 from .editors import RegionEditor
 from .models import RegionNetworkType
 from .search_inputs import (
-    CACHE,
     CATEGORY,
     DEFAULTS,
     MOST_SEED,
@@ -38,8 +36,8 @@ from .search_inputs import (
     pictures_of,
     require_editor,
     search_settings,
+    searched,
     strategy_input,
-    watching,
 )
 
 STOPS = Stops()
@@ -222,26 +220,11 @@ class RegionNetworkTrainer(io.ComfyNode):
         if settings.learning.strategy == "policy":
             raise EditingError("The strategy policy learns nothing; use exact, halving, sampled or soft mask to train.")
         pictures, skipped = gathered(folder, images, image_size)
-        bar = StoppableBar()
         with torch.inference_mode(False), torch.no_grad():
             examples = examples_of(pictures_of(pictures)[0], source_text, target_text)
-            search = RegionSearch(
-                examples,
-                vision_features,
-                clip_scorer,
-                region_editor.open,
-                settings,
-                region_network,
-                CACHE,
-                watching(bar),
+            search, stopped = searched(
+                STOPS, on_cancel, examples, vision_features, clip_scorer, region_editor, settings, region_network
             )
-            with bar.catching():
-                search.run()
-            stopped = STOPS.settle(
-                bar, on_cancel, lambda: any(search.candidates(number) for number in range(len(examples)))
-            )
-            if stopped:
-                search.learn_from_known()
             assert search.learner is not None
             plot = curves_plot({"expected loss": {"training": search.learner.history}})[None]
             remark = "stopped: this is what was learned so far" if stopped else ""

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from world import ASSETS, ATTRIBUTES, HAIRED, caption, load, visible
+from world import ASSETS, ATTRIBUTES, HAIRED, NAMING, caption, load, visible
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.classifiers.convnet import AttributeClassifier
@@ -72,29 +72,8 @@ def zero_shot(demo: DemoModel, pictures: Tensor, labels: list[dict[str, str]]) -
 
 def asked(text: str, labels: dict[str, str]) -> list[str]:
     """The attributes that a caption made from these labels names, as far as the eye can judge them."""
-    words = {
-        "glasses": ["glasses", "eyeglasses", "sunglasses"],
-        "facial_hair": ["beard", "bearded", "mustache", "shaven"],
-        "mouth": [
-            "smiling",
-            "smile",
-            "happy face",
-            "sad",
-            "frowning",
-            "mouth",
-            "shocked",
-            "serious",
-            "neutral",
-            "tongue",
-        ],
-        "eyes": ["eyes", "winking", "wink", "in love", "squinting"],
-        "skin": ["skin"],
-        "background": ["background", "wall"],
-        "clothes": ["hoodie", "suit", "sweater", "shirt", "overalls"],
-        "top": ["short", "long", "curly", "bun", "bob", "hat", "winter hat", "beanie", "bald", "no hair"],
-    }
     parts = text.replace(",", " ,") + " "
-    named = [attribute for attribute, options in words.items() if any(f" {word} " in parts for word in options)]
+    named = [attribute for attribute, options in NAMING.items() if any(f" {word} " in parts for word in options)]
     if f"{labels['hair_color']} hair" in text or f"{labels['hair_color']} bob" in text:
         named.append("hair_color")
     if "clothes" in named:

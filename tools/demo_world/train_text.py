@@ -19,7 +19,7 @@ import torch
 from loop import Steps, descend
 from torch import Tensor, nn
 from transformers import CLIPModel
-from world import ASSETS, ATTRIBUTES, END, HEADS, Words, describe, load
+from world import ASSETS, ATTRIBUTES, END, HEADS, NAMING, Words, describe, load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.demo.model import expand_token_table
@@ -107,29 +107,8 @@ def texts(
 
 def part_names(part: str, labels: dict[str, str]) -> dict[str, str]:
     """The labels that one part of a caption of these labels names."""
-    words = {
-        "glasses": ("glasses", "eyeglasses", "sunglasses"),
-        "facial_hair": ("beard", "bearded", "mustache", "shaven"),
-        "mouth": (
-            "smiling",
-            "smile",
-            "happy face",
-            "sad",
-            "frowning",
-            "mouth",
-            "shocked",
-            "serious",
-            "neutral",
-            "tongue",
-        ),
-        "eyes": ("eyes", "winking", "wink", "in love", "squinting"),
-        "skin": ("skin",),
-        "background": ("background", "wall"),
-        "clothes": ("hoodie", "suit", "sweater", "shirt", "overalls"),
-        "top": ("short", "long", "curly", "bun", "bob", "hat", "beanie", "bald", "no hair", "winter hat"),
-    }
     padded = f" {part} "
-    about = {a: labels[a] for a, options in words.items() if any(f" {word} " in padded for word in options)}
+    about = {a: labels[a] for a, options in NAMING.items() if any(f" {word} " in padded for word in options)}
     if any(f" {labels['hair_color']} {noun} " in padded for noun in ("hair", "bob", "beard", "mustache")):
         about["hair_color"] = labels["hair_color"]
     if "clothes" in about:

@@ -69,6 +69,19 @@ TOP = {
     "bald": ["bald", "with no hair"],
 }
 ABSENT = {"glasses": ["without glasses", "no glasses"], "facial_hair": ["without a beard", "no beard"]}
+#: Words of a caption by the attribute that they name; the colour of hair and of clothes is named beside its noun.
+NAMING = {
+    "glasses": ("glasses", "eyeglasses", "sunglasses"),
+    "facial_hair": ("beard", "bearded", "mustache", "shaven"),
+    "mouth": (
+        "smiling", "smile", "happy face", "sad", "frowning", "mouth", "shocked", "serious", "neutral", "tongue",
+    ),
+    "eyes": ("eyes", "winking", "wink", "in love", "squinting"),
+    "skin": ("skin",),
+    "background": ("background", "wall"),
+    "clothes": ("hoodie", "suit", "sweater", "shirt", "overalls"),
+    "top": ("short", "long", "curly", "bun", "bob", "hat", "beanie", "bald", "no hair", "winter hat"),
+}  # fmt: skip
 HEADS = [
     "a portrait of a person",
     "a cartoon of a person",

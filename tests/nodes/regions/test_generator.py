@@ -21,10 +21,8 @@ KEEP, STOP = widgets.KEEP, widgets.STOP
 @pytest.fixture(autouse=True)
 def bar(monkeypatch, tmp_path):
     """The nodes' bar, which presses Cancel once at ``press_at`` boxes; their cache is a new one."""
-    cache = host_stand_in.module("core.regions.cache").RenderCache()
-    for module in (generator, trainer):
-        monkeypatch.setattr(module, "CACHE", cache)
-    return stand_in(monkeypatch, tmp_path, generator, trainer)
+    monkeypatch.setattr(widgets, "CACHE", host_stand_in.module("core.regions.cache").RenderCache())
+    return stand_in(monkeypatch, tmp_path, widgets)
 
 
 def defaults(node, **changed):
