@@ -311,7 +311,11 @@ def test_a_path_that_cannot_be_told_is_refused_first(tmp_path, capsys, command):
 def test_demo_writes_a_sheet_pictures_and_measures(tmp_path, monkeypatch, capsys):
     if not (FOLDER / "classifier.safetensors").is_file():
         pytest.skip("no classifier file yet")
+    # Of each kind of edit a few, and a few steps: the others go the same way.
     monkeypatch.setattr(showcase, "EDITS", ("mouth: sad to smile", "background: blue to green"))
+    monkeypatch.setattr(caso_showcase, "MOST", 2)
+    monkeypatch.setattr(region_showcase, "EDITS", dict([*region_showcase.EDITS.items()][:1]))
+    monkeypatch.setattr(style_showcase, "REFINE", 3)
     expand = showcase.expand_words
     monkeypatch.setattr(
         showcase, "expand_words", lambda words, count, **options: expand(words, 8, **options)

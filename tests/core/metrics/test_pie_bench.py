@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -476,18 +477,26 @@ def test_the_command_hands_the_vision_model_the_published_range_unclipped(tmp_pa
         assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_command_prints_both_tables_and_writes_the_figures_of_every_picture(tmp_path, capsys):
-    folder = made_folder(tmp_path / "bench", {"7": {**ENTRY, "mask": [0, 512 * 256]}}, side=512)
-    save(tmp_path / "edited" / ENTRY["image_path"], flat(0.8, 0, 0, side=512))
+def test_the_command_prints_both_tables_and_writes_the_figures_of_every_picture(tmp_path, monkeypatch, capsys):
+    """On a small picture: the double-precision SSIM of one of the benchmark's size takes most of a minute."""
+    side, command = 64, script()
+    folder = made_folder(tmp_path / "bench", {"7": {**ENTRY, "mask": [0, side * side // 2]}}, side=side)
+    monkeypatch.setattr(command, "read_pie_bench", partial(read_pie_bench, side=side))
+    save(tmp_path / "edited" / ENTRY["image_path"], flat(0.8, 0, 0, side=side))
     written = tmp_path / "out" / "figures.json"
-    script().main(["--bench", str(folder), "--edited", str(tmp_path / "edited"), "--json", str(written)])
+    command.main(["--bench", str(folder), "--edited", str(tmp_path / "edited"), "--json", str(written)])
     said = capsys.readouterr().out
     assert all(f"| {variant}: type of edit |" in said for variant in VARIANTS)
     published, corrected = json.loads(written.read_text())
     assert (published["variant"], corrected["variant"]) == VARIANTS
     first, second = (result["rows"][1]["figures"]["psnr"] for result in (published, corrected))
-    # The lower half is unedited: 256 x 512 pixels, of which the ring takes the last row and both outer columns.
-    assert first - second == pytest.approx(10 * math.log10(512 * 512 / (255 * 510)), abs=1e-4)
+    # The lower half is unedited: 32 x 64 pixels, of which the ring takes the last row and both outer columns.
+    assert first - second == pytest.approx(10 * math.log10(64 * 64 / (31 * 62)), abs=1e-4)
+
+
+def test_the_benchmarks_own_pictures_are_512_pixels_wide(tmp_path):
+    folder = made_folder(tmp_path, {"7": {**ENTRY, "mask": [512 * 511, 512]}}, side=512)
+    assert read_pie_bench(folder)[0].mask.shape[-2:] == (512, 512)
 
 
 def test_the_command_says_in_one_sentence_why_not(tmp_path):

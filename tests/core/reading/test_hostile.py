@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from semantic_editing.core.models import model_folder, model_settings
 from semantic_editing.core.models.clip import load_open_clip, load_transformers_clip
 from semantic_editing.core.models.vision_features import load_vision_features
 from semantic_editing.core.reading import libraries
+from semantic_editing.core.reading.kinds import KINDS
 from semantic_editing.core.reading.pickles import MAX_OPCODES, read_network_pickle
 from semantic_editing.core.regions.network import RegionNetwork
 
@@ -52,8 +54,31 @@ def little_memory():
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def made(name, folder):
-    return SAMPLES[name].make(folder)
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """Samples by name, made once: ``(folder, what a loader is given in it)``."""
+    home, known = tmp_path_factory.mktemp("samples"), {}
+
+    def find(name):
+        if name not in known:
+            folder = home / str(len(known))
+            folder.mkdir()
+            known[name] = folder, SAMPLES[name].make(folder).relative_to(folder)
+        return known[name]
+
+    return find
+
+
+@pytest.fixture
+def made(originals):
+    """A sample's own copy in a folder, and its path there."""
+
+    def copy(name, folder):
+        source, path = originals(name)
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        return folder / path
+
+    return copy
 
 
 def changed(file, **settings):
@@ -71,16 +96,24 @@ from semantic_editing.benchmarks.fuzz import Watch
 from semantic_editing.benchmarks.fuzz_mutations import EVIL, HOSTILE
 from semantic_editing.benchmarks.fuzz_samples import SAMPLES
 from semantic_editing.core.errors import EditingError
+from semantic_editing.core.reading import kinds
 
 #: These do not end the loading by themselves.
 QUIET = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "tokenizer_class")
-watch, home, found = Watch(), Path(sys.argv[1]), {}
+watch, home, found, reached, original = Watch(), Path(sys.argv[1]), {}, set(), kinds.check_size
+
+def noted(source, kind):
+    reached.add(kind)
+    return original(source, kind)
+
+for module in list(sys.modules.values()):
+    if getattr(module, "check_size", None) is original:
+        module.check_size = noted
 
 def seen(name, path, folder):
     watch.seen, watch.folder = [], str(folder)
     try:
-        SAMPLES[name].load(path)
-        said = ""
+        said = "" if SAMPLES[name].load(path) is not None or name == "training" else "nothing was loaded"
     except EditingError as error:
         said = str(error)
     watch.folder = ""
@@ -109,20 +142,32 @@ for number, (name, sample) in enumerate(SAMPLES.items()):
             if (path / code).parent.is_dir():
                 (path / code).write_text(EVIL)
         found[name].append(seen(name, path, folder))
-print(json.dumps(found))
+print(json.dumps({"found": found, "kinds": sorted(reached)}))
 """
 
 
-def test_no_loader_goes_online_starts_a_process_or_imports_from_a_folder(tmp_path):
-    """An audit hook watches every loader on its undamaged sample, and in folders on hostile settings and code."""
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """What every loader said and did, undamaged and in hostile folders, and the kinds of file that were read."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment = {key: value for key, value in environment.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
     done = subprocess.run(
-        [sys.executable, "-c", AUDIT, str(tmp_path)],
+        [sys.executable, "-c", AUDIT, str(tmp_path_factory.mktemp("audit"))],
         capture_output=True, text=True, timeout=550, env=environment, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_fuzzers_undamaged_samples_load_and_are_of_every_kind(audited):
+    needed = {"perceptual network"} if SAMPLES["network of LPIPS"].missing() else set()
+    assert set(audited["kinds"]) | needed == set(KINDS)
+    assert all(tries[0][0] == "" for tries in audited["found"].values())
+
+
+def test_no_loader_goes_online_starts_a_process_or_imports_from_a_folder(audited):
+    """An audit hook watches every loader on its undamaged sample, and in folders on hostile settings and code."""
+    found = audited["found"]
     assert set(found) == {name for name, sample in SAMPLES.items() if not sample.missing()}
     for name, tries in found.items():
         assert tries[0] == ["", [], []], f"{name}, undamaged: {tries[0]}"
@@ -135,7 +180,7 @@ def test_no_loader_goes_online_starts_a_process_or_imports_from_a_folder(tmp_pat
 
 @pytest.mark.parametrize("name", FOLDERS)
 @pytest.mark.parametrize("code", ["None.py", "deeper/evil.PY", "a.pyc", "b.so"])
-def test_a_model_folder_with_code_is_refused_before_a_library_sees_it(tmp_path, monkeypatch, name, code):
+def test_a_model_folder_with_code_is_refused_before_a_library_sees_it(made, tmp_path, monkeypatch, name, code):
     path = made(name, tmp_path)
     (path / code).parent.mkdir(exist_ok=True)
     (path / code).write_text(EVIL)
@@ -146,7 +191,7 @@ def test_a_model_folder_with_code_is_refused_before_a_library_sees_it(tmp_path, 
 
 
 @pytest.mark.parametrize("kind", ["timm_wrapper", "auto", "../vit", 5, None, ["vit"], "hf-hub:timm/vit", "bert"])
-def test_only_listed_kinds_of_network_are_passed_on(tmp_path, kind):
+def test_only_listed_kinds_of_network_are_passed_on(made, tmp_path, kind):
     path = made("classifier folder", tmp_path)
     changed(path / "config.json", model_type=kind, architecture="hf-hub:timm/vit_base_patch16_224")
     with pytest.raises(EditingError, match=r"use one of .*vit"):
@@ -159,7 +204,7 @@ def test_only_listed_kinds_of_network_are_passed_on(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", FOLDERS[:5])
-def test_settings_that_are_not_known_change_nothing(tmp_path, name):
+def test_settings_that_are_not_known_change_nothing(made, tmp_path, name):
     """Attention from a hub, code, quantisation and whatever else: the network is what it was."""
     path = made(name, tmp_path)
     before = SAMPLES[name].load(path)
@@ -172,7 +217,7 @@ def test_settings_that_are_not_known_change_nothing(tmp_path, name):
         assert getattr(again, attribute, None) == getattr(before, attribute, None)
 
 
-def test_a_tokenizer_asks_nothing_and_takes_nothing_but_byte_pairs(tmp_path, monkeypatch):
+def test_a_tokenizer_asks_nothing_and_takes_nothing_but_byte_pairs(made, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks on the terminal"))
     path = made("CLIP folder", tmp_path)
     expected = load_transformers_clip(path).text_features(["a cat"])
@@ -186,7 +231,7 @@ def test_a_tokenizer_asks_nothing_and_takes_nothing_but_byte_pairs(tmp_path, mon
         load_transformers_clip(path)
 
 
-def test_a_class_that_model_index_names_is_compared_and_never_looked_up(tmp_path):
+def test_a_class_that_model_index_names_is_compared_and_never_looked_up(made, tmp_path):
     path = made("diffusers folder", tmp_path)
     before = (path / "model_index.json").read_text()
     for part, entry in (
@@ -240,7 +285,7 @@ def test_two_threads_that_load_at_once_leave_the_environment_as_it_was(monkeypat
 @pytest.mark.parametrize(
     "name", [*FOLDERS, "own classifier of transformers", "single file", "OpenCLIP file", "torchvision classifier"]
 )
-def test_no_library_builds_a_network_online(tmp_path, monkeypatch, name):
+def test_no_library_builds_a_network_online(made, tmp_path, monkeypatch, name):
     """A configuration that made one look something up would find the hub closed."""
     if SAMPLES[name].missing():
         pytest.skip(f"{SAMPLES[name].missing()} is not installed")
@@ -259,7 +304,7 @@ def test_no_library_builds_a_network_online(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", ["OpenCLIP file", "CLIP folder", "vision folder", "single file"])
-def test_loading_draws_no_random_numbers(tmp_path, name):
+def test_loading_draws_no_random_numbers(made, tmp_path, name):
     """The networks are filled with random numbers first; the person's next ones stay what they were."""
     if SAMPLES[name].missing():
         pytest.skip(f"{SAMPLES[name].missing()} is not installed")
@@ -269,7 +314,7 @@ def test_loading_draws_no_random_numbers(tmp_path, name):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_index_that_points_elsewhere_is_refused(tmp_path):
+def test_an_index_that_points_elsewhere_is_refused(made, tmp_path):
     path = made("vision folder of two files", tmp_path)
     index = path / "model.safetensors.index.json"
     before = json.loads(index.read_text())
@@ -296,7 +341,7 @@ def test_a_region_network_that_claims_to_be_large(tmp_path, little_memory):
     "setting", ["hidden_size", "num_hidden_layers", "num_labels", "image_size", "intermediate_size"]
 )
 @pytest.mark.parametrize("value", [60_000, 2**31, 10**12, -1, 0, 1e9, "60000", [60_000] * 4])
-def test_a_configuration_that_claims_a_large_network(tmp_path, little_memory, setting, value):
+def test_a_configuration_that_claims_a_large_network(made, tmp_path, little_memory, setting, value):
     path = made("classifier folder", tmp_path)
     changed(path / "config.json", id2label=None, label2id=None)
     changed(path / "config.json", **{setting: value})
@@ -321,7 +366,7 @@ def test_every_setting_is_used_as_its_form_promises(setting):
 
 
 @pytest.mark.parametrize("setting", [{"hidden_size": 60_000, "intermediate_size": 60_000}, {"num_hidden_layers": 200}])
-def test_a_saved_classifier_that_claims_a_large_network(tmp_path, little_memory, setting):
+def test_a_saved_classifier_that_claims_a_large_network(made, tmp_path, little_memory, setting):
     path = made("own classifier of transformers", tmp_path)
     tensors, metadata = load_tensors(path)
     architecture = json.loads(metadata["architecture"])
@@ -340,7 +385,7 @@ def test_an_architecture_larger_than_the_file_is_not_built(tmp_path, little_memo
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_a_diffusers_part_that_claims_to_be_large(tmp_path, little_memory, part):
+def test_a_diffusers_part_that_claims_to_be_large(made, tmp_path, little_memory, part):
     path = made("diffusers folder", tmp_path)
     before = (path / part / "config.json").read_text()
     for settings in (
@@ -367,14 +412,14 @@ def header_of(path, change):
 
 @pytest.mark.parametrize("shape", [[20_000_000, 0], [0, 2**40], [2**62, 0, 4]])
 @pytest.mark.parametrize("name", ["training", "vision file", "demo classifier", "inversion"])
-def test_tensors_of_nothing_may_not_claim_rows(tmp_path, little_memory, name, shape):
+def test_tensors_of_nothing_may_not_claim_rows(made, tmp_path, little_memory, name, shape):
     path = made(name, tmp_path)
     header_of(path, lambda header: header.update(rows={"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}))
     with pytest.raises(EditingError, match=r"a tensor of an unknown kind|damaged or not a safetensors"):
         SAMPLES[name].load(path)
 
 
-def test_a_training_that_claims_steps_it_has_no_rows_of(tmp_path, little_memory):
+def test_a_training_that_claims_steps_it_has_no_rows_of(made, tmp_path, little_memory):
     path = made("training", tmp_path)
     tensors, metadata = load_tensors(path)
     progress = json.loads(metadata["progress"])
@@ -425,13 +470,19 @@ def test_pickles_that_take_more_than_they_weigh(tmp_path, monkeypatch, little_me
     assert sorted(os.listdir(tmp_path)) == ["a.pt"]
 
 
-@pytest.mark.parametrize("load", LOADERS)
-def test_compressed_files_are_refused_everywhere(tmp_path, little_memory, load):
-    plain = tmp_path / "plain.pt"
+@pytest.fixture(scope="module")
+def compressed():
+    """A pickle whose one tensor is compressed: 600 MiB in less than one."""
+    plain = io.BytesIO()
     torch.save({"a": torch.zeros(8)}, plain)
     with zipfile.ZipFile(plain) as archive:
         data = next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
-    (tmp_path / "a.pt").write_bytes(zipped(data, [[b"\0" * 2**20] * 600], zipfile.ZIP_DEFLATED))
+    return zipped(data, [[b"\0" * 2**20] * 600], zipfile.ZIP_DEFLATED)
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_compressed_files_are_refused_everywhere(compressed, tmp_path, little_memory, load):
+    (tmp_path / "a.pt").write_bytes(compressed)
     assert (tmp_path / "a.pt").stat().st_size < 2**20
     with pytest.raises(EditingError, match=r"a\.pt is compressed"):
         load(tmp_path / "a.pt")
@@ -514,7 +565,7 @@ def test_the_old_layout_says_what_torch_says(tmp_path):
     ],
     ids=str,
 )  # fmt: skip
-def test_levels_that_are_no_numbers_negative_or_out_of_order(tmp_path, levels):
+def test_levels_that_are_no_numbers_negative_or_out_of_order(made, tmp_path, levels):
     path = made("inversion", tmp_path)
     tensors, metadata = load_tensors(path)
     save_tensors(path, tensors | {"sigmas": torch.tensor(levels)}, metadata, overwrite=True)
@@ -538,7 +589,7 @@ def test_levels_that_are_no_numbers_negative_or_out_of_order(tmp_path, levels):
         ("cond.embeds", torch.full((1, 7, 8), float("inf"))),
     ],
 )
-def test_parts_of_an_inversion_that_cannot_be_used(tmp_path, part, value):
+def test_parts_of_an_inversion_that_cannot_be_used(made, tmp_path, part, value):
     path = made("inversion", tmp_path)
     tensors, metadata = load_tensors(path)
     save_tensors(path, tensors | {part: value}, metadata, overwrite=True)
@@ -556,7 +607,7 @@ def test_parts_of_an_inversion_that_cannot_be_used(tmp_path, part, value):
         {"family": "sd1", "latent_channels": 4, "prediction": "eps", "signature": [float("nan")]},
     ],
 )  # fmt: skip
-def test_a_model_that_no_model_is(tmp_path, identity):
+def test_a_model_that_no_model_is(made, tmp_path, identity):
     path = made("inversion", tmp_path)
     tensors, metadata = load_tensors(path)
     save_tensors(path, tensors, metadata | {"identity": json.dumps(identity)}, overwrite=True)
@@ -613,7 +664,7 @@ def test_a_missing_library_is_called_that():
         libraries.library("no_such_thing.inner", "LPIPS")
 
 
-def test_a_folder_is_not_blamed_for_a_broken_library(tmp_path, monkeypatch):
+def test_a_folder_is_not_blamed_for_a_broken_library(made, tmp_path, monkeypatch):
     path = made("classifier folder", tmp_path)
 
     def fails(*_args, **_options):
@@ -626,7 +677,7 @@ def test_a_folder_is_not_blamed_for_a_broken_library(tmp_path, monkeypatch):
         load_image_classifier(path)
 
 
-def test_a_machine_without_memory_is_not_blamed_on_a_file(tmp_path, monkeypatch):
+def test_a_machine_without_memory_is_not_blamed_on_a_file(made, tmp_path, monkeypatch):
     path = made("vision folder", tmp_path)
     import transformers
 
@@ -638,7 +689,7 @@ def test_a_machine_without_memory_is_not_blamed_on_a_file(tmp_path, monkeypatch)
         load_vision_features(path)
 
 
-def test_an_error_that_only_speaks_of_memory_is_not_lack_of_it(tmp_path):
+def test_an_error_that_only_speaks_of_memory_is_not_lack_of_it(made, tmp_path):
     """torch answers a wrong size with a text about memory formats."""
     path = made("aMUSEd folder", tmp_path)
     changed(path / "transformer" / "config.json", intermediate_size=0.5)

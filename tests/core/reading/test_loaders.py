@@ -134,27 +134,6 @@ def test_every_kind_is_in_the_table_and_every_entry_of_the_table_is_used():
     assert used == set(KINDS)
 
 
-def test_the_fuzzer_reaches_every_kind(tmp_path, monkeypatch):
-    """Its undamaged samples load, and together they are of every kind in the table."""
-    seen, original = set(), kinds.check_size
-
-    def noted(source, kind):
-        seen.add(kind)
-        return original(source, kind)
-
-    for module in [module for name, module in sys.modules.items() if name.startswith("semantic_editing.")]:
-        if getattr(module, "check_size", None) is original:
-            monkeypatch.setattr(module, "check_size", noted)
-    needed = {"perceptual network"} if SAMPLES["network of LPIPS"].missing() else set()
-    for number, (name, sample) in enumerate(SAMPLES.items()):
-        if not sample.missing():
-            folder = tmp_path / str(number)
-            folder.mkdir()
-            path = sample.make(folder)
-            assert sample.load(path) is not None or name == "training"
-    assert seen | needed == set(KINDS)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_larger_than_its_kind_is_refused_unread(tmp_path, monkeypatch, kind):
     monkeypatch.setitem(KINDS, kind, replace(KINDS[kind], largest=2**20))
@@ -219,7 +198,7 @@ def bad(deed):
         if path.read_bytes() == UNDAMAGED: return
         if deed == "raises": {}["x"]
         if deed == "waits": time.sleep(60)
-        if deed == "takes": numpy.ones(2**27)
+        if deed == "takes": numpy.ones(2**26)
         if deed == "claims": numpy.empty(2**40)
         if deed == "hides":
             try: numpy.empty(2**40)
@@ -235,7 +214,7 @@ def bad(deed):
         if deed == "mumbles": raise EditingError("It is\\ndamaged.")
     return load
 
-fuzz.SECONDS, fuzz.PEAK = 3.0, 2**29
+fuzz.SECONDS, fuzz.GRACE, fuzz.PEAK = 2.0, 2.0, 2**28
 fuzz_samples.SAMPLES.clear()
 for deed in DEEDS:
     fuzz_samples.SAMPLES[deed] = fuzz_samples.Sample(make, bad(deed), ())
