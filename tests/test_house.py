@@ -5,6 +5,7 @@ Imports inside functions and under TYPE_CHECKING count like any other.
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -279,6 +280,7 @@ def test_every_room_is_tested():
 ROLE = re.compile(r":(?:class|func|meth|data|attr|mod|exc):`~?([\w.]+)`")
 
 
+@cache
 def names_of(text):
     """Names at the top of a source, and "Class.name" of what its classes define."""
     found = set()
@@ -299,7 +301,7 @@ def names_of(text):
                 if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name)
             }
             found |= {f"{node.name}.{name}" for name in inner}
-    return found
+    return frozenset(found)
 
 
 def names_of_imported(path, text, files):
