@@ -147,6 +147,11 @@ def _direction(folder: Path) -> Path:
     return made.save(folder / "a.safetensors")
 
 
+def _tensors(tensors: dict[str, torch.Tensor]) -> Callable[[Path], Path]:
+    """Writes a safetensors file that says nothing of itself."""
+    return lambda folder: save_tensors(folder / "a.safetensors", tensors, {})
+
+
 def _saved(value: Any, name: str, **options: Any) -> Callable[[Path], Path]:
     """Makes a file of ``torch.save``."""
 
@@ -777,6 +782,17 @@ SAMPLES: dict[str, Sample] = {
         ("core.caso.textual_inversion.pickled_vectors", "core.reading.pickles.read_network_pickle"),
     ),
     "embedding of diffusers": Sample(_saved({"<smile>": _random(2, 8)}, "a.bin"), SemanticEmbedding.load, ()),
+    "embedding in a list": Sample(
+        _saved([{"<a>": _random(2, 768)}, {"<b>": _random(1280), "<c>": _random(1, 768)}], "a.pt"), pickled_vectors, ()
+    ),
+    "embedding of SDXL": Sample(
+        _tensors({"text_encoders_0": _random(2, 768), "text_encoders_1": _random(3, 1280)}), SemanticEmbedding.load, ()
+    ),
+    "embedding in a LoRA": Sample(
+        _tensors({"bundle_emb.a.clip_l": _random(2, 8), "lora_te.lora_up.weight": _random(2, 2)}),
+        SemanticEmbedding.load,
+        (),
+    ),
     "embedding of CASO": Sample(_saved(STATE, "a.pt"), pickled_vectors, ()),
     "training": Sample(
         _training, lambda path: resume_training(_trainer(), path), ("core.caso.training_state.resume_training",)

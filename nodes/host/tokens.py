@@ -85,16 +85,16 @@ class HostVectorEncoder:
         return found
 
     def tokens(self, vectors: TokenVectors) -> dict[str, list[list[tuple[Any, float]]]]:
-        """The host's tokens of ``vectors``, each ``[B, n, D]``: B blocks of 77 for each encoder.
+        """The host's tokens of ``vectors``, each ``[B, n, D]``: B blocks of 77 for each encoder; n may differ.
 
         Raises:
             EditingError: vectors of another text encoder, or too many.
         """
-        rows, count = check_vectors(vectors, self.widths)
+        rows = check_vectors(vectors, self.widths)
         made = {}
         for key, (empty,) in self.blocks.items():
             given = vectors[PREFIX + key]
-            start, rest = empty[:1], empty[1 : len(empty) - count]
+            start, rest = empty[:1], empty[1 : len(empty) - given.shape[1]]
             made[key] = [[*start, *((vector, 1.0) for vector in given[row]), *rest] for row in range(rows)]
         return made
 
@@ -103,10 +103,17 @@ class HostVectorEncoder:
         return self.clip.encode_from_tokens_scheduled(self.tokens(vectors))
 
 
-def reads_embedding(clip: Any, text: str, count: int) -> bool:
-    """Whether the host finds an embedding file of ``count`` vectors where a prompt says ``text``."""
-    blocks = clip.tokenize(f"a picture, {text}").values()
-    return any(sum(isinstance(token[0], Tensor) for row in rows for token in row) == count for rows in blocks)
+def vectors_read(clip: Any, text: str) -> TokenVectors:
+    """Encoder -> the vectors ``[n, D]`` that the host reads from embedding files where a prompt says ``text``; n may be
+    0, and vectors of another width are left out, as the host does."""
+    encoder = HostVectorEncoder(clip)
+    blocks = clip.tokenize(f"a picture, {text}")
+    found = {}
+    for name, width in encoder.widths.items():
+        tokens = [token for block in blocks[name.removeprefix(PREFIX)] for token, *_ in block]
+        rows = [token.float().cpu() for token in tokens if isinstance(token, Tensor) and token.shape[-1] == width]
+        found[name] = torch.stack(rows) if rows else torch.zeros(0, width)
+    return found
 
 
 class SessionVectorEncoder(HostVectorEncoder):
