@@ -71,6 +71,8 @@ PARTS = {
 #: Under this key the original textual-inversion program and AUTOMATIC1111's keep their vectors, beside facts that
 #: nothing needs.
 TERMS = "string_to_param"
+#: Under these keys trainings keep their network's table of tensors, beside facts that nothing needs.
+WRAPPED = ("state_dict", "model", "model_ema")
 #: What a list of tables of tensors is called; a tensor's name there begins with the number of its table.
 LISTED = "list"
 #: The class of CASO's published classifiers; its module depends on the script that saved it.
@@ -109,6 +111,9 @@ def read_network_pickle(path: str | Path, kind: str = "classifier") -> PickledNe
         made = value.kind if isinstance(value, _Inert) else "state_dict"
         if isinstance(value, dict) and TERMS in value:
             made, value = "textual_inversion", value[TERMS]
+        inside = [value[key] for key in WRAPPED if isinstance(value, dict) and isinstance(value.get(key), dict)]
+        if inside and not any(isinstance(part, _View) for part in value.values()):
+            value = inside[0]
         if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
             if sum(map(len, value)) > KINDS[kind].tensors:  # one table again and again costs the file nothing
                 raise EditingError(f"{named} holds more tensors than any {what} has; choose another file.")
