@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EditingError
+from ..file_names import shown_name
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
 from ..models.model_folder import read_config
 from ..models.model_settings import CONFIG
 from ..models.transformers_files import NORMALISATIONS
-from ..reading.forms import facts, listed, table, text, whole
+from ..reading.forms import Unfit, facts, listed, table, text, whole
 from ..reading.pickles import is_zip, read_network_pickle
 from .base import ImageClassifier
 from .convnet import CONVOLUTIONAL, AttributeClassifier, convolutional_trunk, load_classifier
+from .frozen_features import FEATURES, FeatureClassifier, FeatureTrunk
 from .timm_folder import TIMM, load_timm_folder, timm_trunk
 from .torchvision_networks import TORCHVISION, fill, linear, torchvision_classifier, torchvision_trunk
 from .transformers_folder import TRANSFORMERS, TransformersTrunk, empty_transformers, load_transformers_folder
@@ -35,10 +37,17 @@ PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 CONVOLUTIONAL_FORM = table({"widths": listed(whole(1, 8192), 1, 8), "hidden": whole(1, 65_536)}, {"fold": whole(1, 64)})
 TRANSFORMERS_FORM = table({"config": facts, "linear": text(300)})
 TIMM_FORM = table({"name": text(100)})
+FEATURES_FORM = table({"identity": text(100), "width": whole(1, 65_536)})
 
 
 def load_image_classifier(
-    path: str | Path, *, classes: Sequence[str] = (), size: int = 0, normalisation: str = AUTO, attribute: str = ""
+    path: str | Path,
+    *,
+    classes: Sequence[str] = (),
+    size: int = 0,
+    normalisation: str = AUTO,
+    attribute: str = "",
+    backbone: FeatureTrunk | None = None,
 ) -> ImageClassifier:
     """Load any supported classifier, frozen, on the CPU, in fp32.
 
@@ -49,9 +58,11 @@ def load_image_classifier(
         normalisation: "auto" (the file's own or the usual one of its kind) or a key of
             :data:`~..models.transformers_files.NORMALISATIONS`.
         attribute: name of the attribute, "" for the file's own; for one attribute only.
+        backbone: of a file that holds nothing but a linear probe, the network whose features it reads.
 
     Raises:
-        EditingError: missing, damaged, hostile or not a classifier; names that do not match; an unknown normalisation.
+        EditingError: missing, damaged, hostile or not a classifier; a backbone missing, another one, or too many; names
+            that do not match; an unknown normalisation.
     """
     source = Path(path)
     if normalisation not in (AUTO, *NORMALISATIONS):
@@ -60,7 +71,14 @@ def load_image_classifier(
         )
     if size < 0:
         raise EditingError(f"The input size is {size} pixels; use a positive number, or 0 for the file's own.")
-    loaded = _load(source, list(classes), attribute)
+    loaded = _load(source, list(classes), attribute, backbone)
+    probe = isinstance(loaded, FeatureClassifier)
+    if backbone is not None and not probe:
+        raise EditingError(f"{shown_name(source.name)} brings a network of its own; unwire the backbone.")
+    if probe and (size or normalisation != AUTO):
+        raise EditingError(
+            f"{shown_name(source.name)} sees what its backbone sees; set input_size to 0 and normalisation to {AUTO}."
+        )
     if size:
         loaded.size = (size, size)
     if normalisation != AUTO:
@@ -72,7 +90,7 @@ def load_image_classifier(
     return loaded
 
 
-def _load(source: Path, classes: list[str], attribute: str) -> ImageClassifier:
+def _load(source: Path, classes: list[str], attribute: str, backbone: FeatureTrunk | None) -> ImageClassifier:
     if source.is_dir() or (source.name.startswith("model") and (source.parent / CONFIG).is_file()):
         folder = source if source.is_dir() else source.parent
         config = read_config(folder, folder.name)
@@ -82,7 +100,7 @@ def _load(source: Path, classes: list[str], attribute: str) -> ImageClassifier:
         return torchvision_classifier(read_network_pickle(source).tensors, source.name, classes, attribute)
     tensors, metadata = load_tensors(source, kind="classifier")
     if metadata.get(FORMAT_KEY) == FILE_FORMAT:
-        return _renamed(_own_file(tensors, metadata, source.name), classes, attribute)
+        return _renamed(_own_file(tensors, metadata, source.name, backbone), classes, attribute)
     if any(key.startswith("heads.") for key in tensors):
         return _renamed(demo_classifier(load_classifier(source), source.name), classes, attribute)
     named = "classes" in metadata and not classes
@@ -184,20 +202,19 @@ def save_image_classifier(
     return save_tensors(path, classifier.state_dict(), metadata, overwrite=overwrite)
 
 
-def _own_file(tensors: dict[str, Tensor], metadata: dict[str, str], name: str) -> ImageClassifier:
+def _own_file(
+    tensors: dict[str, Tensor], metadata: dict[str, str], name: str, backbone: FeatureTrunk | None
+) -> ImageClassifier:
     fields: dict[str, Any] = {
         key: metadata_json(metadata, key, name, "classifier")
         for key in ("heads", "size", "mean", "std", "architecture")
     }
+    if fields["architecture"]["kind"] == FEATURES:
+        return _probe(tensors, fields, name, backbone)
     trunk = build_trunk(fields["architecture"], sum(value.numel() for value in tensors.values()), name)
     fill(trunk, {key.removeprefix("trunk."): value for key, value in tensors.items() if key.startswith("trunk.")}, name)
-    if not all(f"last.{index}.weight" in tensors for index in range(len(fields["heads"]))):
-        raise EditingError(f"{name} lacks a part of its weights; save it again.")
     width = int(getattr(trunk, "width", 0)) or fields["architecture"].get("hidden", 0)
-    last = [
-        linear(tensors[f"last.{index}.weight"], tensors.get(f"last.{index}.bias"), width, name)
-        for index in range(len(fields["heads"]))
-    ]
+    last = _last_layers(tensors, fields["heads"], width, name)
     interpolation = metadata.get("interpolation", "bilinear")
     return ImageClassifier(
         trunk,
@@ -209,4 +226,35 @@ def _own_file(tensors: dict[str, Tensor], metadata: dict[str, str], name: str) -
         name,
         fields["architecture"],
         interpolation,
+    )
+
+
+def _last_layers(tensors: Mapping[str, Tensor], heads: Mapping[str, Any], width: int, name: str) -> list[nn.Linear]:
+    if not all(f"last.{index}.weight" in tensors for index in range(len(heads))):
+        raise EditingError(f"{shown_name(name)} lacks a part of its weights; save it again.")
+    return [
+        linear(tensors[f"last.{index}.weight"], tensors.get(f"last.{index}.bias"), width, name)
+        for index in range(len(heads))
+    ]
+
+
+def _probe(
+    tensors: Mapping[str, Tensor], fields: Mapping[str, Any], name: str, backbone: FeatureTrunk | None
+) -> FeatureClassifier:
+    """A linear probe from its file and the network whose features it was trained on."""
+    try:
+        FEATURES_FORM(fields["architecture"], "architecture")
+    except Unfit as error:
+        raise EditingError(f"{shown_name(name)} describes its network in a damaged way; save it again.") from error
+    if backbone is None:
+        raise EditingError(
+            f"{shown_name(name)} is a linear layer over the features of a CLIP; wire the CLIP Scorer or CLIP Vision "
+            "that it was trained with into backbone."
+        )
+    if backbone.identity != fields["architecture"]["identity"]:
+        raise EditingError(
+            f"{shown_name(name)} was trained on another CLIP than the one wired into backbone; wire that one."
+        )
+    return FeatureClassifier(
+        backbone, _last_layers(tensors, fields["heads"], backbone.width, name), fields["heads"], name
     )

@@ -5,9 +5,9 @@ Classifier-Guided Semantic Optimization", section 4, and the released training s
 balanced over the classes, the learning rate falls along a cosine, and the epoch that does best on the validation
 pictures is the one that is kept.
 
-Where the trunk is not trained, its features are taken once, of each picture and its mirror image, and the last layer is a
-logistic regression over them (a linear probe), solved by L-BFGS in seconds. Nothing is chosen by the validation pictures
-then, and nothing is augmented: features of changed pictures made it worse in our trials.
+Where the trunk is not trained, its features are taken once, of each picture and its mirror image, and the last layer is
+a logistic regression over them (a linear probe), solved by L-BFGS in seconds. Nothing is chosen by the validation
+pictures then, and nothing is augmented: features of changed pictures made it worse in our trials.
 """
 
 from __future__ import annotations
@@ -372,7 +372,7 @@ class _Training:
             return whole
 
         for epoch in range(1, self.settings.epochs + 1):
-            value = float(optimizer.step(loss))
+            value = float(optimizer.step(loss).detach())
             with torch.no_grad():
                 self._keep(epoch, value, last(test).cpu(), always=True)
             progress = TrainingProgress(passes + epoch, passes + self.settings.epochs, epoch, value, self.best[0])

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ...core.classifiers.base import ImageClassifier
+from ...core.classifiers.frozen_features import FeatureClassifier, FeatureTrunk, JoinedClassifier
 from ...core.classifiers.loaders import save_image_classifier
 from ...core.classifiers.pictures import LabelledPictures, pictures_from_batch, pictures_from_folders
 from ...core.classifiers.training import TrainedClassifier, TrainingSettings, train_classifier, training_size
@@ -15,8 +17,10 @@ from ...core.writing import check_target
 from ..common.inputs import seed_input
 from ..common.reports import plot_output, report_output, shown
 from ..common.saving import Saved, save_or_rescue
+from ..common.sockets import ClipScorerType
+from ..host.feature_trunks import clip_trunk
 from ..host.folders import input_folder, output_path
-from ..host.managed_models import ManagedClassifier, manage_classifier, training_scope
+from ..host.managed_models import ManagedClassifier, load_to_device, manage_classifier, training_scope
 from ..host.progress import StoppableBar, counting_bar
 from ..host.schema import io, schema, widget
 from .classifier_loader import CATEGORY, FOLDER, AttributeClassifierType, names_in
@@ -80,7 +84,7 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     min=1,
                     max=1000,
                     tooltip="Passes over the pictures. The best one is kept, so too many cost time only; 10 with a "
-                    "backbone, 30 without.",
+                    "backbone, 30 without or for the last layer alone.",
                 ),
                 widget(
                     io.Int,
@@ -124,8 +128,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     max=1.0,
                     step=0.00001,
                     advanced=True,
-                    tooltip="Of AdamW. 0 chooses: 0.002 from nothing, 0.0001 with a backbone, 0.01 for its last "
-                    "layer alone.",
+                    tooltip="Of AdamW. 0 chooses: 0.002 from nothing, 0.0001 with a backbone. The last layer alone "
+                    "needs none.",
                 ),
                 widget(
                     io.Int,
@@ -141,8 +145,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     "train_trunk",
                     default=DEFAULTS.train_trunk,
                     advanced=True,
-                    tooltip="With a backbone: train all of it. Off: only its last layer, which is faster and needs "
-                    "fewer pictures.",
+                    tooltip="With a backbone: train all of it. Off, and always over a CLIP: only its last layer, which "
+                    "takes seconds and needs fewer pictures.",
                 ),
                 widget(
                     io.Int,
@@ -169,11 +173,13 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     tooltip="Pictures to learn from, in place of folders; labels names their classes.",
                 ),
                 widget(
-                    AttributeClassifierType,
+                    io.MultiType,
                     "backbone",
+                    types=[AttributeClassifierType, ClipScorerType, io.ClipVision],
                     optional=True,
                     tooltip="A classifier to start from (its last layer is replaced), e.g. VGG16 from Attribute "
-                    "Classifier Loader. Unwired: a small network is trained from nothing.",
+                    "Classifier Loader; or a CLIP Scorer or CLIP Vision, over which one layer is trained in seconds. "
+                    "Unwired: a small network is trained from nothing.",
                 ),
             ],
             outputs=[
@@ -217,7 +223,7 @@ class AttributeClassifierTrainer(io.ComfyNode):
         input_size: int,
         labels: str,
         images: Tensor | None = None,
-        backbone: ManagedClassifier | None = None,
+        backbone: Any = None,
     ) -> Any:
         """Train and save; Cancel saves the best epoch before it ends the run."""
         settings = TrainingSettings(
@@ -234,13 +240,15 @@ class AttributeClassifierTrainer(io.ComfyNode):
         )
         settings.check()
         path = check_target(output_path(FOLDER, filename), overwrite=overwrite)
-        start = None if backbone is None else backbone.classifier
+        start, handles = started_from(backbone)
         size = training_size(start, input_size)
         bar = StoppableBar()
         weights = (
             0 if start is None else sum(value.numel() * value.element_size() for value in start.state_dict().values())
         )
         with training_scope(weights) as device:
+            if handles:
+                load_to_device(*handles)
             pictures = gathered(folders, labels, images, size)
             trained = train_classifier(
                 pictures, settings, start, device=device, callback=lambda at: bar(at.step, at.steps)
@@ -252,14 +260,32 @@ class AttributeClassifierTrainer(io.ComfyNode):
         saved = save_or_rescue(save, path, overwrite)
         if saved.file:
             bar.finish()  # else it would be lost, or nobody would hear where it went
-        return cls.outputs(trained, saved)
+        return cls.outputs(trained, saved, handles)
 
     @classmethod
-    def outputs(cls, trained: TrainedClassifier, saved: Saved) -> Any:
-        """The node's outputs and what it shows."""
+    def outputs(cls, trained: TrainedClassifier, saved: Saved, handles: tuple[Any, ...] = ()) -> Any:
+        """The node's outputs and what it shows; ``handles`` are of networks that the classifier computes with."""
         report, plot = f"{saved.line}\n{trained.report()}", trained.plot()[None]
-        managed = manage_classifier(lambda: trained.classifier)
+        managed = manage_classifier(lambda: trained.classifier, *handles)
         return io.NodeOutput(managed, trained.accuracy, plot, report, saved.file, ui=shown(report, plot, cls))
+
+
+def started_from(backbone: Any) -> tuple[ImageClassifier | FeatureTrunk | None, tuple[Any, ...]]:
+    """``(what a training begins with, the handles of networks that it must find loaded)``.
+
+    Args:
+        backbone: None, an ATTRIBUTE_CLASSIFIER, a CLIP_SCORER or a CLIP_VISION.
+    """
+    if backbone is None:
+        return None, ()
+    if not isinstance(backbone, ManagedClassifier):
+        trunk, handle = clip_trunk(backbone)
+        return trunk, (handle,)
+    start = backbone.classifier
+    start = start.first if isinstance(start, JoinedClassifier) else start
+    if isinstance(start, FeatureClassifier):
+        return start.trunk, backbone.patchers[1:]
+    return start, ()
 
 
 def gathered(folders: str, labels: str, images: Tensor | None, size: tuple[int, int]) -> LabelledPictures:

@@ -7,11 +7,9 @@ what comes back is therefore what stock CLIP Text Encode would give for an embed
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import comfy.clip_model
 import comfy.samplers
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ from torch import Tensor
 from ...core.errors import EditingError
 from ...core.token_vectors import TokenVectors, check_vectors, encoder_title
 from .conditioning import BLOCK_ENCODERS, POOLED, caught_pooled
-from .gradients import static_patcher
+from .gradients import out_of_place, static_patcher
 from .session import Session
 
 #: In embedding files and in the host's module tree an encoder's name is this and the tokenizer's name, e.g. "clip_l".
@@ -158,21 +156,3 @@ class SessionVectorEncoder(HostVectorEncoder):
         )
         made: Any = comfy.samplers.encode_model_conds(base.extra_conds, [entry], latent, latent.device, "positive")
         return made
-
-
-@contextmanager
-def out_of_place(network: torch.nn.Module) -> Iterator[None]:
-    """Within the ``with`` block autograd can go through the CLIP layers of ``network``; no value changes.
-
-    A layer adds to its input in place after a LayerNorm has saved it for the backward pass; the LayerNorms get copies.
-    """
-    layers = [layer for layer in network.modules() if isinstance(layer, comfy.clip_model.CLIPLayer)]
-    norms = (
-        [norm for layer in layers for norm in (layer.layer_norm1, layer.layer_norm2)] if torch.is_grad_enabled() else []
-    )
-    hooks = [norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].clone(), *inputs[1:])) for norm in norms]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
