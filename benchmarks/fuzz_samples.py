@@ -228,7 +228,7 @@ def _own_classifier(folder: Path) -> Path:
 PROBED = FeatureTrunk(lambda images: images.mean((2, 3)), "a CLIP", 8, 3)
 
 
-def _probe(folder: Path) -> Path:
+def _linear_probe(folder: Path) -> Path:
     net = FeatureClassifier(PROBED, [_seeded(lambda: nn.Linear(3, 2))], {"glasses": ["none", "glasses"]}, "a")
     return save_image_classifier(net, folder / "a.safetensors", {})
 
@@ -834,7 +834,7 @@ SAMPLES: dict[str, Sample] = {
             "core.models.model_folder.read_config",
         ),
     ),
-    "linear probe": Sample(_probe, lambda path: load_image_classifier(path, backbone=PROBED), ()),
+    "linear probe": Sample(_linear_probe, lambda path: load_image_classifier(path, backbone=PROBED), ()),
     "classifier folder of timm": Sample(
         _timm_folder,
         load_image_classifier,

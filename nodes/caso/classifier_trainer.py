@@ -20,7 +20,7 @@ from ..common.saving import Saved, save_or_rescue
 from ..common.sockets import ClipScorerType
 from ..host.feature_trunks import clip_trunk
 from ..host.folders import input_folder, output_path
-from ..host.managed_models import ManagedClassifier, load_to_device, manage_classifier, training_scope
+from ..host.managed_models import load_to_device, manage_classifier, training_scope
 from ..host.progress import StoppableBar, counting_bar
 from ..host.schema import io, schema, widget
 from .classifier_loader import CATEGORY, FOLDER, AttributeClassifierType, names_in
@@ -278,10 +278,10 @@ def started_from(backbone: Any) -> tuple[ImageClassifier | FeatureTrunk | None, 
     """
     if backbone is None:
         return None, ()
-    if not isinstance(backbone, ManagedClassifier):
+    start = getattr(backbone, "classifier", None)
+    if start is None:
         trunk, handle = clip_trunk(backbone)
         return trunk, (handle,)
-    start = backbone.classifier
     start = start.first if isinstance(start, JoinedClassifier) else start
     if isinstance(start, FeatureClassifier):
         return start.trunk, backbone.patchers[1:]
