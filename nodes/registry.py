@@ -32,6 +32,7 @@ TECHNIQUES = (
     "engines.semantic_guidance",
     "elite.concept",
     "caso.classifier_loader",
+    "caso.classifier_settings",
     "caso.classifier_trainer",
     "caso.classifier_texts",
     "caso.trainer",

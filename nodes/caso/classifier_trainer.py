@@ -24,10 +24,9 @@ from ..host.managed_models import load_to_device, manage_classifier, training_sc
 from ..host.progress import StoppableBar, counting_bar
 from ..host.schema import io, schema, widget
 from .classifier_loader import CATEGORY, FOLDER, AttributeClassifierType, names_in
+from .classifier_settings import ClassifierTrainingSettingsType, TrainingOptions
 
-#: Socket that can carry a :class:`~semantic_editing.core.classifiers.training.TrainingSettings`.
-ClassifierTrainingSettingsType = io.Custom("SEMEDIT_CLASSIFIER_TRAINING_SETTINGS")
-DEFAULTS = TrainingSettings(epochs=30, batch_size=16)  # of somebody's own pictures, which are few
+DEFAULTS = TrainingSettings(epochs=30)  # of somebody's own pictures, which are few
 
 
 class AttributeClassifierTrainer(io.ComfyNode):
@@ -86,84 +85,19 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     tooltip="Passes over the pictures. The best one is kept, so too many cost time only; 10 with a "
                     "backbone, 30 without or for the last layer alone.",
                 ),
-                widget(
-                    io.Int,
-                    "batch_size",
-                    default=DEFAULTS.batch_size,
-                    min=1,
-                    max=1024,
-                    tooltip="Pictures in one step. Lower it when memory runs out.",
-                ),
-                widget(
-                    io.Float,
-                    "validation",
-                    default=DEFAULTS.validation,
-                    min=0.01,
-                    max=0.9,
-                    step=0.01,
-                    tooltip="Part of every class that is not learned from but tested on.",
-                ),
-                widget(
-                    io.Float,
-                    "augmentation",
-                    default=DEFAULTS.augmentation,
-                    min=0.0,
-                    max=3.0,
-                    step=0.1,
-                    tooltip="How much pictures are shifted, zoomed, relit, blurred and made noisy at random. 0 is "
-                    "off, 1 usual; it keeps the classifier from relying on single pixels.",
-                ),
-                widget(
-                    io.Boolean,
-                    "flip",
-                    default=DEFAULTS.flip,
-                    tooltip="Mirror half of the pictures. Switch it off for classes that tell left from right.",
-                ),
                 seed_input("Which pictures are set aside, their order and the first weights."),
-                widget(
-                    io.Float,
-                    "learning_rate",
-                    default=DEFAULTS.learning_rate,
-                    min=0.0,
-                    max=1.0,
-                    step=0.00001,
-                    advanced=True,
-                    tooltip="Of AdamW. 0 chooses: 0.002 from nothing, 0.0001 with a backbone. The last layer alone "
-                    "needs none.",
-                ),
-                widget(
-                    io.Int,
-                    "patience",
-                    default=DEFAULTS.patience,
-                    min=0,
-                    max=1000,
-                    advanced=True,
-                    tooltip="Stop after so many epochs without a better one. 0: never.",
-                ),
                 widget(
                     io.Boolean,
                     "train_trunk",
                     default=DEFAULTS.train_trunk,
-                    advanced=True,
                     tooltip="With a backbone: train all of it. Off, and always over a CLIP: only its last layer, which "
                     "takes seconds and needs fewer pictures.",
-                ),
-                widget(
-                    io.Int,
-                    "input_size",
-                    default=64,
-                    min=16,
-                    max=512,
-                    advanced=True,
-                    tooltip="Pixels of the square picture that a classifier without backbone sees; a backbone has "
-                    "its own.",
                 ),
                 widget(
                     io.String,
                     "labels",
                     default="",
                     multiline=True,
-                    advanced=True,
                     tooltip="The class of every wired image, one a line or separated by commas, in the same order.",
                 ),
                 widget(
@@ -180,6 +114,12 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     tooltip="A classifier to start from (its last layer is replaced), e.g. VGG16 from Attribute "
                     "Classifier Loader; or a CLIP Scorer or CLIP Vision, over which one layer is trained in seconds. "
                     "Unwired: a small network is trained from nothing.",
+                ),
+                widget(
+                    ClassifierTrainingSettingsType,
+                    "settings",
+                    optional=True,
+                    tooltip="All else, from Attribute Classifier Training Settings.",
                 ),
             ],
             outputs=[
@@ -212,36 +152,31 @@ class AttributeClassifierTrainer(io.ComfyNode):
         filename: str,
         overwrite: bool,
         epochs: int,
-        batch_size: int,
-        validation: float,
-        augmentation: float,
-        flip: bool,
         seed: int,
-        learning_rate: float,
-        patience: int,
         train_trunk: bool,
-        input_size: int,
         labels: str,
         images: Tensor | None = None,
         backbone: Any = None,
+        settings: TrainingOptions | None = None,
     ) -> Any:
         """Train and save; Cancel saves the best epoch before it ends the run."""
-        settings = TrainingSettings(
+        options = settings or TrainingOptions()
+        chosen = TrainingSettings(
             attribute=attribute,
             epochs=epochs,
-            patience=patience,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            validation=validation,
-            augmentation=augmentation,
-            flip=flip,
+            patience=options.patience,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            validation=options.validation,
+            augmentation=options.augmentation,
+            flip=options.flip,
             train_trunk=train_trunk,
             seed=seed,
         )
-        settings.check()
+        chosen.check()
         path = check_target(output_path(FOLDER, filename), overwrite=overwrite)
         start, handles = started_from(backbone)
-        size = training_size(start, input_size)
+        size = training_size(start, options.input_size)
         bar = StoppableBar()
         weights = (
             0 if start is None else sum(value.numel() * value.element_size() for value in start.state_dict().values())
@@ -251,7 +186,7 @@ class AttributeClassifierTrainer(io.ComfyNode):
                 load_to_device(*handles)
             pictures = gathered(folders, labels, images, size)
             trained = train_classifier(
-                pictures, settings, start, device=device, callback=lambda at: bar(at.step, at.steps)
+                pictures, chosen, start, device=device, callback=lambda at: bar(at.step, at.steps)
             )
 
         def save(target: Path, replacing: bool) -> None:
