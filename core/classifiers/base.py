@@ -205,8 +205,11 @@ class ImageClassifier(nn.Module):
     def describe(self) -> str:
         """One line for people: classes, input size and normalisation, fingerprint."""
         classes = "; ".join(f"{attribute}: {named(names)}" for attribute, names in self.heads.items())
-        sees = f"sees {self.size[1]} x {self.size[0]} pixels, {_normalisation(self.mean, self.std)}"
-        return f"{classes} | {sees} | fingerprint {self.fingerprint}"
+        return f"{classes} | {self._sees()} | fingerprint {self.fingerprint}"
+
+    def _sees(self) -> str:
+        """What pictures become before the trunk, in words."""
+        return f"sees {self.size[1]} x {self.size[0]} pixels, {_normalisation(self.mean, self.std)}"
 
 
 def two_classes(layer: nn.Linear) -> nn.Linear:

@@ -7,6 +7,7 @@ cosines between a picture and a text for each class, times the CLIP's own scale.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,9 @@ class FeatureClassifier(ImageClassifier):
 
     def _facts(self) -> list[Any]:
         return [*super()._facts(), self.trunk.identity]
+
+    def _sees(self) -> str:
+        return f"sees {self.trunk.side} x {self.trunk.side} pixels, made ready as its CLIP wants them"
 
     def prepare(self, images: Tensor) -> Tensor:
         """``images`` as they are; the trunk makes them ready.
@@ -171,6 +175,9 @@ class JoinedClassifier(ImageClassifier):
         """Of both."""
         return "-".join(part.fingerprint for part in (self.first, self.second))
 
+    def _sees(self) -> str:
+        return f"{self.first._sees()}; the further attributes: {self.second._sees()}"
+
     def prepare(self, images: Tensor) -> Tensor:
         """The first one's."""
         return self.first.prepare(images)
@@ -199,4 +206,5 @@ def joined(first: ImageClassifier, second: FeatureClassifier) -> ImageClassifier
     if not isinstance(first, FeatureClassifier) or first.trunk.identity != second.trunk.identity:
         return JoinedClassifier(first, second)
     JoinedClassifier(first, second)  # refuses attributes of one name
-    return FeatureClassifier(first.trunk, [*first.last, *second.last], first.heads | second.heads, first.name)
+    layers = copy.deepcopy([*first.last, *second.last])  # a host moves each classifier by itself
+    return FeatureClassifier(first.trunk, layers, first.heads | second.heads, first.name)

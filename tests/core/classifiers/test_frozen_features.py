@@ -154,6 +154,7 @@ def test_two_as_one_answer_as_each_and_the_first_is_what_is_learned_from(scorer)
     assert torch.equal(both.class_weights("tone"), second.class_weights("tone"))
     assert both.fingerprint != joined(own(seed=1), second).fingerprint
     assert "letter: a, b; glasses: no, yes" in both.describe()
+    assert "sees 8 x 8 pixels, normalised to -1..1; the further attributes: sees 128 x 128" in both.describe()
     with pytest.raises(EditingError, match="Both classifiers know glasses"):
         joined(both, second)
     merged = joined(second, classifier_from_texts(scorer, {"age": {"y": "young", "o": "old"}}, "demo"))
