@@ -94,7 +94,8 @@ def _load(source: Path, classes: list[str], attribute: str, backbone: FeatureTru
     if source.is_dir() or (source.name.startswith("model") and (source.parent / CONFIG).is_file()):
         folder = source if source.is_dir() else source.parent
         config = read_config(folder, folder.name)
-        load = load_timm_folder if "architecture" in config else load_transformers_folder
+        by_timm = "architecture" in config and not config.keys() & {"architectures", "model_type"}
+        load = load_timm_folder if by_timm else load_transformers_folder
         return _renamed(load(folder), classes, attribute)
     if source.is_file() and (source.suffix.lower() in PICKLES or is_zip(source)):
         return torchvision_classifier(read_network_pickle(source).tensors, source.name, classes, attribute)
