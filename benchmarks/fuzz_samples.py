@@ -29,6 +29,7 @@ from semantic_editing.core.caso.textual_inversion import pickled_vectors
 from semantic_editing.core.caso.training import EmbeddingTrainer
 from semantic_editing.core.caso.training_state import resume_training, save_training
 from semantic_editing.core.classifiers.convnet import AttributeClassifier, load_classifier
+from semantic_editing.core.classifiers.frozen_features import FeatureClassifier, FeatureTrunk
 from semantic_editing.core.classifiers.loaders import load_image_classifier, save_image_classifier
 from semantic_editing.core.classifiers.transformers_folder import load_transformers_folder
 from semantic_editing.core.deltaedit import style_diffusion_training
@@ -145,6 +146,11 @@ def _direction(folder: Path) -> Path:
     return made.save(folder / "a.safetensors")
 
 
+def _tensors(tensors: dict[str, torch.Tensor]) -> Callable[[Path], Path]:
+    """Writes a safetensors file that says nothing of itself."""
+    return lambda folder: save_tensors(folder / "a.safetensors", tensors, {})
+
+
 def _saved(value: Any, name: str, **options: Any) -> Callable[[Path], Path]:
     """Makes a file of ``torch.save``."""
 
@@ -214,6 +220,28 @@ def _demo_classifier(folder: Path) -> Path:
 def _own_classifier(folder: Path) -> Path:
     net = load_image_classifier(_demo_classifier(folder))
     return save_image_classifier(net, folder / "a.safetensors", {"steps": 3}, overwrite=True)
+
+
+#: A trunk that is no part of the file that is read over it.
+PROBED = FeatureTrunk(lambda images: images.mean((2, 3)), "a CLIP", 8, 3)
+
+
+def _linear_probe(folder: Path) -> Path:
+    net = FeatureClassifier(PROBED, [_seeded(lambda: nn.Linear(3, 2))], {"glasses": ["none", "glasses"]}, "a")
+    return save_image_classifier(net, folder / "a.safetensors", {})
+
+
+def _timm_folder(folder: Path) -> Path:
+    import timm
+
+    net = _seeded(lambda: timm.create_model("test_vit", num_classes=3))
+    place = folder / "pets"
+    place.mkdir()
+    save_tensors(place / "model.safetensors", net.state_dict(), {"format": "pt"})
+    prepared = {"input_size": [3, 160, 160], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    config = {"architecture": "test_vit", "num_classes": 3, "label_names": ["a", "b", "c"], "pretrained_cfg": prepared}
+    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return place
 
 
 def _own_transformers_classifier(folder: Path) -> Path:
@@ -775,6 +803,17 @@ SAMPLES: dict[str, Sample] = {
         ("core.caso.textual_inversion.pickled_vectors", "core.reading.pickles.read_network_pickle"),
     ),
     "embedding of diffusers": Sample(_saved({"<smile>": _random(2, 8)}, "a.bin"), SemanticEmbedding.load, ()),
+    "embedding in a list": Sample(
+        _saved([{"<a>": _random(2, 768)}, {"<b>": _random(1280), "<c>": _random(1, 768)}], "a.pt"), pickled_vectors, ()
+    ),
+    "embedding of SDXL": Sample(
+        _tensors({"text_encoders_0": _random(2, 768), "text_encoders_1": _random(3, 1280)}), SemanticEmbedding.load, ()
+    ),
+    "embedding in a LoRA": Sample(
+        _tensors({"bundle_emb.a.clip_l": _random(2, 8), "lora_te.lora_up.weight": _random(2, 2)}),
+        SemanticEmbedding.load,
+        (),
+    ),
     "embedding of CASO": Sample(_saved(STATE, "a.pt"), pickled_vectors, ()),
     "training": Sample(
         _training, lambda path: resume_training(_trainer(), path), ("core.caso.training_state.resume_training",)
@@ -792,6 +831,17 @@ SAMPLES: dict[str, Sample] = {
             "core.models.model_folder.load_transformers",
             "core.models.model_folder.read_config",
         ),
+    ),
+    "linear probe": Sample(_linear_probe, lambda path: load_image_classifier(path, backbone=PROBED), ()),
+    "classifier folder of timm": Sample(
+        _timm_folder,
+        load_image_classifier,
+        ("core.classifiers.timm_folder.load_timm_folder",),
+        ("timm", "torchvision"),
+        slow=True,
+    ),
+    "torchvision classifier, old": Sample(
+        _torchvision_network("resnet18", **OLD), load_image_classifier, (), ("torchvision",), slow=True
     ),
     "classifier folder, ResNet": Sample(_resnet_folder, load_image_classifier, ()),
     "published classifier": Sample(_saved(lambda: _seeded(BinaryClassifier), "a.pt"), read_network_pickle, ()),

@@ -45,12 +45,13 @@ def save_tensors(
     from safetensors.torch import save
 
     target = Path(path)
+    named = shown_name(target.name)
     for key, value in metadata.items():
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise EditingError(
-                f"{target.name} could not be written, because the text of {key} holds half of a surrogate pair; type "
+                f"{named} could not be written, because the text of {key} holds half of a surrogate pair; type "
                 "it again."
             ) from error
 
@@ -103,19 +104,19 @@ def load_tensors(
         EditingError: missing, too large, damaged, or of another format than ``expected_format``.
     """
     source = Path(path)
+    named = shown_name(source.name)
     with _opened(source, kind) as (stream, _, metadata):
         if expected_format is not None and metadata.get(FORMAT_KEY) not in (expected_format, *older_names):
             found = metadata.get(FORMAT_KEY, "another program's file")[:80]
             found = found if found.isprintable() else "nothing readable"
             raise EditingError(
-                f"{source.name} is not a {expected_format} file (it says: {found}); choose a file saved by the "
-                "matching node."
+                f"{named} is not a {expected_format} file (it says: {found}); choose a file saved by the matching node."
             )
         for key, form in KINDS[kind].texts.items():
             try:
                 form(metadata.get(key, ""), f".{key}") if key in metadata else None
             except Unfit as error:
-                raise EditingError(f"{source.name} is damaged: {error}; save it again.") from error
+                raise EditingError(f"{named} is damaged: {error}; save it again.") from error
         return {key: stream.get_tensor(key) for key in stream.keys()}, metadata  # noqa: SIM118 (a handle, not a dict)
 
 
@@ -138,19 +139,19 @@ def _opened(source: Path, kind: str) -> Iterator[tuple[Any, dict[str, list[int]]
     """
     from safetensors import SafetensorError, safe_open
 
-    size, known = check_size(source, kind), KINDS[kind]
+    size, known, named = check_size(source, kind), KINDS[kind], shown_name(source.name)
     try:
         with source.open("rb") as raw:
             header = int.from_bytes(raw.read(8), "little")
         if header > size:
             raise ValueError("a header longer than the file")
         if header > LARGEST_HEADER:
-            raise EditingError(f"{source.name} describes itself at a length that no {known.title} has; choose another.")
+            raise EditingError(f"{named} describes itself at a length that no {known.title} has; choose another.")
         with safe_open(source, framework="pt", device="cpu") as stream:
             names = list(stream.keys())
             if len(names) > known.tensors:
                 raise EditingError(
-                    f"{source.name} holds {len(names)} tensors, and a {known.title} at most {known.tensors}; choose "
+                    f"{named} holds {len(names)} tensors, and a {known.title} at most {known.tensors}; choose "
                     "another file."
                 )
             slices = {name: stream.get_slice(name) for name in names}
@@ -159,14 +160,14 @@ def _opened(source: Path, kind: str) -> Iterator[tuple[Any, dict[str, list[int]]
                 empty = 0 in shapes[name] and math.prod(max(side, 1) for side in shapes[name]) > MOST_OF_NOTHING
                 if empty or part.get_dtype() not in DTYPES or len(name) > LONGEST_NAME:
                     raise EditingError(
-                        f"{source.name} holds a tensor of an unknown kind ({name[:40]}); use a file with numbers of 16 "
+                        f"{named} holds a tensor of an unknown kind ({name[:40]}); use a file with numbers of 16 "
                         "or 32 bits."
                     )
             yield stream, shapes, dict(stream.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as error:
         if isinstance(error, EditingError) or is_out_of_memory(error):
             raise
-        raise EditingError(f"{source.name} is damaged or not a safetensors file; save or download it again.") from error
+        raise EditingError(f"{named} is damaged or not a safetensors file; save or download it again.") from error
 
 
 def load_legacy_tensor(path: str | Path, kind: str = "edit direction") -> Tensor:
@@ -200,7 +201,7 @@ def load_json(path: str | Path, kind: str, what: str = "", remedy: str = "save o
         EditingError: missing, too large, damaged, or of another form.
     """
     source = Path(path)
-    what = f"{what}'s {source.name}" if what else source.name
+    what = f"{what}'s {shown_name(source.name)}" if what else shown_name(source.name)
     if not source.is_file():
         raise EditingError(f"{what} was not found; {remedy}.")
     check_size(source, kind)

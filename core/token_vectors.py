@@ -17,7 +17,9 @@ TokenVectors = Mapping[str, Tensor]
 #: Positions of a prompt besides the start and the end token.
 MAX_TOKENS = 75
 #: Text encoders by the width of their vectors, for published files that do not name theirs.
-ENCODER_OF_WIDTH = {768: "clip_l 768", 1024: "clip_h 1024"}
+ENCODER_OF_WIDTH = {768: "clip_l 768", 1024: "clip_h 1024", 1280: "clip_g 1280"}
+#: Text encoders that stand together in one model: SD 1.x and SDXL, SD 2.x.
+TOGETHER = ({"clip_l", "clip_g"}, {"clip_h"})
 
 
 def warn_of_cut(texts: Iterable[str], lengths: Iterable[int], most: int) -> None:
@@ -113,25 +115,36 @@ def start_vectors(vector_encoder: TokenVectorEncoder, tokens: int, words: str = 
     return {encoder: torch.cat([ends[encoder], vectors]) for encoder, vectors in rows.items()}
 
 
-def check_vectors(vectors: TokenVectors, encoder_widths: Mapping[str, int]) -> tuple[int, int]:
-    """``(B, n)`` of ``vectors [B, n, D]``, the same for every encoder.
+def joined_widths(parts: Iterable[Mapping[str, int]]) -> dict[str, int] | None:
+    """Encoder -> width of several embeddings in one prompt, None where no model reads them together."""
+    joined: dict[str, int] = {}
+    for widths in parts:
+        if any(joined.get(encoder, width) != width for encoder, width in widths.items()):
+            return None
+        joined |= widths
+    known = any(joined.keys() <= encoders for encoders in TOGETHER)
+    return dict(sorted(joined.items(), reverse=True)) if known else None  # in the order of a model's encoders
+
+
+def check_vectors(vectors: TokenVectors, encoder_widths: Mapping[str, int]) -> int:
+    """B of ``vectors [B, n, D]``, the same for every encoder; n may differ, for each encoder reads a prompt of its own.
 
     Raises:
-        EditingError: other encoders or widths, unequal counts, or more tokens than a prompt holds.
+        EditingError: other encoders or widths, unequal B, or more tokens than a prompt holds.
     """
-    shapes = {tuple(tensor.shape[:2]) for tensor in vectors.values()}
+    rows = {len(tensor) for tensor in vectors.values()}
     widths = {encoder: tensor.shape[-1] for encoder, tensor in vectors.items()}
-    if widths != dict(encoder_widths) or len(shapes) != 1 or any(tensor.ndim != 3 for tensor in vectors.values()):
+    if widths != dict(encoder_widths) or len(rows) != 1 or any(tensor.ndim != 3 for tensor in vectors.values()):
         raise EditingError(
             f"The token vectors are for {encoder_title(widths)}, but the model's text encoder is "
             f"{encoder_title(encoder_widths)}; use an embedding made with this kind of model."
         )
-    ((rows, tokens),) = shapes
+    tokens = max(tensor.shape[1] for tensor in vectors.values())
     if tokens > MAX_TOKENS:
         raise EditingError(
             f"There are {tokens} token vectors, but a prompt holds {MAX_TOKENS}; combine fewer embeddings."
         )
-    return rows, tokens
+    return rows.pop()
 
 
 def clamp_through(images: Tensor) -> Tensor:

@@ -427,7 +427,7 @@ def pack_nodes() -> dict[str, Any]:
             importlib.import_module(f"{pack}.nodes.{name}") for name in names
         )
         identity.identity, denoiser.ComfyDenoiser = lambda model: model.model.denoiser.identity, _Denoiser
-        tokens.reads_embedding = lambda clip, text, count: True  # prompts with embedding:name are not read here
+        tokens.vectors_read = lambda clip, text: {}  # prompts with embedding:name are not read here
         attention.site_table, model.load_demo_model = _nothing, demo_parts
         return {node.define_schema().node_id: node for node in registry.load_nodes()}
 

@@ -52,6 +52,15 @@ class Kind:
         return Slot(id, self.name, options)
 
 
+class MultiType:
+    """Several socket types for one input, as the host writes them: "MODEL,CLIP"."""
+
+    @staticmethod
+    def Input(id: str, types: list[Kind], **options: Any) -> Slot:
+        """An input that takes any of these types."""
+        return Slot(id, ",".join(kind.name for kind in types), options)
+
+
 class NodeOutput:
     """What ``execute`` returns."""
 
@@ -114,7 +123,7 @@ def make_schema(name: str) -> ModuleType:
     made: Any = ModuleType(name)
     types = {kind: Kind(kind.upper()) for kind in TYPES}
     types["ClipVision"] = Kind("CLIP_VISION")
-    made.io = SimpleNamespace(**types, Custom=Kind, ComfyNode=object, NodeOutput=NodeOutput)
+    made.io = SimpleNamespace(**types, Custom=Kind, MultiType=MultiType, ComfyNode=object, NodeOutput=NodeOutput)
     made.ComfyExtension = object
     made.schema = lambda **fields: SimpleNamespace(**fields)
     made.widget = lambda kind, name, **options: kind.Input(name, **options)

@@ -57,8 +57,13 @@ def _default(slot: Any) -> str:
             if isinstance(value, float) and value and value < 1e-3
             else f"`{value}`"
         )
-        return number.replace("\n", " ")
+        return number.replace("\n", " ").replace("|", "\\|")
     return "optional" if options.get("optional") else "required"
+
+
+def _cell(text: str) -> str:
+    """``text`` inside a table."""
+    return text.replace("|", "\\|")
 
 
 def table(schema: Any) -> str:
@@ -68,7 +73,9 @@ def table(schema: Any) -> str:
         lines += ["## Inputs", "", "| input | type | default | what it does |", "|---|---|---|---|"]
         for slot in schema.inputs:
             advanced = " (advanced)" if slot.options.get("advanced") else ""
-            lines.append(f"| **{slot.id}**{advanced} | {slot.type} | {_default(slot)} | {slot.options['tooltip']} |")
+            lines.append(
+                f"| **{slot.id}**{advanced} | {slot.type} | {_default(slot)} | {_cell(slot.options['tooltip'])} |"
+            )
         lines.append("")
     lines += ["## Outputs", "", "| output | type | what it is |", "|---|---|---|"]
     lines += [

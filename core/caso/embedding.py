@@ -12,8 +12,9 @@ import torch
 
 from ..denoiser import check_finite
 from ..errors import EditingError
+from ..file_names import shown_name
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
-from ..token_vectors import MAX_TOKENS, TokenVectorEncoder, TokenVectors, encoder_title
+from ..token_vectors import MAX_TOKENS, TokenVectorEncoder, TokenVectors, encoder_title, joined_widths
 from .textual_inversion import SINGLE_KEY, named_vectors, pickled_vectors
 
 FILE_FORMAT = "semantic_editing.embedding"
@@ -27,12 +28,14 @@ class SemanticEmbedding:
     """Token vectors that mean one class of one attribute (the paper's e_a).
 
     Attributes:
-        vectors: encoder -> ``[n, D]`` fp32 on the CPU.
+        vectors: encoder -> ``[n, D]`` fp32 on the CPU; n may differ. Where a model has an encoder more, that one reads
+            the empty prompt.
         encoder_name: text encoder they belong to, e.g. "clip_l 768 + clip_g 1280".
         attribute, target: what was learned, e.g. "mouth", "smile"; "" in files of other programs.
         method: how it was learned, "caso" or "" if unknown.
         info: facts of the training for people and programs, JSON-able: classes, level (noise level L), steps,
             classifier (its fingerprint), base_model (family) and settings (:meth:`~.settings.TrainingSettings.stored`).
+        note: what a person should know of a file that holds more than one thing, "" of others.
     """
 
     vectors: TokenVectors
@@ -41,12 +44,13 @@ class SemanticEmbedding:
     target: str = ""
     method: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
     def __post_init__(self) -> None:
-        matrices = all(tensor.ndim == 2 for tensor in self.vectors.values())
-        counts = {len(tensor) for tensor in self.vectors.values()} if matrices else set()
-        if len(counts) != 1 or not 1 <= min(counts) <= MAX_TOKENS or 0 in self.widths.values():
-            shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.vectors.items())
+        matrices = bool(self.vectors) and all(tensor.ndim == 2 for tensor in self.vectors.values())
+        counts = [len(tensor) for tensor in self.vectors.values()] if matrices else [0]
+        if not 1 <= min(counts) <= max(counts) <= MAX_TOKENS or 0 in self.widths.values():
+            shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.vectors.items())[:90]
             raise EditingError(
                 f"A semantic embedding has 1 to {MAX_TOKENS} token vectors, [tokens, width] for each text encoder, not "
                 f"{shapes or 'none'}; choose a textual-inversion file."
@@ -63,18 +67,21 @@ class SemanticEmbedding:
 
     @property
     def tokens(self) -> int:
-        """Number of token vectors n."""
-        return len(next(iter(self.vectors.values())))
+        """Number of token vectors n, the largest of an encoder."""
+        return max(len(tensor) for tensor in self.vectors.values())
 
     def describe(self) -> str:
         """One line for people."""
         what = f"{self.attribute}: {self.target}" if self.target else "embedding of unknown meaning"
         norms = ", ".join(f"{name} {float(tensor.norm(dim=1).mean()):.3g}" for name, tensor in self.vectors.items())
-        return f"{what} ({self.encoder_name}, {self.tokens} token{'s' * (self.tokens > 1)}, mean norm {norms})"
+        counts = [len(tensor) for tensor in self.vectors.values()]
+        tokens = " + ".join(map(str, counts if len(set(counts)) > 1 else counts[:1]))
+        said = f"; {self.note}" if self.note else ""
+        return f"{what} ({self.encoder_name}, {tokens} token{'s' * (tokens != '1')}, mean norm {norms}){said}"
 
     def require_encoder(self, vector_encoder: TokenVectorEncoder) -> None:
-        """Raise :class:`EditingError` unless the embedding belongs to the text encoder of ``vector_encoder``."""
-        if self.widths != dict(vector_encoder.widths):
+        """Raise :class:`EditingError` unless the embedding is for ``vector_encoder`` or one of its encoders."""
+        if not self.widths.items() <= dict(vector_encoder.widths).items():
             raise EditingError(
                 f"This embedding belongs to the text encoder {self.encoder_name}, but the model uses "
                 f"{vector_encoder.encoder_name}; use an embedding trained on this kind of model."
@@ -88,7 +95,13 @@ class SemanticEmbedding:
         """
         self.require_encoder(vector_encoder)
         with torch.no_grad():
-            return vector_encoder({name: tensor[None] for name, tensor in self.vectors.items()})
+            return vector_encoder(self.filled(vector_encoder))
+
+    def filled(self, vector_encoder: TokenVectorEncoder) -> TokenVectors:
+        """``[1, n, D]`` for every encoder of ``vector_encoder``, n = 0 for those that the embedding says nothing to."""
+        return {
+            name: self.vectors.get(name, torch.zeros(0, width))[None] for name, width in vector_encoder.widths.items()
+        }
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a textual-inversion safetensors file (``embedding:name`` in ComfyUI) with the facts as metadata,
@@ -119,30 +132,32 @@ class SemanticEmbedding:
     def load(path: str | Path) -> SemanticEmbedding:
         """Read a textual-inversion file (ours or another program's), or a linear layer of the released CASO code (.pt).
 
-        Of .pt and .bin files AUTOMATIC1111's layout (``string_to_param``) and diffusers' (token -> vectors) are read
-        too.
+        The layouts are those of :mod:`.textual_inversion`, all that ComfyUI reads from a prompt.
 
         Raises:
             EditingError: missing, damaged, hostile, or nothing of the kind.
         """
         source = Path(path)
         if source.suffix.lower() in LEGACY_SUFFIXES:
-            vectors, released = pickled_vectors(source)
+            vectors, released, note = pickled_vectors(source)
             facts: dict[str, Any] = {"method": "caso", "info": {"file": source.name}} if released else {}
-            return SemanticEmbedding(vectors, target=source.stem, **facts)
+            return SemanticEmbedding(vectors, target=source.stem, note=note, **facts)
         tensors, metadata = load_tensors(source, kind="embedding")
         if (
             metadata.get(FORMAT_KEY, FILE_FORMAT).startswith("semantic_editing.")
             and metadata.get(FORMAT_KEY, FILE_FORMAT) != FILE_FORMAT
         ):
-            raise EditingError(f"{source.name} is a {metadata[FORMAT_KEY]} file; choose a textual-inversion embedding.")
-        vectors = named_vectors(tensors, metadata.get("base_model", ""), source.name)
+            raise EditingError(
+                f"{shown_name(source.name)} is a {shown_name(metadata[FORMAT_KEY])} file; choose a textual-inversion "
+                "embedding."
+            )
+        vectors, note = named_vectors(tensors, metadata.get("base_model", ""), source.name)
         if metadata.get(FORMAT_KEY) != FILE_FORMAT:
-            return SemanticEmbedding(vectors, target=source.stem)
+            return SemanticEmbedding(vectors, target=source.stem, note=note)
         info = metadata_json(metadata, "info", source.name, "embedding")
         return SemanticEmbedding(
             vectors,
-            metadata.get("base_model", ""),
+            encoder_title({name: tensor.shape[1] for name, tensor in vectors.items()}),
             metadata.get("attribute", ""),
             metadata.get("target", ""),
             metadata.get("method", ""),
@@ -192,17 +207,29 @@ def concatenate(embeddings: Sequence[SemanticEmbedding]) -> SemanticEmbedding:
     if not embeddings:
         raise EditingError("There is no embedding to combine; wire at least one.")
     first = embeddings[0]
-    for other in embeddings[1:]:
-        if other.widths != first.widths:
-            raise EditingError(
-                f"One embedding belongs to the text encoder {first.encoder_name}, another to {other.encoder_name}; "
-                "combine embeddings of one kind of model."
-            )
+    widths = check_together(embeddings)
     if len(embeddings) == 1:
         return first
-    vectors = {name: torch.cat([part.vectors[name] for part in embeddings]) for name in first.vectors}
+    vectors = {name: torch.cat([part.vectors[name] for part in embeddings if name in part.vectors]) for name in widths}
     titles = [f"{part.attribute}: {part.target}" if part.attribute else part.target for part in embeddings]
-    return SemanticEmbedding(vectors, first.encoder_name, "", " + ".join(titles), first.method)
+    return SemanticEmbedding(vectors, encoder_title(widths), "", " + ".join(titles), first.method)
+
+
+def check_together(embeddings: Sequence[SemanticEmbedding]) -> dict[str, int]:
+    """Encoder -> width of embeddings that one model can read together.
+
+    Raises:
+        EditingError: there is no such model.
+    """
+    first = embeddings[0]
+    for number in range(1, len(embeddings) + 1):
+        widths = joined_widths(embedding.widths for embedding in embeddings[:number])
+        if widths is None and number > 1:
+            raise EditingError(
+                f"One embedding belongs to the text encoder {first.encoder_name}, another to "
+                f"{embeddings[number - 1].encoder_name}; combine embeddings of one kind of model."
+            )
+    return widths or first.widths
 
 
 def scaled_terms(terms: Sequence[GuidanceTerm], factor: float) -> list[GuidanceTerm]:

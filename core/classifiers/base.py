@@ -12,9 +12,12 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..errors import EditingError
+from ..file_names import shown_name
 from ..models.transformers_files import NORMALISATIONS
 
 FINGERPRINT_DIGITS = 16
+MOST_NAMED = 10  # names that a sentence repeats,
+MOST_LETTERS = 130  # and how long they may be together
 
 
 class ImageClassifier(nn.Module):
@@ -75,14 +78,16 @@ class ImageClassifier(nn.Module):
     def fingerprint(self) -> str:
         """16 hex digits of the sha256 over weights, classes and preparation of images: equal for equal classifiers."""
         if not self._fingerprint:
-            digest = hashlib.sha256(
-                json.dumps([self.heads, self.size, self.mean, self.std, self.interpolation]).encode()
-            )
+            digest = hashlib.sha256(json.dumps(self._facts()).encode())
             for key, value in sorted(self.state_dict().items()):
                 digest.update(f"{key} {list(value.shape)}".encode())
                 digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
             self._fingerprint = digest.hexdigest()[:FINGERPRINT_DIGITS]
         return self._fingerprint
+
+    def _facts(self) -> list[Any]:
+        """What a classifier's answers depend on besides its weights, JSON-able."""
+        return [self.heads, self.size, self.mean, self.std, self.interpolation]
 
     def prepare(self, images: Tensor) -> Tensor:
         """``images [B, 3, H, W]`` in 0..1 -> resized (the whole picture, aspect not kept) and normalised ``[B, 3, h,
@@ -145,25 +150,66 @@ class ImageClassifier(nn.Module):
         """
         names = list(self.heads)
         if attribute not in names:
-            raise EditingError(f"{self.name} knows no attribute {attribute!r}; use one of: {', '.join(names)}.")
+            raise EditingError(
+                f"{shown_name(self.name)} knows no attribute '{shown_name(attribute)}'; use one of: {named(names)}."
+            )
         return names.index(attribute)
 
     def class_index(self, attribute: str, label: str) -> int:
-        """Column of the logits of ``attribute`` that stands for ``label``.
+        """Column of the logits of ``attribute`` that stands for ``label``: a class's name, its number (from 0), or one
+        of the names of a class that has several, as ImageNet's "tench, Tinca tinca" has.
 
         Raises:
-            EditingError: no such attribute or label.
+            EditingError: no such attribute or label, or a label of several classes.
         """
         names = self.heads[list(self.heads)[self.index(attribute)]]
-        if label not in names:
-            raise EditingError(f"{self.name} has no class {label!r} of {attribute}; use one of: {', '.join(names)}.")
-        return names.index(label)
+        if label in names:
+            return names.index(label)
+        asked = label.strip().casefold()
+        found = [at for at, name in enumerate(names) if asked in (name.casefold(), *_parts(name))]
+        if not found and asked.isdecimal() and len(asked) < 10 and int(asked) < len(names):
+            found = [int(asked)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise EditingError(
+                f"{shown_name(self.name)} has {len(found)} classes called '{shown_name(label)}': "
+                f"{named([names[at] for at in found])}; write the whole name."
+            )
+        alike = [name for name in names if asked and asked in name.casefold()] or names
+        raise EditingError(
+            f"{shown_name(self.name)} has no class '{shown_name(label)}' of {shown_name(attribute)}; use one of: "
+            f"{named(alike)}."
+        )
+
+    def classes_in(self, attribute: str, text: str) -> list[str]:
+        """The classes of ``attribute`` that a text lists, by their full names, each once: one a line or separated by
+        commas, as :meth:`class_index` knows them; a name that has commas itself may be written out.
+
+        Raises:
+            EditingError: see :meth:`class_index`.
+        """
+        names = self.heads[list(self.heads)[self.index(attribute)]]
+        whole = {_plain(name): name for name in names}
+        found: dict[str, None] = {}
+        for line in text.splitlines():
+            parts = [part for part in map(str.strip, line.split(",")) if part]
+            while parts:
+                lengths = range(len(parts), 1, -1)
+                taken = next((n for n in lengths if _plain(", ".join(parts[:n])) in whole), 1)
+                together = ", ".join(parts[:taken])
+                found[whole[_plain(together)] if taken > 1 else names[self.class_index(attribute, together)]] = None
+                parts = parts[taken:]
+        return list(found)
 
     def describe(self) -> str:
         """One line for people: classes, input size and normalisation, fingerprint."""
-        classes = "; ".join(f"{attribute}: {_shortened(names)}" for attribute, names in self.heads.items())
-        sees = f"sees {self.size[1]} x {self.size[0]} pixels, {_normalisation(self.mean, self.std)}"
-        return f"{classes} | {sees} | fingerprint {self.fingerprint}"
+        classes = "; ".join(f"{attribute}: {named(names)}" for attribute, names in self.heads.items())
+        return f"{classes} | {self._sees()} | fingerprint {self.fingerprint}"
+
+    def _sees(self) -> str:
+        """What pictures become before the trunk, in words."""
+        return f"sees {self.size[1]} x {self.size[0]} pixels, {_normalisation(self.mean, self.std)}"
 
 
 def two_classes(layer: nn.Linear) -> nn.Linear:
@@ -187,8 +233,24 @@ def _normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
     return "normalised by mean {}, std {}".format(*figures)
 
 
-def _shortened(names: list[str], most: int = 12) -> str:
-    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} ... ({len(names)} classes)"
+def named(names: Sequence[str]) -> str:
+    """``names`` as a sentence may repeat them: the first ten, or fewer where they are long, and how many there are."""
+    shown: list[str] = []
+    for name in map(shown_name, names[:MOST_NAMED]):
+        if shown and len(", ".join([*shown, name])) > MOST_LETTERS:
+            break
+        shown.append(name)
+    return ", ".join(shown) + (f" ... ({len(names)} in all)" if len(shown) < len(names) else "")
+
+
+def _parts(name: str) -> list[str]:
+    """The names of a class that has several, in small letters."""
+    return [part.strip().casefold() for part in name.split(",")]
+
+
+def _plain(name: str) -> str:
+    """A name to compare by: spaces around commas and capitals do not count."""
+    return ",".join(_parts(name))
 
 
 def _check(
@@ -199,21 +261,20 @@ def _check(
     std: Sequence[float],
     name: str,
 ) -> None:
+    name = shown_name(name)
     if not heads or len(heads) != len(last):
         raise EditingError(
             f"{name} has {len(last)} outputs but names for {len(heads)} attributes; give one list of classes for each."
         )
     for (attribute, names), layer in zip(heads.items(), last, strict=True):
+        what = shown_name(attribute)
         if len(names) < 2:
-            raise EditingError(f"{name} has only one class of {attribute}; a classifier needs at least two.")
+            raise EditingError(f"{name} has only one class of {what}; a classifier needs at least two.")
         if len(set(names)) != len(names):
-            raise EditingError(
-                f"{name} has two classes of {attribute} with the same name; name every class differently."
-            )
+            raise EditingError(f"{name} has two classes of {what} with the same name; name every class differently.")
         if isinstance(layer, nn.Linear) and layer.out_features != len(names):
             raise EditingError(
-                f"{name} has {layer.out_features} classes of {attribute} but {len(names)} names; give one name for "
-                "each."
+                f"{name} has {layer.out_features} classes of {what} but {len(names)} names; give one name for each."
             )
     if min(size) < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise EditingError(

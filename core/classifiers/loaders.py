@@ -1,4 +1,4 @@
-"""Classifiers from files: this pack's own, the demo's, torchvision's VGG16 and ResNet50, transformers folders, CASO's
+"""Classifiers from files: this pack's own, the demo's, torchvision's networks, timm's and transformers' folders, CASO's
 pickles.
 
 What a file is follows from its content, never from its name alone. Nothing is downloaded and no code in a file runs.
@@ -15,42 +15,39 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EditingError
+from ..file_names import shown_name
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
+from ..models.model_folder import read_config
 from ..models.model_settings import CONFIG
 from ..models.transformers_files import NORMALISATIONS
-from ..reading.forms import facts, listed, table, text, whole
-from ..reading.libraries import library
+from ..reading.forms import Unfit, facts, listed, table, text, whole
 from ..reading.pickles import is_zip, read_network_pickle
 from .base import ImageClassifier
 from .convnet import CONVOLUTIONAL, AttributeClassifier, convolutional_trunk, load_classifier
-from .transformers_folder import (
-    TRANSFORMERS,
-    TransformersTrunk,
-    empty_transformers,
-    load_transformers_folder,
-    unique,
-)
+from .frozen_features import FEATURES, FeatureClassifier, FeatureTrunk
+from .timm_folder import TIMM, load_timm_folder, timm_trunk
+from .torchvision_networks import TORCHVISION, fill, linear, torchvision_classifier, torchvision_trunk
+from .transformers_folder import TRANSFORMERS, TransformersTrunk, empty_transformers, load_transformers_folder
 
 FILE_FORMAT = "semantic_editing.attribute_classifier"
 FILE_VERSION = "1"
 AUTO = "auto"
-VGG16, RESNET50 = "vgg16", "resnet50"  # kinds of network, in files
-YES_NO = ["no", "yes"]
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
-#: Width of the features of torchvision's networks.
-FEATURES = {VGG16: 4096, RESNET50: 2048}
 #: Descriptions of networks in files.
 CONVOLUTIONAL_FORM = table({"widths": listed(whole(1, 8192), 1, 8), "hidden": whole(1, 65_536)}, {"fold": whole(1, 64)})
 TRANSFORMERS_FORM = table({"config": facts, "linear": text(300)})
-IMAGENET_SIZE = 224
-#: CASO's published classifiers see whole 512 x 512 pictures in -1..1.
-PUBLISHED_SIZE = 512
-#: Last layer of torchvision's networks, and a tensor by which each is known.
-LAST_LAYERS = {VGG16: ("classifier.6", "features.28.weight"), RESNET50: ("fc", "layer4.2.conv3.weight")}
+TIMM_FORM = table({"name": text(100)})
+FEATURES_FORM = table({"identity": text(100), "width": whole(1, 65_536)})
 
 
 def load_image_classifier(
-    path: str | Path, *, classes: Sequence[str] = (), size: int = 0, normalisation: str = AUTO, attribute: str = ""
+    path: str | Path,
+    *,
+    classes: Sequence[str] = (),
+    size: int = 0,
+    normalisation: str = AUTO,
+    attribute: str = "",
+    backbone: FeatureTrunk | None = None,
 ) -> ImageClassifier:
     """Load any supported classifier, frozen, on the CPU, in fp32.
 
@@ -61,9 +58,11 @@ def load_image_classifier(
         normalisation: "auto" (the file's own or the usual one of its kind) or a key of
             :data:`~..models.transformers_files.NORMALISATIONS`.
         attribute: name of the attribute, "" for the file's own; for one attribute only.
+        backbone: of a file that holds nothing but a linear probe, the network whose features it reads.
 
     Raises:
-        EditingError: missing, damaged, hostile or not a classifier; names that do not match; an unknown normalisation.
+        EditingError: missing, damaged, hostile or not a classifier; a backbone missing, another one, or too many; names
+            that do not match; an unknown normalisation.
     """
     source = Path(path)
     if normalisation not in (AUTO, *NORMALISATIONS):
@@ -72,7 +71,14 @@ def load_image_classifier(
         )
     if size < 0:
         raise EditingError(f"The input size is {size} pixels; use a positive number, or 0 for the file's own.")
-    loaded = _load(source, list(classes), attribute)
+    loaded = _load(source, list(classes), attribute, backbone)
+    probe = isinstance(loaded, FeatureClassifier)
+    if backbone is not None and not probe:
+        raise EditingError(f"{shown_name(source.name)} brings a network of its own; unwire the backbone.")
+    if probe and (size or normalisation != AUTO):
+        raise EditingError(
+            f"{shown_name(source.name)} sees what its backbone sees; set input_size to 0 and normalisation to {AUTO}."
+        )
     if size:
         loaded.size = (size, size)
     if normalisation != AUTO:
@@ -84,15 +90,18 @@ def load_image_classifier(
     return loaded
 
 
-def _load(source: Path, classes: list[str], attribute: str) -> ImageClassifier:
+def _load(source: Path, classes: list[str], attribute: str, backbone: FeatureTrunk | None) -> ImageClassifier:
     if source.is_dir() or (source.name.startswith("model") and (source.parent / CONFIG).is_file()):
         folder = source if source.is_dir() else source.parent
-        return _renamed(load_transformers_folder(folder), classes, attribute)
+        config = read_config(folder, folder.name)
+        by_timm = "architecture" in config and not config.keys() & {"architectures", "model_type"}
+        load = load_timm_folder if by_timm else load_transformers_folder
+        return _renamed(load(folder), classes, attribute)
     if source.is_file() and (source.suffix.lower() in PICKLES or is_zip(source)):
         return torchvision_classifier(read_network_pickle(source).tensors, source.name, classes, attribute)
     tensors, metadata = load_tensors(source, kind="classifier")
     if metadata.get(FORMAT_KEY) == FILE_FORMAT:
-        return _renamed(_own_file(tensors, metadata, source.name), classes, attribute)
+        return _renamed(_own_file(tensors, metadata, source.name, backbone), classes, attribute)
     if any(key.startswith("heads.") for key in tensors):
         return _renamed(demo_classifier(load_classifier(source), source.name), classes, attribute)
     named = "classes" in metadata and not classes
@@ -106,13 +115,13 @@ def build_trunk(architecture: Mapping[str, Any], weights: int, name: str) -> nn.
     """The trunk that ``architecture`` describes, its weights to be filled in (``load_state_dict(..., assign=True)``).
 
     Args:
-        architecture: ``{"kind": "convolutional", "widths", "hidden", "fold"}``, ``{"kind": "vgg16"}``, ``{"kind":
-            "resnet50"}`` or ``{"kind": "transformers", "config", "linear"}``.
+        architecture: ``{"kind": "convolutional", "widths", "hidden", "fold"}``, ``{"kind": "vgg16"}`` (or another name
+            of torchvision), ``{"kind": "timm", "name"}`` or ``{"kind": "transformers", "config", "linear"}``.
         weights: how many numbers there are to fill it with; a larger one is not built.
         name: of the file, for errors.
 
     Raises:
-        EditingError: an unknown description, or torchvision or transformers are missing.
+        EditingError: an unknown description, or torchvision, timm or transformers are missing.
     """
     kind = architecture.get("kind")
     try:
@@ -121,8 +130,11 @@ def build_trunk(architecture: Mapping[str, Any], weights: int, name: str) -> nn.
             with torch.device("meta"):
                 widths, fold = architecture["widths"], architecture.get("fold", 1)
                 return convolutional_trunk(AttributeClassifier(widths, architecture["hidden"], {}, fold=fold))
-        if kind in (VGG16, RESNET50):
+        if kind in TORCHVISION:
             return torchvision_trunk(str(kind), name)
+        if kind == TIMM:
+            TIMM_FORM(architecture, "architecture")
+            return timm_trunk(architecture["name"], weights, name)
         if kind == TRANSFORMERS:
             TRANSFORMERS_FORM(architecture, "architecture")
             made = empty_transformers(architecture["config"], weights, name)
@@ -146,116 +158,6 @@ def demo_classifier(net: AttributeClassifier, name: str) -> ImageClassifier:
     return ImageClassifier(
         convolutional_trunk(net), last, net.classes, (net.size, net.size), mean, std, name, architecture
     )
-
-
-def torchvision_classifier(
-    tensors: Mapping[str, Tensor], name: str, classes: Sequence[str] = (), attribute: str = ""
-) -> ImageClassifier:
-    """VGG16 or ResNet50 from torchvision's tensor names, with or without the prefixes "model." and "module.".
-
-    A head of one logit is a yes-or-no classifier, prepared as CASO's published ones are (512 pixels, -1..1); any other
-    is prepared as ImageNet's (224 pixels).
-
-    Raises:
-        EditingError: another network, tensors missing or too many, as many names as classes not given, no torchvision.
-    """
-    state = {_bare(key): value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-    kinds = [kind for kind, (_, mark) in LAST_LAYERS.items() if mark in state]
-    if not kinds or f"{LAST_LAYERS[kinds[0]][0]}.weight" not in state:
-        raise EditingError(
-            f"{name} is not a classifier that can be read; use VGG16, ResNet50, a transformers folder or one trained "
-            "here."
-        )
-    (kind,) = kinds[:1]
-    layer = LAST_LAYERS[kind][0]
-    weight, bias = state.pop(f"{layer}.weight"), state.pop(f"{layer}.bias", None)
-    last = linear(weight, bias, FEATURES[kind], name)
-    trunk = build_trunk({"kind": kind}, sum(value.numel() for value in state.values()), name)
-    fill(trunk, state, name)
-    outputs = len(weight)
-    published = outputs == 1
-    names = list(classes) or (YES_NO if published else default_names(outputs, name))
-    mean, std = NORMALISATIONS["-1..1" if published else "imagenet"]
-    side = PUBLISHED_SIZE if published else IMAGENET_SIZE
-    return ImageClassifier(
-        trunk, [last], {attribute or Path(name).stem: names}, (side, side), mean, std, name, {"kind": kind}
-    )
-
-
-def torchvision_trunk(kind: str, name: str) -> nn.Module:
-    """torchvision's VGG16 or ResNet50 without weights and without its last layer, features ``[B, 4096]`` or ``[B,
-    2048]``.
-
-    Raises:
-        EditingError: torchvision is not installed.
-    """
-    models = torchvision_models(name)
-    with torch.device("meta"):
-        net: Any = models.vgg16(weights=None) if kind == VGG16 else models.resnet50(weights=None)
-    if kind == VGG16:
-        net.classifier[6] = nn.Identity()
-    else:
-        net.fc = nn.Identity()
-    trunk: nn.Module = net
-    return trunk
-
-
-def torchvision_models(name: str) -> Any:
-    """``torchvision.models``.
-
-    Raises:
-        EditingError: torchvision is not installed or broken.
-    """
-    return library("torchvision.models", f"{name}, a VGG16 or ResNet50,")
-
-
-def _bare(key: str) -> str:
-    for prefix in ("module.", "model."):
-        key = key.removeprefix(prefix)
-    return key
-
-
-def default_names(outputs: int, name: str) -> list[str]:
-    """ImageNet's names for 1000 classes, else numbers."""
-    if outputs == 1000:
-        return unique(torchvision_models(name).ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
-    return [f"class {index}" for index in range(outputs)]
-
-
-def linear(weight: Tensor, bias: Tensor | None, features: int, name: str) -> nn.Linear:
-    """A linear layer over ``weight [n, F]`` and ``bias [n]`` of the file ``name``.
-
-    Args:
-        features: F of the network before it, 0 if that is not known.
-
-    Raises:
-        EditingError: other shapes, or whole numbers.
-    """
-    if weight.ndim != 2 or not weight.numel() or features not in (0, weight.shape[-1]):
-        raise EditingError(
-            f"{name} ends in a layer of shape {list(weight.shape)}; a classifier ends in a linear one over its "
-            "features."
-        )
-    fits = bias is None or tuple(bias.shape) == (len(weight),)
-    if not fits or not all(part.is_floating_point() for part in (weight, bias) if part is not None):
-        raise EditingError(f"{name} ends in a layer whose parts do not fit together; train or download it again.")
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}), assign=True)
-    return layer
-
-
-def fill(trunk: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Put the tensors of a file into an empty network, all and only those it has.
-
-    Raises:
-        EditingError: they do not fit.
-    """
-    try:
-        trunk.load_state_dict(dict(state), assign=True)
-    except RuntimeError as error:
-        raise EditingError(
-            f"{name} holds other tensors than its kind of network has; it is damaged or another version of it."
-        ) from error
 
 
 def _renamed(loaded: ImageClassifier, classes: list[str], attribute: str) -> ImageClassifier:
@@ -301,25 +203,19 @@ def save_image_classifier(
     return save_tensors(path, classifier.state_dict(), metadata, overwrite=overwrite)
 
 
-def _own_file(tensors: dict[str, Tensor], metadata: dict[str, str], name: str) -> ImageClassifier:
+def _own_file(
+    tensors: dict[str, Tensor], metadata: dict[str, str], name: str, backbone: FeatureTrunk | None
+) -> ImageClassifier:
     fields: dict[str, Any] = {
         key: metadata_json(metadata, key, name, "classifier")
         for key in ("heads", "size", "mean", "std", "architecture")
     }
+    if fields["architecture"]["kind"] == FEATURES:
+        return _probe(tensors, fields, name, backbone)
     trunk = build_trunk(fields["architecture"], sum(value.numel() for value in tensors.values()), name)
     fill(trunk, {key.removeprefix("trunk."): value for key, value in tensors.items() if key.startswith("trunk.")}, name)
-    if not all(f"last.{index}.weight" in tensors for index in range(len(fields["heads"]))):
-        raise EditingError(f"{name} lacks a part of its weights; save it again.")
-    kind = fields["architecture"]["kind"]
-    width = (
-        trunk.width
-        if isinstance(trunk, TransformersTrunk)
-        else FEATURES.get(kind, fields["architecture"].get("hidden"))
-    )
-    last = [
-        linear(tensors[f"last.{index}.weight"], tensors.get(f"last.{index}.bias"), width, name)
-        for index in range(len(fields["heads"]))
-    ]
+    width = int(getattr(trunk, "width", 0)) or fields["architecture"].get("hidden", 0)
+    last = _last_layers(tensors, fields["heads"], width, name)
     interpolation = metadata.get("interpolation", "bilinear")
     return ImageClassifier(
         trunk,
@@ -331,4 +227,35 @@ def _own_file(tensors: dict[str, Tensor], metadata: dict[str, str], name: str) -
         name,
         fields["architecture"],
         interpolation,
+    )
+
+
+def _last_layers(tensors: Mapping[str, Tensor], heads: Mapping[str, Any], width: int, name: str) -> list[nn.Linear]:
+    if not all(f"last.{index}.weight" in tensors for index in range(len(heads))):
+        raise EditingError(f"{shown_name(name)} lacks a part of its weights; save it again.")
+    return [
+        linear(tensors[f"last.{index}.weight"], tensors.get(f"last.{index}.bias"), width, name)
+        for index in range(len(heads))
+    ]
+
+
+def _probe(
+    tensors: Mapping[str, Tensor], fields: Mapping[str, Any], name: str, backbone: FeatureTrunk | None
+) -> FeatureClassifier:
+    """A linear probe from its file and the network whose features it was trained on."""
+    try:
+        FEATURES_FORM(fields["architecture"], "architecture")
+    except Unfit as error:
+        raise EditingError(f"{shown_name(name)} describes its network in a damaged way; save it again.") from error
+    if backbone is None:
+        raise EditingError(
+            f"{shown_name(name)} is a linear layer over the features of a CLIP; wire the CLIP Scorer or CLIP Vision "
+            "that it was trained with into backbone."
+        )
+    if backbone.identity != fields["architecture"]["identity"]:
+        raise EditingError(
+            f"{shown_name(name)} was trained on another CLIP than the one wired into backbone; wire that one."
+        )
+    return FeatureClassifier(
+        backbone, _last_layers(tensors, fields["heads"], backbone.width, name), fields["heads"], name
     )

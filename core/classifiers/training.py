@@ -4,6 +4,10 @@ CASO's classifiers are VGG16 networks fine-tuned for some epochs ("Instructing T
 Classifier-Guided Semantic Optimization", section 4, and the released training script); here the loss is cross-entropy
 balanced over the classes, the learning rate falls along a cosine, and the epoch that does best on the validation
 pictures is the one that is kept.
+
+Where the trunk is not trained, its features are taken once, of each picture and its mirror image, and the last layer is
+a logistic regression over them (a linear probe), solved by L-BFGS in seconds. Nothing is chosen by the validation
+pictures then, and nothing is augmented: features of changed pictures made it worse in our trials.
 """
 
 from __future__ import annotations
@@ -25,15 +29,17 @@ from ..models.transformers_files import NORMALISATIONS
 from .augment import augmented
 from .base import ImageClassifier
 from .convnet import CONVOLUTIONAL, AttributeClassifier, convolutional_trunk
+from .frozen_features import FeatureClassifier, FeatureTrunk
 from .pictures import LabelledPictures, split
 
 WIDTHS, HIDDEN, SIZE = [24, 48, 80, 112], 128, 64  # of the network that is trained from nothing
 RATE_SCRATCH = 2e-3  # AdamW's learning rate for the small network,
 RATE_TUNED = 1e-4  # for a trunk that is trained on,
-RATE_HEAD = 1e-2  # and for the last layer alone
+PENALTY = 0.1  # of a linear probe's squared weights over standardised features
 WEIGHT_DECAY = 1e-2
 WARM_UP = 0.05  # part of all steps in which the learning rate rises
 SETTLE = 512  # pictures from which batch norm's figures are taken
+SMALLEST_SPREAD = 1e-6  # of a feature that is worth dividing by
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,16 @@ class TrainingSettings:
 
     Attributes:
         attribute: what the classes are values of, e.g. "glasses".
-        epochs: passes over the pictures, at most.
+        epochs: passes over the pictures, at most; for the last layer alone steps of L-BFGS.
         patience: the training ends after so many epochs without a better one; 0 for never.
         batch_size: pictures in a step, two at least.
-        learning_rate: AdamW's; 0 chooses one (2e-3 from nothing, 1e-4 for a given trunk, 1e-2 for its last layer
-            alone).
+        learning_rate: AdamW's; 0 chooses one (2e-3 from nothing, 1e-4 for a given trunk). The last layer alone needs
+            none.
         validation: part of every class that is tested on and not learned from, between 0 and 1 (at least one picture).
-        augmentation: strength of the random changes, 0 for none, 1 usual (see :func:`~.augment.augmented`).
+        augmentation: strength of the random changes, 0 for none, 1 usual (see :func:`~.augment.augmented`); the last
+            layer alone is trained without.
         flip: mirror half of the pictures; not for attributes that tell left from right.
-        train_trunk: False trains the last layer alone.
+        train_trunk: False trains the last layer alone; so it is with a trunk that is not ours to train.
         seed: of the split, the order, the changes and the first weights.
     """
 
@@ -173,12 +180,14 @@ def confusion(labels: Tensor, answers: Tensor, classes: int) -> Tensor:
     return torch.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes)
 
 
-def training_size(trunk_of: ImageClassifier | None, size: int = SIZE) -> tuple[int, int]:
+def training_size(trunk_of: ImageClassifier | FeatureTrunk | None, size: int = SIZE) -> tuple[int, int]:
     """``(h, w)`` that the pictures of a training must have: the given classifier's, or ``size`` for the small network.
 
     Raises:
         EditingError: a size below 16 pixels.
     """
+    if isinstance(trunk_of, FeatureTrunk):
+        return trunk_of.side, trunk_of.side
     if trunk_of is not None:
         return trunk_of.size
     if size < 16:
@@ -189,7 +198,7 @@ def training_size(trunk_of: ImageClassifier | None, size: int = SIZE) -> tuple[i
 def train_classifier(
     pictures: LabelledPictures,
     settings: TrainingSettings,
-    trunk_of: ImageClassifier | None = None,
+    trunk_of: ImageClassifier | FeatureTrunk | None = None,
     *,
     device: str | torch.device = "cpu",
     callback: TrainingCallback | None = None,
@@ -198,8 +207,8 @@ def train_classifier(
 
     Args:
         pictures: at :func:`training_size`.
-        trunk_of: a classifier whose trunk (backbone) is copied and trained on; None trains a small network from
-            nothing.
+        trunk_of: a classifier whose trunk (backbone) is copied and trained on, or a trunk that stays as it is; None
+            trains a small network from nothing.
         device: where to compute. Everything random comes from ``settings.seed``; the global generators stay as they
             are.
 
@@ -240,18 +249,24 @@ class _Parts:
     def normalised(self, images: Tensor) -> Tensor:
         return (images - images.new_tensor(self.mean).view(3, 1, 1)) / images.new_tensor(self.std).view(3, 1, 1)
 
-    def logits(self, images: Tensor) -> Tensor:
-        made: Tensor = self.last(self.trunk(self.normalised(images)))
+    def features(self, images: Tensor) -> Tensor:
+        made: Tensor = self.trunk(self.normalised(images))
         return made
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def logits(self, images: Tensor) -> Tensor:
+        made: Tensor = self.last(self.features(images))
+        return made
+
+    def state(self, whole: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Copies of the weights in training; those of the trunk unless ``whole`` is False."""
         trunk, last = (
-            {k: v.detach().cpu().clone() for k, v in part.state_dict().items()} for part in (self.trunk, self.last)
+            {k: v.detach().cpu().clone() for k, v in part.state_dict().items()} if training else {}
+            for part, training in ((self.trunk, whole), (self.last, True))
         )
         return trunk, last
 
 
-def _prepare(trunk_of: ImageClassifier | None, pictures: LabelledPictures, seed: int) -> _Parts:
+def _prepare(trunk_of: ImageClassifier | FeatureTrunk | None, pictures: LabelledPictures, seed: int) -> _Parts:
     size = (int(pictures.pixels.shape[-2]), int(pictures.pixels.shape[-1]))
     classes = len(pictures.classes)
     if trunk_of is None:
@@ -259,15 +274,15 @@ def _prepare(trunk_of: ImageClassifier | None, pictures: LabelledPictures, seed:
         mean, std = NORMALISATIONS["-1..1"]
         architecture = {"kind": CONVOLUTIONAL, "widths": WIDTHS, "hidden": HIDDEN}
         return _Parts(convolutional_trunk(net), nn.Linear(HIDDEN, classes), size, mean, std, architecture)
+    if isinstance(trunk_of, FeatureTrunk):
+        _require_size(size, (trunk_of.side, trunk_of.side), "the backbone")
+        last = nn.Linear(trunk_of.width, classes)
+        return _Parts(trunk_of, last, size, (0.0,) * 3, (1.0,) * 3, {})
     if not trunk_of.architecture:
         raise EditingError(
             f"{trunk_of.name} cannot be trained on, because it does not end in a linear layer; use another backbone."
         )
-    if trunk_of.size != size:
-        raise EditingError(
-            f"The pictures are {size[1]} x {size[0]} pixels but {trunk_of.name} sees {trunk_of.size[1]} x "
-            f"{trunk_of.size[0]}."
-        )
+    _require_size(size, trunk_of.size, trunk_of.name)
     features = int(trunk_of.class_weights(next(iter(trunk_of.heads))).shape[1])
     trunk = copy.deepcopy(trunk_of.trunk).cpu()
     return _Parts(
@@ -281,6 +296,11 @@ def _prepare(trunk_of: ImageClassifier | None, pictures: LabelledPictures, seed:
     )
 
 
+def _require_size(size: tuple[int, int], wanted: tuple[int, int], name: str) -> None:
+    if wanted != size:
+        raise EditingError(f"The pictures are {size[1]} x {size[0]} pixels but {name} sees {wanted[1]} x {wanted[0]}.")
+
+
 class _Training:
     """One training run's state."""
 
@@ -291,10 +311,10 @@ class _Training:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.train, self.test = split(pictures.labels, settings.validation, self.generator)
         self.train = self.train[torch.randperm(len(self.train), generator=self.generator)]  # no class in one piece
-        self.whole = scratch or settings.train_trunk
+        self.whole = (scratch or settings.train_trunk) and not isinstance(parts.trunk, FeatureTrunk)
         parts.trunk.to(device).requires_grad_(self.whole)
         parts.last.to(device).requires_grad_(True)
-        rate = settings.learning_rate or (RATE_SCRATCH if scratch else RATE_TUNED if self.whole else RATE_HEAD)
+        rate = settings.learning_rate or (RATE_SCRATCH if scratch else RATE_TUNED)
         weights = [p for part in (parts.trunk, parts.last) for p in part.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=WEIGHT_DECAY)
         self.batches = self._batches(len(self.train))
@@ -309,10 +329,12 @@ class _Training:
         self.best: tuple[float, float] = (-1.0, -math.inf)
         self.best_epoch = 0
         self.confusion = torch.zeros(0)
-        self.kept = parts.state()
+        self.kept = parts.state(self.whole)
 
     def run(self, callback: TrainingCallback | None) -> TrainedClassifier:
         stopped, step = False, 0
+        if not self.whole:
+            return self._probe(callback)
         for epoch in range(1, self.settings.epochs + 1):
             losses = []
             order = self.train[torch.randperm(len(self.train), generator=self.generator)]
@@ -329,16 +351,75 @@ class _Training:
                 break
         return self._result(stopped)
 
+    def _probe(self, callback: TrainingCallback | None) -> TrainedClassifier:
+        """Logistic regression of the labels on the trunk's features, with a penalty on the weights; the last step is
+        kept. Cancel while the features are taken ends it after one step."""
+        seen, passes, stopped = self._see(callback)
+        rows = seen[:, self.train].flatten(0, 1)
+        mean, spread = rows.mean(0), rows.std(0, unbiased=False)
+        spread = torch.where(spread > SMALLEST_SPREAD, spread, 1.0)
+        rows, test = (((part - mean) / spread).to(self.device) for part in (rows, seen[0, self.test]))
+        labels, last = self.pictures.labels[self.train].repeat(len(seen)).to(self.device), self.parts.last
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)  # the problem is convex
+        optimizer = torch.optim.LBFGS(last.parameters(), max_iter=1, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            error = functional.cross_entropy(last(rows), labels, self.balance)
+            whole: Tensor = error + PENALTY / 2 * last.weight.square().sum()
+            whole.backward()
+            return whole
+
+        for epoch in range(1, self.settings.epochs + 1):
+            value = float(optimizer.step(loss).detach())
+            with torch.no_grad():
+                self._keep(epoch, value, last(test).cpu(), always=True)
+            progress = TrainingProgress(passes + epoch, passes + self.settings.epochs, epoch, value, self.best[0])
+            stopped = (callback is not None and bool(callback(progress))) or stopped
+            if stopped:
+                break
+        with torch.no_grad():  # the layer over the features as they are
+            last.load_state_dict(self.kept[1])
+            weight = last.weight.cpu() / spread
+            last.bias.sub_((weight @ mean).to(self.device))
+            last.weight.copy_(weight)
+        self.kept = self.parts.state(whole=False)
+        return self._result(stopped)
+
+    @torch.no_grad()
+    def _see(self, callback: TrainingCallback | None) -> tuple[Tensor, int, bool]:
+        """``(features [copies, N, F] of all pictures on the CPU, how many batches that took, whether the callback ended
+        it)``; when it does, no further copies are made."""
+        settings, pixels = self.settings, self.pictures.pixels
+        copies = 1 + settings.flip
+        batches = range(0, len(pixels), settings.batch_size)
+        step, stopped, seen = 0, False, []
+        self.parts.trunk.eval()
+        for number in range(copies):
+            found = []
+            for start in batches:
+                images = pixels[start : start + settings.batch_size].to(self.device).float() / 255
+                found.append(self.parts.features(images.flip(-1) if number else images).float().cpu())
+                step += 1
+                progress = TrainingProgress(step, copies * len(batches) + settings.epochs, 0, 0.0, 0.0)
+                stopped = (callback is not None and bool(callback(progress))) or stopped
+            seen.append(torch.cat(found))
+            if stopped:
+                break
+        if not all(bool(part.isfinite().all()) for part in seen):
+            raise EditingError("The backbone's features are not numbers (NaN or infinity); use another backbone.")
+        return torch.stack(seen), step, stopped
+
     def _batches(self, count: int) -> int:
         """Number of even batches of ``count`` pictures, each of two at least: batch norm learns nothing from one."""
         return max(1, min(math.ceil(count / self.settings.batch_size), count // 2))
 
     def _step(self, rows: Tensor, epoch: int) -> float:
-        parts = self.parts
-        parts.trunk.train(self.whole)
+        self.parts.trunk.train(True)
         images = self.pictures.pixels[rows].to(self.device).float() / 255
-        images = augmented(images, self.settings.augmentation, self.settings.flip, self.generator)
-        loss = functional.cross_entropy(parts.logits(images), self.pictures.labels[rows].to(self.device), self.balance)
+        logits = self.parts.logits(augmented(images, self.settings.augmentation, self.settings.flip, self.generator))
+        loss = functional.cross_entropy(logits, self.pictures.labels[rows].to(self.device), self.balance)
         value = loss.item()
         if not math.isfinite(value):
             raise EditingError(
@@ -352,9 +433,11 @@ class _Training:
 
     def _judge(self, epoch: int, train_loss: float) -> None:
         """Validate; keep the weights when more answers are right, or as many with a lower loss."""
-        if self.whole:
-            self._settle()
-        logits = self._test_logits()
+        self._settle()
+        self._keep(epoch, train_loss, self._test_logits())
+
+    def _keep(self, epoch: int, train_loss: float, logits: Tensor, always: bool = False) -> None:
+        """Note what ``logits`` of the validation pictures are worth, and keep the weights if they are the best yet."""
         labels = self.pictures.labels[self.test]
         loss = float(functional.cross_entropy(logits, labels, self.balance.cpu()))
         if not math.isfinite(loss):
@@ -364,10 +447,10 @@ class _Training:
         accuracy = float((logits.argmax(1) == labels).double().mean())
         for name, value in zip(self.history, (train_loss, loss, accuracy), strict=True):
             self.history[name].append(value)
-        if (accuracy, -loss) > self.best:
+        if always or (accuracy, -loss) > self.best:
             self.best, self.best_epoch = (accuracy, -loss), epoch
             self.confusion = confusion(labels, logits.argmax(1), len(self.pictures.classes))
-            self.kept = self.parts.state()
+            self.kept = self.parts.state(self.whole)
 
     @torch.no_grad()
     def _settle(self) -> None:
@@ -401,19 +484,26 @@ class _Training:
 
     def _result(self, stopped: bool) -> TrainedClassifier:
         parts, settings = self.parts, self.settings
-        for part, state in zip((parts.trunk, parts.last), self.kept, strict=True):
-            part.load_state_dict(state)
-        classifier = ImageClassifier(
-            parts.trunk,
-            [parts.last],
-            {settings.attribute.strip(): self.pictures.classes},
-            parts.size,
-            parts.mean,
-            parts.std,
-            settings.attribute.strip(),
-            parts.architecture,
-            parts.interpolation,
-        )
+        trunk, last = self.kept
+        parts.last.load_state_dict(last)
+        if self.whole:
+            parts.trunk.load_state_dict(trunk)
+        attribute = settings.attribute.strip()
+        heads = {attribute: self.pictures.classes}
+        if isinstance(parts.trunk, FeatureTrunk):
+            classifier: ImageClassifier = FeatureClassifier(parts.trunk, [parts.last], heads, attribute)
+        else:
+            classifier = ImageClassifier(
+                parts.trunk,
+                [parts.last],
+                heads,
+                parts.size,
+                parts.mean,
+                parts.std,
+                attribute,
+                parts.architecture,
+                parts.interpolation,
+            )
         return TrainedClassifier(
             classifier.cpu(),
             self.best[0],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..models.model_settings import CLASSIFIERS, PARTS_OF_CLIP, SETTINGS, layers
 from ..models.transformers_files import input_of, preprocessor
 from ..reading.libraries import library
 from .base import ImageClassifier
+from .torchvision_networks import unique
 
 TRANSFORMERS = "transformers"  # the kind of network, in files
 PROBES = 2  # random pictures with which the last layer is looked for
@@ -124,15 +125,6 @@ def empty_transformers(config: Mapping[str, Any], weights: int, name: str) -> nn
             raise EditingError(f"{name} lacks a part of its weights; save it again.")
         model: nn.Module = cls(known)
     return model
-
-
-def unique(names: Iterable[str]) -> list[str]:
-    """``names`` with a number behind every one that has been there before: ["crane", "crane (2)"]."""
-    made: list[str] = []
-    for name in names:
-        count = sum(previous == name or previous.startswith(f"{name} (") for previous in made)
-        made.append(f"{name} ({count + 1})" if name in made else name)
-    return made
 
 
 def _row(layer: nn.Linear, index: int) -> nn.Linear:

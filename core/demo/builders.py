@@ -24,7 +24,8 @@ def demo_scorer(demo: DemoModel) -> TowerScorer:
         return demo.text_features(strings)
 
     identity = content_hash("demo", demo.clip.visual_projection.weight, demo.clip.text_projection.weight)
-    return TowerScorer(identity, transformers_tower(demo.clip), texts, side, (0.5,) * 3, (0.5,) * 3, demo.clip)
+    scale = float(demo.clip.logit_scale.exp())
+    return TowerScorer(identity, transformers_tower(demo.clip), texts, side, (0.5,) * 3, (0.5,) * 3, demo.clip, scale)
 
 
 def demo_vision_features(demo: DemoModel) -> VisionFeatures:

@@ -26,6 +26,8 @@ from .transformers_files import PREPROCESSORS, input_of, preprocessor
 Triple = tuple[float, float, float]
 #: Mean and standard deviation of images in 0..1 that OpenAI's CLIP was trained with; OpenCLIP keeps them.
 CLIP_NORMALISATION: tuple[Triple, Triple] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+#: The largest that CLIP's training allows, where nearly all published ones end.
+LOGIT_SCALE = 100.0
 #: How a picture is made ready: as the model's authors do it, or as DeltaEdit's published weights were trained.
 OWN, DELTAEDIT = "own", "deltaedit"
 PREPROCESSINGS = (OWN, DELTAEDIT)
@@ -46,6 +48,16 @@ class ClipScorer(Protocol):
     @property
     def identity(self) -> str:
         """Names the model and its weights."""
+        ...
+
+    @property
+    def side(self) -> int:
+        """Pixels of the square pictures that the image tower takes."""
+        ...
+
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies cosine similarities by before the softmax (CLIP's exp(t), about 100)."""
         ...
 
     def embed_images(self, images: Tensor) -> ImageEmbedding:
@@ -72,6 +84,7 @@ class TowerScorer:
         side: pixels that the image tower takes.
         mean, std: normalisation of images in 0..1.
         network: what holds the towers' weights; images go where they are. None: the towers compute on the CPU.
+        logit_scale: see :class:`ClipScorer`.
     """
 
     def __init__(
@@ -83,8 +96,9 @@ class TowerScorer:
         mean: Sequence[float],
         std: Sequence[float],
         network: nn.Module | None = None,
+        logit_scale: float = LOGIT_SCALE,
     ):
-        self.identity, self.side, self.network = identity, side, network
+        self.identity, self.side, self.network, self.logit_scale = identity, side, network, logit_scale
         self._image_tower, self._text_tower = image_tower, text_tower
         with torch.inference_mode(False):
             self._mean, self._std = (torch.tensor(values).reshape(3, 1, 1) for values in (mean, std))
@@ -246,9 +260,8 @@ def load_transformers_clip(folder: str | Path, device: str | torch.device = "cpu
         return features
 
     identity = content_hash("transformers", model.visual_projection.weight, model.text_projection.weight)
-    return TowerScorer(
-        identity, transformers_tower(model), texts, model.config.vision_config.image_size, mean, std, model
-    )
+    side, scale = model.config.vision_config.image_size, float(model.logit_scale.exp())
+    return TowerScorer(identity, transformers_tower(model), texts, side, mean, std, model, scale)
 
 
 def load_open_clip(path: str | Path, architecture: str = "ViT-B-16", device: str | torch.device = "cpu") -> TowerScorer:
@@ -300,7 +313,8 @@ def load_open_clip(path: str | Path, architecture: str = "ViT-B-16", device: str
     settings = open_clip.get_model_preprocess_cfg(model)
     side = settings["size"] if isinstance(settings["size"], int) else settings["size"][0]
     identity = content_hash("open_clip", architecture, *(weights[key] for key in ("visual.proj", "text_projection")))
-    return TowerScorer(identity, image_tower, texts, side, settings["mean"], settings["std"], model)
+    scale = float(model.logit_scale.exp())
+    return TowerScorer(identity, image_tower, texts, side, settings["mean"], settings["std"], model, scale)
 
 
 def transformers_tower(model: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

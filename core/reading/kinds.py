@@ -174,12 +174,12 @@ KINDS: dict[str, Kind] = {
             "target": text(100_000),
         },
     ),
+    # Inside a LoRA there may be embeddings, too
     "embedding": Kind(
         "embedding",
-        64 * MIB,
-        64,
-        {"info": facts},
-        {"base_model": text(), "attribute": text(), "target": text(), "method": text()},
+        4 * GIB,
+        json={"info": facts},
+        texts={"base_model": text(), "attribute": text(), "target": text(), "method": text()},
     ),
     "training": Kind("state of a training", GIB, 200, {"run": facts, "progress": _progress}),
     "classifier": Kind(

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EditingError
+from ..file_names import shown_name
 from .kinds import KINDS, MIB, check_size
 
 MAX_PICKLE_BYTES = 16 * MIB  # the part without the weights
@@ -70,6 +71,10 @@ PARTS = {
 #: Under this key the original textual-inversion program and AUTOMATIC1111's keep their vectors, beside facts that
 #: nothing needs.
 TERMS = "string_to_param"
+#: Under these keys trainings keep their network's table of tensors, beside facts that nothing needs.
+WRAPPED = ("state_dict", "model", "model_ema")
+#: What a list of tables of tensors is called; a tensor's name there begins with the number of its table.
+LISTED = "list"
 #: The class of CASO's published classifiers; its module depends on the script that saved it.
 PUBLISHED = "BinaryClassifier"
 
@@ -79,8 +84,8 @@ class PickledNetwork:
     """The content of a file.
 
     Attributes:
-        kind: name of the outermost class, e.g. "BinaryClassifier", "state_dict" for a plain table of tensors, or
-            "textual_inversion" for a table of the tensors under :data:`TERMS`.
+        kind: name of the outermost class, e.g. "BinaryClassifier", "state_dict" for a plain table of tensors, "list"
+            for several of them, or "textual_inversion" for a table of the tensors under :data:`TERMS`.
         tensors: parameters and buffers by their dotted names, as ``state_dict()`` would give them.
         facts: of a snapshot, the plain attributes of networks and tables (numbers, texts, true and false) by their
             dotted names.
@@ -100,15 +105,22 @@ def read_network_pickle(path: str | Path, kind: str = "classifier") -> PickledNe
     Raises:
         EditingError: missing, too large, damaged, or asking for anything but tensors and the layers of :data:`PARTS`.
     """
-    source, what = Path(path), KINDS[kind].title
+    source, what, named = Path(path), KINDS[kind].title, shown_name(Path(path).name)
 
     def take(value: Any) -> tuple[str, dict[str, _View]]:
         made = value.kind if isinstance(value, _Inert) else "state_dict"
         if isinstance(value, dict) and TERMS in value:
             made, value = "textual_inversion", value[TERMS]
-        views = _views(value.tables if isinstance(value, _Inert) else {"_parameters": value}, source.name, what)
+        inside = [value[key] for key in WRAPPED if isinstance(value, dict) and isinstance(value.get(key), dict)]
+        if inside and not any(isinstance(part, _View) for part in value.values()):
+            value = inside[0]
+        if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+            if sum(map(len, value)) > KINDS[kind].tensors:  # one table again and again costs the file nothing
+                raise EditingError(f"{named} holds more tensors than any {what} has; choose another file.")
+            made, value = LISTED, {f"{at}.{_name(key)}": part[key] for at, part in enumerate(value) for key in part}
+        views = _views(value.tables if isinstance(value, _Inert) else {"_parameters": value}, named, what)
         if not views:
-            raise EditingError(f"{source.name} holds no weights; choose another file.")
+            raise EditingError(f"{named} holds no weights; choose another file.")
         return made, views
 
     return PickledNetwork(*_read(source, kind, take))
@@ -120,7 +132,7 @@ def read_table_pickle(path: str | Path, kind: str) -> dict[str, Tensor]:
     Raises:
         EditingError: see there, or anything else is in the file.
     """
-    name = Path(path).name
+    name = shown_name(Path(path).name)
 
     def take(value: Any) -> tuple[str, dict[str, _View]]:
         if not isinstance(value, dict) or not all(
@@ -138,7 +150,7 @@ def read_tensor_pickle(path: str | Path, kind: str) -> Tensor:
     Raises:
         EditingError: see there, or anything else is in the file.
     """
-    name = Path(path).name
+    name = shown_name(Path(path).name)
 
     def take(value: Any) -> tuple[str, dict[str, _View]]:
         if not isinstance(value, _View):
@@ -168,7 +180,7 @@ def read_snapshot_pickle(
     Raises:
         EditingError: see :func:`read_network_pickle`, or no tensor is wanted.
     """
-    source, what, facts = Path(path), KINDS[kind].title, {}
+    source, what, facts, named = Path(path), KINDS[kind].title, {}, shown_name(Path(path).name)
 
     def take(value: Any) -> tuple[str, dict[str, _View]]:
         table = value if isinstance(value, dict) else {}
@@ -181,12 +193,12 @@ def read_snapshot_pickle(
             prefix = f"{part}." if part else ""
             tables = held.tables if isinstance(held, _Inert) else {"_parameters": held}
             made = made or (held.kind if isinstance(held, _Inert) else "state_dict")
-            networks = list(_networks(tables, source.name, what, prefix))
+            networks = list(_networks(tables, named, what, prefix))
             views |= _views_of(networks)
             facts.update(_facts_of([*networks, (prefix, held)] if isinstance(held, dict) else networks))
         views = {name: view for name, view in views.items() if wanted(name)}
         if not views:
-            raise EditingError(f"{source.name} holds no weights of a {what}; choose another file.")
+            raise EditingError(f"{named} holds no weights of a {what}; choose another file.")
         return made, views
 
     return PickledNetwork(*_read(source, kind, take, MEANINGS | SNAPSHOT), facts)
@@ -210,22 +222,22 @@ def _read(
         meanings: of the names that the file may hold, by default :data:`MEANINGS`; plain pickles are read where these
             say what a block inside one is.
     """
-    size, meanings = check_size(source, kind), meanings or MEANINGS
+    size, meanings, named = check_size(source, kind), meanings or MEANINGS, shown_name(source.name)
     try:
         with source.open("rb") as stream:
             head = stream.read(64)
             plain = INNER in meanings and OLD_MAGIC.to_bytes(10, "little") not in head
             layout = _Zip if head[:2] == b"PK" else _Plain if plain else _Old
-            stored = layout(stream, source.name, KINDS[kind].title, meanings, size)
+            stored = layout(stream, named, KINDS[kind].title, meanings, size)
             chosen, views = take(stored.value)
             if len(views) > KINDS[kind].tensors:
-                raise EditingError(f"{source.name} holds {len(views)} tensors, more than a {KINDS[kind].title} has.")
-            _check_views(views, stored.lengths(), size, source.name)
+                raise EditingError(f"{named} holds {len(views)} tensors, more than a {KINDS[kind].title} has.")
+            _check_views(views, stored.lengths(), size, named)
             return chosen, _tensors(views, stored.block)
     except (EditingError, MemoryError):
         raise
     except Exception as error:  # a pickle can provoke any exception; nothing of it may pass as success
-        raise EditingError(f"{source.name} is damaged or was not saved by torch.save; download it again.") from error
+        raise EditingError(f"{named} is damaged or was not saved by torch.save; download it again.") from error
 
 
 class _Zip:

@@ -8,6 +8,8 @@ from ...core.classifiers.loaders import AUTO, load_image_classifier
 from ...core.models.transformers_files import NORMALISATIONS
 from ..common.bundled import bundled, bundled_file, bundled_names
 from ..common.reports import file_fingerprint, report_output, shown
+from ..common.sockets import ClipScorerType
+from ..host.feature_trunks import clip_trunk
 from ..host.folders import list_files, resolve_file
 from ..host.managed_models import manage_classifier
 from ..host.schema import io, schema, widget
@@ -33,10 +35,19 @@ class AttributeClassifierLoader(io.ComfyNode):
             node_id="SemEdit_AttributeClassifierLoader",
             display_name="Attribute Classifier Loader",
             category=CATEGORY,
-            description="Loads a classifier that tells CASO whether an attribute is there: one trained by this pack, "
-            "VGG16 or ResNet50 of torchvision, a transformers image classifier, a published CASO classifier, or the "
-            "demo's. No code in a file is run.",
-            search_aliases=["image classifier", "load classifier", "caso classifier", "vgg16", "resnet50", "vit"],
+            description="Loads a classifier that tells CASO whether an attribute is there: one trained by this pack, a "
+            "VGG, ResNet or ConvNeXt of torchvision (.pth or safetensors), a transformers or timm image classifier, a "
+            "published CASO classifier, or the demo's. No code in a file is run.",
+            search_aliases=[
+                "image classifier",
+                "load classifier",
+                "caso classifier",
+                "vgg16",
+                "resnet50",
+                "convnext",
+                "vit",
+                "timm",
+            ],
             inputs=[
                 widget(
                     io.Combo,
@@ -44,7 +55,7 @@ class AttributeClassifierLoader(io.ComfyNode):
                     options=[*bundled_names(FOLDER), *list_files(FOLDER)],
                     default="demo",
                     tooltip="A file of ComfyUI's models/attribute_classifiers folder, or the demo's. Of a "
-                    "transformers folder choose its model.safetensors. Press R after adding one.",
+                    "transformers or timm folder choose its model.safetensors. Press R after adding one.",
                 ),
                 widget(
                     io.String,
@@ -80,6 +91,14 @@ class AttributeClassifierLoader(io.ComfyNode):
                     tooltip="What the classifier wants pixel values to be. auto: the file's own, or the usual of its "
                     "kind.",
                 ),
+                widget(
+                    io.MultiType,
+                    "backbone",
+                    types=[ClipScorerType, io.ClipVision],
+                    optional=True,
+                    tooltip="Only for a file that Attribute Classifier Trainer made over a CLIP: the same CLIP Scorer "
+                    "or CLIP Vision again.",
+                ),
             ],
             outputs=[
                 AttributeClassifierType.Output(
@@ -100,16 +119,24 @@ class AttributeClassifierLoader(io.ComfyNode):
         class_names: str = "",
         input_size: int = 0,
         normalisation: str = AUTO,
+        backbone: Any = None,
     ) -> str:
         """Size and time of the file, so that a file saved anew is read anew."""
         return classifier_file if bundled(FOLDER, classifier_file) else file_fingerprint(FOLDER, classifier_file)
 
     @classmethod
     def execute(
-        cls, classifier_file: str, attribute: str, class_names: str, input_size: int, normalisation: str
+        cls,
+        classifier_file: str,
+        attribute: str,
+        class_names: str,
+        input_size: int,
+        normalisation: str,
+        backbone: Any = None,
     ) -> Any:
         """Read; EditingError for a damaged, hostile or foreign file."""
         path = bundled_file(FOLDER, classifier_file) or resolve_file(FOLDER, classifier_file)
+        trunk, *handles = (None,) if backbone is None else clip_trunk(backbone)
         managed = manage_classifier(
             lambda: load_image_classifier(
                 path,
@@ -117,7 +144,9 @@ class AttributeClassifierLoader(io.ComfyNode):
                 size=input_size,
                 normalisation=normalisation,
                 attribute=attribute.strip(),
-            )
+                backbone=trunk,
+            ),
+            *handles,
         )
         report = f"{classifier_file}: {managed.classifier.describe()}"
         return io.NodeOutput(managed, report, ui=shown(report))

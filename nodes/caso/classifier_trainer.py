@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ...core.classifiers.base import ImageClassifier
+from ...core.classifiers.frozen_features import FeatureClassifier, FeatureTrunk, JoinedClassifier
 from ...core.classifiers.loaders import save_image_classifier
 from ...core.classifiers.pictures import LabelledPictures, pictures_from_batch, pictures_from_folders
 from ...core.classifiers.training import TrainedClassifier, TrainingSettings, train_classifier, training_size
@@ -15,15 +17,16 @@ from ...core.writing import check_target
 from ..common.inputs import seed_input
 from ..common.reports import plot_output, report_output, shown
 from ..common.saving import Saved, save_or_rescue
+from ..common.sockets import ClipScorerType
+from ..host.feature_trunks import clip_trunk
 from ..host.folders import input_folder, output_path
-from ..host.managed_models import ManagedClassifier, manage_classifier, training_scope
+from ..host.managed_models import load_to_device, manage_classifier, training_scope
 from ..host.progress import StoppableBar, counting_bar
 from ..host.schema import io, schema, widget
 from .classifier_loader import CATEGORY, FOLDER, AttributeClassifierType, names_in
+from .classifier_settings import ClassifierTrainingSettingsType, TrainingOptions
 
-#: Socket that can carry a :class:`~semantic_editing.core.classifiers.training.TrainingSettings`.
-ClassifierTrainingSettingsType = io.Custom("SEMEDIT_CLASSIFIER_TRAINING_SETTINGS")
-DEFAULTS = TrainingSettings(epochs=30, batch_size=16)  # of somebody's own pictures, which are few
+DEFAULTS = TrainingSettings(epochs=30)  # of somebody's own pictures, which are few
 
 
 class AttributeClassifierTrainer(io.ComfyNode):
@@ -80,86 +83,21 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     min=1,
                     max=1000,
                     tooltip="Passes over the pictures. The best one is kept, so too many cost time only; 10 with a "
-                    "backbone, 30 without.",
-                ),
-                widget(
-                    io.Int,
-                    "batch_size",
-                    default=DEFAULTS.batch_size,
-                    min=1,
-                    max=1024,
-                    tooltip="Pictures in one step. Lower it when memory runs out.",
-                ),
-                widget(
-                    io.Float,
-                    "validation",
-                    default=DEFAULTS.validation,
-                    min=0.01,
-                    max=0.9,
-                    step=0.01,
-                    tooltip="Part of every class that is not learned from but tested on.",
-                ),
-                widget(
-                    io.Float,
-                    "augmentation",
-                    default=DEFAULTS.augmentation,
-                    min=0.0,
-                    max=3.0,
-                    step=0.1,
-                    tooltip="How much pictures are shifted, zoomed, relit, blurred and made noisy at random. 0 is "
-                    "off, 1 usual; it keeps the classifier from relying on single pixels.",
-                ),
-                widget(
-                    io.Boolean,
-                    "flip",
-                    default=DEFAULTS.flip,
-                    tooltip="Mirror half of the pictures. Switch it off for classes that tell left from right.",
+                    "backbone, 30 without or for the last layer alone.",
                 ),
                 seed_input("Which pictures are set aside, their order and the first weights."),
-                widget(
-                    io.Float,
-                    "learning_rate",
-                    default=DEFAULTS.learning_rate,
-                    min=0.0,
-                    max=1.0,
-                    step=0.00001,
-                    advanced=True,
-                    tooltip="Of AdamW. 0 chooses: 0.002 from nothing, 0.0001 with a backbone, 0.01 for its last "
-                    "layer alone.",
-                ),
-                widget(
-                    io.Int,
-                    "patience",
-                    default=DEFAULTS.patience,
-                    min=0,
-                    max=1000,
-                    advanced=True,
-                    tooltip="Stop after so many epochs without a better one. 0: never.",
-                ),
                 widget(
                     io.Boolean,
                     "train_trunk",
                     default=DEFAULTS.train_trunk,
-                    advanced=True,
-                    tooltip="With a backbone: train all of it. Off: only its last layer, which is faster and needs "
-                    "fewer pictures.",
-                ),
-                widget(
-                    io.Int,
-                    "input_size",
-                    default=64,
-                    min=16,
-                    max=512,
-                    advanced=True,
-                    tooltip="Pixels of the square picture that a classifier without backbone sees; a backbone has "
-                    "its own.",
+                    tooltip="With a backbone: train all of it. Off, and always over a CLIP: only its last layer, which "
+                    "takes seconds and needs fewer pictures.",
                 ),
                 widget(
                     io.String,
                     "labels",
                     default="",
                     multiline=True,
-                    advanced=True,
                     tooltip="The class of every wired image, one a line or separated by commas, in the same order.",
                 ),
                 widget(
@@ -169,11 +107,19 @@ class AttributeClassifierTrainer(io.ComfyNode):
                     tooltip="Pictures to learn from, in place of folders; labels names their classes.",
                 ),
                 widget(
-                    AttributeClassifierType,
+                    io.MultiType,
                     "backbone",
+                    types=[AttributeClassifierType, ClipScorerType, io.ClipVision],
                     optional=True,
                     tooltip="A classifier to start from (its last layer is replaced), e.g. VGG16 from Attribute "
-                    "Classifier Loader. Unwired: a small network is trained from nothing.",
+                    "Classifier Loader; or a CLIP Scorer or CLIP Vision, over which one layer is trained in seconds. "
+                    "Unwired: a small network is trained from nothing.",
+                ),
+                widget(
+                    ClassifierTrainingSettingsType,
+                    "settings",
+                    optional=True,
+                    tooltip="All else, from Attribute Classifier Training Settings.",
                 ),
             ],
             outputs=[
@@ -206,44 +152,41 @@ class AttributeClassifierTrainer(io.ComfyNode):
         filename: str,
         overwrite: bool,
         epochs: int,
-        batch_size: int,
-        validation: float,
-        augmentation: float,
-        flip: bool,
         seed: int,
-        learning_rate: float,
-        patience: int,
         train_trunk: bool,
-        input_size: int,
         labels: str,
         images: Tensor | None = None,
-        backbone: ManagedClassifier | None = None,
+        backbone: Any = None,
+        settings: TrainingOptions | None = None,
     ) -> Any:
         """Train and save; Cancel saves the best epoch before it ends the run."""
-        settings = TrainingSettings(
+        options = settings or TrainingOptions()
+        chosen = TrainingSettings(
             attribute=attribute,
             epochs=epochs,
-            patience=patience,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            validation=validation,
-            augmentation=augmentation,
-            flip=flip,
+            patience=options.patience,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            validation=options.validation,
+            augmentation=options.augmentation,
+            flip=options.flip,
             train_trunk=train_trunk,
             seed=seed,
         )
-        settings.check()
+        chosen.check()
         path = check_target(output_path(FOLDER, filename), overwrite=overwrite)
-        start = None if backbone is None else backbone.classifier
-        size = training_size(start, input_size)
+        start, handles = started_from(backbone)
+        size = training_size(start, options.input_size)
         bar = StoppableBar()
         weights = (
             0 if start is None else sum(value.numel() * value.element_size() for value in start.state_dict().values())
         )
         with training_scope(weights) as device:
+            if handles:
+                load_to_device(*handles)
             pictures = gathered(folders, labels, images, size)
             trained = train_classifier(
-                pictures, settings, start, device=device, callback=lambda at: bar(at.step, at.steps)
+                pictures, chosen, start, device=device, callback=lambda at: bar(at.step, at.steps)
             )
 
         def save(target: Path, replacing: bool) -> None:
@@ -252,14 +195,32 @@ class AttributeClassifierTrainer(io.ComfyNode):
         saved = save_or_rescue(save, path, overwrite)
         if saved.file:
             bar.finish()  # else it would be lost, or nobody would hear where it went
-        return cls.outputs(trained, saved)
+        return cls.outputs(trained, saved, handles)
 
     @classmethod
-    def outputs(cls, trained: TrainedClassifier, saved: Saved) -> Any:
-        """The node's outputs and what it shows."""
+    def outputs(cls, trained: TrainedClassifier, saved: Saved, handles: tuple[Any, ...] = ()) -> Any:
+        """The node's outputs and what it shows; ``handles`` are of networks that the classifier computes with."""
         report, plot = f"{saved.line}\n{trained.report()}", trained.plot()[None]
-        managed = manage_classifier(lambda: trained.classifier)
+        managed = manage_classifier(lambda: trained.classifier, *handles)
         return io.NodeOutput(managed, trained.accuracy, plot, report, saved.file, ui=shown(report, plot, cls))
+
+
+def started_from(backbone: Any) -> tuple[ImageClassifier | FeatureTrunk | None, tuple[Any, ...]]:
+    """``(what a training begins with, the handles of networks that it must find loaded)``.
+
+    Args:
+        backbone: None, an ATTRIBUTE_CLASSIFIER, a CLIP_SCORER or a CLIP_VISION.
+    """
+    if backbone is None:
+        return None, ()
+    start = getattr(backbone, "classifier", None)
+    if start is None:
+        trunk, handle = clip_trunk(backbone)
+        return trunk, (handle,)
+    start = start.first if isinstance(start, JoinedClassifier) else start
+    if isinstance(start, FeatureClassifier):
+        return start.trunk, backbone.patchers[1:]
+    return start, ()
 
 
 def gathered(folders: str, labels: str, images: Tensor | None, size: tuple[int, int]) -> LabelledPictures:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...core.caso.embedding import MAX_STRENGTH, SemanticEmbedding
-from ...core.errors import EditingError
+import torch
+
+from ...core.caso.embedding import LEGACY_SUFFIXES, MAX_STRENGTH, SemanticEmbedding, check_together
 from ..common.bundled import bundled, bundled_file, bundled_names
 from ..common.reports import file_fingerprint, report_output, shown
 from ..host.folders import list_files, resolve_file
 from ..host.schema import io, schema, widget
-from ..host.tokens import HostVectorEncoder, reads_embedding
+from ..host.tokens import HostVectorEncoder, vectors_read
 
 #: Socket carrying semantic embeddings with their relative strengths, see :data:`Chosen`.
 SemanticEmbeddingType = io.Custom("SEMANTIC_EMBEDDING")
@@ -44,7 +45,8 @@ class CASOEmbeddingLoader(io.ComfyNode):
             display_name="CASO Embedding Loader",
             category=CATEGORY,
             description="Loads a semantic embedding: one made by CASO Embedding Trainer, any textual inversion of SD "
-            "1.x, SD 2.x or SDXL, or a published CASO .pt file (read without running any code in it).",
+            "1.x, SD 2.x or SDXL (also several tokens, or those inside a LoRA file), or a published CASO .pt file. No "
+            "code in a file is run.",
             search_aliases=["textual inversion", "load embedding", "semantic embedding", "caso", "attribute embedding"],
             inputs=[
                 widget(io.Clip, "clip", tooltip="The text encoder of the model the embedding was made for."),
@@ -85,34 +87,55 @@ class CASOEmbeddingLoader(io.ComfyNode):
     def execute(cls, clip: Any, embedding_file: str) -> Any:
         """Read; EditingError for a damaged, hostile or foreign file, or one of another model."""
         embedding = SemanticEmbedding.load(bundled_file(FOLDER, embedding_file) or resolve_file(FOLDER, embedding_file))
-        conditioning = embedding.condition(HostVectorEncoder(clip))
-        report = f"{embedding_file}: {embedding.describe()}"
+        encoder = HostVectorEncoder(clip)
+        conditioning = embedding.condition(encoder)
+        lines = [f"{embedding_file}: {embedding.describe()}", *silent_encoders(embedding, encoder)]
         text = ""
         if not bundled(FOLDER, embedding_file):
-            text = prompt_text(clip, embedding_file, embedding)
-            report += "" if text else f"\n{unreadable_name(embedding_file)}"
+            text, why = prompt_text(clip, embedding_file, embedding)
+            lines += [why] if why else []
+        report = "\n".join(lines)
         return io.NodeOutput(((embedding, 1.0),), conditioning, text, report, ui=shown(report))
 
 
-def prompt_text(clip: Any, embedding_file: str, embedding: SemanticEmbedding) -> str:
-    """What to write in a prompt to use the file, "" where the host does not find it by any spelling of its name.
+def silent_encoders(embedding: SemanticEmbedding, encoder: HostVectorEncoder) -> list[str]:
+    """A line for people where the model has an encoder that the embedding says nothing to."""
+    silent = [name for name in encoder.names if name not in embedding.vectors]
+    if not silent:
+        return []
+    return [f"The file has vectors for {' and '.join(embedding.vectors)} alone; {silent[0]} reads the empty prompt."]
+
+
+def prompt_text(clip: Any, embedding_file: str, embedding: SemanticEmbedding) -> tuple[str, str]:
+    """``(what to write in a prompt to use the file, why there is nothing to write)``; one of them is empty.
 
     The host is asked about safetensors files only: others it reads with less care than this pack, so their names alone
     are looked at.
     """
     name = Path(embedding_file).with_suffix("").as_posix()
-    if not embedding_file.lower().endswith(".safetensors"):
-        return "" if _means_more(name) else f"embedding:{name}"
+    if Path(embedding_file).suffix.lower() in LEGACY_SUFFIXES:
+        if _means_more(name) or embedding.note:
+            return "", unreadable_name(embedding_file, partly=bool(embedding.note))
+        return f"embedding:{name}", ""
     escaped = name.replace("(", "\\(").replace(")", "\\)")  # brackets are emphasis
+    partly = False
     for spelling in (name, escaped, Path(embedding_file).as_posix()):
         written = f"embedding:{spelling}"
-        if reads_embedding(clip, written, embedding.tokens):
-            return written
-    return ""
+        read = vectors_read(clip, written)
+        mine = {encoder: embedding.vectors.get(encoder, rows[:0]) for encoder, rows in read.items()}
+        if all(rows.shape == mine[name].shape and torch.equal(rows, mine[name]) for name, rows in read.items()):
+            return written, ""
+        partly = partly or any(len(rows) for rows in read.values())
+    return "", unreadable_name(embedding_file, partly)
 
 
-def unreadable_name(embedding_file: str) -> str:
+def unreadable_name(embedding_file: str, partly: bool) -> str:
     """Why there is no text for a prompt."""
+    if partly:
+        return (
+            "From a prompt ComfyUI would read only a part of this file, so there is no prompt text; use the embedding "
+            "or conditioning output."
+        )
     if _means_more(embedding_file):
         why = "its name has spaces or brackets, which mean something else there; rename the file without them"
     else:
@@ -184,12 +207,7 @@ class CASOCombine(io.ComfyNode):
         strengths = (first_strength, second_strength, third_strength, fourth_strength)
         groups = zip((first, second, third, fourth), strengths, strict=True)
         chosen: Chosen = tuple((embedding, own * factor) for group, factor in groups for embedding, own in group or ())
-        for embedding, _ in chosen[1:]:
-            if embedding.widths != chosen[0][0].widths:
-                raise EditingError(
-                    f"One embedding belongs to the text encoder {chosen[0][0].encoder_name}, another to "
-                    f"{embedding.encoder_name}; combine embeddings of one kind of model."
-                )
+        check_together([embedding for embedding, _ in chosen])
         report = "\n".join(f"{strength:+g} x {embedding.describe()}" for embedding, strength in chosen)
         return io.NodeOutput(chosen, report, ui=shown(report))
 

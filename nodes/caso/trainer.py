@@ -16,6 +16,7 @@ from ...core.caso.settings import LEVELS, TrainingSettings
 from ...core.caso.training import EmbeddingTrainer
 from ...core.caso.training_report import last_pictures, progress_line, sample_contact_sheet, training_plot
 from ...core.caso.training_state import resume_training
+from ...core.classifiers.base import named
 from ...core.denoiser import Evaluations
 from ...core.errors import EditingError
 from ...core.images.contact_sheet import to_picture
@@ -33,7 +34,7 @@ from ..host.schema import io, schema, widget
 from ..host.session import Session
 from ..host.tokens import HostVectorEncoder, SessionVectorEncoder
 from ..host.vae import SessionDecoder, encode_images
-from .classifier_loader import AttributeClassifierType, names_in
+from .classifier_loader import AttributeClassifierType
 from .embeddings import CATEGORY, embedding_output
 from .trainer_files import TrainingFiles
 
@@ -288,7 +289,7 @@ def chosen_attribute(heads: Mapping[str, Sequence[str]], attribute: str) -> str:
     """
     if not attribute.strip() and len(heads) > 1:
         raise EditingError(
-            f"The classifier knows several attributes; write one of them into attribute: {', '.join(heads)}."
+            f"The classifier knows several attributes; write one of them into attribute: {named(list(heads))}."
         )
     return attribute.strip() or next(iter(heads))
 
@@ -454,9 +455,10 @@ class CASOEmbeddingTrainer(io.ComfyNode):
     ) -> Any:
         """Train and save; Cancel saves the best so far, and the state to go on from, before it ends the run."""
         classifier = attribute_classifier.classifier
+        chosen = chosen_attribute(classifier.heads, attribute)
         settings = TrainingSettings(
-            attribute=chosen_attribute(classifier.heads, attribute),
-            targets=tuple(names_in(targets)),
+            attribute=chosen,
+            targets=tuple(classifier.classes_in(chosen, targets)),  # refuses one that the classifier does not know
             steps=steps,
             batch=batch_size,
             learning_rate=learning_rate,
@@ -473,8 +475,6 @@ class CASOEmbeddingTrainer(io.ComfyNode):
             seed=seed,
             start_words=start_words,
         )
-        for target in settings.targets:
-            classifier.class_index(settings.attribute, target)  # refuses one that the classifier does not know
         files = TrainingFiles.named(filename, settings.targets)
         going_on = resume and files.state.exists()
         files.claim(overwrite, files.ownership(settings, classifier) if going_on else None)

@@ -12,6 +12,7 @@
 ``latents``            LATENT and NOISE in and out of model space
 ``conditioning``       CONDITIONING as plain tensors; batched text encoding
 ``managed_models``     the pack's own networks (classifiers, CLIP, vision transformers), managed by the host
+``feature_trunks``     CLIP_VISION and CLIP_SCORER as trunks of classifiers
 ``progress``           progress bars, previews, the text under a running node, Cancel
 ``tokens``             token vectors through the host's text encoders, as CONDITIONING or with gradients
 ``vae``                pictures into latents, and latents into pictures with gradients

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.clip_model
 import comfy.ldm.modules.attention as host_attention
 import comfy.model_management as model_management
 import torch
@@ -79,6 +80,24 @@ def frozen(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     finally:
         for parameter in thawed:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def out_of_place(network: torch.nn.Module) -> Iterator[None]:
+    """Within the ``with`` block autograd can go through the CLIP layers of ``network``; no value changes.
+
+    A layer adds to its input in place after a LayerNorm has saved it for the backward pass; the LayerNorms get copies.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, comfy.clip_model.CLIPLayer)]
+    norms = (
+        [norm for layer in layers for norm in (layer.layer_norm1, layer.layer_norm2)] if torch.is_grad_enabled() else []
+    )
+    hooks = [norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].clone(), *inputs[1:])) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def normal_tensors(value: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.classifiers.base import ImageClassifier
+from ...core.classifiers.frozen_features import JoinedClassifier
 from ...core.models.clip import OWN, ClipScorer, ImageEmbedding, TowerScorer
 from ...core.models.vision_features import VisionFeatures
 from .gradients import gradient_scope, materialise
@@ -21,6 +22,8 @@ from .memory import memory_advice
 
 #: Memory that a training takes over the weights' own: gradients, two moments, the best epoch and activations.
 TRAINING_ROOM = 6
+#: Under this key a handle names those that are loaded with it.
+OTHERS = "semantic_editing_networks"
 
 
 class _Model(nn.Module):
@@ -60,19 +63,36 @@ class ManagedClassifier:
     """What an ATTRIBUTE_CLASSIFIER socket carries.
 
     Attributes:
-        classifier: for its names, size and fingerprint; compute with it only where ``patcher`` is loaded.
-        patcher: the host's handle.
+        classifier: for its names, size and fingerprint; compute with it only where ``patchers`` are loaded.
+        patcher: the host's handle. A run that is given it loads the others of ``patchers`` too.
     """
 
     classifier: ImageClassifier
     patcher: Any
 
+    @property
+    def patchers(self) -> tuple[Any, ...]:
+        """The handles of all networks that the classifier computes with."""
+        return (self.patcher, *self.patcher.get_nested_additional_models())
 
-def manage_classifier(make: Callable[[], ImageClassifier]) -> ManagedClassifier:
-    """A classifier that the host manages; ``make`` is called outside inference mode, so that autograd works."""
+
+def manage_classifier(make: Callable[[], ImageClassifier], *others: Any) -> ManagedClassifier:
+    """A classifier that the host manages; ``make`` is called outside inference mode, so that autograd works.
+
+    Args:
+        others: handles of networks that it computes with and that are no parts of it.
+    """
     with gradient_scope(True):
         classifier = make()
-    return ManagedClassifier(classifier, managed_patcher(classifier))
+    patcher = managed_patcher(_own_part(classifier))
+    if others:
+        patcher.set_additional_models(OTHERS, list(others))
+    return ManagedClassifier(classifier, patcher)
+
+
+def _own_part(classifier: ImageClassifier) -> nn.Module:
+    """What a classifier adds to those that it is made of, which have handles of their own."""
+    return classifier.second if isinstance(classifier, JoinedClassifier) else classifier
 
 
 @contextmanager
@@ -110,10 +130,10 @@ def manage_scorer(make: Callable[[], TowerScorer]) -> ClipScorer:
     ``make`` is called outside inference mode, and outside it gradients with respect to images are possible.
     """
     with torch.inference_mode(False):
-        return _ManagedScorer(make())
+        return ManagedScorer(make())
 
 
-class _ManagedScorer:
+class ManagedScorer:
     """A ``core.models.clip.ClipScorer`` on the host's device."""
 
     def __init__(self, scorer: TowerScorer):
@@ -122,15 +142,29 @@ class _ManagedScorer:
 
     @property
     def identity(self) -> str:
+        """See :class:`~...core.models.clip.ClipScorer`."""
         return self.scorer.identity
 
+    @property
+    def side(self) -> int:
+        """See :class:`~...core.models.clip.ClipScorer`."""
+        return self.scorer.side
+
+    @property
+    def logit_scale(self) -> float:
+        """See :class:`~...core.models.clip.ClipScorer`."""
+        return self.scorer.logit_scale
+
     def embed_images(self, images: Tensor) -> ImageEmbedding:
+        """See :class:`~...core.models.clip.ClipScorer`."""
         return self._loaded().embed_images(images)
 
     def image_features(self, images: Tensor, preprocessing: str = OWN) -> Tensor:
+        """See :class:`~...core.models.clip.ClipScorer`."""
         return self._loaded().image_features(images, preprocessing)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
+        """See :class:`~...core.models.clip.ClipScorer`."""
         return self._loaded().text_features(texts)
 
     def _loaded(self) -> Any:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from ...core.content_hash import content_hash
 from ...core.errors import EditingError
-from ...core.models.clip import ClipScorer, TowerScorer
-from .gradients import static_patcher
+from ...core.models.clip import LOGIT_SCALE, ClipScorer, TowerScorer
+from .gradients import out_of_place, static_patcher
 from .managed_models import load_to_device
-from .tokens import PREFIX, out_of_place
+from .tokens import PREFIX
 
 REMEDY = (
     "put model.safetensors of openai/clip-vit-large-patch14 into models/text_encoders and models/clip_vision, and load "
@@ -82,6 +82,12 @@ def stock_scorer(clip: Any, clip_vision: Any) -> StockScorer:
     return scorer
 
 
+def _logit_scale(encoder: Any) -> float:
+    """A text encoder's own scale; the host has CLIP's where a file has none."""
+    found = getattr(encoder, "logit_scale", None)
+    return LOGIT_SCALE if found is None else float(found.detach().float().exp())
+
+
 def _projection(module: Any, name: str) -> Tensor | None:
     """Weight of the linear layer ``name``."""
     layer = getattr(module, name, None)
@@ -129,6 +135,7 @@ class StockScorer(TowerScorer):
             clip_vision.image_size,
             clip_vision.image_mean,
             clip_vision.image_std,
+            logit_scale=_logit_scale(getattr(clip.cond_stage_model, name)),
         )
 
     @property

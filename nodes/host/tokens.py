@@ -7,11 +7,9 @@ what comes back is therefore what stock CLIP Text Encode would give for an embed
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import comfy.clip_model
 import comfy.samplers
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ from torch import Tensor
 from ...core.errors import EditingError
 from ...core.token_vectors import TokenVectors, check_vectors, encoder_title
 from .conditioning import BLOCK_ENCODERS, POOLED, caught_pooled
-from .gradients import static_patcher
+from .gradients import out_of_place, static_patcher
 from .session import Session
 
 #: In embedding files and in the host's module tree an encoder's name is this and the tokenizer's name, e.g. "clip_l".
@@ -85,16 +83,16 @@ class HostVectorEncoder:
         return found
 
     def tokens(self, vectors: TokenVectors) -> dict[str, list[list[tuple[Any, float]]]]:
-        """The host's tokens of ``vectors``, each ``[B, n, D]``: B blocks of 77 for each encoder.
+        """The host's tokens of ``vectors``, each ``[B, n, D]``: B blocks of 77 for each encoder; n may differ.
 
         Raises:
             EditingError: vectors of another text encoder, or too many.
         """
-        rows, count = check_vectors(vectors, self.widths)
+        rows = check_vectors(vectors, self.widths)
         made = {}
         for key, (empty,) in self.blocks.items():
             given = vectors[PREFIX + key]
-            start, rest = empty[:1], empty[1 : len(empty) - count]
+            start, rest = empty[:1], empty[1 : len(empty) - given.shape[1]]
             made[key] = [[*start, *((vector, 1.0) for vector in given[row]), *rest] for row in range(rows)]
         return made
 
@@ -103,10 +101,17 @@ class HostVectorEncoder:
         return self.clip.encode_from_tokens_scheduled(self.tokens(vectors))
 
 
-def reads_embedding(clip: Any, text: str, count: int) -> bool:
-    """Whether the host finds an embedding file of ``count`` vectors where a prompt says ``text``."""
-    blocks = clip.tokenize(f"a picture, {text}").values()
-    return any(sum(isinstance(token[0], Tensor) for row in rows for token in row) == count for rows in blocks)
+def vectors_read(clip: Any, text: str) -> TokenVectors:
+    """Encoder -> the vectors ``[n, D]`` that the host reads from embedding files where a prompt says ``text``; n may be
+    0, and vectors of another width are left out, as the host does."""
+    encoder = HostVectorEncoder(clip)
+    blocks = clip.tokenize(f"a picture, {text}")
+    found = {}
+    for name, width in encoder.widths.items():
+        tokens = [token for block in blocks[name.removeprefix(PREFIX)] for token, *_ in block]
+        rows = [token.float().cpu() for token in tokens if isinstance(token, Tensor) and token.shape[-1] == width]
+        found[name] = torch.stack(rows) if rows else torch.zeros(0, width)
+    return found
 
 
 class SessionVectorEncoder(HostVectorEncoder):
@@ -151,21 +156,3 @@ class SessionVectorEncoder(HostVectorEncoder):
         )
         made: Any = comfy.samplers.encode_model_conds(base.extra_conds, [entry], latent, latent.device, "positive")
         return made
-
-
-@contextmanager
-def out_of_place(network: torch.nn.Module) -> Iterator[None]:
-    """Within the ``with`` block autograd can go through the CLIP layers of ``network``; no value changes.
-
-    A layer adds to its input in place after a LayerNorm has saved it for the backward pass; the LayerNorms get copies.
-    """
-    layers = [layer for layer in network.modules() if isinstance(layer, comfy.clip_model.CLIPLayer)]
-    norms = (
-        [norm for layer in layers for norm in (layer.layer_norm1, layer.layer_norm2)] if torch.is_grad_enabled() else []
-    )
-    hooks = [norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].clone(), *inputs[1:])) for norm in norms]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

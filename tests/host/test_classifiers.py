@@ -10,10 +10,11 @@ from semantic_editing.tools.comfy_server import PromptFailed
 IMAGES = sorted((Path(__file__).resolve().parents[2] / "assets" / "demo" / "images").glob("*.png"))
 SETTINGS = {
     "folders": "tones", "attribute": "tone", "filename": "tone", "overwrite": True,
-    "epochs": 2, "batch_size": 4, "validation": 0.25,
-    "augmentation": 1.0, "flip": True, "seed": 1, "learning_rate": 0.0, "patience": 0, "train_trunk": True,
+    "epochs": 2, "seed": 1, "train_trunk": True, "labels": "",
+}  # fmt: skip
+OPTIONS = {
+    "batch_size": 4, "validation": 0.25, "augmentation": 1.0, "flip": True, "learning_rate": 0.0, "patience": 0,
     "input_size": 32,
-    "labels": "",
 }  # fmt: skip
 
 
@@ -37,7 +38,8 @@ def folders(server):
 
 
 def test_train_load_and_train_on(folders):
-    said = folders.queue({"train": trainer()})["outputs"]["train"]
+    options = {"class_type": "SemEdit_AttributeClassifierTrainingSettings", "inputs": OPTIONS}
+    said = folders.queue({"train": trainer(settings=["options", 0]), "options": options})["outputs"]["train"]
     report = said["text"][0]
     assert "dark 5, light 5" in report and "skipped 1 unreadable: dark/broken.png" in report and said["images"]
     assert (folders.base / "models" / "attribute_classifiers" / "tone.safetensors").is_file()

@@ -66,6 +66,14 @@ def test_round_trip_keeps_vectors_and_facts(tmp_path):
     ({"clip_l": vectors(768).half()}, "clip_l 768"),
     ({"clip_l": vectors(768), "clip_g": vectors(1280)}, "clip_l 768 + clip_g 1280"),
     ({"emb_params": vectors(768)[0]}, "clip_l 768"),
+    ({"emb_params": vectors(1280)}, "clip_g 1280"),
+    ({"clip_g": vectors(1280)}, "clip_g 1280"),
+    ({"clip_l": vectors(768, 2), "clip_g": vectors(1280, 5)}, "clip_l 768 + clip_g 1280"),
+    ({"text_encoders_0": vectors(768, 2), "text_encoders_1": vectors(1280, 2)}, "clip_l 768 + clip_g 1280"),
+    ({"<s0>": vectors(768), "<s1>": vectors(768)}, "clip_l 768"),
+    ({"<s0>": vectors(768), "<s1>": vectors(1280)}, "clip_l 768 + clip_g 1280"),
+    ({"bundle_emb.x.string_to_param.*": vectors(768), "lora_te.lora_up.weight": vectors(768)}, "clip_l 768"),
+    ({"bundle_emb.x.clip_g": vectors(1280), "bundle_emb.x.clip_l": vectors(768)}, "clip_l 768 + clip_g 1280"),
 ])  # fmt: skip
 def test_other_programs_textual_inversion_files_load(tmp_path, tensors, name):
     save_file(tensors, tmp_path / "mine.safetensors")
@@ -120,8 +128,67 @@ def test_two_encoders_of_one_pickle_load_and_diffusers_layout_in_safetensors_too
     torch.testing.assert_close(loaded.vectors["clip_h"], vectors(1024, 2).half().float(), rtol=0, atol=0)
 
 
+def test_several_vectors_of_a_file_stand_one_after_another_and_the_report_says_so(tmp_path):
+    rows = {f"<s{number}>": vectors(768, seed=number) for number in (0, 1, 2, 10)}
+    save_file(rows, tmp_path / "pivotal.safetensors")
+    loaded = SemanticEmbedding.load(tmp_path / "pivotal.safetensors")
+    torch.testing.assert_close(loaded.vectors["clip_l"], torch.cat(list(rows.values())), rtol=0, atol=0)
+    assert loaded.describe().endswith("4 tokens, one after another: <s0>, <s1>, <s2>, <s10>")
+    torch.save([{"<a>": vectors(768, 2)[0]}, {"<b>": vectors(1280, 2), "<c>": vectors(768)}], tmp_path / "list.pt")
+    loaded = SemanticEmbedding.load(tmp_path / "list.pt")
+    assert loaded.encoder_name == "clip_l 768 + clip_g 1280" and loaded.note == ""
+    assert [len(rows) for rows in loaded.vectors.values()] == [2, 2]
+    bundle = {f"bundle_emb.{name}.clip_l": vectors(768, seed=seed) for seed, name in enumerate("ab")}
+    save_file(
+        bundle | {f"lora_{at}.lora_up.weight": torch.zeros(2, 2) for at in range(100)}, tmp_path / "lora.safetensors"
+    )
+    loaded = SemanticEmbedding.load(tmp_path / "lora.safetensors")
+    torch.testing.assert_close(loaded.vectors["clip_l"], torch.cat(list(bundle.values())), rtol=0, atol=0)
+    assert loaded.note == "bundled with a LoRA, which this node does not apply: a, b"
+
+
+def test_a_list_that_names_one_table_again_and_again_is_refused_at_once(tmp_path):
+    table = {f"<{at}>": torch.zeros(768) for at in range(300)}
+    torch.save([table] * 5000, tmp_path / "again.pt")
+    with pytest.raises(EditingError, match="more tensors than any embedding has"):
+        SemanticEmbedding.load(tmp_path / "again.pt")
+
+
+def test_encoders_may_hold_unequal_numbers_of_vectors():
+    made = SemanticEmbedding({"clip_l": vectors(768, 2), "clip_g": vectors(1280, 5)})
+    assert made.tokens == 5 and "2 + 5 tokens" in made.describe()
+    both = concatenate(
+        [made, SemanticEmbedding({"clip_g": vectors(1280)}), SemanticEmbedding({"clip_l": vectors(768)})]
+    )
+    assert {name: len(rows) for name, rows in both.vectors.items()} == {"clip_l": 3, "clip_g": 6}
+    for foreign in ({"clip_h": vectors(1024)}, {"clip_l": vectors(12)}):
+        with pytest.raises(EditingError, match="combine embeddings of one kind of model"):
+            concatenate([made, SemanticEmbedding(foreign)])
+
+
+def test_sentences_stay_short_whatever_a_file_is_called_or_says(tmp_path):
+    name = "n" * 240
+    made = {
+        "none": {f"{'k' * 290}{at}": torch.zeros(2, 2) for at in range(3)},
+        "shape": {"clip_l": torch.zeros(1, 1, 1, 1, 768)},
+        "bundle": {f"bundle_emb.{'k' * 270}.t5": torch.zeros(1, 768)},
+        "long": {"emb_params": torch.zeros(76, 768)},
+    }
+    for tensors in made.values():
+        save_file(tensors, tmp_path / f"{name}.safetensors", {"base_model": "x" * 9000})
+        torch.save(tensors, tmp_path / f"{name}.pt")
+        for suffix in ("safetensors", "pt"):
+            with pytest.raises(EditingError) as caught:
+                SemanticEmbedding.load(tmp_path / f"{name}.{suffix}")
+            assert len(str(caught.value)) <= 300 and str(caught.value).endswith(".")
+    save_file({"emb_params": vectors(768)}, tmp_path / "a.safetensors", {"base_model": "x" * 2000})
+    assert SemanticEmbedding.load(tmp_path / "a.safetensors").encoder_name == "clip_l 768"
+
+
 @pytest.mark.parametrize("value", [
-    {"a": torch.zeros(1, 768), "b": torch.zeros(1, 768)}, {"weight": torch.zeros(768)}, {"x": torch.zeros(1, 77, 768)},
+    {"a": torch.zeros(1, 12), "b": torch.zeros(1, 12)}, {"a.weight": torch.zeros(1, 768), "b": torch.zeros(1, 768)},
+    {"weight": torch.zeros(768)}, [], [torch.zeros(1, 768)], [{"a": torch.zeros(1, 768)}, 7], [{"a": "text"}],
+    {"x": torch.zeros(1, 77, 768)},
     by_automatic1111(torch.zeros(76, 768)), {"string_to_param": "nothing"}, {"string_to_param": {}},
     {"string_to_param": [torch.zeros(1, 768)]},
 ])  # fmt: skip

@@ -156,3 +156,56 @@ def test_a_last_layer_that_is_not_linear_has_logits_but_no_features():
         net.features(random(1, 3, 2, 3))
     with pytest.raises(EditingError, match="does not end in a linear layer"):
         net.class_weights("hair")
+
+
+IMAGENET = [
+    "tench, Tinca tinca",
+    "goldfish, Carassius auratus",
+    "crane",
+    "crane (2)",
+    "hen",
+    "missile, rocket",
+    "missile",
+]
+
+
+def many(names):
+    layer = torch.nn.Linear(4, len(names))
+    return ImageClassifier(torch.nn.Flatten(), [layer], {"thing": names}, (1, 1), (0.5,) * 3, (0.5,) * 3, "many.pth")
+
+
+def test_a_class_is_found_by_one_of_its_names_by_its_number_or_by_the_whole():
+    net = many(IMAGENET)
+    for label, column in {
+        "tench": 0, "Tinca tinca": 0, " tinca TINCA": 0, "tench, Tinca tinca": 0, "goldfish": 1, "crane": 2,
+        "crane (2)": 3, "4": 4, "HEN": 4, "rocket": 5, "missile": 6,
+    }.items():  # fmt: skip
+        assert net.class_index("thing", label) == column, label
+    with pytest.raises(EditingError, match="no class '7' of thing"):
+        net.class_index("thing", "7")
+    with pytest.raises(EditingError, match=r"2 classes called 'Missile': missile, rocket, missile; write the whole"):
+        net.class_index("thing", "Missile")
+    with pytest.raises(EditingError, match=r"no class 'gold' of thing; use one of: goldfish, Carassius auratus\."):
+        net.class_index("thing", "gold")
+
+
+def test_a_list_of_classes_may_hold_names_that_have_commas():
+    net = many(IMAGENET)
+    assert net.classes_in("thing", "tench, Tinca tinca, hen") == ["tench, Tinca tinca", "hen"]
+    assert net.classes_in("thing", "Goldfish\nhen, 0,tench") == [IMAGENET[1], "hen", IMAGENET[0]]
+    assert net.classes_in("thing", " ,\n") == []
+    with pytest.raises(EditingError, match="no class 'cow'"):
+        net.classes_in("thing", "hen, cow")
+
+
+def test_lists_in_sentences_end_after_ten_names_and_stay_short():
+    short, long = many([f"c{at}" for at in range(1000)]), many([f"{at} {'long name ' * 20}" for at in range(1000)])
+    with pytest.raises(EditingError) as caught:
+        short.class_index("thing", "z")
+    assert str(caught.value).endswith("c8, c9 ... (1000 in all).") and "c10" not in str(caught.value)
+    for net, label in ((short, "z" * 500), (long, "z" * 500), (long, "long name")):
+        for wrong, given in ((net.class_index, ("thing", label)), (net.index, (label,))):
+            with pytest.raises(EditingError) as caught:
+                wrong(*given)
+            assert len(str(caught.value)) <= 300
+    assert len(long.describe()) < 500

@@ -138,6 +138,19 @@ def test_a_transformers_classifier_survives_saving(tmp_path):
     torch.testing.assert_close(again.logits(images)["pets"], net.logits(images)["pets"])
 
 
+def test_a_folder_of_a_thousand_comma_names_is_asked_by_parts_of_them(tmp_path):
+    names = ["tench, Tinca tinca", "goldfish, Carassius auratus", *(f"thing {at}, Res {at}" for at in range(2, 1000))]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: at for at, name in enumerate(names)}}
+    folder, model = transformers_folder(tmp_path / "imagenet", "resnet", num_labels=1000, **labels)
+    net, images = load_image_classifier(folder), random(1, 3, 32, 32)
+    assert net.class_index("imagenet", "goldfish") == 1 and net.class_index("imagenet", "Res 999") == 999
+    assert net.classes_in("imagenet", "tench, thing 5, Res 5, 7") == [names[0], names[5], names[7]]
+    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    with torch.no_grad():
+        expected = model(pixel_values=(images - mean) / std).logits
+    torch.testing.assert_close(net.logits(images)["imagenet"], expected, rtol=1e-3, atol=1e-4)
+
+
 def test_independent_labels_become_attributes(tmp_path):
     folder, model = transformers_folder(tmp_path / "faces", problem_type="multi_label_classification")
     net, images = load_image_classifier(folder, normalisation="0..1"), random(2, 3, 32, 32)

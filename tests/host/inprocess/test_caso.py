@@ -112,6 +112,33 @@ def test_trained_embedding_is_the_same_in_the_stock_node_and_in_ours(pack, demo,
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_clip_teaches_and_keeps_the_others(pack, demo, images, folders, beside):
+    """Zero-shot classes of the demo's CLIP alone, and as further attributes of a classifier of one."""
+    scorer = node(pack, "regions.models", "LoadCLIPScorer").execute("demo model", "").args[0]
+    texts = node(pack, "caso.classifier_texts", "AttributeClassifierFromTexts")
+    others = {"others": "hair: red hair | black hair"}
+    if beside:
+        tiny = pack("core.classifiers.base").ImageClassifier
+        with torch.inference_mode(False), torch.random.fork_rng():
+            torch.manual_seed(0)
+            trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Tanh(), torch.nn.Flatten())
+            own = tiny(trunk, [torch.nn.Linear(4 * 36, 2)], {"tone": ["a", "b"]}, (8, 8), (0.5,) * 3, (0.5,) * 3, "t")
+        held = pack("nodes.host.managed_models").manage_classifier(lambda: own)
+        managed = texts.execute(scorer, "", "", "", **others, attribute_classifier=held).args[0]
+        chosen = {"attribute": "tone", "targets": "b"}
+    else:
+        managed = texts.execute(scorer, "glasses", "a face with glasses", "a face", **others).args[0]
+        chosen = {"attribute": "glasses", "targets": "yes"}
+    trainer = node(pack, "caso.trainer", "CASOEmbeddingTrainer")
+    learned, *_, report, _ = trainer.execute(
+        *demo, managed, **(TRAINING | {"images": images, "steps": 2} | chosen)
+    ).args
+    assert learned[0][0].info["classifier"] == managed.classifier.fingerprint
+    assert vectors_of(learned).isfinite().all() and "2 steps" in report
+
+
+@torch.inference_mode()
 def test_a_published_linear_layer_is_listed_loaded_and_applied(pack, images, folders):
     demo = pack("nodes.demo.comfy_model").load_demo_model()
     (width,) = pack("nodes.host.tokens").HostVectorEncoder(demo[1]).widths.values()

@@ -1,5 +1,6 @@
 """Classifiers inside the host: gradients under inference mode, eviction, Cancel, and torchvision's networks."""
 
+import json
 from contextlib import contextmanager
 
 import comfy.model_management as mm
@@ -218,3 +219,150 @@ def test_resnet50_files_and_what_is_refused(pack, resnet, tmp_path):
         loaders.torchvision_classifier(
             {key: value for key, value in state.items() if key != "layer1.0.conv1.weight"}, "r"
         )
+
+
+def smooth(shape, seed=2):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_network(build, **options):
+    """A network of a library with its own random weights and running figures that are not trivial."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = build(**options)
+        for name, value in net.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                value.copy_(torch.rand(value.shape) * 0.2 + (name.endswith("var")))
+        for name, value in net.named_parameters():
+            if name.endswith(("layer_scale", "gamma")):  # 1e-6 at first, which would hide what lies behind it
+                torch.nn.init.uniform_(value, 0.5, 1.5)
+    return net.eval()
+
+
+@pytest.mark.parametrize("kind", ["resnet18", "resnet50", "convnext_tiny"])
+@pytest.mark.parametrize("legacy", [True, False])
+@torch.no_grad()
+def test_torchvisions_own_files_say_what_torchvision_says(pack, tmp_path, kind, legacy):
+    """A state dict of 1000 classes, in the layout of torch before 1.6 as well, prepared as for ImageNet."""
+    models = pytest.importorskip("torchvision").models
+    net = random_network(getattr(models, kind), weights=None)
+    path = tmp_path / f"{kind}-5c106cde.pth"
+    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    loaded = pack("core.classifiers.loaders").load_image_classifier(path, size=64)
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (loaded.mean, loaded.std))
+    pictures = smooth((2, 3, 64, 64))
+    assert (loaded.mean[0], loaded.std[0]) == (0.485, 0.229)
+    (attribute,) = loaded.heads
+    expected = net((pictures - mean) / std)
+    torch.testing.assert_close(loaded.logits(pictures)[attribute], expected, rtol=1e-4, atol=1e-4)
+    assert float(expected.std()) > 1e-2, "constant logits would hide differences"
+    assert loaded.heads[attribute][1] == "goldfish" and loaded.class_index(attribute, "Goldfish") == 1
+    own = pack("core.classifiers.loaders").save_image_classifier(loaded, tmp_path / "own.safetensors", {})
+    again = pack("core.classifiers.loaders").load_image_classifier(own)
+    torch.testing.assert_close(again.logits(pictures)[attribute], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_official_vgg16_is_a_file_of_the_old_layout(pack, vgg, tmp_path):
+    torch.save(vgg.state_dict(), tmp_path / "vgg16-397923af.pth", _use_new_zipfile_serialization=False)
+    loaded = pack("core.classifiers.loaders").load_image_classifier(tmp_path / "vgg16-397923af.pth", size=32)
+    pictures = smooth((1, 3, 32, 32))
+    logits = loaded.logits(pictures)["vgg16-397923af"]
+    torch.testing.assert_close(logits[:, 1] - logits[:, 0], vgg(pictures * 2 - 1)[:, 0], rtol=1e-3, atol=1e-4)
+    assert loaded.architecture == {"kind": "vgg16"}
+
+
+def test_a_training_keeps_its_network_beside_facts_and_old_files_lack_counters(pack, tmp_path):
+    models = pytest.importorskip("torchvision").models
+    net = random_network(models.resnet18, weights=None, num_classes=2)
+    state = {f"module.{key}": value for key, value in net.state_dict().items() if "num_batches" not in key}
+    torch.save({"epoch": 3, "arch": "resnet18", "state_dict": state, "best": 0.5}, tmp_path / "best.pth")
+    loaded = pack("core.classifiers.loaders").load_image_classifier(tmp_path / "best.pth", size=64)
+    assert loaded.architecture == {"kind": "resnet18"} and loaded.heads == {"best": ["class 0", "class 1"]}
+    pixels = smooth((1, 3, 80, 48)).requires_grad_()
+    gradient = torch.autograd.grad(loaded.logits(pixels)["best"][0, 0], [pixels])[0]
+    step = 1e-2 * gradient / gradient.norm()
+    with torch.no_grad():
+        slope = sum(sign * loaded.logits(pixels + sign * step)["best"][0, 0] for sign in (1, -1)) / 2e-2
+    assert float(slope) == pytest.approx(float(gradient.norm()), rel=0.05)
+
+
+@pytest.mark.parametrize("names", ["timm", "authors"])
+@torch.no_grad()
+def test_convnext_by_timms_and_by_its_authors_names(pack, tmp_path, names):
+    timm = pytest.importorskip("timm")
+    net = random_network(timm.create_model, model_name="convnext_tiny", num_classes=3)
+    state = net.state_dict()
+    if names == "authors":
+        changes = [
+            (".blocks.", "."), ("conv_dw", "dwconv"), ("mlp.fc", "pwconv"), ("head.norm", "norm"), ("head.fc", "head"),
+            ("stem.", "downsample_layers.0."),
+        ]  # fmt: skip
+        for old, new in changes:
+            state = {key.replace(old, new): value for key, value in state.items()}
+        for stage in (1, 2, 3):
+            old, new = f"stages.{stage}.downsample.", f"downsample_layers.{stage}."
+            state = {key.replace(old, new): value for key, value in state.items()}
+    if names == "timm":
+        path = pack("core.files").save_tensors(tmp_path / "c.safetensors", state, {})
+    else:
+        path = tmp_path / "c.pth"
+        torch.save({"model": state}, path)
+    loaded = pack("core.classifiers.loaders").load_image_classifier(path, size=64, normalisation="0..1")
+    pictures = smooth((2, 3, 64, 64))
+    torch.testing.assert_close(loaded.logits(pictures)["c"], net(pictures), rtol=1e-4, atol=1e-4)
+    assert loaded.architecture == {"kind": "convnext_tiny"}
+
+
+def timm_folder(folder, architecture, size, classes=4, /, **changed):
+    timm = pytest.importorskip("timm")
+    net = random_network(timm.create_model, model_name=architecture, num_classes=classes)
+    folder.mkdir()
+    import safetensors.torch
+
+    safetensors.torch.save_file(net.state_dict(), folder / "model.safetensors", {"format": "pt"})
+    prepared = {
+        "input_size": [3, size, size], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic",
+        "crop_pct": 0.9, "tag": "a1_in1k", "num_classes": classes,
+    }  # fmt: skip
+    config = {"architecture": architecture, "num_classes": classes, "num_features": 1, "pretrained_cfg": prepared}
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    return net
+
+
+@pytest.mark.parametrize(("architecture", "size"), [("vit_tiny_patch16_224", 224), ("mobilenetv3_small_050", 96)])
+def test_a_timm_folder_says_what_timm_says(pack, tmp_path, architecture, size):
+    names = ["cat", "dog", "hen", "cat"]
+    with torch.no_grad():
+        net = timm_folder(tmp_path / "pets", architecture, size, label_names=names)
+        loaded = pack("core.classifiers.loaders").load_image_classifier(tmp_path / "pets" / "model.safetensors")
+        pictures = smooth((2, 3, size, size))
+        mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+        expected = net((pictures - mean) / std)
+        torch.testing.assert_close(loaded.logits(pictures)["pets"], expected, rtol=1e-3, atol=1e-4)
+        assert loaded.heads == {"pets": ["cat", "dog", "hen", "cat (2)"]} and loaded.size == (size, size)
+        assert loaded.interpolation == "bicubic" and loaded.features(pictures).shape[1] == loaded.trunk.width
+        loaders = pack("core.classifiers.loaders")
+        again = loaders.load_image_classifier(loaders.save_image_classifier(loaded, tmp_path / "o.safetensors", {}))
+        torch.testing.assert_close(again.logits(pictures)["pets"], expected, rtol=1e-3, atol=1e-4)
+    pixels = pictures.clone().requires_grad_()
+    assert float(torch.autograd.grad(loaded.logits(pixels)["pets"][:, 0].sum(), [pixels])[0].abs().sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"architecture": "hf-hub:somebody/model"}, "does not know"),
+        ({"architecture": 7}, "timm did not write"),
+        ({"architecture": "test_vit"}, "other tensors"),
+        ({"architecture": "vit_huge_patch14_224"}, "lacks a part of its weights"),
+        ({"label_names": ["a", "b"]}, "4 classes but 2 names"),
+        ({"pretrained_cfg": {"input_size": [1, 32, 32]}}, "1 colours"),
+        ({"pretrained_cfg": {"mean": "x"}}, "timm did not write"),
+    ],
+)
+def test_timm_folders_that_are_refused(pack, tmp_path, changed, said):
+    timm_folder(tmp_path / "pets", "mobilenetv3_small_050", 64, **changed)
+    with pytest.raises(ValueError, match=said) as caught:
+        pack("core.classifiers.loaders").load_image_classifier(tmp_path / "pets")
+    assert len(str(caught.value)) <= 300

@@ -2,6 +2,7 @@
 refused."""
 
 import json
+from contextlib import contextmanager
 
 import comfy.clip_vision
 import comfy.model_management as mm
@@ -197,3 +198,131 @@ def test_models_of_other_kinds(pack, sides, transformers_clip, tmp_path):
     clip.cond_stage_model = torch.nn.ModuleDict({"t5xxl": torch.nn.Linear(2, 2)})
     with pytest.raises(ValueError, match="no text encoder of a CLIP"):
         stock(pack, clip, vision)
+
+
+# As classifiers -----------------------------------------------------------------------------------------------------
+
+ASKED = {
+    "attribute": "colour",
+    "text_with": "a red thing",
+    "text_without": "a blue thing",
+    "others": "light: day | night",
+}
+
+
+def node(pack, module, name):
+    return getattr(pack(f"nodes.caso.{module}"), name)
+
+
+def from_texts(pack, scorer, **changed):
+    given = ASKED | changed
+    return node(pack, "classifier_texts", "AttributeClassifierFromTexts").execute(scorer, **given).args
+
+
+@contextmanager
+def loaded(pack, managed):
+    """The classifier with all that it computes with on the device, as a run has it."""
+    gradients = pack("nodes.host.gradients")
+    with gradients.gradient_scope(True):
+        pack("nodes.host.managed_models").load_to_device(*managed.patchers)
+        with gradients.frozen([patcher.model for patcher in managed.patchers]):
+            yield managed.classifier
+
+
+def check_gradient(classifier, attribute, column):
+    pixels = noise(1, 3, 40, 30, seed=6).double().sigmoid().float().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(classifier.logits(pixels)[attribute][0, column], pixels)
+    way = gradient / gradient.norm()
+    with torch.no_grad():
+        ends = [float(classifier.logits(pixels + sign * way)[attribute][0, column]) for sign in (0.02, -0.02)]
+    assert (ends[0] - ends[1]) / 0.04 == pytest.approx(float(gradient.norm()), rel=0.1) and float(gradient.norm()) > 0
+
+
+def test_texts_are_told_apart_as_transformers_tells_them(pack, sides, transformers_clip):
+    """The logits of transformers' own CLIPModel, at the scale that the host's text encoder has; with gradients."""
+    clip, vision = sides()
+    scorer = stock(pack, clip, vision)
+    scale = float(clip.cond_stage_model.clip_l.logit_scale.detach().exp())
+    managed, report = from_texts(pack, scorer, images=noise(3, 32, 32, 3).sigmoid())
+    images = noise(3, 32, 32, 3).sigmoid().movedim(-1, 1)
+    seen = transformers_clip.see(images)
+    assert managed.classifier.heads == {"colour": ["no", "yes"], "light": ["day", "night"]}
+    texts = {"colour": ["a blue thing", "a red thing"], "light": ["day", "night"]}
+    with loaded(pack, managed) as classifier:
+        for attribute, (first, second) in texts.items():
+            expected = scale * seen @ transformers_clip.read([first, second]).T
+            torch.testing.assert_close(classifier.logits(images)[attribute], expected, rtol=1e-3, atol=2e-3)
+        check_gradient(classifier, "colour", 1)
+    best = (scale * seen @ transformers_clip.read(texts["colour"]).T).softmax(1)[0]
+    assert f"picture 1: colour {['no', 'yes'][int(best.argmax())]} ({float(best.max()):.0%})" in report
+    assert (
+        managed.classifier.fingerprint != from_texts(pack, scorer, text_with="a green thing")[0].classifier.fingerprint
+    )
+
+
+def test_a_clip_vision_is_the_trunk_of_a_probe_that_is_saved_and_read(pack, sides, transformers_clip, tmp_path):
+    _, vision = sides()
+    with torch.inference_mode():
+        trunk, handle = pack("nodes.host.feature_trunks").clip_trunk(vision)
+        images = (noise(4, 3, 32, 32).sigmoid() * 255).round() / 255
+        own = functional.normalize(
+            vision.encode_image(images.movedim(1, -1), crop=False)["image_embeds"].float(), dim=1
+        )
+        torch.testing.assert_close(trunk(images).cpu(), own, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(trunk(images).cpu(), transformers_clip.see(images), rtol=1e-3, atol=1e-3)
+        pictures, training = (pack(f"core.classifiers.{name}") for name in ("pictures", "training"))
+        batch = torch.cat([noise(10, 3, 32, 32, seed=1).sigmoid() * 0.3, 0.6 + noise(10, 3, 32, 32).sigmoid() * 0.4])
+        made = pictures.pictures_from_batch(batch, ["dark"] * 10 + ["light"] * 10, (32, 32))
+        with pack("nodes.host.managed_models").training_scope(0) as device:
+            pack("nodes.host.managed_models").load_to_device(handle)
+            trained = training.train_classifier(made, training.TrainingSettings("tone"), trunk, device=device)
+        assert trained.accuracy == 1.0
+        loaders = pack("core.classifiers.loaders")
+        path = loaders.save_image_classifier(trained.classifier, tmp_path / "probe.safetensors", trained.facts())
+        assert path.stat().st_size < 5000, "the CLIP itself is not in it"
+        again = loaders.load_image_classifier(path, backbone=pack("nodes.host.feature_trunks").clip_trunk(vision)[0])
+        assert again.fingerprint == trained.classifier.fingerprint
+        with pytest.raises(ValueError, match="wire the CLIP Scorer or CLIP Vision that it was trained with"):
+            loaders.load_image_classifier(path)
+        other = image_side({PROJECTIONS[1]: noise(WIDTH, WIDTH, seed=3)}, tmp_path)
+        with pytest.raises(ValueError, match="was trained on another CLIP"):
+            loaders.load_image_classifier(path, backbone=pack("nodes.host.feature_trunks").clip_trunk(other)[0])
+        managed = pack("nodes.host.managed_models").manage_classifier(lambda: again, handle)
+        with loaded(pack, managed) as classifier:
+            check_gradient(classifier, "tone", 0)
+
+
+def test_other_image_sides_are_trunks_too(pack, tmp_path):
+    with torch.inference_mode(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        siglip = image_side({}, tmp_path, model_type="siglip_vision_model")
+        for parameter in siglip.model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        trunk, _ = pack("nodes.host.feature_trunks").clip_trunk(siglip)
+        images = (noise(2, 3, 32, 32).sigmoid() * 255).round() / 255
+        tokens = siglip.encode_image(images.movedim(1, -1), crop=False)["image_embeds"].float()
+        torch.testing.assert_close(trunk(images), functional.normalize(tokens.mean(1), dim=1), rtol=1e-4, atol=1e-4)
+        siglip.model_type = "siglip2_vision_model"
+        with pytest.raises(ValueError, match="does not take square pictures"):
+            pack("nodes.host.feature_trunks").clip_trunk(siglip)
+
+
+def test_a_classifier_gets_further_attributes(pack, sides):
+    """Its own answers stay, the host loads both networks for a run, and names that both know are refused."""
+    scorer = stock(pack, *sides())
+    demo = node(pack, "classifier_loader", "AttributeClassifierLoader").execute("demo", "", "", 0, "auto").args[0]
+    managed, _ = from_texts(pack, scorer, text_with="", attribute_classifier=demo)
+    assert list(managed.classifier.heads) == [*demo.classifier.heads, "light"]
+    assert demo.patcher in managed.patchers and len(managed.patchers) == 3
+    images = noise(2, 3, 32, 32).sigmoid()
+    with loaded(pack, managed) as classifier:
+        torch.testing.assert_close(classifier.logits(images)["mouth"], demo.classifier.logits(images)["mouth"])
+        check_gradient(classifier, "light", 0)
+        check_gradient(classifier, "mouth", 0)
+    with pytest.raises(ValueError, match="Both classifiers know glasses"):
+        from_texts(pack, scorer, attribute="glasses", attribute_classifier=demo)
+    twice, _ = from_texts(
+        pack, scorer, text_with="", others="age: young | old", attribute_classifier=from_texts(pack, scorer)[0]
+    )
+    assert list(twice.classifier.heads) == ["colour", "light", "age"]
+    assert type(twice.classifier).__name__ == "FeatureClassifier", "one pass of the CLIP serves all"

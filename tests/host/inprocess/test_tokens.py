@@ -10,6 +10,7 @@ import comfy.taesd.taesd
 import comfy.text_encoders.sd2_clip as sd2_clip
 import folder_paths
 import pytest
+import safetensors.torch
 import torch
 from conftest import PACK, noise
 from test_parts import SMALL
@@ -146,6 +147,90 @@ def test_a_saved_embedding_is_the_same_in_the_stock_node(pack, tmp_path, kind):
     again = encoder.word_vectors(f"embedding:my_attribute {WORD}")
     for name, rows in again.items():
         torch.testing.assert_close(rows, torch.cat([vectors[name], rows_of(clip, WORD)[name][0]]), rtol=0, atol=0)
+
+
+def files_of_other_programs(folder):
+    """Name -> whether it is for SDXL; every layout that the host reads from a prompt, with vectors of true widths."""
+
+    def made(rows, width, seed=0):
+        return noise(rows, width, seed=seed) * 0.1
+
+    both = {"clip_l": made(2, 768), "clip_g": made(4, 1280)}
+    plain = {
+        "single": {"emb_params": made(2, 768)},
+        "single_g": {"emb_params": made(2, 1280)},
+        "flat": {"<thing>": made(1, 768)[0]},
+        "unequal": both,
+        "l_alone": {"clip_l": made(3, 768)},
+        "g_alone": {"clip_g": made(3, 1280)},
+        "bundle": {
+            "bundle_emb.b.clip_l": made(1, 768),
+            "bundle_emb.a.clip_l": made(2, 768, 1),
+            "bundle_emb.a.clip_g": made(1, 1280),
+        }
+        | {"lora_unet.lora_up.weight": made(2, 2)},
+        "bundle_old": {"bundle_emb.b.string_to_param.*": made(1, 768), "lora_unet.alpha": made(1, 1)},
+    }
+    pickled = {
+        "a1111": {"string_to_token": {"*": 265}, "string_to_param": {"*": made(2, 768)}, "name": "x", "step": 1},
+        "list": [{"<a>": made(2, 768)}, {"<b>": made(1, 1280)}, {"<c>": made(1, 768)[0], "<d>": made(2, 1280, 2)}],
+        "both": both,
+    }
+    for name, tensors in plain.items():
+        safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
+    for old in (False, True):
+        for name, value in pickled.items():
+            torch.save(value, folder / f"{name}_{old}.pt", _use_new_zipfile_serialization=not old)
+    return sorted(folder.iterdir())
+
+
+def test_every_layout_is_read_as_the_hosts_own_loader_reads_it(pack, tmp_path):
+    """``load_embed``, which every tokenizer calls with its width and name; rows of another width are ignored there."""
+    paths = files_of_other_programs(tmp_path)
+    assert len(paths) == 14
+    for path in paths:
+        found = pack("core.caso.embedding").SemanticEmbedding.load(path).vectors
+        for name, width in {"clip_l": 768, "clip_g": 1280}.items():
+            theirs = comfy.sd1_clip.load_embed(path.name, [str(tmp_path)], width, name)
+            theirs = theirs[None] if theirs.ndim == 1 else theirs
+            if theirs.shape[-1] == width:
+                torch.testing.assert_close(found[name], theirs, rtol=0, atol=0, msg=f"{path.name} {name}")
+            else:
+                assert name not in found, path.name
+
+
+@pytest.mark.parametrize("counts", [(1, 3), (2, 0), (0, 2)])
+@torch.inference_mode()
+def test_unequal_and_missing_vectors_give_the_stock_conditioning(pack, tmp_path, counts):
+    clip = tiny_clip("sdxl", [str(tmp_path)])
+    encoder = pack("nodes.host.tokens").HostVectorEncoder(clip)
+    vectors = {
+        name: noise(count, encoder.widths[name], seed=8) * 0.1
+        for name, count in zip(("clip_l", "clip_g"), counts, strict=True)
+        if count
+    }
+    safetensors.torch.save_file(vectors, tmp_path / "mine.safetensors")
+    made = pack("core.caso.embedding").SemanticEmbedding.load(tmp_path / "mine.safetensors")
+    assert_same(made.condition(encoder), stock(clip, "embedding:mine"))
+    loader = pack("nodes.caso.embeddings")
+    assert loader.prompt_text(clip, "mine.safetensors", made) == ("embedding:mine", "")
+    said = loader.silent_encoders(made, encoder)
+    assert len(said) == (0 in counts) and all("alone" in line and "empty prompt" in line for line in said)
+
+
+@torch.inference_mode()
+def test_what_the_host_reads_only_a_part_of_has_no_prompt_text(pack, tmp_path):
+    """SDXL embeddings by numbered encoders: the host puts the first one's vectors before the second, which ignores
+    them."""
+    clip = tiny_clip("sdxl", [str(tmp_path)])
+    encoder = pack("nodes.host.tokens").HostVectorEncoder(clip)
+    names = dict(zip(("text_encoders_0", "text_encoders_1"), encoder.names, strict=True))
+    vectors = {key: noise(2, encoder.widths[name], seed=3) * 0.1 for key, name in names.items()}
+    safetensors.torch.save_file(vectors, tmp_path / "numbered.safetensors")
+    made = pack("core.caso.embedding").SemanticEmbedding.load(tmp_path / "numbered.safetensors")
+    assert_same(encoder({name: vectors[key][None] for key, name in names.items()}), made.condition(encoder))
+    text, why = pack("nodes.caso.embeddings").prompt_text(clip, "numbered.safetensors", made)
+    assert text == "" and "only a part" in why and len(why) <= 300
 
 
 demo_only = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")

@@ -13,10 +13,11 @@ EditingError = host_stand_in.module("core.errors").EditingError
 LOADER = {"attribute": "", "class_names": "", "input_size": 0, "normalisation": "auto"}
 TRAINER = {
     "folders": "", "attribute": "tone", "filename": "tone", "overwrite": False,
-    "epochs": 2, "batch_size": 4, "validation": 0.25,
-    "augmentation": 0.0, "flip": False, "seed": 3, "learning_rate": 0.0, "patience": 0, "train_trunk": True,
+    "epochs": 2, "seed": 3, "train_trunk": True, "labels": "",
+}  # fmt: skip
+OPTIONS = {
+    "batch_size": 4, "validation": 0.25, "augmentation": 0.0, "flip": False, "learning_rate": 0.0, "patience": 0,
     "input_size": 16,
-    "labels": "",
 }  # fmt: skip
 
 
@@ -78,8 +79,11 @@ LABELS = "dark, dark, dark, dark\nlight, light, light, light"
 
 
 def train(**changed):
+    options = OPTIONS | {name: value for name, value in changed.items() if name in OPTIONS}
+    node = host_stand_in.module("nodes.caso.classifier_settings").AttributeClassifierTrainingSettings
+    given = {name: value for name, value in changed.items() if name not in OPTIONS}
     return host_stand_in.module("nodes.caso.classifier_trainer").AttributeClassifierTrainer.execute(
-        **(TRAINER | changed)
+        **(TRAINER | given), settings=node.execute(**options).args[0]
     )
 
 
@@ -104,6 +108,16 @@ def test_a_batch_is_trained_on_saved_and_loaded(host):
     assert again.classifier.fingerprint == managed.classifier.fingerprint and "tone: dark, light" in report
     renamed, _ = load(classifier_file=file, attribute="light", class_names="night, day", input_size=32).args
     assert renamed.classifier.heads == {"light": ["night", "day"]} and renamed.classifier.size == (32, 32)
+
+
+def test_the_settings_nodes_defaults_are_those_of_a_trainer_without_it(host):
+    settings = host_stand_in.module("nodes.caso.classifier_settings")
+    schema = settings.AttributeClassifierTrainingSettings.define_schema()
+    defaults = {slot.id: slot.options["default"] for slot in schema.inputs}
+    assert settings.TrainingOptions(**defaults) == settings.TrainingOptions()
+    trainer = host_stand_in.module("nodes.caso.classifier_trainer").AttributeClassifierTrainer
+    widgets = [slot for slot in trainer.define_schema().inputs if "default" in slot.options]
+    assert len(widgets) <= 8 and len(defaults) <= 8
 
 
 def test_a_backbone_brings_its_size(host):
