@@ -20,7 +20,7 @@ from ..host.identity import identity
 from ..host.sampling import DenoiserGuider
 from ..host.schema import io, widget
 from ..host.session import Session
-from ..host.words import encoded_text, prompt_blocks
+from ..host.words import encoded_text, prompt_blocks, prompt_words
 
 CATEGORY = "semantic editing/sampling"
 ADVICE = "use a smaller image or batch 1"
@@ -157,6 +157,30 @@ def reader(clip: Any) -> Callable[[str], Prompt]:
     return read
 
 
+def source_words(inversion: Inversion, source_text: str, clip: Any, *, needed: bool = False) -> str:
+    """``source_text``, or the text whose words the INVERSION keeps where it is empty; "" where neither is there.
+
+    Raises:
+        EditingError: this CLIP reads those words as other tokens, or a text is ``needed`` and neither is there.
+    """
+    words = inversion.words
+    if source_text.strip():
+        return source_text
+    if words is None and needed:
+        raise EditingError(
+            "source_text is empty and the inversion has no words: write the prompt that the image was inverted with, "
+            "or wire clip and prompt into the node that inverts."
+        )
+    if words is None:
+        return ""
+    if prompt_words(clip, words.text) != words:
+        raise EditingError(
+            "This CLIP reads the words in the inversion as other tokens than the CLIP did that it was made with "
+            "(another embedding file, or another model's CLIP); wire that one, or write the source text here."
+        )
+    return words.text
+
+
 def engine_guider(
     make: Callable[..., Engine],
     settings: EngineSettings,
@@ -183,6 +207,7 @@ def engine_guider(
     where = edit_mask(mask)
     inversion.require_model(own := identity(model))
     refuse_noise_mask(inversion, OTHER_NODE)
+    source_text = source_words(inversion, source_text, clip)
     said = encoded_text(clip, source_text) if source is None and source_text.strip() else source
     if source is None and inversion.cond is None:
         source = said

@@ -20,6 +20,7 @@ from .front import (
     reader,
     share_input,
     shift_input,
+    source_words,
 )
 
 
@@ -38,7 +39,7 @@ class MasaCtrlGuider(io.ComfyNode):
             "fills it with what it finds in the source, through the source's keys and values in self-attention.",
             search_aliases=["masactrl", "mutual self-attention", "non-rigid edit", "pose", "shape", "proxmasactrl"],
             inputs=[
-                *front_inputs("Empty: the prompt in the inversion."),
+                *front_inputs("Empty: the one in the inversion."),
                 share_input(
                     "start_step",
                     defaults.start_step,
@@ -92,6 +93,7 @@ class MasaCtrlGuider(io.ComfyNode):
         settings = MasaCtrlSettings(
             cfg, stored_shift, start_step, start_layer, proximal=proximal, background_keep=background_keep
         )
+        source_text = source_words(inversion, source_text, clip, needed=bool(foreground_words.strip()))
         places = foreground_places(foreground_words, source_text, target_text, reader(clip))
         make = partial(MasaCtrl, foreground=places)
         return engine_guider(

@@ -28,6 +28,7 @@ from .front import (
     reader,
     share_input,
     shift_input,
+    source_words,
 )
 
 OWN, RELEASED = "own", "released_spdinv"
@@ -74,7 +75,10 @@ class PromptToPromptGuider(io.ComfyNode):
                 "released SPDInv",
             ],
             inputs=[
-                *front_inputs("It must be the same text, or words are mixed up."),
+                *front_inputs(
+                    "It must be the same text, or words are mixed up. Empty: the words in the inversion, where its "
+                    "node was given clip and prompt."
+                ),
                 share_input(
                     "cross_fraction",
                     defaults.cross_fraction,
@@ -167,6 +171,7 @@ class PromptToPromptGuider(io.ComfyNode):
         if released:
             settings = released_spdinv()
             mode = settings.mode
+        source_text = source_words(inversion, source_text, clip, needed=True)
         words = word_map(source_text, target_text, reader(clip), mode, word_weights, blend_words)
         make = partial(PromptToPrompt, words=released_words(words) if released else words)
         return engine_guider(

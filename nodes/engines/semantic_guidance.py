@@ -25,8 +25,10 @@ from ..host.sampling import DenoiserGuider
 from ..host.schema import io, schema, widget
 from ..host.session import Session
 from ..host.words import encoded_text
-from .front import ADVICE, CATEGORY, OTHER_NODE, guider_output, reader, share_input, shift_input
+from .front import ADVICE, CATEGORY, OTHER_NODE, guider_output, reader, share_input, shift_input, source_words
 
+#: What context says to have none, also where the inversion has words.
+NO_CONTEXT = "-"
 #: Of edits that name none, as it suits the demo model.
 SCALE = 3.0
 
@@ -94,7 +96,8 @@ class SemanticGuidanceGuider(io.ComfyNode):
                     "context",
                     default="",
                     tooltip="A text that all edits stand behind, best the source prompt: an edit is then what its "
-                    "words add to it. Empty: the words alone, as in LEDITS++.",
+                    "words add to it. Empty: the words in the inversion, if any. A lone '-': the edits' words alone, "
+                    "as in LEDITS++.",
                 ),
                 shift_input(),
                 widget(
@@ -130,6 +133,7 @@ class SemanticGuidanceGuider(io.ComfyNode):
         where = edit_mask(mask)
         inversion.require_model(own := identity(model))
         refuse_noise_mask(inversion, OTHER_NODE)
+        context = "" if context.strip() == NO_CONTEXT else source_words(inversion, context, clip)
         words = edit_words(wanted, reader(clip), context)
         names = [f"edit {number + 1}" for number in range(len(wanted))]
         known = source_prompt(inversion, source)
