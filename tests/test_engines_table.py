@@ -26,8 +26,9 @@ class Host(Runner):
     def run(self, workflow):
         key, inverting = engines_table.one(workflow, engines_table.INVERTS)
         image = workflow[engines_table.one(workflow, "VAEEncode")[1]["pixels"][0]]["inputs"]["image"]
-        alone = [key, 1] == engines_table.one(workflow, "VAEDecode")[1]["samples"]
-        now = (image, inverting["solver"])
+        kinds = {node["class_type"] for node in workflow.values()}
+        alone = [key, 1] == engines_table.one(workflow, "VAEDecode")[1]["samples"] or "SemEdit_RebuildGuider" in kinds
+        now = (image, inverting["solver"], "SemEdit_NullTextInversion" in kinds)
         u = (0 if now == self.inversion else 7) + (0 if alone else 3)
         self.inversion = now
         self.ran.append((now, alone))
@@ -40,11 +41,12 @@ def settings(tmp_path, *more):
 
 def test_every_cell_is_charged_its_inversion_once_also_after_an_interruption(tmp_path):
     asked = settings(tmp_path, "--engines", "guidance", "MasaCtrl")
-    made = 4 + 4 + 5  # inversions that differ (direct is DDIM's), guidance over each, MasaCtrl over direct as well
+    # Inversions that differ (DDIM's is direct's and the empty negative's), guidance over each but direct, MasaCtrl.
+    made = 5 + 6 + 7
     pairs = list(engines_table.in_turn(DemoData(FOLDER / "unseen"), EDITS, 1))
     host = Host(tmp_path)
     engines_table.run(asked, pairs, host, Store(tmp_path, False))
-    assert len(host.ran) == len(pairs) * (made + 1)  # DDIM's inversion once more, for direct
+    assert len(host.ran) == len(pairs) * (made + 2)  # DDIM's inversion twice more
     lines = (tmp_path / "outcomes.jsonl").read_text().splitlines()
     assert len(lines) == len(pairs) * made
 
@@ -54,7 +56,7 @@ def test_every_cell_is_charged_its_inversion_once_also_after_an_interruption(tmp
     engines_table.run(asked, pairs, host, Store(tmp_path, True))
     found = engines_table.collect(asked, pairs, Store(tmp_path, True), host)
     cells = {key: parts for key, parts in found.items() if key[1]}
-    assert len(cells) == 4 + 5 and all(len(parts) == len(pairs) for parts in cells.values())
+    assert len(cells) == 6 + 7 and all(len(parts) == len(pairs) for parts in cells.values())
     assert {float(part["u forward"]) for parts in cells.values() for _, part in parts} == {7 + 3}
     told = engines_table.table(found, asked)
     assert "| MasaCtrl | SPDInv auto | " in told and " | 10 | 1 |" in told
@@ -75,6 +77,16 @@ def test_a_cell_differs_from_the_shipped_workflow_in_what_it_says():
         solver = "gradient" if "gradient" in row else "ddim"
         assert inputs(cell, engines_table.INVERTS)["solver"] == solver
         assert inputs(cell, engines_table.INVERTS)["steps"] == 20
+    empty = engines_table.cell(engines_table.EMPTY, "MasaCtrl", 20).workflow
+    assert (
+        inputs(empty, "SemEdit_MasaCtrlGuider")["negative"] == ["empty", 0] and empty["empty"]["inputs"]["text"] == ""
+    )
+    optimised = engines_table.cell(engines_table.NULL_TEXT, "guidance", 20).workflow
+    key, inverting = engines_table.one(optimised, engines_table.INVERTS)
+    assert inputs(optimised, engines_table.SAMPLES)["inversion"] == ["null-text", 0] and inverting["solver"] == "ddim"
+    null_text = inputs(optimised, "SemEdit_NullTextInversion")
+    assert null_text["inversion"] == [key, 0] and null_text["cfg"] == inputs(optimised, engines_table.SAMPLES)["cfg"]
+    assert engines_table.cell(engines_table.NULL_TEXT, "semantic guidance", 20) is None
     swapped = engines_table.cell("SPDInv auto", "word swap", 20).workflow
     assert inputs(swapped, engines_table.SAMPLES)["guidance"] == 0
     assert not any(node["class_type"] == "SemEdit_ApplyEditDirection" for node in swapped.values())
