@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from semantic_editing.benchmarks import engines_table, real_models
+from semantic_editing.benchmarks import engines_table, model_edits, real_models
 from semantic_editing.benchmarks.demo import Runner, Store, workflow_called
 from semantic_editing.core.demo.bench import Outcome
 from semantic_editing.core.demo.data import FOLDER, DemoData
@@ -122,3 +122,49 @@ def test_real_models_says_in_one_sentence_why_not(words, tmp_path, capsys):
     assert real_models.main(["--model", "demo", "--device", "cpu", "--out", str(tmp_path), *words]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("semantic-editing bench: ")]
     assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("random-sd15", {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}),
+        (
+            "random-sdxl",
+            {
+                "unet": 2_567_463_684,
+                "vae": 83_653_863,
+                "text_encoder": 123_060_480,
+                "text_encoder_2": 694_659_840,
+            },
+        ),
+    ],
+)
+def test_random_models_have_as_many_weights_as_the_published_ones(name, counts):
+    """Nothing is allocated: a network on "meta" has shapes only."""
+    with torch.device("meta"):
+        networks = model_edits.random_networks(name)
+    assert {part: sum(map(torch.Tensor.numel, net.parameters())) for part, net in networks.items()} == counts
+
+
+def test_random_sdxl_goes_through_every_engine(tmp_path, capsys, monkeypatch):
+    """Its command on narrow networks: both encoders, the pooled text, all of both tables, in 16 bits."""
+    narrow = {
+        "unet": {
+            "block_out_channels": (32, 64, 64), "transformer_layers_per_block": [1, 1, 2], "cross_attention_dim": 80,
+            "attention_head_dim": [1, 2, 2], "layers_per_block": 1, "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 48 + 6 * 8,
+        },
+        "text_encoder": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+        "text_encoder_2": {
+            "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "projection_dim": 48,
+        },
+    }  # fmt: skip
+    sizes = model_edits.RANDOM["random-sdxl"]
+    monkeypatch.setitem(model_edits.RANDOM, "random-sdxl", {part: sizes[part] | narrow.get(part, {}) for part in sizes})
+    monkeypatch.setitem(model_edits.VAE, "block_out_channels", (32, 32, 32, 32))
+    words = ["--model", "random-sdxl", "--size", "64", "--count", "1", "--steps", "2", "--out", str(tmp_path)]
+    assert real_models.main([*words, "--inversions", "auto", "--device", "cpu", "--dtype", "bfloat16"]) == 0
+    said = capsys.readouterr().out
+    assert "random-sdxl at 64 pixels" in said and torch.get_default_dtype() == torch.float32
+    assert all(f"| {engine} | auto | " in said for engine in model_edits.ENGINES)
