@@ -21,6 +21,8 @@ POOLED = "pooled_output"
 #: model reads.
 BLOCK_ENCODERS = ({"l"}, {"h"}, {"l", "g"})
 POOLED_ENCODER = "g"
+#: In embedding files and in the host's module tree an encoder's name is this and the tokenizer's name, e.g. "clip_l".
+PREFIX = "clip_"
 LAST_LAYER = -1
 END_OF_TEXT = 49407  # of CLIP's byte pairs, which all of :data:`BLOCK_ENCODERS` read
 
@@ -208,7 +210,7 @@ def caught_pooled(network: Any) -> Iterator[list[Tensor]]:
     ``with`` block.
     """
     caught: list[Tensor] = []
-    encoder = getattr(network, f"clip_{POOLED_ENCODER}", None)
+    encoder = getattr(network, PREFIX + POOLED_ENCODER, None)
     if encoder is None:
         yield caught
         return

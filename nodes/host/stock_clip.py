@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from ...core.content_hash import content_hash
 from ...core.errors import EditingError
 from ...core.models.clip import ClipScorer, TowerScorer
+from .conditioning import PREFIX
 from .gradients import static_patcher
 from .managed_models import load_to_device
-from .tokens import PREFIX, out_of_place
+from .tokens import out_of_place
 
 REMEDY = (
     "put model.safetensors of openai/clip-vit-large-patch14 into models/text_encoders and models/clip_vision, and load "

@@ -7,8 +7,7 @@ from typing import Any
 
 from ...core.errors import EditingError
 from ...core.inversion import Words
-from .conditioning import BLOCK_ENCODERS, token_number
-from .tokens import PREFIX
+from .conditioning import BLOCK_ENCODERS, PREFIX, token_number
 
 
 def token_ids(clip: Any, text: str) -> dict[str, list[list[int]]]:
