@@ -5,11 +5,13 @@
     semantic-editing bench engines_table --report
 
 A cell is an engine's own workflow with another inversion: DDIM, the same with its leftover of each step added back
-(direct inversion), AIDI (solver fixed_point), and SPDInv (solvers gradient and auto). The guided sampler holds the
-trajectory by itself and has no stored shift, so that direct inversion is DDIM there. What is not named is at its
-default, but for the steps (--steps). Judged by the demo's second classifier; u is the inversion's and the engine's
-together. Made pair by pair, so that a run that ends early has as many of each edit; it goes on where it ended
-unless --anew is given. --report only prints what is there.
+(direct inversion), AIDI (solver fixed_point), and SPDInv (solvers gradient and auto). All of them have the nodes' own
+negative, the source prompt, which is negative-prompt inversion; beside them DDIM with an empty negative, and DDIM with
+negatives optimised from the empty one at the edit's cfg (null-text inversion). The guided sampler holds the trajectory
+by itself and has no stored shift, so that direct inversion is DDIM there; semantic guidance has no negative, so that
+the last two are DDIM there. What is not named is at its default, but for the steps (--steps). Judged by the demo's
+second classifier; u is the inversion's and the engine's together. Made pair by pair, so that a run that ends early has
+as many of each edit; it goes on where it ended unless --anew is given. --report only prints what is there.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ from semantic_editing.core.demo.bench import NOTHING, NOTHING_DECODED, Judgement
 from semantic_editing.core.demo.data import FOLDER, DemoData, DemoPair
 from semantic_editing.core.demo.model import load_demo_model
 from semantic_editing.core.errors import EditingError
+from semantic_editing.core.spdinv.null_text import NullTextSettings
 
+EMPTY, NULL_TEXT = "DDIM, empty negative", "null-text (DDIM)"
 #: Row -> the inversion's widgets, and whether an engine adds back what it left over.
 INVERSIONS: dict[str, tuple[dict[str, object], bool]] = {
     "DDIM": ({"solver": "ddim"}, False),
@@ -47,9 +51,21 @@ INVERSIONS: dict[str, tuple[dict[str, object], bool]] = {
     "AIDI (fixed point)": ({"solver": "fixed_point"}, True),
     "SPDInv gradient": ({"solver": "gradient"}, True),
     "SPDInv auto": ({"solver": "auto"}, True),
+    EMPTY: ({"solver": "ddim"}, False),
+    # Its negatives make up for what is left over. The iterations say nothing to DDIM: they only keep a host that still
+    # has another row's inversion from charging nothing for this one.
+    NULL_TEXT: ({"solver": "ddim", "max_iterations": 1}, False),
 }
 #: Inversions in the order they are made: what shall be compared first stands first.
-ORDER = ("SPDInv auto", "DDIM", "direct (DDIM + stored shift)", "AIDI (fixed point)", "SPDInv gradient")
+ORDER = (
+    "SPDInv auto",
+    "DDIM",
+    "direct (DDIM + stored shift)",
+    "AIDI (fixed point)",
+    "SPDInv gradient",
+    EMPTY,
+    NULL_TEXT,
+)
 #: Column -> its workflow.
 ENGINES = {
     "word swap": "demo_word_edit",
@@ -62,18 +78,26 @@ ENGINES = {
 
 
 def inversion_alone(row: str, steps: int) -> Method:
-    """What every engine of a row begins with; its picture is the noise, decoded."""
+    """What every engine of a row begins with; its picture is the noise, decoded, or the rebuilt one, which is free."""
     workflow = copy.deepcopy(workflow_called("demo_prompt_to_prompt"))
     key, inverting = one(workflow, INVERTS)
     inverting |= {"steps": steps, **INVERSIONS[row][0]}
     _, decoding = one(workflow, "VAEDecode")
-    decoding["samples"] = [key, 1]
+    if row == NULL_TEXT:
+        guider, guided = one(workflow, "SemEdit_PromptToPromptGuider")
+        use_negatives(workflow, guided, row)
+        wired = {name: guided[name] for name in ("model", "inversion")}
+        workflow[guider] = {"class_type": "SemEdit_RebuildGuider", "inputs": wired}
+    else:
+        decoding["samples"] = [key, 1]
     return Method(f"{row}, alone", needed(only_the_picture(workflow)), {})
 
 
 def cell(row: str, engine: str, steps: int) -> Method | None:
     """An engine over an inversion; None where the cell is another one's."""
     widgets, shifted = INVERSIONS[row]
+    if row in (EMPTY, NULL_TEXT) and engine == "semantic guidance":
+        return None
     workflow = copy.deepcopy(workflow_called(ENGINES[engine]))
     one(workflow, INVERTS)[1].update({"steps": steps, **widgets})
     if ENGINES[engine] == "demo_word_edit":
@@ -82,12 +106,29 @@ def cell(row: str, engine: str, steps: int) -> Method | None:
         if engine == "word swap":
             swap_words(workflow)
             one(workflow, SAMPLES)[1].update({"guidance": 0.0, "local_fraction": 0.0})
+        use_negatives(workflow, one(workflow, SAMPLES)[1], row)
     else:
         (guider,) = (node["inputs"] for node in workflow.values() if "stored_shift" in node["inputs"])
         guider["stored_shift"] = shifted
         if "edits" in guider:  # the workflow shows two edits at once; the node's own threshold in place of theirs
             guider["edits"] = guider["edits"].partition("@")[0].strip()
+        use_negatives(workflow, guider, row)
     return Method(f"{row} + {engine}", needed(only_the_picture(workflow)), {})
+
+
+def use_negatives(workflow: Workflow, editing: dict[str, object], row: str) -> None:
+    """Give the node with the inputs ``editing`` the negatives of a row, where they are not its own."""
+    if row not in (EMPTY, NULL_TEXT):
+        return
+    clip = next(node["inputs"]["clip"] for node in workflow.values() if node["class_type"] == "CLIPTextEncode")
+    workflow["empty"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": ""}}
+    if row == EMPTY:
+        editing["negative"] = ["empty", 0]
+        return
+    widgets = {key: value for key, value in vars(NullTextSettings()).items() if key != "cfg"}
+    wired = {name: editing[name] for name in ("model", "inversion", "cfg")} | {"negative": ["empty", 0]}
+    workflow["null-text"] = {"class_type": "SemEdit_NullTextInversion", "inputs": wired | widgets}
+    editing["inversion"] = ["null-text", 0]
 
 
 def one(workflow: Workflow, kind: str) -> tuple[str, dict[str, object]]:

@@ -67,7 +67,7 @@ from semantic_editing.core.elite.mapper import load_elite_mapper
 from semantic_editing.core.files import load_legacy_tensor, load_tensors, load_weights, save_tensors
 from semantic_editing.core.images.captions import read_captions
 from semantic_editing.core.images.files import read_picture, read_whole_picture, square_pictures
-from semantic_editing.core.inversion import Inversion
+from semantic_editing.core.inversion import Inversion, Words
 from semantic_editing.core.metrics.identity import load_identity
 from semantic_editing.core.metrics.lpips import load_lpips
 from semantic_editing.core.metrics.pie_bench import read_pie_bench
@@ -136,6 +136,7 @@ def _inversion(folder: Path) -> Path:
     made = Inversion(
         _random(3, 1, 4, 4, 4), torch.tensor([0.0, 1.0, 3.0]), *counts, identity, "spdinv/auto",
         {"embeds": _random(1, 7, 8)}, {"autocorrelation": 0.1, "notes": ["a", {"b": None}]},
+        words=Words("a cat", {"l": ((5, 1, 2, 6, 6, 6, -9),)}),
     )  # fmt: skip
     return made.save(folder / "a.safetensors")
 

@@ -40,8 +40,52 @@ INVERSIONS: dict[str, tuple[str, bool]] = {
 ENGINES = ("word_swap", "guidance", "prompt_to_prompt", "masactrl", "plug_and_play", "semantic_guidance")
 #: Engines that have no stored shift to switch off: over "direct" they are what they are over DDIM.
 UNSHIFTED = ("word_swap", "guidance")
-#: Models that need no file: the demo's, and full-size networks with random weights, for a look whether all runs.
-DEMO, RANDOM = "demo", "random-sd15"
+#: A model that needs no file.
+DEMO = "demo"
+#: Others: networks of full size with random weights, for a look whether all runs. Each part by diffusers' class and
+#: what is not that class's own default; the autoencoder of both is :data:`VAE`'s.
+RANDOM: dict[str, dict[str, dict[str, Any]]] = {
+    "random-sd15": {
+        "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+        "text_encoder": {
+            "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "projection_dim": 768,
+        },
+        "vae": {"scaling_factor": 0.18215},
+    },
+    "random-sdxl": {
+        "unet": {
+            "sample_size": 128,
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": [1, 2, 10],
+            "cross_attention_dim": 2048,
+            "attention_head_dim": [5, 10, 20],
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        "text_encoder": {
+            "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "projection_dim": 768,
+        },
+        "text_encoder_2": {
+            "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+            "projection_dim": 1280, "hidden_act": "gelu",
+        },
+        "vae": {"scaling_factor": 0.13025},
+    },
+}  # fmt: skip
+VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+CLIP_TOKENS = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
 
 
 @dataclass(frozen=True)
@@ -121,7 +165,7 @@ class _DemoCheckpoint:
 
 
 def load_model(name: str, device: torch.device, dtype: torch.dtype) -> EditModel:
-    """A diffusers folder or single file, or :data:`DEMO` or :data:`RANDOM`.
+    """A diffusers folder or single file, or :data:`DEMO` or one of :data:`RANDOM`.
 
     Raises:
         EditingError: it cannot be read.
@@ -130,41 +174,57 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> EditModel
         demo = _DemoCheckpoint(device)
         return EditModel(demo, demo.demo.tokenizer)
     checkpoint = (
-        Checkpoint(random_pipeline(), device, dtype) if name == RANDOM else load_checkpoint(name, device, dtype)
+        Checkpoint(random_pipeline(name, dtype), device, dtype)
+        if name in RANDOM
+        else load_checkpoint(name, device, dtype)
     )
     return EditModel(checkpoint, checkpoint.pipeline.tokenizer)
 
 
-def random_pipeline() -> Any:
-    """Stable Diffusion 1.5 at its full size with random weights of a fixed seed; its noise table is the demo's."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+def random_networks(name: str) -> dict[str, Any]:
+    """The networks of one of :data:`RANDOM` by diffusers' names, of torch's default type."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    sizes = RANDOM[name]
+    encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    texts = {
+        part: network(CLIPTextConfig(**sizes[part], **CLIP_TOKENS))
+        for part, network in encoders.items()
+        if part in sizes
+    }
+    return {
+        "unet": UNet2DConditionModel(**sizes["unet"]),
+        "vae": AutoencoderKL(**VAE, **sizes["vae"]),
+        **texts,
+    }
+
+
+def random_pipeline(name: str, dtype: torch.dtype) -> Any:
+    """One of :data:`RANDOM` with weights of a fixed seed, made in ``dtype``; its noise table is the demo's."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     from semantic_editing.core.demo.data import FOLDER, TOKENIZER
     from semantic_editing.core.models.model_folder import load_clip_tokenizer, load_scheduler
 
+    usual = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        text = CLIPTextConfig(
-            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768,
-            vocab_size=49408, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-        )  # fmt: skip
-        return StableDiffusionPipeline(
-            unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-            vae=AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=(128, 256, 512, 512),
-                layers_per_block=2,
-                latent_channels=4,
-            ),
-            text_encoder=CLIPTextModel(text),
-            tokenizer=load_clip_tokenizer(TOKENIZER, "clip_tokenizer"),
-            scheduler=DDIMScheduler.from_config(load_scheduler(FOLDER / "scheduler", "DDIMScheduler", "demo").config),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        torch.set_default_dtype(dtype)  # so that SDXL is never in memory at twice its size
+        try:
+            networks = random_networks(name)
+        finally:
+            torch.set_default_dtype(usual)
+    scheduler = DDIMScheduler.from_config(load_scheduler(FOLDER / "scheduler", "DDIMScheduler", "demo").config)
+    tokenizers = {
+        part.replace("text_encoder", "tokenizer"): load_clip_tokenizer(TOKENIZER, "clip_tokenizer")
+        for part in networks
+        if part.startswith("text_encoder")
+    }
+    parts = networks | tokenizers | {"scheduler": scheduler}
+    if "text_encoder_2" in parts:
+        return StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 def inverted(model: EditModel, latent: Tensor, source: str, inversion: str, steps: int) -> tuple[Inversion, float]:

@@ -3,14 +3,16 @@
     semantic-editing bench real_models --model sd15.safetensors --photos PIE-Bench_v1 --count 20 \\
         --vision dino-vitb8 --lpips squeezenet1_1.pth --clip clip-vit-large-patch14
     semantic-editing bench real_models --model random-sd15 --size 128 --steps 4 --count 1    # does all of it run?
+    semantic-editing bench real_models --model random-sdxl --size 256 --steps 2 --count 1 --dtype bfloat16
 
 Prints the tables of docs/measured.md that need no true edit. Photos are a folder in PIE-Bench's layout
 (mapping_file.json, annotation_images/); without one, portraits of the demo world stand in for them. Nothing downloads:
 a figure whose weights are not given is left out. "Rebuilt" is the photo decoded from its noise by plain Euler steps at
 cfg 1, against what the VAE alone makes of it; "direct" is DDIM with its leftover of each step added back (word swap and
 guidance have no such shift, so that theirs are DDIM's rows); u counts forward and backward evaluations of the network.
-What is measured is kept in --out, and the same command goes on where it ended. The model "random-sd15" has Stable
-Diffusion 1.5's sizes and random weights: its costs are real and its pictures mean nothing.
+What is measured is kept in --out, and the same command goes on where it ended. The models "random-sd15" and
+"random-sdxl" have Stable Diffusion's sizes and random weights: their costs are real and their pictures mean nothing.
+SDXL's weights take 14 GB, and half of it in 16 bits.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from semantic_editing.benchmarks.dataset import resized
 from semantic_editing.benchmarks.model_edits import (
     ENGINES,
     INVERSIONS,
+    RANDOM,
     UNSHIFTED,
     EditModel,
     Method,
@@ -264,7 +267,9 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--model", required=True, help='diffusers folder, single-file checkpoint, or "random-sd15"')
+    made.add_argument(
+        "--model", required=True, help="diffusers folder, single-file checkpoint, or " + ", ".join(RANDOM)
+    )
     made.add_argument("--photos", type=Path, help="folder in PIE-Bench's layout (default: portraits of the demo world)")
     made.add_argument("--side", type=int, default=SIDE, help="side in pixels of that folder's pictures")
     made.add_argument("--count", type=int, default=8, help="how many photos")

@@ -17,6 +17,8 @@ from .denoiser import Denoiser, ModelIdentity, check_finite, unit_scale
 from .errors import EditingError
 from .files import load_tensors, metadata_json, save_tensors
 from .prints.weights import WeightPrint
+from .reading.forms import HALF_CHARACTER
+from .reading.kinds import LONGEST_PROMPT
 
 FILE_FORMAT = "semantic_editing.inversion"
 FILE_VERSION = "1"
@@ -43,6 +45,34 @@ class MadeFrom:
     batch_index: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Words:
+    """The prompt of an inversion as its text encoder read it, which a conditioning no longer tells.
+
+    Attributes:
+        text: as written.
+        tokens: name of each encoder, e.g. "l" -> its blocks of token ids, each with a start token, the end token and
+            padding; a vector (textual inversion) has a negative number of its own.
+
+    Raises:
+        EditingError: a text that no file could keep.
+    """
+
+    text: str
+    tokens: Mapping[str, tuple[tuple[int, ...], ...]]
+
+    def __post_init__(self) -> None:
+        if len(self.text) > LONGEST_PROMPT or HALF_CHARACTER.search(self.text):
+            raise EditingError(
+                f"The prompt is longer than {LONGEST_PROMPT} characters or holds half of one; type a shorter one."
+            )
+
+    @property
+    def length(self) -> int:
+        """Positions of the conditioning that they take."""
+        return max(sum(map(len, blocks)) for blocks in self.tokens.values())
+
+
 @dataclass(frozen=True, eq=False)
 class Inversion:
     """A latent's trajectory from clean to noise under one model and one conditioning.
@@ -61,6 +91,8 @@ class Inversion:
     - cfg and the negative prompt: ``made_from``, ``uncond``; at another cfg than 1 they are the default of edits, and
       others are a remark;
     - the negatives of null-text inversion: ``null_text``; edits at that cfg use each at its level;
+    - the words of the prompt, where a node was told them: ``words``; engines that need the source's text take it from
+      here, and a CLIP that reads it as other tokens is refused;
     - the noise mask, which inpainting models read: ``noise_mask``; edits hand it to the model again;
     - the rows of a larger batch: ``made_from.batch_index``; noise is drawn by them, and they are in the report.
 
@@ -84,6 +116,7 @@ class Inversion:
         noise_mask: ``[B or 1, h, w]``, 1 where an inpainting model was to paint, or None.
         null_text: ``[T, B or 1, L, D]`` negative text of the step from each level but the clean one, in place of
             ``uncond``'s, or None.
+        words: of the prompt, the same for all images of a batch, or None.
     """
 
     latents: Tensor
@@ -99,6 +132,7 @@ class Inversion:
     uncond: Mapping[str, Tensor] | None = None
     noise_mask: Tensor | None = None
     null_text: Tensor | None = None
+    words: Words | None = None
 
     @property
     def cfg(self) -> float:
@@ -242,6 +276,8 @@ class Inversion:
         }
         if self.made_from is not None:
             metadata["made_from"] = json.dumps(_fields(self.made_from))
+        if self.words is not None:
+            metadata["words"] = json.dumps(_fields(self.words))
         return save_tensors(path, tensors, metadata, overwrite=overwrite)
 
     @staticmethod
@@ -288,6 +324,7 @@ class Inversion:
             made_from = MadeFrom(
                 float(kept["cfg"]), kept["sampler"], kept["prompt"], kept["negative"], tuple(kept["batch_index"])
             )
+        words = _words(name, metadata, cond) if "words" in metadata else None
         forward, backward = counts
         return Inversion(
             latents,
@@ -303,6 +340,7 @@ class Inversion:
             uncond or None,
             mask,
             null_text,
+            words,
         )
 
 
@@ -321,6 +359,16 @@ def _weights(name: str, tensors: Mapping[str, Tensor]) -> WeightPrint | None:
         raise EditingError(f"{name} has a print of its model that does not fit together; invert the image again.")
     check_finite(values, f"{name}'s print of its model")
     return WeightPrint(sizes.long(), values.float())
+
+
+def _words(name: str, metadata: Mapping[str, str], cond: Mapping[str, Tensor]) -> Words:
+    """The words of the prompt in a file."""
+    kept = metadata_json(metadata, "words", name, "inversion")
+    words = Words(kept["text"], {encoder: tuple(map(tuple, blocks)) for encoder, blocks in kept["tokens"].items()})
+    embeds = cond.get("embeds")
+    if embeds is not None and (embeds.ndim != 3 or embeds.shape[1] != words.length):
+        raise EditingError(f"{name} has words that do not fit its prompt; invert the image again.")
+    return words
 
 
 def _check_mask(name: str, mask: Tensor, latents: Tensor) -> None:

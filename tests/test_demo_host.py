@@ -16,8 +16,9 @@ from semantic_editing.core.demo.data import FOLDER, DemoData, embedding_files
 from semantic_editing.core.demo.model import load_demo_model
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.metrics.image import psnr
-from semantic_editing.core.sampling import reconstruct
+from semantic_editing.core.sampling import plain_negative, reconstruct
 from semantic_editing.core.spdinv.invert import spdinv
+from semantic_editing.core.spdinv.null_text import NullTextSettings, null_text
 from semantic_editing.core.spdinv.solvers import SPDInvSettings
 from semantic_editing.tools import demo_host
 
@@ -98,6 +99,32 @@ def test_stock_sampling_is_the_cores(pair, runner):
         inversion = spdinv(demo.denoiser(), demo.encode_image(source[None]), own, STEPS, settings)
         edited = demo.decode(reconstruct(demo.denoiser(), inversion, target, 2.0, own))
     assert psnr(picture[None], edited) > 50  # PNGs cut fractions off
+
+
+def test_null_text_negatives_are_the_cores(pair, runner):
+    """Through the node and the stock guider at its cfg, each negative at its own level: as by the core's functions."""
+    workflow = aimed("word_swap", pair, runner)
+    (inverting,) = (key for key, node in workflow.items() if node["class_type"] == "SemEdit_SPDInvInversion")
+    guider = node_of(workflow, "CFGGuider")
+    guider["positive"] = node_of(workflow, "SemEdit_SPDInvInversion")["positive"]
+    empty = {"clip": node_of(workflow, "CLIPTextEncode")["clip"], "text": ""}
+    workflow["empty"] = {"class_type": "CLIPTextEncode", "inputs": empty}
+    widgets = {"cfg": guider["cfg"], "max_iterations": 3, "learning_rate": 0.05, "tolerance": 0.0}
+    wired = {"model": guider["model"], "inversion": [inverting, 0], "negative": ["empty", 0]}
+    workflow["null"] = {"class_type": "SemEdit_NullTextInversion", "inputs": wired | widgets}
+    guider["negative"] = ["null", 1]
+    outcome = runner.run(workflow)
+    demo = load_demo_model()
+    source, own = (pair.source * 255).round() / 255, demo.encode_text([pair.source_caption])
+    with torch.no_grad():
+        inversion = spdinv(demo.denoiser(), demo.encode_image(source[None]), own, STEPS, SPDInvSettings(solver="ddim"))
+        negative = {"embeds": demo.encode_text([""])}
+    made = null_text(demo.denoiser(), inversion, own, negative, NullTextSettings(**widgets))
+    with torch.no_grad():
+        rebuilt = reconstruct(demo.denoiser(), made, own, guider["cfg"], plain_negative(made, own))
+        plain = reconstruct(demo.denoiser(), inversion, own, guider["cfg"], negative["embeds"])
+    assert psnr(outcome.picture[None], demo.decode(rebuilt)) > 50 > psnr(demo.decode(plain), demo.decode(rebuilt))
+    assert outcome.backward == 2 * STEPS
 
 
 def test_what_did_not_change_is_not_run_again(pair, runner):

@@ -5,9 +5,8 @@ packages, empty there, get the few members here that computing with the demo mod
 workflows use are written anew, by what they mean.
 
 What it is not: it knows the demo model only, on the CPU in fp32; no LoRA, ControlNet, area, hook or model patch; the
-sampler euler and, in KSampler, the schedule ddim_uniform; no Null-Text Inversion; texts of up to 75 tokens without
-emphasis or embedding:name; opaque pictures. Other stock nodes, samplers, texts and conditionings are refused; widgets
-out of their range are not.
+sampler euler and, in KSampler, the schedule ddim_uniform; texts of up to 75 tokens without emphasis or embedding:name;
+opaque pictures. Other stock nodes, samplers, texts and conditionings are refused; widgets out of their range are not.
 Times are diffusers', not ComfyUI's; u is the same but for solvers that stop at a tolerance, which rounding can move by
 an iteration.
 """
@@ -34,6 +33,7 @@ from torch.nn import functional
 
 from semantic_editing.core.demo.builders import demo_vector_encoder
 from semantic_editing.core.demo.model import END_OF_TEXT, PATCH, TEXT_LENGTH, DemoModel, load_demo_model
+from semantic_editing.core.denoiser import PerLevel
 from semantic_editing.core.diffusers.denoiser import DiffusersDenoiser
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.sampling import guided, sample
@@ -237,8 +237,8 @@ class CFGGuider:
         return guided(self.inner_model.denoiser, x, timestep, self.conds["positive"], negative, self.cfg)
 
 
-def plain_conditioning(conditioning: list[Any]) -> Tensor:
-    """The text states ``[B, 77, D]`` of CONDITIONING.
+def plain_conditioning(conditioning: list[Any]) -> Tensor | PerLevel:
+    """The text states ``[B, 77, D]`` of CONDITIONING, or those of each level.
 
     Raises:
         EditingError: it has several parts, or areas, ControlNet and the like.
@@ -422,13 +422,16 @@ def pack_nodes() -> dict[str, Any]:
         del sys.modules[name]
     with loading(pack, [EmptyComfyUI(MEMBERS)]) as registry:
         importlib.reload(sys.modules[f"{pack}.nodes.host.folders"])  # the stand-in emptied it
-        names = ("host.identity", "host.tokens", "host.denoiser", "host.attention", "demo.comfy_model")
-        identity, tokens, denoiser, attention, model = (
-            importlib.import_module(f"{pack}.nodes.{name}") for name in names
+        names = "host.identity", "host.tokens", "host.denoiser", "host.attention", "host.conditioning"
+        identity, tokens, denoiser, attention, conditioning, model = (
+            importlib.import_module(f"{pack}.nodes.{name}") for name in (*names, "demo.comfy_model")
         )
         identity.identity, denoiser.ComfyDenoiser = lambda model: model.model.denoiser.identity, _Denoiser
         tokens.vectors_read = lambda clip, text: {}  # prompts with embedding:name are not read here
         attention.site_table, model.load_demo_model = _nothing, demo_parts
+        # A conditioning as it is processed here is its text, or one for each level.
+        conditioning.with_embeds = lambda cond, embeds: embeds
+        conditioning.per_level_conditioning = lambda model, texts, sigmas, pooled: [[PerLevel(sigmas, [*texts]), {}]]
         return {node.define_schema().node_id: node for node in registry.load_nodes()}
 
 
@@ -488,8 +491,6 @@ class DemoHost:
             inputs[name] = outputs if isinstance(outputs, Blocked) else outputs[number]
             if isinstance(inputs[name], Blocked):
                 return inputs[name]
-        if kind == "SemEdit_NullTextInversion":  # it changes a conditioning as the host has processed it
-            raise EditingError(f"Null-Text Inversion does not run here; {REAL}.")
         try:
             made = STOCK[kind](**inputs) if kind in STOCK else self.nodes[kind].execute(**inputs)
         except EditingError:

@@ -19,6 +19,8 @@ MIB, GIB = 2**20, 2**30
 LARGEST_HEADER = 16 * MIB
 #: Of a picture's side, for whatever network.
 LARGEST_SIDE = 4096
+#: Characters of a prompt that is kept with its tokens.
+LONGEST_PROMPT = 100_000
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ _made_from = table(
         "batch_index": listed(whole(0, 2**31), 0, 65_536),
     }
 )
+_blocks = listed(listed(whole(-(2**48), 2**31), 1, 1024), 1, 2048)
+_words = table({"text": text(LONGEST_PROMPT), "tokens": mapped(_blocks, 1, 4)})
 _progress = table(
     {
         "step": whole(0, 10_000_000),
@@ -160,7 +164,7 @@ KINDS: dict[str, Kind] = {
         "inversion",
         4 * GIB,
         64,
-        {"identity": _identity, "info": facts, "made_from": _made_from},
+        {"identity": _identity, "info": facts, "made_from": _made_from, "words": _words},
         {"method": text(), "base_model": text()},
     ),
     "edit direction": Kind(

@@ -42,6 +42,25 @@ def mask_input() -> Any:
     )
 
 
+def words_inputs(text_of: str = "positive") -> list[Any]:
+    """Optional CLIP and text of a node that makes an INVERSION, at the end of its inputs.
+
+    Args:
+        text_of: the socket whose text it is.
+    """
+    return [
+        widget(io.Clip, "clip", optional=True, tooltip="For prompt: the CLIP that encoded it."),
+        widget(
+            io.String,
+            "prompt",
+            default="",
+            optional=True,
+            tooltip=f"The text of {text_of} once more, with clip wired: the inversion then keeps its words, and "
+            "editing engines need no source text. Empty: not kept.",
+        ),
+    ]
+
+
 def saved_name_inputs(default: str) -> list[Any]:
     """Name of the safetensors file to write, and whether it may replace one."""
     return [

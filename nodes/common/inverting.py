@@ -19,7 +19,7 @@ from ..host.latents import latent_from_model
 from ..host.sampling import run
 from ..host.schema import io, widget
 from ..host.session import Session
-from .recording import noise_mask_note, recorded
+from .recording import noise_mask_note, recorded, words_of
 from .reports import (
     inversion_outputs,
     inversion_report,
@@ -97,6 +97,8 @@ def invert_image(
     vae: Any = None,
     cfg: float = 1.0,
     negative: Any = None,
+    clip: Any = None,
+    prompt: str = "",
 ) -> Any:
     """Invert a LATENT: the values of :func:`inverting_outputs`, plot and report shown on the node ``cls``.
 
@@ -109,13 +111,13 @@ def invert_image(
         vae: decodes for the check, so that it is told in pixels too.
         cfg, negative: guidance under which the noise must rebuild the image; only for a ``method`` that takes ``cfg``
             and ``uncond``.
+        clip, prompt: what tells the words of ``positive``.
 
     Raises:
         EditingError: see ``method``.
     """
     checked: list[RebuildCheck] = []
-    remarks: list[str] = []
-
+    words, remarks = words_of(positive, clip, prompt)
     noted = noise_mask_note(model, latent)
 
     def work(session: Session) -> Inversion:
@@ -141,7 +143,7 @@ def invert_image(
 
     conds = {"positive": positive} | ({} if cfg == 1.0 or negative is None else {"negative": negative})
     inversion = run(model, latent, conds, work, gradients=gradients, sigmas=sigmas, advice="lower the image size")
-    inversion = recorded(inversion, model, latent, positive, negative, cfg)
+    inversion = recorded(inversion, model, latent, positive, negative, cfg, words)
     plot = plot_image(inversion, plot_line)
     first = None
     if checked:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...core.denoiser import ModelIdentity
 from ...core.errors import EditingError
-from ...core.inversion import Inversion, MadeFrom
+from ...core.inversion import Inversion, MadeFrom, Words
 from ..host.conditioning import (
     conditioning_from_tensors,
     conditioning_print,
@@ -16,16 +19,24 @@ from ..host.conditioning import (
 )
 from ..host.inpainting import reads_mask
 from ..host.latents import batch_index, fitted_latent, noise_mask_of
+from ..host.words import encoded_text, prompt_words
 
 
 def recorded(
-    inversion: Inversion, model: Any, latent: dict[str, Any], positive: Any, negative: Any = None, cfg: float = 1.0
+    inversion: Inversion,
+    model: Any,
+    latent: dict[str, Any],
+    positive: Any,
+    negative: Any = None,
+    cfg: float = 1.0,
+    words: Words | None = None,
 ) -> Inversion:
     """``inversion`` with what it was made from besides its model, levels and latent.
 
     Args:
         latent: the LATENT it was made of.
         negative: CONDITIONING, kept where ``cfg`` is not 1.
+        words: of ``positive``, see :func:`words_of`.
     """
     used = None if cfg == 1.0 else negative
     made_from = replace(
@@ -42,7 +53,43 @@ def recorded(
         uncond=None if used is None else conditioning_tensors(used),
         made_from=made_from,
         noise_mask=mask,
+        words=words,
     )
+
+
+def words_of(positive: Any, clip: Any, prompt: str) -> tuple[Words | None, list[str]]:
+    """The words of a CONDITIONING as a person tells them, and a remark where they are not what it says.
+
+    Args:
+        clip, prompt: a CLIP and the text of ``positive``; an empty text: nothing is told.
+
+    Raises:
+        EditingError: a text without a CLIP, or one that takes another number of tokens than ``positive``.
+    """
+    if not prompt.strip():
+        return None, []
+    if clip is None:
+        raise EditingError("prompt is written and clip is not wired: wire the CLIP that encoded it, or empty prompt.")
+    words = prompt_words(clip, prompt)
+    told = [embeds for embeds, _ in encoded_text(clip, prompt)]
+    lengths = sorted({embeds.shape[1] for embeds, _ in positive})
+    if words.length not in lengths:
+        raise EditingError(
+            f"prompt takes {words.length} tokens and the conditioning {' or '.join(map(str, lengths))}: write the "
+            "text of that conditioning into prompt, or leave prompt empty."
+        )
+    if any(_says_the_same(mine, theirs) for mine in told for theirs, _ in positive):
+        return words, []
+    return words, [
+        "prompt, as this CLIP encodes it, is not what the conditioning says: engines that read the inversion's words "
+        "look at the wrong ones unless it is the same text"
+    ]
+
+
+def _says_the_same(mine: Tensor, theirs: Tensor) -> bool:
+    if mine.shape[1:] != theirs.shape[1:]:
+        return False
+    return torch.allclose(mine.float().cpu().expand(theirs.shape), theirs.float().cpu(), atol=1e-3)
 
 
 def reads_noise_mask(model: Any) -> bool:

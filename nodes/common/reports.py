@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import fmean
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -83,6 +84,8 @@ def inversion_report(inversion: Inversion, first: str | None = None) -> str:
         step = int(worst.argmax())
         mean = float(inversion.residuals.mean())
         lines.append(f"fixed-point residual: worst {float(worst[step]):.2e} (step {step + 1}), mean {mean:.2e}")
+    if inversion.words is not None:
+        lines.append(f"words kept: {shorten(inversion.words.text, 200)}")
     guidance = inversion.cfg
     lines.append(f"way back: sampler euler on these sigmas at cfg {guidance:g}; dpmpp_2m, heun rebuild less")
     for figure in ("correlation", "variance"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ...core.engines.engine import Engine, EngineSettings
-from ...core.engines.words import Prompt, read_prompt
+from ...core.engines.words import Prompt, ReadPrompt, read_prompt
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
 from ..common.inputs import cfg_input, mask_input
@@ -20,11 +20,13 @@ from ..host.identity import identity
 from ..host.sampling import DenoiserGuider
 from ..host.schema import io, widget
 from ..host.session import Session
-from ..host.words import encoded_text, prompt_blocks
+from ..host.words import encoded_text, prompt_blocks, prompt_words
 
 CATEGORY = "semantic editing/sampling"
 ADVICE = "use a smaller image or batch 1"
 OTHER_NODE = "Cross-Attn Guided Sampler"
+#: ``(source text, target text, their reader)`` -> what makes an engine.
+MakeOfWords = Callable[[str, str, ReadPrompt], Callable[..., Engine]]
 
 
 def front_inputs(source_text: str) -> list[Any]:
@@ -157,14 +159,44 @@ def reader(clip: Any) -> Callable[[str], Prompt]:
     return read
 
 
+def source_words(inversion: Inversion, source_text: str, clip: Any, *, needed: bool = False) -> str:
+    """``source_text``, or the text whose words the INVERSION keeps where it is empty; "" where neither is there.
+
+    Raises:
+        EditingError: this CLIP reads those words as other tokens, or a text is ``needed`` and neither is there.
+    """
+    words = inversion.words
+    if source_text.strip():
+        return source_text
+    if words is None and needed:
+        raise EditingError(
+            "source_text is empty and the inversion has no words: write the prompt that the image was inverted with, "
+            "or wire clip and prompt into the node that inverts."
+        )
+    if words is None:
+        return ""
+    if prompt_words(clip, words.text) != words:
+        raise EditingError(
+            "This CLIP reads the words in the inversion as other tokens than the CLIP did that it was made with "
+            "(another embedding file, or another model's CLIP); wire that one, or write the source text here."
+        )
+    return words.text
+
+
+def no_words(make: Callable[..., Engine]) -> MakeOfWords:
+    """``make`` for :func:`engine_guider`, of an engine that needs no words."""
+    return lambda source, target, read: make
+
+
 def engine_guider(
-    make: Callable[..., Engine],
+    of_words: MakeOfWords,
     settings: EngineSettings,
     model: Any,
     clip: Any,
     inversion: Inversion,
     source_text: str,
     target_text: str,
+    needed: bool = False,
     target: Any = None,
     source: Any = None,
     negative: Any = None,
@@ -173,11 +205,15 @@ def engine_guider(
     """The GUIDER of an engine, which keeps no state between sampling runs, with remarks shown on the node.
 
     Args:
-        make: an engine of (denoiser, inversion, source, target, negative, settings, mask).
+        of_words: makes of both texts and their reader an engine's maker, of (denoiser, inversion, source, target,
+            negative, settings, mask).
+        needed: whether the engine needs the source's text.
 
     Raises:
         EditingError: no target, another model, an empty mask, or what the engine refuses.
     """
+    source_text = source_words(inversion, source_text, clip, needed=needed)
+    make = of_words(source_text, target_text, reader(clip))
     if target is None and not target_text.strip():
         raise EditingError("target_text is empty: write the prompt of the edited image.")
     where = edit_mask(mask)
@@ -186,23 +222,26 @@ def engine_guider(
     said = encoded_text(clip, source_text) if source is None and source_text.strip() else source
     if source is None and inversion.cond is None:
         source = said
-    conds = edit_conditionings(
-        model, inversion, encoded_text(clip, target_text) if target is None else target, source, negative
-    )
+    target = encoded_text(clip, target_text) if target is None else target
+    conds = edit_conditionings(model, inversion, target, source, negative)
+
+    def engine(session: Session, conds: Mapping[str, Any]) -> Engine:
+        parts = conds["source"], conds["positive"], conds.get("negative")
+        return make(session.denoiser, on_device(inversion, session), *parts, settings, where)
+
+    return remarked_guider(model, conds, engine, changed_remarks(inversion, own, said, negative, settings.cfg))
+
+
+def remarked_guider(
+    model: Any,
+    conds: dict[str, Any],
+    engine: Callable[[Session, Mapping[str, Any]], Engine],
+    remarks: list[str],
+) -> Any:
+    """The node's output: a GUIDER of the ``engine`` of a session and its conditionings, and remarks on the node."""
 
     def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
-        conds = session.conds
-        edit = make(
-            session.denoiser,
-            on_device(inversion, session),
-            conds["source"],
-            conds["positive"],
-            conds.get("negative"),
-            settings,
-            where,
-        )
-        return EulerOnly(edit)
+        return EulerOnly(engine(session, session.conds))
 
     guider = DenoiserGuider(model, conds, prepare, advice=ADVICE)
-    remarks = changed_remarks(inversion, own, said, negative, settings.cfg)
     return io.NodeOutput(guider, ui=shown("\n".join(remarks)) if remarks else None)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from ...core.engines.masactrl import FINE_DECODER, MasaCtrl, MasaCtrlSettings, foreground_places
-from ...core.inversion import Inversion
+from ...core.engines.words import ReadPrompt
 from ..host.schema import io, schema, widget
 from .front import (
     CATEGORY,
@@ -17,7 +15,6 @@ from .front import (
     front_inputs,
     guider_output,
     option_inputs,
-    reader,
     share_input,
     shift_input,
 )
@@ -38,7 +35,7 @@ class MasaCtrlGuider(io.ComfyNode):
             "fills it with what it finds in the source, through the source's keys and values in self-attention.",
             search_aliases=["masactrl", "mutual self-attention", "non-rigid edit", "pose", "shape", "proxmasactrl"],
             inputs=[
-                *front_inputs("Empty: the prompt in the inversion."),
+                *front_inputs("Empty: the one in the inversion."),
                 share_input(
                     "start_step",
                     defaults.start_step,
@@ -71,11 +68,6 @@ class MasaCtrlGuider(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: Any,
-        clip: Any,
-        inversion: Inversion,
-        source_text: str,
-        target_text: str,
         cfg: float,
         start_step: float,
         start_layer: int,
@@ -83,20 +75,17 @@ class MasaCtrlGuider(io.ComfyNode):
         stored_shift: bool,
         proximal: float = 0.0,
         background_keep: float = 0.0,
-        target: Any = None,
-        source: Any = None,
-        negative: Any = None,
-        mask: Tensor | None = None,
+        **wired: Any,
     ) -> Any:
-        """A guider that keeps no state between sampling runs."""
+        """A guider that keeps no state between sampling runs; ``wired``: the texts and what ``front`` reads."""
         settings = MasaCtrlSettings(
             cfg, stored_shift, start_step, start_layer, proximal=proximal, background_keep=background_keep
         )
-        places = foreground_places(foreground_words, source_text, target_text, reader(clip))
-        make = partial(MasaCtrl, foreground=places)
-        return engine_guider(
-            make, settings, model, clip, inversion, source_text, target_text, target, source, negative, mask
-        )
+
+        def of_words(source: str, target: str, read: ReadPrompt) -> Any:
+            return partial(MasaCtrl, foreground=foreground_places(foreground_words, source, target, read))
+
+        return engine_guider(of_words, settings, needed=bool(foreground_words.strip()), **wired)
 
 
 NODES = [MasaCtrlGuider]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from ...core.engines.plug_and_play import PlugAndPlay, PlugAndPlaySettings
-from ...core.inversion import Inversion
 from ..host.schema import io, schema
 from .front import (
     CATEGORY,
@@ -15,6 +12,7 @@ from .front import (
     engine_guider,
     front_inputs,
     guider_output,
+    no_words,
     option_inputs,
     share_input,
     shift_input,
@@ -60,29 +58,19 @@ class PlugAndPlayGuider(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: Any,
-        clip: Any,
-        inversion: Inversion,
-        source_text: str,
-        target_text: str,
         cfg: float,
         feature_fraction: float,
         attention_fraction: float,
         stored_shift: bool,
         proximal: float = 0.0,
         background_keep: float = 0.0,
-        target: Any = None,
-        source: Any = None,
-        negative: Any = None,
-        mask: Tensor | None = None,
+        **wired: Any,
     ) -> Any:
-        """A guider that keeps no state between sampling runs."""
+        """A guider that keeps no state between sampling runs; ``wired``: the texts and what ``front`` reads."""
         settings = PlugAndPlaySettings(
             cfg, stored_shift, feature_fraction, attention_fraction, proximal=proximal, background_keep=background_keep
         )
-        return engine_guider(
-            PlugAndPlay, settings, model, clip, inversion, source_text, target_text, target, source, negative, mask
-        )
+        return engine_guider(no_words(PlugAndPlay), settings, **wired)
 
 
 NODES = [PlugAndPlayGuider]

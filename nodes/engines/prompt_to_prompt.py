@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from ...core.engines.prompt_to_prompt import (
     MODES,
     Mode,
@@ -16,7 +14,7 @@ from ...core.engines.prompt_to_prompt import (
     released_words,
     word_map,
 )
-from ...core.inversion import Inversion
+from ...core.engines.words import ReadPrompt
 from ..host.schema import io, schema, widget
 from .front import (
     CATEGORY,
@@ -25,7 +23,6 @@ from .front import (
     front_inputs,
     guider_output,
     option_inputs,
-    reader,
     share_input,
     shift_input,
 )
@@ -74,7 +71,10 @@ class PromptToPromptGuider(io.ComfyNode):
                 "released SPDInv",
             ],
             inputs=[
-                *front_inputs("It must be the same text, or words are mixed up."),
+                *front_inputs(
+                    "It must be the same text, or words are mixed up. Empty: the words in the inversion, where its "
+                    "node was given clip and prompt."
+                ),
                 share_input(
                     "cross_fraction",
                     defaults.cross_fraction,
@@ -131,11 +131,6 @@ class PromptToPromptGuider(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: Any,
-        clip: Any,
-        inversion: Inversion,
-        source_text: str,
-        target_text: str,
         cfg: float,
         cross_fraction: float,
         self_fraction: float,
@@ -147,12 +142,9 @@ class PromptToPromptGuider(io.ComfyNode):
         proximal: float = 0.0,
         background_keep: float = 0.0,
         preset: str = OWN,
-        target: Any = None,
-        source: Any = None,
-        negative: Any = None,
-        mask: Tensor | None = None,
+        **wired: Any,
     ) -> Any:
-        """A guider that keeps no state between sampling runs."""
+        """A guider that keeps no state between sampling runs; ``wired``: the texts and what ``front`` reads."""
         settings = PromptToPromptSettings(
             cfg,
             stored_shift,
@@ -166,12 +158,12 @@ class PromptToPromptGuider(io.ComfyNode):
         released = preset == RELEASED
         if released:
             settings = released_spdinv()
-            mode = settings.mode
-        words = word_map(source_text, target_text, reader(clip), mode, word_weights, blend_words)
-        make = partial(PromptToPrompt, words=released_words(words) if released else words)
-        return engine_guider(
-            make, settings, model, clip, inversion, source_text, target_text, target, source, negative, mask
-        )
+
+        def of_words(source: str, target: str, read: ReadPrompt) -> Any:
+            words = word_map(source, target, read, settings.mode, word_weights, blend_words)
+            return partial(PromptToPrompt, words=released_words(words) if released else words)
+
+        return engine_guider(of_words, settings, needed=True, **wired)
 
 
 NODES = [PromptToPromptGuider]

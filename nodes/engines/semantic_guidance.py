@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,16 +17,25 @@ from ...core.engines.semantic_guidance import (
 from ...core.inversion import Inversion
 from ..common.inputs import mask_input
 from ..common.recording import changed_remarks
-from ..common.reports import shown
 from ..common.sockets import InversionType
-from ..common.trajectory_edit import EulerOnly, edit_mask, on_device, refuse_noise_mask, source_prompt
+from ..common.trajectory_edit import edit_mask, on_device, refuse_noise_mask, source_prompt
 from ..host.identity import identity
-from ..host.sampling import DenoiserGuider
 from ..host.schema import io, schema, widget
 from ..host.session import Session
 from ..host.words import encoded_text
-from .front import ADVICE, CATEGORY, OTHER_NODE, guider_output, reader, share_input, shift_input
+from .front import (
+    CATEGORY,
+    OTHER_NODE,
+    guider_output,
+    reader,
+    remarked_guider,
+    share_input,
+    shift_input,
+    source_words,
+)
 
+#: What context says to have none, also where the inversion has words.
+NO_CONTEXT = "-"
 #: Of edits that name none, as it suits the demo model.
 SCALE = 3.0
 
@@ -94,7 +103,8 @@ class SemanticGuidanceGuider(io.ComfyNode):
                     "context",
                     default="",
                     tooltip="A text that all edits stand behind, best the source prompt: an edit is then what its "
-                    "words add to it. Empty: the words alone, as in LEDITS++.",
+                    "words add to it. Empty: the words in the inversion, if any. A lone '-': the edits' words alone, "
+                    "as in LEDITS++.",
                 ),
                 shift_input(),
                 widget(
@@ -130,6 +140,7 @@ class SemanticGuidanceGuider(io.ComfyNode):
         where = edit_mask(mask)
         inversion.require_model(own := identity(model))
         refuse_noise_mask(inversion, OTHER_NODE)
+        context = "" if context.strip() == NO_CONTEXT else source_words(inversion, context, clip)
         words = edit_words(wanted, reader(clip), context)
         names = [f"edit {number + 1}" for number in range(len(wanted))]
         known = source_prompt(inversion, source)
@@ -137,9 +148,8 @@ class SemanticGuidanceGuider(io.ComfyNode):
         texts = in_context(wanted, context)
         conds |= {name: encoded_text(clip, text) for name, text in zip(names, texts, strict=True)}
 
-        def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
-            conds = session.conds
-            edit = SemanticGuidance(
+        def engine(session: Session, conds: Mapping[str, Any]) -> SemanticGuidance:
+            return SemanticGuidance(
                 session.denoiser,
                 on_device(inversion, session),
                 conds["positive"],
@@ -151,11 +161,8 @@ class SemanticGuidanceGuider(io.ComfyNode):
                 [conds[name] for name in names],
                 words,
             )
-            return EulerOnly(edit)
 
-        guider = DenoiserGuider(model, conds, prepare, advice=ADVICE)
-        remarks = changed_remarks(inversion, own, source)
-        return io.NodeOutput(guider, ui=shown("\n".join(remarks)) if remarks else None)
+        return remarked_guider(model, conds, engine, changed_remarks(inversion, own, source))
 
 
 NODES = [SemanticGuidanceGuider]

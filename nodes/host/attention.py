@@ -91,7 +91,7 @@ def with_control(
                     "that node."
                 )
         override = _Override(control, table, context.shape[1], options.get("optimized_attention_override"), factor)
-        override.numbers, override.replaced_self = numbers, set(whole["self"])
+        override.numbers, override.replaced = numbers, {kind: set(whole[kind]) for kind in whole}
         options["optimized_attention_override"] = override
         with features_shown(feature_sites(network, override.branches(options)), control):
             return executor(x, timesteps, context, y, residuals, options, **rest)
@@ -111,7 +111,7 @@ class _Override:
         self.control, self.table, self.tokens, self.previous, self.factor = control, table, tokens, previous, factor
         self.seen: set[Address] = set()
         self.numbers: Sequence[int] | None = None
-        self.replaced_self: set[Any] = set()
+        self.replaced: dict[Kind, set[Any]] = {}
 
     def __call__(
         self, function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **options: Any
@@ -147,10 +147,12 @@ class _Override:
         address = (block[0], block[1], options.get("block_index", 0))
         if address not in self.table:
             return None
-        # As many text tokens as pixels (a 7x11 grid), or tokens that another pack added to either attention: then the
-        # first call of a transformer block is its self-attention, unless that was replaced.
-        ambiguous = k.shape[1] == q.shape[1] == self.tokens or k.shape[1] not in (q.shape[1], self.tokens)
-        second = address in self.seen or address in self.replaced_self or address[:2] in self.replaced_self
+        # As many text tokens as pixels (a 7x11 grid), or tokens that another pack added to either attention or has in
+        # its own: then the first call of a transformer block is its self-attention, unless that was replaced.
+        replaced = [kind for kind, places in self.replaced.items() if not places.isdisjoint((address, address[:2]))]
+        added = "cross" in replaced or k.shape[1] not in (q.shape[1], self.tokens)
+        ambiguous = added or k.shape[1] == q.shape[1] == self.tokens
+        second = address in self.seen or "self" in replaced
         cross = second if ambiguous else k.shape[1] == self.tokens
         self.seen.add(address)
         height, width = options["activations_shape"][-2:]

@@ -10,8 +10,7 @@ import comfy.lora
 from torch import Tensor
 
 from ...core.errors import EditingError
-from .conditioning import BLOCK_ENCODERS
-from .tokens import PREFIX
+from .conditioning import BLOCK_ENCODERS, PREFIX
 
 MARK = "*"
 

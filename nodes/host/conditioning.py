@@ -12,6 +12,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...core.content_hash import content_hash
 from ...core.errors import EditingError
 from ...core.prints.content import content_print
 
@@ -20,6 +21,8 @@ POOLED = "pooled_output"
 #: model reads.
 BLOCK_ENCODERS = ({"l"}, {"h"}, {"l", "g"})
 POOLED_ENCODER = "g"
+#: In embedding files and in the host's module tree an encoder's name is this and the tokenizer's name, e.g. "clip_l".
+PREFIX = "clip_"
 LAST_LAYER = -1
 END_OF_TEXT = 49407  # of CLIP's byte pairs, which all of :data:`BLOCK_ENCODERS` read
 
@@ -169,6 +172,11 @@ def encode_sentences(clip: Any, sentences: Sequence[str], batch_size: int = 16) 
     return torch.cat(embeds), None if pooled[0] is None else torch.cat(pooled)
 
 
+def token_number(token: int | Tensor) -> int:
+    """A token's id; a vector of ``embedding:name`` has none and gets a negative number by its content."""
+    return token if isinstance(token, int) else -1 - int(content_hash(token.float())[:12], 16)
+
+
 def sentence_tokenizer(clip: Any) -> Callable[[Sequence[str]], list[list[int]]] | None:
     """What gives the token ids of sentences from the start to the end token; None for encoders without fixed blocks.
 
@@ -178,11 +186,7 @@ def sentence_tokenizer(clip: Any) -> Callable[[Sequence[str]], list[list[int]]] 
         return None
 
     def ids(sentence: str) -> list[int]:
-        tokens = [token for token, *_ in next(iter(clip.tokenize(sentence).values()))[0]]
-        named = [
-            token if isinstance(token, int) else -1 - abs(hash(token.float().cpu().numpy().tobytes()))
-            for token in tokens
-        ]
+        named = [token_number(token) for token, *_ in next(iter(clip.tokenize(sentence).values()))[0]]
         return named[: named.index(END_OF_TEXT) + 1] if END_OF_TEXT in named else named
 
     return lambda sentences: [ids(sentence) for sentence in sentences]
@@ -206,7 +210,7 @@ def caught_pooled(network: Any) -> Iterator[list[Tensor]]:
     ``with`` block.
     """
     caught: list[Tensor] = []
-    encoder = getattr(network, f"clip_{POOLED_ENCODER}", None)
+    encoder = getattr(network, PREFIX + POOLED_ENCODER, None)
     if encoder is None:
         yield caught
         return

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ...core.content_hash import content_hash
 from ...core.errors import EditingError
 from ...core.models.clip import LOGIT_SCALE, ClipScorer, TowerScorer
+from .conditioning import PREFIX
 from .gradients import out_of_place, static_patcher
 from .managed_models import load_to_device
-from .tokens import PREFIX
 
 REMEDY = (
     "put model.safetensors of openai/clip-vit-large-patch14 into models/text_encoders and models/clip_vision, and load "

@@ -16,12 +16,9 @@ from torch import Tensor
 
 from ...core.errors import EditingError
 from ...core.token_vectors import TokenVectors, check_vectors, encoder_title
-from .conditioning import BLOCK_ENCODERS, POOLED, caught_pooled
+from .conditioning import BLOCK_ENCODERS, POOLED, PREFIX, caught_pooled
 from .gradients import out_of_place, static_patcher
 from .session import Session
-
-#: In embedding files and in the host's module tree an encoder's name is this and the tokenizer's name, e.g. "clip_l".
-PREFIX = "clip_"
 
 
 class HostVectorEncoder:

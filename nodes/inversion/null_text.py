@@ -10,8 +10,8 @@ from torch import Tensor
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
 from ...core.spdinv.null_text import NullTextSettings, null_text
-from ..common.inputs import cfg_input
-from ..common.recording import as_lines, changed_remarks, own_negative
+from ..common.inputs import cfg_input, words_inputs
+from ..common.recording import as_lines, changed_remarks, own_negative, words_of
 from ..common.reports import inversion_report, report_output, shown
 from ..common.sockets import InversionType
 from ..common.trajectory_edit import on_device, source_latent, source_prompt
@@ -94,6 +94,7 @@ class NullTextInversion(io.ComfyNode):
                     optional=True,
                     tooltip="The prompt the image was inverted with; only needed when the inversion carries none.",
                 ),
+                *words_inputs("the source"),
             ],
             outputs=[
                 InversionType.Output(
@@ -123,6 +124,8 @@ class NullTextInversion(io.ComfyNode):
         learning_rate: float,
         tolerance: float,
         source: Any = None,
+        clip: Any = None,
+        prompt: str = "",
     ) -> Any:
         """Optimise; EditingError for unusable input passes through as it is."""
         settings = NullTextSettings(cfg, max_iterations, learning_rate, tolerance)
@@ -152,12 +155,15 @@ class NullTextInversion(io.ComfyNode):
                 callback=session.callback(),
             )
 
-        conds = {"positive": source_prompt(inversion, source), "negative": negative}
+        positive = source_prompt(inversion, source)
+        words, remarks = words_of(positive, clip, prompt)
+        conds = {"positive": positive, "negative": negative}
         latent = source_latent(model, inversion)
         made = run(model, latent, conds, work, gradients=True, advice="lower the image size or use batch 1")
         if made.made_from is not None:
             made = replace(made, made_from=replace(made.made_from, negative=conditioning_print(negative)))
-        report = inversion_report(made) + as_lines(changed_remarks(inversion, own, source))
+        made = replace(made, words=words or inversion.words)
+        report = inversion_report(made) + as_lines([*remarks, *changed_remarks(inversion, own, source)])
         worst = max(max(row) for row in made.info["null_text_loss"])
         report += f"\nnegatives of {made.steps} steps: distance from the path at most {worst:.1e}"
         made = replace(made, latents=inversion.latents)

@@ -6,8 +6,8 @@ from typing import Any
 
 from ...core.inversion import Inversion
 from ...core.sampling import reference_from_noise
-from ..common.inputs import cfg_input, seed_input, steps_input
-from ..common.recording import recorded, unused_latent
+from ..common.inputs import cfg_input, seed_input, steps_input, words_inputs
+from ..common.recording import as_lines, recorded, unused_latent, words_of
 from ..common.reports import inversion_outputs, inversion_values, shown
 from ..host.latents import latent_from_model, seeded_noise
 from ..host.sampling import run
@@ -42,6 +42,7 @@ class GenerateReference(io.ComfyNode):
                 seed_input("Which noise to start from; the same seed makes the same image."),
                 steps_input("Steps of the trajectory; 20 to 50 is usual."),
                 cfg_input("How strongly the prompt pulls. 1 is no extra pull; 3 to 7.5 is usual."),
+                *words_inputs(),
             ],
             outputs=[
                 *inversion_outputs(),
@@ -51,9 +52,19 @@ class GenerateReference(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, positive: Any, negative: Any, empty_latent: Any, seed: int, steps: int, cfg: float
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        empty_latent: Any,
+        seed: int,
+        steps: int,
+        cfg: float,
+        clip: Any = None,
+        prompt: str = "",
     ) -> Any:
         """Generate; EditingError for unusable input passes through as it is."""
+        words, remarks = words_of(positive, clip, prompt)
 
         def work(session: Session) -> Inversion:
             noise = seeded_noise(empty_latent, session.latent.shape, seed).to(session.latent.device)
@@ -63,9 +74,9 @@ class GenerateReference(io.ComfyNode):
             )
 
         reference = run(model, empty_latent, {"positive": positive, "negative": negative}, work, seed=seed)
-        reference = recorded(reference, model, empty_latent, positive, negative, cfg)
+        reference = recorded(reference, model, empty_latent, positive, negative, cfg, words)
         report = f"generated from seed {seed}: {steps} steps, {reference.evaluations:.0f} network evaluations per image"
-        report += unused_latent(model, empty_latent)
+        report += unused_latent(model, empty_latent) + as_lines(remarks)
         return io.NodeOutput(
             *inversion_values(model, reference), latent_from_model(model, reference.latents[0]), ui=shown(report)
         )

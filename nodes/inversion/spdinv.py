@@ -9,7 +9,7 @@ from torch import Tensor
 from ...core.sampling import require_negative
 from ...core.spdinv.invert import spdinv
 from ...core.spdinv.solvers import OPTIMIZERS, SOLVERS, Optimizer, Solver, SPDInvSettings
-from ..common.inputs import steps_input
+from ..common.inputs import steps_input, words_inputs
 from ..common.inverting import image_inputs, invert_image, inverting_outputs, sigmas_input
 from ..host.schema import io, schema, widget
 
@@ -125,6 +125,7 @@ class SPDInvInversion(io.ComfyNode):
                     optional=True,
                     tooltip="The negative prompt, for cfg other than 1.",
                 ),
+                *words_inputs(),
             ],
             outputs=inverting_outputs(),
         )
@@ -146,6 +147,8 @@ class SPDInvInversion(io.ComfyNode):
         vae: Any = None,
         cfg: float = 1.0,
         negative: Any = None,
+        clip: Any = None,
+        prompt: str = "",
     ) -> Any:
         """Invert, with every residual measured; EditingError for unusable input passes through as it is."""
         require_negative(cfg, negative)
@@ -166,6 +169,8 @@ class SPDInvInversion(io.ComfyNode):
             vae=vae,
             cfg=cfg,
             negative=negative,
+            clip=clip,
+            prompt=prompt,
         )
 
 

@@ -14,7 +14,7 @@ from ...core.pix2pix_zero.autocorr_inversion import (
     ShiftChoice,
     autocorr_invert,
 )
-from ..common.inputs import seed_input, steps_input
+from ..common.inputs import seed_input, steps_input, words_inputs
 from ..common.inverting import image_inputs, invert_image, inverting_outputs, sigmas_input
 from ..host.schema import io, schema, widget
 
@@ -93,6 +93,7 @@ class AutocorrDDIMInversion(io.ComfyNode):
                 ),
                 seed_input("Which random shifts are drawn; without effect for shifts 'all'.", advanced=True),
                 sigmas_input(),
+                *words_inputs(),
             ],
             outputs=inverting_outputs(),
         )
@@ -111,10 +112,14 @@ class AutocorrDDIMInversion(io.ComfyNode):
         preset: Preset,
         seed: int,
         sigmas: Tensor | None = None,
+        clip: Any = None,
+        prompt: str = "",
     ) -> Any:
         """Invert; EditingError for unusable input passes through as it is."""
         settings = AutocorrSettings(weight_pair, weight_kl, iterations, shifts, seed, preset)
-        return invert_image(cls, autocorr_invert, settings, model, positive, latent, steps, sigmas)
+        return invert_image(
+            cls, autocorr_invert, settings, model, positive, latent, steps, sigmas, clip=clip, prompt=prompt
+        )
 
 
 NODES = [AutocorrDDIMInversion]

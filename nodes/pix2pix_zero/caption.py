@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ...core.errors import EditingError
-from ...core.models.captioner import LONGEST, MOST_BEAMS, ImageCaptioner, load_captioner
+from ...core.models.captioner import LONGEST, MOST_BEAMS, load_captioner
 from ..common.image_inputs import channels_first
 from ..common.reports import model_fingerprint, report_output, shown
-from ..host.folders import IMAGE_CAPTIONERS, list_models, resolve_model
-from ..host.managed_models import load_to_device, managed_patcher, preferred_dtype
+from ..host.folders import IMAGE_CAPTIONERS
+from ..host.managed_models import load_to_device, preferred_dtype
 from ..host.memory import memory_advice
 from ..host.progress import stop_if_cancelled
 from ..host.schema import io, schema, widget
-
-CATEGORY = "semantic editing/direction"
+from .local_models import CATEGORY, load_folder, model_folder_input
 
 
 class ImageCaption(io.ComfyNode):
@@ -26,7 +23,6 @@ class ImageCaption(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
-        models = list_models(IMAGE_CAPTIONERS)
         return schema(
             node_id="SemEdit_ImageCaption",
             display_name="Image Caption",
@@ -36,13 +32,11 @@ class ImageCaption(io.ComfyNode):
             search_aliases=["blip", "caption", "image to text", "describe image", "interrogate", "pix2pix-zero"],
             inputs=[
                 widget(io.Image, "image", tooltip="The image to describe; a batch gives a line for each."),
-                widget(
-                    io.Combo,
+                model_folder_input(
                     "caption_model",
-                    options=models,
-                    default=models[0] if models else None,
-                    tooltip="A transformers folder of BLIP, or of BLIP-2 with OPT or T5, in ComfyUI's "
-                    "models/image_captioners folder. Press R after adding one.",
+                    IMAGE_CAPTIONERS,
+                    "A transformers folder of BLIP, or of BLIP-2 with OPT or T5, in ComfyUI's models/image_captioners "
+                    "folder. Press R after adding one.",
                 ),
                 widget(
                     io.Int,
@@ -82,14 +76,9 @@ class ImageCaption(io.ComfyNode):
     @classmethod
     def execute(cls, image: Tensor, caption_model: str, longest: int, beams: int) -> Any:
         """Describe; EditingError for a damaged or foreign model."""
-        folder = resolve_model(IMAGE_CAPTIONERS, caption_model)
-        if not folder.is_dir():
-            raise EditingError(
-                f"{caption_model} is a single file; use the model's whole folder with its config.json and tokenizer."
-            )
-        with torch.inference_mode(False):
-            captioner: ImageCaptioner = load_captioner(folder).to(preferred_dtype())
-            patcher = managed_patcher(captioner)
+        captioner, patcher = load_folder(
+            IMAGE_CAPTIONERS, caption_model, lambda folder: load_captioner(folder).to(preferred_dtype())
+        )
         with memory_advice("use a smaller caption model or lower beams"):
             load_to_device(patcher)
             captions = captioner.caption(channels_first(image), longest, beams, stop_if_cancelled)

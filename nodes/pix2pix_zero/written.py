@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from ...core.errors import EditingError
-from ...core.models.text_generator import TextGenerator, load_text_generator
+from ...core.models.text_generator import load_text_generator
 from ...core.pix2pix_zero.written_sentences import MOST, PROMPT, written_sentences
 from ..common.inputs import seed_input
 from ..common.reports import model_fingerprint, report_output, shown
-from ..host.folders import TEXT_MODELS, list_models, resolve_model
-from ..host.managed_models import load_to_device, managed_patcher
+from ..host.folders import TEXT_MODELS
+from ..host.managed_models import load_to_device
 from ..host.memory import memory_advice
 from ..host.progress import stop_if_cancelled
 from ..host.schema import io, schema, widget
-
-CATEGORY = "semantic editing/direction"
+from .local_models import CATEGORY, load_folder, model_folder_input
 
 
 class WrittenSentences(io.ComfyNode):
@@ -26,7 +22,6 @@ class WrittenSentences(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
-        models = list_models(TEXT_MODELS)
         return schema(
             node_id="SemEdit_WrittenSentences",
             display_name="Sentences from a Text Model",
@@ -35,13 +30,11 @@ class WrittenSentences(io.ComfyNode):
             "with the other word too: pairs for Sentence Edit Direction, in place of its built-in sentences.",
             search_aliases=["llm", "flan-t5", "gpt2", "prompt generator", "pix2pix-zero", "sentence list"],
             inputs=[
-                widget(
-                    io.Combo,
+                model_folder_input(
                     "text_model",
-                    options=models,
-                    default=models[0] if models else None,
-                    tooltip="A transformers folder of GPT-2, T5 or FLAN-T5 in ComfyUI's models/LLM folder. Press R "
-                    "after adding one.",
+                    TEXT_MODELS,
+                    "A transformers folder of GPT-2, T5 or FLAN-T5 in ComfyUI's models/LLM folder. Press R after "
+                    "adding one.",
                 ),
                 widget(io.String, "source", default="cat", tooltip="What the image shows: one word or a short phrase."),
                 widget(io.String, "target", default="dog", tooltip="What it shall show instead."),
@@ -87,14 +80,7 @@ class WrittenSentences(io.ComfyNode):
     @classmethod
     def execute(cls, text_model: str, source: str, target: str, prompt: str, count: int, seed: int) -> Any:
         """Write; EditingError for a damaged or foreign model, and for one that writes nothing of use."""
-        folder = resolve_model(TEXT_MODELS, text_model)
-        if not folder.is_dir():
-            raise EditingError(
-                f"{text_model} is a single file; use the model's whole folder with its config.json and tokenizer."
-            )
-        with torch.inference_mode(False):
-            writer: TextGenerator = load_text_generator(folder)
-            patcher = managed_patcher(writer)
+        writer, patcher = load_folder(TEXT_MODELS, text_model, load_text_generator)
 
         def write(asked: str, number: int, with_seed: int) -> list[str]:
             return writer.write(asked, number, with_seed, callback=stop_if_cancelled)

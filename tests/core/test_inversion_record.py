@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from semantic_editing.core.denoiser import ModelIdentity
 from semantic_editing.core.errors import EditingError
-from semantic_editing.core.inversion import Inversion, MadeFrom
+from semantic_editing.core.inversion import Inversion, MadeFrom, Words
 from semantic_editing.core.pix2pix_zero.guided_edit import CrossAttentionGuidance, CrossAttentionSettings
 from semantic_editing.core.prints.weights import weight_print
 from semantic_editing.core.sampling import reconstruct, reference_from_noise
@@ -39,6 +39,7 @@ def inversion(**more):
         "uncond": {"embeds": randn(1, 7, 12, seed=2)},
         "made_from": MadeFrom(5.0, "euler", "p", "n", (1, 3)),
         "noise_mask": torch.ones(1, 8, 8),
+        "words": Words("a cat, sitting", {"l": ((1, 7, 8, 9, 2, 2, 2),), "g": ((1, 7, -5, 9, 2, 0, 0),)}),
     }
     return Inversion(**(given | more))
 
@@ -50,6 +51,7 @@ def test_everything_goes_through_a_file(tmp_path):
     assert read.identity.weights.hash == made.identity.weights.hash and read.identity.file == "a.safetensors"
     assert torch.equal(read.uncond["embeds"], made.uncond["embeds"])
     assert torch.equal(read.noise_mask, made.noise_mask)
+    assert read.words == made.words and read.words.length == 7
     assert read.remarks(made.identity) == []
 
 
@@ -59,7 +61,7 @@ def test_a_file_of_an_older_version_loads_and_says_what_it_cannot_tell(tmp_path)
     tensors = {key: value for key, value in load_file(path).items() if not key.startswith("weights.")}
     with path.open("rb") as stream:
         head = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))["__metadata__"]
-    old = {key: value for key, value in head.items() if key != "made_from"}
+    old = {key: value for key, value in head.items() if key not in ("made_from", "words")}
     old["identity"] = json.dumps({"family": "sd1", "latent_channels": 4, "prediction": "eps", "signature": [1.0, 2.0]})
     save_file(tensors, tmp_path / "old.safetensors", old)
     read = Inversion.load(tmp_path / "old.safetensors")
@@ -68,7 +70,7 @@ def test_a_file_of_an_older_version_loads_and_says_what_it_cannot_tell(tmp_path)
         read.require_model(replace(identity(), signature=(1.0, 2.5)))
     remarks = read.remarks(identity(patches="whatever"))
     assert "older version" in remarks[0] and len(remarks) == 2
-    assert read.made_from is None and read.cfg == 3.0
+    assert read.made_from is None and read.words is None and read.cfg == 3.0
     read.require_sampler()
 
 

@@ -615,6 +615,26 @@ def test_a_model_that_no_model_is(made, tmp_path, identity):
         Inversion.load(path)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        {}, [], "a cat", {"text": "a cat"}, {"text": 3, "tokens": {"l": [[1] * 7]}}, {"text": "a", "tokens": {}},
+        {"text": "a", "tokens": {"l": []}}, {"text": "a", "tokens": {"l": [[]]}}, {"text": "a", "tokens": {"l": [7]}},
+        {"text": "a", "tokens": {"l": [[1.5] * 7]}}, {"text": "a", "tokens": {"l": [[2**60] * 7]}},
+        {"text": "a", "tokens": {"l": [[1] * 8]}}, {"text": "a", "tokens": {"l": [[1] * 7], "g": [[1] * 7] * 2}},
+        {"text": "a" * 100_001, "tokens": {"l": [[1] * 7]}}, {"text": "\ud800", "tokens": {"l": [[1] * 7]}},
+        {"text": "a", "tokens": {"l": [[1] * 1025]}},
+    ],
+    ids=lambda words: str(words)[:60],
+)  # fmt: skip
+def test_words_that_no_prompt_has(tmp_path, words):
+    path = made("inversion", tmp_path)
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, tensors, metadata | {"words": json.dumps(words)}, overwrite=True)
+    with pytest.raises(EditingError, match=r"a\.safetensors (\(words\) is damaged|has words that do not fit)"):
+        Inversion.load(path)
+
+
 # Libraries
 # ----------------------------------------------------------------------------------------------------------------
 

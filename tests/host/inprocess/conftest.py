@@ -176,6 +176,15 @@ def models(pack):
     return get
 
 
+@pytest.fixture(scope="module")
+def demo(pack):
+    """MODEL, CLIP and VAE of the demo, as its loader gives them."""
+    if not (PACK / "assets" / "demo" / "unet").is_dir():
+        pytest.skip("assets/demo is not there")
+    with torch.inference_mode():
+        return pack("nodes.demo.comfy_model").load_demo_model()
+
+
 @pytest.fixture(scope="session")
 def flow():
     return flow_model()

@@ -2,16 +2,18 @@
 LoRAs, other packs' tokens and functions; the nodes under SamplerCustomAdvanced, with the words of the demo's CLIP.
 """
 
+from dataclasses import replace
+
 import comfy.lora
-import comfy.model_management as mm
 import comfy.samplers
 import comfy.utils
 import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
-from conftest import PACK, comfy_model, conditioning, diffusers_unet, noise
+from conftest import comfy_model, conditioning, diffusers_unet, noise
 from test_composition import with_cfg_patches, with_controlnet, with_lora, with_model_function, with_regions
+from test_recording import node
 
 import nodes
 
@@ -268,14 +270,6 @@ def test_replaced_self_attention_is_refused_where_it_is_needed(pack):
         run(pack, patched, conds, work)
 
 
-@pytest.fixture(scope="module")
-def demo(pack):
-    if not (PACK / "assets" / "demo" / "unet").is_dir():
-        pytest.skip("assets/demo is not there")
-    with torch.inference_mode():
-        return pack("nodes.demo.comfy_model").load_demo_model()
-
-
 SOURCE, TARGET = "a portrait of a person, without glasses, smiling", "a portrait of a person, wearing glasses, smiling"
 NODES = {
     "prompt_to_prompt.PromptToPromptGuider": {},
@@ -290,11 +284,11 @@ def guider(pack, name, demo, inversion, **given):
     values = {
         each.id: each.default for each in cls.define_schema().inputs if getattr(each, "default", None) is not None
     }
-    texts = {"source_text": SOURCE, "target_text": TARGET}
+    texts = {"source_text": SOURCE, "target_text": TARGET} if "source_text" in values else {}
     return cls.execute(**(values | texts | {"model": demo[0], "clip": demo[1], "inversion": inversion} | given)).args[0]
 
 
-def invert(pack, demo, steps=3, text=SOURCE, batch=1):
+def invert(pack, demo, steps=3, text=SOURCE, batch=1, **more):
     cls = pack("nodes.inversion.spdinv").SPDInvInversion
     values = {
         each.id: each.default for each in cls.define_schema().inputs if getattr(each, "default", None) is not None
@@ -302,7 +296,7 @@ def invert(pack, demo, steps=3, text=SOURCE, batch=1):
     positive = nodes.CLIPTextEncode().encode(demo[1], text)[0]
     latent = {"samples": noise(batch, 4, 8, 8, seed=2) / demo[0].model.latent_format.scale_factor}
     given = {"model": demo[0], "positive": positive, "latent": latent, "steps": steps, "solver": "ddim"}
-    return cls.execute(**(values | given)).args
+    return cls.execute(**(values | given | more)).args
 
 
 def sample(made, inversion_outputs, sampler="euler"):
@@ -342,27 +336,6 @@ def test_words_weights_and_blend_reach_the_edit(pack, demo):
         assert not torch.equal(sample(guider(pack, name, demo, outputs[0], **given), outputs), plain), given
 
 
-@pytest.mark.parametrize("name", NODES)
-def test_cancel_in_the_middle_leaves_the_next_run_as_it_was(pack, demo, name):
-    outputs = invert(pack, demo)
-    made = guider(pack, name, demo, outputs[0])
-    want = sample(made, outputs)
-    network, calls = demo[0].model.diffusion_model, []
-
-    def cancel(*_):
-        calls.append(1)
-        if len(calls) == 2:
-            mm.interrupt_current_processing(True)
-
-    handle = network.register_forward_hook(cancel)
-    with pytest.raises(mm.InterruptProcessingException):
-        sample(made, outputs)
-    handle.remove()
-    mm.interrupt_current_processing(False)
-    assert torch.equal(sample(made, outputs), want)
-    assert not any(module._forward_hooks for module in network.modules())
-
-
 @pytest.mark.parametrize(
     ("name", "given", "sentence"),
     [
@@ -376,7 +349,12 @@ def test_cancel_in_the_middle_leaves_the_next_run_as_it_was(pack, demo, name):
             {"word_weights": "hat: 2"},
             "has no 'hat'; its words are: a, portrait",
         ),
-        ("prompt_to_prompt.PromptToPromptGuider", {"source_text": " "}, "needs both texts"),
+        (
+            "prompt_to_prompt.PromptToPromptGuider",
+            {"source_text": " "},
+            "source_text is empty and the inversion has no words",
+        ),
+        ("prompt_to_prompt.PromptToPromptGuider", {"target_text": " "}, "needs both texts"),
         (
             "prompt_to_prompt.PromptToPromptGuider",
             {"target_text": "word " * 90},
@@ -509,3 +487,79 @@ def test_options_and_preset_reach_the_edit(pack, demo):
             for share in (0.0, 0.6)
         )
         assert float((off - on).abs().max()) > 1e-3
+
+
+def test_words_in_the_inversion_stand_for_the_source_text(pack, demo, tmp_path):
+    """Through a file and for a batch; with none of them the engine says what to do."""
+    told = invert(pack, demo, batch=2, clip=demo[1], prompt=SOURCE)
+    inversion = type(told[0]).load(told[0].save(tmp_path / "a.safetensors"))
+    assert inversion.words == told[0].words and inversion.words.text == SOURCE
+    assert f"words kept: {SOURCE}" in told[-1]
+    for name, given in (
+        ("prompt_to_prompt.PromptToPromptGuider", {"blend_words": "without glasses"}),
+        ("masactrl.MasaCtrlGuider", NODES["masactrl.MasaCtrlGuider"]),
+        ("plug_and_play.PlugAndPlayGuider", {}),
+    ):
+        made = [sample(guider(pack, name, demo, inversion, source_text=text, **given), told) for text in ("", SOURCE)]
+        assert torch.equal(*made), name
+    bare = replace(inversion, words=None)
+    for name in ("prompt_to_prompt.PromptToPromptGuider", "masactrl.MasaCtrlGuider"):
+        with pytest.raises(ValueError, match="wire clip and prompt into the node that inverts"):
+            guider(pack, name, demo, bare, source_text="", **NODES[name])
+
+
+def test_the_context_of_several_edits_is_the_inversions_words(pack, demo):
+    told = invert(pack, demo, clip=demo[1], prompt=SOURCE)
+    bare = replace(told[0], words=None)
+    name, given = "semantic_guidance.SemanticGuidanceGuider", {"edits": "wearing glasses", "attention": True}
+
+    def made(inversion, context):
+        return sample(guider(pack, name, demo, inversion, context=context, **given), told)
+
+    assert torch.equal(made(told[0], ""), made(bare, SOURCE))
+    assert torch.equal(made(told[0], "-"), made(bare, "")) and not torch.equal(made(bare, ""), made(bare, SOURCE))
+
+
+def test_words_that_are_not_the_conditionings_are_told_or_refused(pack, demo):
+    inversion, *_, report = invert(pack, demo, steps=1, clip=demo[1], prompt=TARGET)
+    assert "prompt, as this CLIP encodes it, is not what the conditioning says" in report
+    assert "is not what the conditioning says" not in invert(pack, demo, steps=1, clip=demo[1], prompt=SOURCE)[-1]
+    assert invert(pack, demo, steps=1, clip=demo[1])[0].words is None
+    with pytest.raises(ValueError, match="clip is not wired"):
+        invert(pack, demo, steps=1, prompt=SOURCE)
+    with pytest.raises(ValueError, match="prompt takes 154 tokens and the conditioning 77"):
+        invert(pack, demo, steps=1, clip=demo[1], prompt="word " * 90)
+    blocks = inversion.words.tokens["l"]
+    other = replace(inversion, words=replace(inversion.words, tokens={"l": (blocks[0][::-1],)}))
+    with pytest.raises(ValueError, match="reads the words in the inversion as other tokens"):
+        guider(pack, "plug_and_play.PlugAndPlayGuider", demo, other, source_text="")
+
+
+def test_every_node_that_makes_an_inversion_keeps_words(pack, demo):
+    model, clip = demo[:2]
+    positive = nodes.CLIPTextEncode().encode(clip, SOURCE)[0]
+    latent = {"samples": noise(1, 4, 8, 8, seed=2) / model.model.latent_format.scale_factor}
+    words = {"clip": clip, "prompt": SOURCE}
+    shared = {"model": model, "positive": positive, "steps": 2} | words
+    made = [
+        node(pack, "pix2pix_zero.autocorr", "AutocorrDDIMInversion", latent=latent, **shared),
+        node(
+            pack, "inversion.reference", "GenerateReference", negative=positive, empty_latent=latent, cfg=2.0, **shared
+        ),
+    ]
+    assert all(outputs[0].words.text == SOURCE for outputs in made)
+    bare = invert(pack, demo, steps=2)[0]
+    settings = {"model": model, "negative": positive, "max_iterations": 1}
+    optimised = node(pack, "inversion.null_text", "NullTextInversion", inversion=bare, **settings, **words)
+    kept = node(
+        pack, "inversion.null_text", "NullTextInversion", inversion=invert(pack, demo, steps=2, **words)[0], **settings
+    )
+    assert optimised[0].words.text == kept[0].words.text == SOURCE and f"words kept: {SOURCE}" in kept[-1]
+
+
+def test_vectors_of_embeddings_are_told_apart_in_every_process(pack):
+    """Their numbers are of their content, so that an inversion of yesterday knows them."""
+    number = pack("nodes.host.conditioning").token_number
+    ones, twos = torch.ones(5), torch.full((5,), 2.0)
+    assert number(ones) == number(ones.clone()) == -21421294715068 and number(twos) != number(ones) < 0
+    assert number(7) == 7
