@@ -33,6 +33,7 @@ TECHNIQUES = (
     "elite.concept",
     "caso.classifier_loader",
     "caso.classifier_trainer",
+    "caso.trainer_settings",
     "caso.trainer",
     "caso.embeddings",
     "caso.edit",

@@ -180,6 +180,7 @@ KINDS = {
     "species": Kind(0.7, 0.2, 0.9, 1.0, 5.0),
 }
 
+
 @dataclass(frozen=True, eq=False)
 class ValidationResult:
     """How the embeddings do on the validation pictures, which they were not learned from, without augmentation.

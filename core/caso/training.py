@@ -220,7 +220,7 @@ class EmbeddingTrainer:
                 weight_decay=settings.weight_decay,
             )
             self.empty = empty_condition(vector_encoder)
-            #: The exponential mean of the vectors over the steps, before its correction for its start; see ``averaging``.
+            #: The exponential mean of the vectors over the steps (``averaging``), not yet corrected for its start.
             self.mean = {name: torch.zeros(*shape, width) for name, width in vector_encoder.widths.items()}
         together = self.schedule.first_met(settings.steps) if settings.noises_per_image else {}
         self._unconditional, self._before, self._before_draft = (RowCache(together) for _ in range(3))
