@@ -15,7 +15,7 @@ from ..denoiser import Denoiser, check_finite
 from ..errors import EditingError
 from ..inversion import check_latent
 from ..token_vectors import ImageDecoder, TokenVectorEncoder, clamp_through, empty_condition, start_vectors
-from .contrast import contrast_loss, denoising_gain
+from .contrast import contrast_loss, denoising_errors
 from .embedding import SemanticEmbedding
 from .schedule import ImageNoise, NoiseLevels, RowCache, Schedule, noisy, seeded
 from .settings import TrainingProgress, TrainingSettings, ValidationResult
@@ -145,7 +145,7 @@ class EmbeddingTrainer:
         validation: ``[V, C, h, w]`` clean latents of a few other pictures, which decide what is best and are shown;
             each costs K network evaluations at every validation. None: the smoothed training loss decides.
         draft_decoder: a cheaper decoder for the first ``draft_fraction`` of the steps.
-        having: ``[M, C, h, w]`` clean latents of pictures that have it, for the contrast.
+        having: ``[M, C, h, w]`` clean latents of pictures that have it, for contrast and denoising.
         look: judges vectors in place of the one-step look at ``validation`` by ``classifier``.
 
     Raises:
@@ -168,7 +168,7 @@ class EmbeddingTrainer:
     ):
         if not len(latents):
             raise EditingError("There are no pictures to learn from; give at least one, usually 100 to 200.")
-        if settings.contrast and (having is None or not len(having)):
+        if settings.shown and (having is None or not len(having)):
             raise EditingError("There are no pictures that have it; give some, or learn from a classifier alone.")
         if settings.classification and classifier is None:
             raise EditingError("There is no classifier to learn from; give one, or learn from two folders of pictures.")
@@ -198,7 +198,7 @@ class EmbeddingTrainer:
         with torch.inference_mode(False):
             self.latents = check_latent(latents, denoiser.identity).clone()
             self.having = (
-                check_latent(having, denoiser.identity).clone() if settings.contrast and having is not None else None
+                check_latent(having, denoiser.identity).clone() if settings.shown and having is not None else None
             )
             self.validation = (
                 None
@@ -336,7 +336,7 @@ class EmbeddingTrainer:
             unconditional = self._unconditional_of(keys, x, sigma)
             targets = torch.tensor([draw.target for draw in draws])
             latents = self.latents[[draw.image for draw in draws]]
-            contrast = unconditional.new_zeros(())
+            contrast = denoising = unconditional.new_zeros(())
             if self.having is None:
                 conditional = self._conditional(x, sigma, targets, self.vectors)
             else:
@@ -344,9 +344,11 @@ class EmbeddingTrainer:
                 partner, _ = self._with_noise(having, keys)  # of the same level and noise, so that these tell nothing
                 both = self._conditional(torch.cat([x, partner]), sigma.repeat(2), targets.repeat(2), self.vectors)
                 conditional = both[: len(x)]
-                gain = denoising_gain(both[len(x) :], self._unedited(partner, sigma), having)
-                other_gain = denoising_gain(conditional, unconditional, latents)
-                contrast = contrast_loss(gain, other_gain)
+                plain = denoising_errors(self._unedited(partner, sigma), having)
+                errors = denoising_errors(both[len(x) :], having)
+                gain = plain - errors
+                other_gain = denoising_errors(unconditional, latents) - denoising_errors(conditional, latents)
+                contrast, denoising = contrast_loss(gain, other_gain), (errors / plain).mean()
             predicted = self._guided(unconditional, conditional)
             reconstruction = functional.mse_loss(predicted, latents)
             if settings.classification:
@@ -354,7 +356,7 @@ class EmbeddingTrainer:
             else:
                 told = torch.cat([gain, -other_gain]).detach() > 0
                 verdict = Verdict(contrast.new_zeros(()), contrast.new_zeros(()), told)
-            loss = self._total(verdict, reconstruction, contrast)
+            loss = self._total(verdict, reconstruction, contrast, denoising)
             check_finite(loss.detach(), f"The loss at step {self.step + 1}")
             moves = list(self.moves.values())
             for move, gradient in zip(moves, torch.autograd.grad(loss, moves), strict=True):
@@ -362,10 +364,11 @@ class EmbeddingTrainer:
             self.optimizer.step()
         value = float(loss.detach())
         self.smoothed = SMOOTHING * self.smoothed + (1 - SMOOTHING) * value
-        parts = (verdict.classification, reconstruction, verdict.others, verdict.right.float().mean(), contrast)
-        classification, rebuilt, others, accuracy, told_apart = (float(part.detach()) for part in parts)
+        parts = (verdict.classification, reconstruction, verdict.others, verdict.right.float().mean())
+        classification, rebuilt, others, accuracy = (float(part.detach()) for part in parts)
+        shown = float(contrast.detach()), float(denoising.detach())
         return TrainingProgress(
-            self.step, settings.steps, value, classification, rebuilt, others, accuracy, None, told_apart
+            self.step, settings.steps, value, classification, rebuilt, others, accuracy, None, *shown
         )
 
     def _verdict(self, predicted: Tensor, unconditional: Tensor, keys: list[ImageNoise], targets: Tensor) -> Verdict:
@@ -387,15 +390,20 @@ class EmbeddingTrainer:
         """Guided prediction of the clean latent (Eq. 2 in Eq. 10)."""
         return unconditional + self.settings.cfg * (conditional - unconditional)
 
-    def _total(self, verdict: Verdict, reconstruction: Tensor, contrast: Tensor | float = 0.0) -> Tensor:
-        """Eq. 13, the change of other attributes, and the contrast; without a classifier the contrast alone."""
+    def _total(
+        self, verdict: Verdict, reconstruction: Tensor, contrast: Tensor | None = None, denoising: Tensor | None = None
+    ) -> Tensor:
+        """Eq. 13 and the change of other attributes, and what pictures that have it add."""
         settings, device = self.settings, verdict.classification.device
-        if not settings.classification:
-            return settings.contrast * torch.as_tensor(contrast)
-        kept = settings.reconstruction * reconstruction.to(device)
-        learned = settings.classification * verdict.classification + kept
-        loss = learned + settings.attribute_preservation * verdict.others
-        return loss + settings.contrast * torch.as_tensor(contrast).to(device) if settings.contrast else loss
+        loss = verdict.classification.new_zeros(())
+        if settings.classification:
+            kept = settings.reconstruction * reconstruction.to(device)
+            learned = settings.classification * verdict.classification + kept
+            loss = learned + settings.attribute_preservation * verdict.others
+        for weight, part in ((settings.contrast, contrast), (settings.denoising, denoising)):
+            if weight and part is not None:
+                loss = loss + weight * part.to(device)
+        return loss
 
     def _noisy(self, keys: list[ImageNoise]) -> tuple[Tensor, Tensor]:
         return self._with_noise(self.latents[[image for image, _ in keys]], keys)

@@ -21,6 +21,8 @@ FILE_FORMAT = "semantic_editing.embedding_training"
 FILE_VERSION = "1"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FIGURES = ("loss", "classification", "reconstruction", "others", "accuracy")
+#: What pictures that have it add to these.
+SHOWN = ("contrast", "denoising")
 #: Settings that may differ in a resumed run: it may train for longer, or validate more often.
 FREE = {"steps", "check_every"}
 #: Settings that files may lack, and the value they were trained with.
@@ -47,8 +49,9 @@ def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: boo
     tensors |= {f"best.{name}": vectors for name, vectors in best.vectors.items()}
     if trainer.settings.averaging:
         tensors |= {f"mean.{name}": mean for name, mean in trainer.mean.items()}
-    if trainer.settings.contrast:
-        tensors["contrast"] = torch.tensor([entry.contrast for entry in trainer.history], dtype=torch.float64)
+    if trainer.settings.shown:
+        shown = [[getattr(entry, name) for name in SHOWN] for entry in trainer.history]
+        tensors["shown"] = torch.tensor(shown, dtype=torch.float64).reshape(-1, len(SHOWN))
     figures = [[getattr(entry, name) for name in FIGURES] for entry in trainer.history]
     tensors["history"] = torch.tensor(figures, dtype=torch.float64).reshape(-1, len(FIGURES))
     results = [None if entry.step == trainer.extra.step else entry.validation for entry in trainer.history]
@@ -99,8 +102,8 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
         wanted |= {f"{moment}.{encoder}": move.shape for moment in MOMENTS for encoder, move in trainer.moves.items()}
     if trainer.settings.averaging:
         wanted |= {f"mean.{encoder}": mean.shape for encoder, mean in trainer.mean.items()}
-    if trainer.settings.contrast:
-        tables["contrast"] = (step,)
+    if trainer.settings.shown:
+        tables["shown"] = (step, len(SHOWN))
     tensors.setdefault("held", torch.full((step, 2), math.nan, dtype=torch.float64))  # older files lack it
     if not set(wanted) | set(tables) <= set(tensors):
         raise EditingError(f"{name} is incomplete; start the training anew.")
@@ -116,8 +119,10 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
         None if math.isnan(loss) else ValidationResult(loss, accuracy, None)
         for loss, accuracy in tensors["held"].tolist()
     ]
-    contrasts = tensors["contrast"].tolist() if trainer.settings.contrast else [0.0] * step
-    history = list(zip(figures, results, contrasts, strict=True))
+    if trainer.settings.shown:
+        for row, shown in zip(figures, tensors["shown"].tolist(), strict=True):
+            row |= dict(zip(SHOWN, shown, strict=True))
+    history = list(zip(figures, results, strict=True))
     moves = {encoder: tensors[f"move.{encoder}"] for encoder in trainer.moves}
     moments = (
         {encoder: {key: tensors[f"{key}.{encoder}"] for key in MOMENTS} for encoder in trainer.moves} if step else {}
@@ -131,8 +136,8 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
         trainer.mean = {encoder: tensors[f"mean.{encoder}"] for encoder in trainer.mean}
     trainer.step, trainer.smoothed = step, smoothed
     trainer.history = [
-        TrainingProgress(number, trainer.settings.steps, **row, validation=result, contrast=contrast)
-        for number, (row, result, contrast) in enumerate(history)
+        TrainingProgress(number, trainer.settings.steps, **row, validation=result)
+        for number, (row, result) in enumerate(history)
     ]
     trainer.scheduled = BestFound(float(progress["best_score"]), best_step, best) if best else BestFound()
 

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from ...core.caso.embedding import SemanticEmbedding
-from ...core.caso.look import Opinion, RealLook, opinion_of_classifier, opinion_of_folders
+from ...core.caso.look import BATCH, EPOCHS, Opinion, RealLook, opinion_of_classifier, opinion_of_folders
 from ...core.caso.settings import KINDS, TrainingSettings
 from ...core.caso.training import EmbeddingTrainer
 from ...core.caso.training_report import last_pictures, progress_line, sample_contact_sheet, training_plot
 from ...core.caso.training_state import resume_training
 from ...core.classifiers.base import ImageClassifier
+from ...core.classifiers.pictures import LabelledPictures, checked, to_bytes
+from ...core.classifiers.training import TrainingSettings as ClassifierSettings
+from ...core.classifiers.training import train_classifier, training_size
 from ...core.denoiser import Evaluations
 from ...core.images.contact_sheet import to_picture
 from ...core.images.files import skipped_report
@@ -26,7 +29,7 @@ from ..common.image_inputs import channels_first
 from ..common.reports import plot_output, report_output, shown
 from ..common.saving import Saved
 from ..host.latents import latent_to_model
-from ..host.managed_models import ManagedClassifier, load_to_device, training_scope
+from ..host.managed_models import ManagedClassifier, load_to_device, manage_classifier, training_scope
 from ..host.progress import StoppableBar, progress_text, stop_if_cancelled
 from ..host.sampling import run
 from ..host.schema import io, schema, widget
@@ -138,8 +141,8 @@ def trainer_inputs() -> list[Any]:
             AttributeClassifierType,
             "attribute_classifier",
             optional=True,
-            tooltip="What teaches in the paper's way, from Attribute Classifier Loader or Trainer; two folders need "
-            "none.",
+            tooltip="A classifier that teaches, from Attribute Classifier Loader or Trainer. For two folders one is "
+            "trained where it is needed; the paper's way needs one wired.",
         ),
         widget(
             AttributeClassifierType,
@@ -336,19 +339,24 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         """Train and save; Cancel saves the best so far, and the state to go on from, before it ends the run."""
         choices, recipe = settings or TrainingChoices(), KINDS[kind]
         pictures, chosen = collected(folders, target_names(targets), image_size, having, without, lookalikes)
-        loss = choices.taught_by(pictures.having is not None, attribute_classifier is not None)
-        classifier = None if attribute_classifier is None or loss == "folders" else attribute_classifier.classifier
+        loss = choices.taught_by(recipe, pictures.having is not None, attribute_classifier is not None)
+        teacher = None if loss == "pictures" else attribute_classifier
+        classifier = None if teacher is None else teacher.classifier
         wanted = choices.settings(loss, recipe, chosen, start_words, classifier)
+        held = pictures.held_out(choices.held_out)
+        if loss == "both" and teacher is None:
+            teacher = own_teacher(pictures, held, wanted)
+            classifier = teacher.classifier
         files = TrainingFiles.named(filename, wanted.targets)
         going_on = resume and files.state.exists()
         files.claim(overwrite, files.ownership(wanted, classifier) if going_on else None)
-        bar, held = StoppableBar(), pictures.held_out(choices.held_out)
-        opinion = second(pictures, held, wanted, second_opinion, attribute_classifier) if held else None
+        bar = StoppableBar()
+        opinion = second(pictures, held, wanted, second_opinion, teacher) if held else None
         latents, partners, owners = encoded(model, vae, pictures, held, wanted)
         vector_encoder, decoder = SessionVectorEncoder(clip), SessionDecoder(vae, choices.checkpointing)
         draft = None if draft_vae is None else SessionDecoder(draft_vae, choices.checkpointing)
         strength = choices.look_strength or recipe.strength
-        rows = wanted.batch * (2 if wanted.contrast else 1)
+        rows = wanted.batch * (2 if wanted.shown else 1)
         estimate = Estimate(
             model, rows, tuple(latents.shape[1:]), wanted, choices.checkpointing, held, choices.look_steps
         )
@@ -414,8 +422,8 @@ class CASOEmbeddingTrainer(io.ComfyNode):
 
         parts = [decoder] if draft is None else [decoder, draft]
         additional_models = [vector_encoder.patcher, *(part.patcher for part in parts)]
-        if classifier is not None and attribute_classifier is not None:
-            additional_models.append(attribute_classifier.patcher)
+        if teacher is not None:
+            additional_models.append(teacher.patcher)
         if second_opinion is not None and opinion is not None:
             additional_models.append(second_opinion.patcher)
         outcome, saved = run(
@@ -472,13 +480,37 @@ def encoded(
 
     images = pictures.all_without()
     owners = [group.name for group in pictures.without for _ in group.images][held_out:]
-    if not settings.contrast or pictures.having is None:
+    if not settings.shown or pictures.having is None:
         return latents(images), None, owners
     having = pictures.having.images
     if settings.flip:
         images, owners = torch.cat([images, images[held_out:].flip(2)]), owners * 2
         having = torch.cat([having, having.flip(2)])
     return latents(images), latents(having), owners
+
+
+def own_teacher(pictures: TrainingPictures, held_out: int, settings: TrainingSettings) -> ManagedClassifier:
+    """A classifier of the two kinds of pictures to teach by, without the held-out ones.
+
+    It is trained on the CPU, so that a training that is resumed gets the same one.
+
+    Raises:
+        EditingError: too few pictures of a kind.
+    """
+    assert pictures.having is not None
+    having, without = pictures.having.images, pictures.all_without()[held_out:]
+    how = ClassifierSettings(
+        settings.attribute, epochs=EPOCHS, batch_size=BATCH, flip=settings.flip, seed=settings.seed
+    )
+    progress_text("training a classifier on your pictures")
+
+    def made() -> ImageClassifier:
+        pixels = to_bytes(channels_first(torch.cat([having, without])), training_size(None))
+        labels = torch.cat([torch.zeros(len(having)), torch.ones(len(without))]).long()
+        known = checked(LabelledPictures(pixels, labels, [settings.targets[0], f"not {settings.targets[0]}"]))
+        return train_classifier(known, how, callback=lambda _: stop_if_cancelled()).classifier
+
+    return manage_classifier(made)
 
 
 def second(

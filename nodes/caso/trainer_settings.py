@@ -18,9 +18,9 @@ from .embeddings import CATEGORY
 #: Socket that carries a :class:`TrainingChoices`.
 TrainingSettingsType = io.Custom("SEMEDIT_CASO_TRAINING_SETTINGS")
 DEFAULTS = TrainingSettings("attribute", ("class",))
-#: What teaches: pictures of both kinds, the classifier as in the paper, or both; auto takes the pictures where there
-#: are some that have it.
-LOSSES = ("auto", "folders", "classifier", "both")
+#: What teaches: pictures of both kinds, the classifier as in the paper, or both; auto leaves it to the kind where there
+#: are pictures that have it.
+LOSSES = ("auto", "both", "pictures", "classifier")
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,23 @@ class TrainingChoices:
     look_steps: int = STEPS
     checkpointing: bool = True
 
-    def taught_by(self, having: bool, classifier: bool) -> str:
+    def taught_by(self, kind: Kind, having: bool, classifier: bool) -> str:
         """``loss`` without "auto".
 
         Args:
             having: whether there are pictures that have it.
-            classifier: whether there is a classifier.
+            classifier: whether a classifier is wired.
 
         Raises:
             EditingError: what it needs is missing.
         """
-        loss = ("folders" if having else "classifier") if self.loss == "auto" else self.loss
+        own = "both" if kind.classifier else "pictures"
+        loss = (own if having else "classifier") if self.loss == "auto" else self.loss
         if loss != "classifier" and not having:
             raise EditingError(
                 "There are no pictures that have it; name a second folder or wire having, or set loss to classifier."
             )
-        if loss != "folders" and not classifier:
+        if loss == "classifier" and not classifier:
             raise EditingError(
                 "There is nothing to learn from: name two folders, one whose pictures have it and one whose pictures "
                 "have it not, or wire attribute_classifier."
@@ -104,7 +105,7 @@ class TrainingChoices:
             if value != untouched:
                 changes[name] = value
         attribute = self.attribute.strip()
-        if loss != "folders" and classifier is not None:
+        if loss != "pictures" and classifier is not None:
             attribute = chosen_attribute(classifier, attribute)
             for target in targets:
                 classifier.class_index(attribute, target)  # refuses one that the classifier does not know
@@ -112,8 +113,7 @@ class TrainingChoices:
             return kind.paper(attribute, targets, **changes)
         if len(targets) != 1:
             raise EditingError("From pictures that have it one class is learned at a time; name one target.")
-        weight = 1.0 if loss == "both" else 0.0
-        return kind.settings(attribute or targets[0], targets[0], classification=weight, **changes)
+        return kind.settings(attribute or targets[0], targets[0], loss == "both", **changes)
 
 
 def chosen_attribute(classifier: ImageClassifier, attribute: str) -> str:
@@ -157,9 +157,9 @@ class CASOTrainingSettings(io.ComfyNode):
                     "loss",
                     options=list(LOSSES),
                     default=given.loss,
-                    tooltip="What teaches. folders: pictures that have it against pictures that have it not. "
-                    "classifier: the classifier's opinion of one-step edits, as in the paper. both: both. auto: "
-                    "folders where there are pictures that have it, else classifier.",
+                    tooltip="What teaches. both: a classifier, and pictures that have it. pictures: those that have it "
+                    "against those that have it not, no classifier. classifier: it alone, as in the paper. auto: the "
+                    "kind's, or classifier where no pictures have it.",
                 ),
                 widget(
                     io.Int,
@@ -167,7 +167,7 @@ class CASOTrainingSettings(io.ComfyNode):
                     default=given.steps,
                     min=0,
                     max=100_000,
-                    tooltip="Steps of learning; 0: 200 for folders, 150 for a classifier. 100 to 300 is usual.",
+                    tooltip="Steps of learning; 0: 200, or 150 for a classifier alone. 100 to 300 is usual.",
                 ),
                 widget(
                     io.Int,
@@ -184,7 +184,7 @@ class CASOTrainingSettings(io.ComfyNode):
                     default=given.tokens,
                     min=0,
                     max=MAX_TOKENS,
-                    tooltip="Token vectors of an embedding; 0: 2 for folders, 1 for a classifier (the paper's).",
+                    tooltip="Token vectors of an embedding; 0: 2, or 1 for a classifier alone (the paper's).",
                 ),
                 widget(
                     io.Float,
@@ -193,7 +193,7 @@ class CASOTrainingSettings(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.001,
-                    tooltip="Of AdamW, in units of the token table; 0: 0.03 for folders, 0.05 for a classifier. Lower "
+                    tooltip="Of AdamW, in units of the token table; 0: 0.03, or 0.05 for a classifier alone. Lower "
                     "it when the loss jumps.",
                 ),
                 widget(
@@ -203,8 +203,8 @@ class CASOTrainingSettings(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Guidance scale of what the classifier sees while learning; 0: 10, the paper's, or 3 "
-                    "beside folders.",
+                    tooltip="Guidance scale of what the classifier sees while learning; 0: 3, or 10, the paper's, "
+                    "for a classifier alone.",
                 ),
                 widget(
                     io.Float,
@@ -258,7 +258,7 @@ class CASOTrainingSettings(io.ComfyNode):
                     min=-1,
                     max=1000,
                     tooltip="Noises for each picture that come again, so that evaluations are kept from earlier; 0: "
-                    "always new ones. -1: 0 for folders, 2 for a classifier.",
+                    "always new ones. -1: 0, or 2 for a classifier alone.",
                 ),
                 widget(
                     io.Float,
@@ -291,8 +291,8 @@ class CASOTrainingSettings(io.ComfyNode):
                     default=given.check_every,
                     min=-1,
                     max=10_000,
-                    tooltip="Steps between looks at the held-out pictures; 0: at the end only. -1: 50 for folders, 25 "
-                    "for a classifier.",
+                    tooltip="Steps between looks at the held-out pictures; 0: at the end only. -1: 50, or 25 for "
+                    "a classifier alone.",
                 ),
                 widget(
                     io.Float,
