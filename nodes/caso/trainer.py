@@ -12,15 +12,12 @@ import torch
 from torch import Tensor
 
 from ...core.caso.embedding import SemanticEmbedding
-from ...core.caso.look import BATCH, EPOCHS, Opinion, RealLook, opinion_of_classifier, opinion_of_folders
+from ...core.caso.look import Opinion, RealLook, opinion_of_classifier, opinion_of_folders, teacher_of_folders
 from ...core.caso.settings import KINDS, TrainingSettings
 from ...core.caso.training import EmbeddingTrainer
 from ...core.caso.training_report import last_pictures, progress_line, sample_contact_sheet, training_plot
 from ...core.caso.training_state import resume_training
 from ...core.classifiers.base import ImageClassifier
-from ...core.classifiers.pictures import LabelledPictures, checked, to_bytes
-from ...core.classifiers.training import TrainingSettings as ClassifierSettings
-from ...core.classifiers.training import train_classifier, training_size
 from ...core.denoiser import Evaluations
 from ...core.images.contact_sheet import to_picture
 from ...core.images.files import skipped_report
@@ -345,7 +342,8 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         wanted = choices.settings(loss, recipe, chosen, start_words, classifier)
         held = pictures.held_out(choices.held_out)
         if loss == "both" and teacher is None:
-            teacher = own_teacher(pictures, held, wanted)
+            progress_text("training a classifier on your pictures")
+            teacher = manage_classifier(lambda: own_teacher(pictures, held, wanted))
             classifier = teacher.classifier
         files = TrainingFiles.named(filename, wanted.targets)
         going_on = resume and files.state.exists()
@@ -489,28 +487,15 @@ def encoded(
     return latents(images), latents(having), owners
 
 
-def own_teacher(pictures: TrainingPictures, held_out: int, settings: TrainingSettings) -> ManagedClassifier:
+def own_teacher(pictures: TrainingPictures, held_out: int, settings: TrainingSettings) -> ImageClassifier:
     """A classifier of the two kinds of pictures to teach by, without the held-out ones.
-
-    It is trained on the CPU, so that a training that is resumed gets the same one.
 
     Raises:
         EditingError: too few pictures of a kind.
     """
     assert pictures.having is not None
-    having, without = pictures.having.images, pictures.all_without()[held_out:]
-    how = ClassifierSettings(
-        settings.attribute, epochs=EPOCHS, batch_size=BATCH, flip=settings.flip, seed=settings.seed
-    )
-    progress_text("training a classifier on your pictures")
-
-    def made() -> ImageClassifier:
-        pixels = to_bytes(channels_first(torch.cat([having, without])), training_size(None))
-        labels = torch.cat([torch.zeros(len(having)), torch.ones(len(without))]).long()
-        known = checked(LabelledPictures(pixels, labels, [settings.targets[0], f"not {settings.targets[0]}"]))
-        return train_classifier(known, how, callback=lambda _: stop_if_cancelled()).classifier
-
-    return manage_classifier(made)
+    having, without = (channels_first(part) for part in (pictures.having.images, pictures.all_without()[held_out:]))
+    return teacher_of_folders(having, without, settings, lambda _: stop_if_cancelled())
 
 
 def second(

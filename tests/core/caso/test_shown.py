@@ -95,7 +95,7 @@ def test_a_step_costs_twice_as_much_as_without_pictures_that_have_it(network):
 
 
 def test_training_tells_the_two_kinds_apart(network):
-    """High noise, where the tiny network reacts to its text most; the same pictures are asked about before and after."""
+    """High noise, where the tiny network reacts to its text most; asked about the same pictures before and after."""
     options = {"steps": 40, "learning_rate": 0.1, "noise_level": 0.9, "batch": 4, "averaging": 0.9}
     trainer = trainer_of(network, **options)
 
