@@ -361,8 +361,10 @@ def test_what_the_trainer_refuses(pack, demo, images, folders):
 
 
 @pytest.fixture
-def classes(tmp_path, monkeypatch):
-    """Two folders of portraits and one of look-alikes in the host's input folder."""
+def classes(pack, tmp_path, monkeypatch):
+    """Two folders of pictures and one of look-alikes in the host's input folder; classifiers of them learn briefly."""
+    monkeypatch.setattr(pack("core.caso.look"), "EPOCHS", 2)
+    monkeypatch.setattr(pack("core.caso.look"), "SIDE", 24)
     for number, (name, count) in enumerate((("bright", 9), ("dark", 8), ("grey", 3))):
         (tmp_path / "input" / "kinds" / name).mkdir(parents=True)
         for picture in range(count):
