@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from semantic_editing.core.caso.contrast import SCALE, contrast_loss
+from semantic_editing.core.caso.embedding import SemanticEmbedding
 from semantic_editing.core.caso.schedule import noisy
 from semantic_editing.core.caso.settings import KINDS, TrainingSettings
 from semantic_editing.core.caso.training_state import made_by, resume_training, save_training
@@ -128,8 +129,8 @@ def test_gone_on_with_ends_as_if_it_never_stopped(network, tmp_path, stop):
     assert torch.equal(got.vectors["clip_l"], expected.vectors["clip_l"])
     figures = [[(entry.loss, entry.contrast, entry.denoising) for entry in run.history] for run in (second, whole)]
     assert figures[0] == figures[1]
-    settings = second.settings
-    assert made_by(got, settings, None) and not made_by(got, settings, tiny_classifier())
+    settings, read = second.settings, SemanticEmbedding.load(got.save(tmp_path / "made.safetensors"))
+    assert made_by(read, settings, None) and not made_by(read, settings, tiny_classifier())
 
 
 def test_a_state_of_other_pictures_or_of_the_paper_s_loss_is_refused(network, tmp_path):

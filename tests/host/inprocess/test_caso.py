@@ -378,7 +378,7 @@ def classes(pack, tmp_path, monkeypatch):
 FOLDERS = TRAINING | {
     "folders": "kinds/bright\nkinds/dark\nkinds/grey",
     "targets": "",
-    "kind": "large",
+    "kind": "fine",
     "attribute": "",
 }
 
