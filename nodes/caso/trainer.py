@@ -341,15 +341,18 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         classifier = None if teacher is None else teacher.classifier
         wanted = choices.settings(loss, recipe, chosen, start_words, classifier)
         held = pictures.held_out(choices.held_out)
+        files = TrainingFiles.named(filename, wanted.targets)
+        going_on = resume and files.state.exists()
+        if not going_on:
+            files.claim(overwrite, None)  # before anything is trained
+        opinion = second(pictures, held, wanted, second_opinion, teacher) if held else None
         if loss == "both" and teacher is None:
             progress_text("training a classifier on your pictures")
             teacher = manage_classifier(lambda: own_teacher(pictures, held, wanted))
             classifier = teacher.classifier
-        files = TrainingFiles.named(filename, wanted.targets)
-        going_on = resume and files.state.exists()
-        files.claim(overwrite, files.ownership(wanted, classifier) if going_on else None)
+        if going_on:
+            files.claim(overwrite, files.ownership(wanted, classifier))
         bar = StoppableBar()
-        opinion = second(pictures, held, wanted, second_opinion, teacher) if held else None
         latents, partners, owners = encoded(model, vae, pictures, held, wanted)
         vector_encoder, decoder = SessionVectorEncoder(clip), SessionDecoder(vae, choices.checkpointing)
         draft = None if draft_vae is None else SessionDecoder(draft_vae, choices.checkpointing)
