@@ -35,6 +35,7 @@ TECHNIQUES = (
     "caso.classifier_settings",
     "caso.classifier_trainer",
     "caso.classifier_texts",
+    "caso.trainer_settings",
     "caso.trainer",
     "caso.embeddings",
     "caso.edit",

@@ -29,21 +29,9 @@ def demo_caso_train(graph: Graph) -> None:
         count=128,
     )
     classifier = graph.add("SemEdit_AttributeClassifierLoader", 0, classifier_file="demo")
-    trainer = graph.add(
-        "SemEdit_CASOEmbeddingTrainer",
+    settings = graph.add(
+        "SemEdit_CASOTrainingSettings",
         1,
-        model=model.out("MODEL"),
-        clip=model.out("CLIP"),
-        vae=model.out("VAE"),
-        attribute_classifier=classifier.out("classifier"),
-        images=pictures.out("image"),
-        attribute="glasses",
-        targets="glasses",
-        filename="demo_glasses",
-        overwrite=True,
-        image_size=128,
-        checkpointing=False,
-        width=360,
         steps=recipe.steps,
         noise_level=recipe.noise_level,
         band=recipe.noise_level_jitter,
@@ -51,12 +39,30 @@ def demo_caso_train(graph: Graph) -> None:
         cfg=recipe.cfg,
         tokens=recipe.tokens,
         keep_others=recipe.attribute_preservation,
-        start_words=recipe.start_words,
+        attribute="glasses",
+        checkpointing=False,
+        width=330,
     )
-    graph.add("PreviewImage", 2, title="Held-out pictures, changed in one step", images=trainer.out("samples"))
-    graph.add("PreviewImage", 2, title="Loss and accuracy", images=trainer.out("plot"))
-    graph.add("PreviewAny", 2, title="Report", source=trainer.out("report"), height=180)
-    graph.add("PreviewAny", 2, title="Write this into any prompt", source=trainer.out("prompt text"), height=120)
+    trainer = graph.add(
+        "SemEdit_CASOEmbeddingTrainer",
+        2,
+        model=model.out("MODEL"),
+        clip=model.out("CLIP"),
+        vae=model.out("VAE"),
+        attribute_classifier=classifier.out("classifier"),
+        without=pictures.out("image"),
+        settings=settings.out("settings"),
+        targets="glasses",
+        start_words=recipe.start_words,
+        filename="demo_glasses",
+        overwrite=True,
+        image_size=128,
+        width=360,
+    )
+    graph.add("PreviewImage", 3, title="Held-out pictures, edited", images=trainer.out("samples"))
+    graph.add("PreviewImage", 3, title="Loss and accuracy", images=trainer.out("plot"))
+    graph.add("PreviewAny", 3, title="Report", source=trainer.out("report"), height=180)
+    graph.add("PreviewAny", 3, title="Write this into any prompt", source=trainer.out("prompt text"), height=120)
     graph.note(
         "# Learn an attribute from a classifier\n\n**CASO Embedding Trainer** learns *glasses* from a classifier and "
         "128 pictures; no "
@@ -67,8 +73,10 @@ def demo_caso_train(graph: Graph) -> None:
         "`demo_caso_edit`. *overwrite* is on, so that you can run it again: it replaces what you have of that name."
         "\n\nTry another *attribute* and *targets*: `mouth` and `smile` (*start_words* `mouth`), "
         "`hair_color` and "
-        "`red` (`hair`), `facial_hair` and `beard` (none, *tokens* 1, *cfg* 10).",
-        0, title="What this shows", height=320,
+        "`red` (`hair`), `facial_hair` and `beard` (none, *tokens* 1, *cfg* 10).\n\nWith pictures of your own no "
+        "classifier is needed: name two *folders* in the trainer, one whose pictures have it and one whose have it "
+        "not.",
+        0, title="What this shows", height=390,
     )  # fmt: skip
 
 
@@ -181,7 +189,7 @@ def sd15_caso_edit(graph: Graph) -> None:
         "into "
         "`models/checkpoints`, and an embedding into `models/embeddings`: one you made with **CASO Embedding Trainer** "
         "(as in "
-        "`demo_caso_train`, with this checkpoint, *image_size* 512 and a folder of 100 to 200 pictures), a published "
+        "`demo_caso_train`, with this checkpoint, *image_size* 512 and your two folders of pictures), a published "
         "CASO `.pt`, or any "
         "textual inversion.\n\n1. Load a picture of about 512 x 512; it comes back at its own "
         "size.\n2. Choose the embedding.\n3. *window* `fine` "

@@ -93,6 +93,9 @@ class _Patcher:
     def get_model_object(self, name: str) -> Any:
         return getattr(self.model, name)
 
+    def model_size(self) -> int:
+        return sum(value.numel() * value.element_size() for value in self.model.state_dict().values())
+
 
 class _Base(nn.Module):
     """The demo U-Net as what a MODEL holds."""
@@ -111,6 +114,9 @@ class _Base(nn.Module):
 
     def process_latent_out(self, latent: Tensor) -> Tensor:
         return latent / self.scale
+
+    def memory_required(self, shape: list[int]) -> int:
+        return 4 * math.prod(shape)  # the latent alone: nothing is planned by it here
 
 
 class _Denoiser(DiffusersDenoiser):

@@ -1,8 +1,8 @@
-"""The settings of a training of semantic embeddings, and what it reports after each step."""
+"""The settings of a training of semantic embeddings, recipes for kinds of attributes, and what each step reports."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,8 @@ STORED_NAMES = {
     "attribute_preservation": "keep_others",
     "noises_per_image": "bank",
 }
+#: Settings that older files lack, with the values that change nothing; files name them only where they are otherwise.
+LATER = {"classification": 1.0, "contrast": 0.0, "denoising": 0.0, "averaging": 0.0}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class TrainingSettings:
         seed: of everything random.
         start_words: words to start from, which name what changes ("hair"), not how. They are the last of the vectors;
             those before them start neutral. Empty: all start neutral, as in the paper.
+        classification: weight of the classifier's loss (Eq. 3); 0 learns without a classifier.
+        contrast: weight of the contrast between pictures that have it and pictures that have it not (ours, see
+            :func:`~.contrast.contrast_loss`); 0 turns it off.
+        denoising: weight of the error of denoising pictures that have it, as a share of the error under the empty
+            prompt (ours); 0 turns it off. The paper's training has neither and needs no pictures that have it.
+        averaging: the vectors that are looked at and kept are an exponential mean over the steps, of which each keeps
+            this share; 0 takes the vectors as they are.
 
     Raises:
         EditingError: a value out of range.
@@ -71,6 +80,10 @@ class TrainingSettings:
     check_every: int = 25
     seed: int = 0
     start_words: str = ""
+    classification: float = 1.0
+    contrast: float = 0.0
+    denoising: float = 0.0
+    averaging: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.targets or len(set(self.targets)) != len(self.targets):
@@ -95,14 +108,94 @@ class TrainingSettings:
             "noises_per_image",
             "augment",
             "check_every",
+            "classification",
+            "contrast",
+            "denoising",
         ):
             if not 0 <= getattr(self, name) < float("inf"):
                 shown = STORED_NAMES.get(name, name)  # the node's widget has this name, too
                 raise EditingError(f"{shown} is {getattr(self, name):g}; use 0 (off) or a positive number.")
+        if not self.classification and not self.shown:
+            raise EditingError("Nothing teaches: give classification, contrast or denoising a weight above 0.")
+        if not 0 <= self.averaging < 1:
+            raise EditingError(f"averaging is {self.averaging:g}; use 0 (off) or a share below 1, usually 0.95.")
+        if self.shown and len(self.targets) > 1:
+            raise EditingError("From pictures that have it one class is learned at a time; name one target.")
+
+    @property
+    def shown(self) -> bool:
+        """Whether pictures that have it teach."""
+        return bool(self.contrast or self.denoising)
 
     def stored(self) -> dict[str, Any]:
         """The settings under the names that files keep, in their order."""
-        return {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        return {
+            STORED_NAMES.get(name, name): value
+            for name, value in asdict(self).items()
+            if name not in LATER or value != LATER[name]
+        }
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is measured to do well for a kind of attribute, in training and in the edits that follow.
+
+    Attributes:
+        classifier: whether a classifier helps; on small parts a weak one is in the way.
+        noise_level, noise_level_jitter: see :class:`TrainingSettings`.
+        start: where the guided part of an edit begins, as a fraction of the trajectory.
+        focus: share of the latent's elements that an edit guides.
+        strength: of an edit.
+    """
+
+    classifier: bool
+    noise_level: float
+    noise_level_jitter: float
+    start: float
+    focus: float
+    strength: float
+
+    def settings(self, attribute: str, target: str, classifier: bool, **changes: Any) -> TrainingSettings:
+        """Learning from pictures that have it and pictures that have it not, with what ``changes`` says otherwise.
+
+        Args:
+            classifier: whether a classifier of the two teaches beside them.
+        """
+        losses = CLASSIFIED if classifier else CONTRASTED
+        recipe = TrainingSettings(attribute, (target,), noise_level=self.noise_level, **FOLDERS, **losses)
+        return replace(recipe, **{"noise_level_jitter": self.noise_level_jitter, **changes})
+
+    def paper(self, attribute: str, targets: tuple[str, ...], **changes: Any) -> TrainingSettings:
+        """The paper's training, at the noise levels of this kind."""
+        recipe = TrainingSettings(attribute, targets, noise_level=self.noise_level)
+        return replace(recipe, **{"noise_level_jitter": self.noise_level_jitter, **changes})
+
+    @property
+    def edit(self) -> str:
+        """The edit's settings as a person writes them into CASO Edit Sampler."""
+        return f"window custom from {self.start:g}, focus {self.focus:g}, strength {self.strength:g}"
+
+
+#: What learning from two folders differs in from the paper's training.
+FOLDERS: dict[str, Any] = {
+    "steps": 200,
+    "learning_rate": 0.03,
+    "cfg": 3.0,
+    "tokens": 2,
+    "noises_per_image": 0,
+    "check_every": 50,
+    "averaging": 0.95,
+}
+#: With a classifier, and without: what teaches.
+CLASSIFIED: dict[str, Any] = {"denoising": 30.0}
+CONTRASTED: dict[str, Any] = {"classification": 0.0, "contrast": 1.0}
+#: Small parts of a picture (a mouth), large ones (glasses, a beard), colours, and what changes the shape of all.
+KINDS = {
+    "fine": Kind(False, 0.5, 0.2, 0.5, 0.03, 4.0),
+    "large": Kind(True, 0.5, 0.2, 0.5, 0.1, 4.0),
+    "colour": Kind(True, 0.6, 0.2, 0.7, 0.1, 3.0),
+    "species": Kind(True, 0.7, 0.2, 0.9, 1.0, 5.0),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +203,9 @@ class ValidationResult:
     """How the embeddings do on the validation pictures, which they were not learned from, without augmentation.
 
     Attributes:
-        loss: mean over classes and pictures.
-        accuracy: share of the edited pictures that the classifier puts into the target class.
+        loss: mean over classes and pictures; what has the lowest is kept.
+        accuracy: share of the edited pictures that the classifier puts into the target class; of a real look
+            (:class:`~.look.RealLook`) the success that follows from it.
         images: ``[K * V, 3, H, W]`` in 0..1, the V pictures of the first target class first; None where a file kept the
             figures only.
     """
@@ -130,7 +224,9 @@ class TrainingProgress:
         steps: in all.
         loss: weighted sum of ``classification``, ``reconstruction`` and ``others``, which are given unweighted.
         others: how much the classifier's other attributes changed.
-        accuracy: share of the step's samples that the classifier puts into the target class.
+        accuracy: share of the step's samples that the classifier puts into the target class; without a classifier the
+            share that the embedding tells apart.
+        contrast, denoising: see :class:`TrainingSettings`, unweighted; 0 where no pictures that have it teach.
         validation: after the steps that had one, else None.
     """
 
@@ -142,3 +238,5 @@ class TrainingProgress:
     others: float
     accuracy: float
     validation: ValidationResult | None
+    contrast: float = 0.0
+    denoising: float = 0.0

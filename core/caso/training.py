@@ -15,6 +15,7 @@ from ..denoiser import Denoiser, check_finite
 from ..errors import EditingError
 from ..inversion import check_latent
 from ..token_vectors import ImageDecoder, TokenVectorEncoder, clamp_through, empty_condition, start_vectors
+from .contrast import contrast_loss, denoising_errors
 from .embedding import SemanticEmbedding
 from .schedule import ImageNoise, NoiseLevels, RowCache, Schedule, noisy, seeded
 from .settings import TrainingProgress, TrainingSettings, ValidationResult
@@ -129,20 +130,27 @@ class ValidationBatch:
     before: Tensor | None
 
 
+#: Judges vectors (encoder -> ``[K, n, D]``) on pictures that nothing was learned from.
+Look = Callable[[dict[str, Tensor]], ValidationResult]
+
+
 class EmbeddingTrainer:
     """Learns embeddings step by step and keeps the best; an exception from the callback stops it at any step.
 
     Args:
         denoiser, vector_encoder, decoder: the model.
-        classifier: frozen; to judge the result take another one.
-        latents: ``[N, C, h, w]`` clean latents of the pictures to learn from.
+        classifier: frozen; to judge the result take another one. None where the settings give it no weight.
+        latents: ``[N, C, h, w]`` clean latents of the pictures to learn from; with a contrast those that have it not.
         settings: what to learn and how.
         validation: ``[V, C, h, w]`` clean latents of a few other pictures, which decide what is best and are shown;
             each costs K network evaluations at every validation. None: the smoothed training loss decides.
         draft_decoder: a cheaper decoder for the first ``draft_fraction`` of the steps.
+        having: ``[M, C, h, w]`` clean latents of pictures that have it, for contrast and denoising.
+        look: judges vectors in place of the one-step look at ``validation`` by ``classifier``.
 
     Raises:
-        EditingError: no latents, latents of another model, or a class that the classifier does not know.
+        EditingError: no latents, latents of another model, a class that the classifier does not know, or pictures or
+            a classifier missing that the settings give a weight.
     """
 
     def __init__(
@@ -150,22 +158,36 @@ class EmbeddingTrainer:
         denoiser: Denoiser,
         vector_encoder: TokenVectorEncoder,
         decoder: ImageDecoder,
-        classifier: ImageClassifier,
+        classifier: ImageClassifier | None,
         latents: Tensor,
         settings: TrainingSettings,
         validation: Tensor | None = None,
         draft_decoder: ImageDecoder | None = None,
+        having: Tensor | None = None,
+        look: Look | None = None,
     ):
         if not len(latents):
             raise EditingError("There are no pictures to learn from; give at least one, usually 100 to 200.")
+        if settings.shown and (having is None or not len(having)):
+            raise EditingError("There are no pictures that have it; give some, or learn from a classifier alone.")
+        if settings.classification and classifier is None:
+            raise EditingError("There is no classifier to learn from; give one, or learn from two folders of pictures.")
         self.denoiser, self.vector_encoder = denoiser, vector_encoder
         self.classifier, self.settings = classifier, settings
-        self.decoder, self.draft_decoder = decoder, draft_decoder
-        self.objective = Objective(classifier, settings.attribute, settings.targets)
-        self._preserves = bool(settings.attribute_preservation and self.objective.others)
+        self.decoder, self.draft_decoder, self.look = decoder, draft_decoder, look
+        taught = classifier is not None and (settings.classification or look is None)
+        self.objective = Objective(classifier, settings.attribute, settings.targets) if taught and classifier else None
+        self._preserves = bool(
+            settings.classification
+            and settings.attribute_preservation
+            and self.objective is not None
+            and self.objective.others
+        )
         self.schedule = Schedule(
             len(latents), len(settings.targets), settings.batch, settings.noises_per_image, settings.seed
         )
+        #: Which picture that has it goes with each sample of a step.
+        self.partners = Schedule(0 if having is None else len(having), 1, settings.batch, 0, settings.seed)
         self.levels = NoiseLevels.of(denoiser, settings.noise_level, settings.noise_level_jitter)
         self.step = 0
         self.history: list[TrainingProgress] = []
@@ -175,6 +197,9 @@ class EmbeddingTrainer:
         shape = (len(settings.targets), settings.tokens)
         with torch.inference_mode(False):
             self.latents = check_latent(latents, denoiser.identity).clone()
+            self.having = (
+                check_latent(having, denoiser.identity).clone() if settings.shown and having is not None else None
+            )
             self.validation = (
                 None
                 if validation is None or not len(validation)
@@ -195,6 +220,8 @@ class EmbeddingTrainer:
                 weight_decay=settings.weight_decay,
             )
             self.empty = empty_condition(vector_encoder)
+            #: The exponential mean of the vectors over the steps (``averaging``), not yet corrected for its start.
+            self.mean = {name: torch.zeros(*shape, width) for name, width in vector_encoder.widths.items()}
         together = self.schedule.first_met(settings.steps) if settings.noises_per_image else {}
         self._unconditional, self._before, self._before_draft = (RowCache(together) for _ in range(3))
         self._validation_batches: list[ValidationBatch] = []
@@ -205,6 +232,14 @@ class EmbeddingTrainer:
         return {
             name: self.start[name] + self.vector_encoder.token_scale[name] * move for name, move in self.moves.items()
         }
+
+    @property
+    def settled(self) -> dict[str, Tensor]:
+        """The vectors that are looked at and kept: their mean over the steps, or themselves without ``averaging``."""
+        share = self.settings.averaging
+        if not share or not self.step:
+            return {name: tensor.detach().clone() for name, tensor in self.vectors.items()}
+        return {name: mean / (1 - share**self.step) for name, mean in self.mean.items()}
 
     @property
     def best_found(self) -> BestFound:
@@ -242,9 +277,12 @@ class EmbeddingTrainer:
         """
         progress = self._train_step()
         self.step += 1
+        share = self.settings.averaging
+        for name, tensor in self.vectors.items():
+            self.mean[name] = share * self.mean[name] + (1 - share) * tensor.detach().cpu()
         self.history.append(progress)
         self.extra = BestFound()
-        if self.validation is None:
+        if not self._judges:
             self._keep_if_best(self.smoothed / (1 - SMOOTHING**self.step))
         elif self._validation_due() or self.step == self.settings.steps:
             self.validate()
@@ -252,7 +290,7 @@ class EmbeddingTrainer:
 
     def validate(self) -> None:
         """Try the embeddings on the validation pictures, if there are any; the result joins the last step's entry."""
-        if self.validation is None or not self.history:
+        if not self._judges or not self.history:
             return
         result = self._validation_result()
         self.history[-1] = replace(self.history[-1], validation=result)
@@ -268,13 +306,13 @@ class EmbeddingTrainer:
 
     def best(self) -> list[SemanticEmbedding]:
         """The best embeddings so far, one for each target class; the untrained start before the first step."""
-        vectors = self.best_found.vectors or {name: tensor.detach() for name, tensor in self.vectors.items()}
+        vectors = self.best_found.vectors or self.settled
         settings = self.settings
         facts = {
             "classes": list(settings.targets),
             "level": settings.noise_level,
             "steps": self.best_found.step + 1,
-            "classifier": self.classifier.fingerprint,
+            "classifier": fingerprint_of(self.classifier),
             "base_model": self.denoiser.identity.family,
             "settings": settings.stored(),
         }
@@ -292,20 +330,33 @@ class EmbeddingTrainer:
 
     def _train_step(self) -> TrainingProgress:
         settings, draws = self.settings, self.schedule.draws(self.step)
-        drafting = self.draft_decoder is not None and self.step < settings.draft_fraction * settings.steps
-        decoder = self.draft_decoder if drafting and self.draft_decoder is not None else self.decoder
         with torch.inference_mode(False), torch.enable_grad():
             keys = [(draw.image, draw.noise) for draw in draws]
             x, sigma = self._noisy(keys)
             unconditional = self._unconditional_of(keys, x, sigma)
-            before = self._before_of(keys, unconditional, decoder) if self._preserves else None
             targets = torch.tensor([draw.target for draw in draws])
-            predicted = self._guided(x, sigma, unconditional, targets)
-            changes = seeded(settings.seed, "augment", self.step)
-            images = augmented(clamp_through(decoder(predicted)), settings.augment, settings.flip, changes)
-            reconstruction = functional.mse_loss(predicted, self.latents[[draw.image for draw in draws]])
-            verdict = self.objective(images, targets, before)
-            loss = self._total(verdict, reconstruction)
+            latents = self.latents[[draw.image for draw in draws]]
+            contrast = denoising = unconditional.new_zeros(())
+            if self.having is None:
+                conditional = self._conditional(x, sigma, targets, self.vectors)
+            else:
+                having = self.having[[draw.image for draw in self.partners.draws(self.step)]]
+                partner, _ = self._with_noise(having, keys)  # of the same level and noise, so that these tell nothing
+                both = self._conditional(torch.cat([x, partner]), sigma.repeat(2), targets.repeat(2), self.vectors)
+                conditional = both[: len(x)]
+                plain = denoising_errors(self._unedited(partner, sigma), having)
+                errors = denoising_errors(both[len(x) :], having)
+                gain = plain - errors
+                other_gain = denoising_errors(unconditional, latents) - denoising_errors(conditional, latents)
+                contrast, denoising = contrast_loss(gain, other_gain), (errors / plain).mean()
+            predicted = self._guided(unconditional, conditional)
+            reconstruction = functional.mse_loss(predicted, latents)
+            if settings.classification:
+                verdict = self._verdict(predicted, unconditional, keys, targets)
+            else:
+                told = torch.cat([gain, -other_gain]).detach() > 0
+                verdict = Verdict(contrast.new_zeros(()), contrast.new_zeros(()), told)
+            loss = self._total(verdict, reconstruction, contrast, denoising)
             check_finite(loss.detach(), f"The loss at step {self.step + 1}")
             moves = list(self.moves.values())
             for move, gradient in zip(moves, torch.autograd.grad(loss, moves), strict=True):
@@ -315,23 +366,50 @@ class EmbeddingTrainer:
         self.smoothed = SMOOTHING * self.smoothed + (1 - SMOOTHING) * value
         parts = (verdict.classification, reconstruction, verdict.others, verdict.right.float().mean())
         classification, rebuilt, others, accuracy = (float(part.detach()) for part in parts)
+        shown = float(contrast.detach()), float(denoising.detach())
         return TrainingProgress(
-            self.step, settings.steps, value, classification, rebuilt, others, accuracy, validation=None
+            self.step, settings.steps, value, classification, rebuilt, others, accuracy, None, *shown
         )
 
-    def _guided(self, x: Tensor, sigma: Tensor, unconditional: Tensor, targets: Tensor) -> Tensor:
-        """Guided prediction of the clean latent (Eq. 2 in Eq. 10), ``targets [B]`` numbers of target classes."""
-        cond = self.denoiser.select(self.vector_encoder(self.vectors), targets)
-        return unconditional + self.settings.cfg * (self.denoiser(x, sigma, cond) - unconditional)
+    def _verdict(self, predicted: Tensor, unconditional: Tensor, keys: list[ImageNoise], targets: Tensor) -> Verdict:
+        """What the classifier says of a step's guided predictions, ``targets [B]`` numbers of target classes."""
+        assert self.objective is not None
+        settings = self.settings
+        drafting = self.draft_decoder is not None and self.step < settings.draft_fraction * settings.steps
+        decoder = self.draft_decoder if drafting and self.draft_decoder is not None else self.decoder
+        before = self._before_of(keys, unconditional, decoder) if self._preserves else None
+        changes = seeded(settings.seed, "augment", self.step)
+        images = augmented(clamp_through(decoder(predicted)), settings.augment, settings.flip, changes)
+        return self.objective(images, targets, before)
 
-    def _total(self, verdict: Verdict, reconstruction: Tensor) -> Tensor:
-        """Eq. 13 and the change of other attributes."""
-        kept = self.settings.reconstruction * reconstruction.to(verdict.classification.device)
-        return verdict.classification + kept + self.settings.attribute_preservation * verdict.others
+    def _conditional(self, x: Tensor, sigma: Tensor, targets: Tensor, vectors: dict[str, Tensor]) -> Tensor:
+        """Prediction of the clean latent with the embeddings, ``targets [B]`` numbers of target classes."""
+        return self.denoiser(x, sigma, self.denoiser.select(self.vector_encoder(vectors), targets))
+
+    def _guided(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
+        """Guided prediction of the clean latent (Eq. 2 in Eq. 10)."""
+        return unconditional + self.settings.cfg * (conditional - unconditional)
+
+    def _total(
+        self, verdict: Verdict, reconstruction: Tensor, contrast: Tensor | None = None, denoising: Tensor | None = None
+    ) -> Tensor:
+        """Eq. 13 and the change of other attributes, and what pictures that have it add."""
+        settings, device = self.settings, verdict.classification.device
+        loss = verdict.classification.new_zeros(())
+        if settings.classification:
+            kept = settings.reconstruction * reconstruction.to(device)
+            learned = settings.classification * verdict.classification + kept
+            loss = learned + settings.attribute_preservation * verdict.others
+        for weight, part in ((settings.contrast, contrast), (settings.denoising, denoising)):
+            if weight and part is not None:
+                loss = loss + weight * part.to(device)
+        return loss
 
     def _noisy(self, keys: list[ImageNoise]) -> tuple[Tensor, Tensor]:
+        return self._with_noise(self.latents[[image for image, _ in keys]], keys)
+
+    def _with_noise(self, latents: Tensor, keys: list[ImageNoise]) -> tuple[Tensor, Tensor]:
         seed = self.settings.seed
-        latents = self.latents[[image for image, _ in keys]]
         return noisy(latents, self.denoiser.identity, self.levels, [(seed, "noise", *key) for key in keys])
 
     def _unconditional_of(self, keys: list[ImageNoise], x: Tensor, sigma: Tensor) -> Tensor:
@@ -353,6 +431,7 @@ class EmbeddingTrainer:
 
     @torch.no_grad()
     def _other_attributes(self, prediction: Tensor, decoder: ImageDecoder) -> Tensor:
+        assert self.objective is not None
         return self.objective.other_attributes(decoder(prediction).clamp(0, 1))
 
     def _validation_due(self) -> bool:
@@ -360,15 +439,25 @@ class EmbeddingTrainer:
         every = self.settings.check_every
         return every > 0 and self.step % every == 0
 
+    @property
+    def _judges(self) -> bool:
+        """Whether validations decide what is best."""
+        return self.look is not None or (self.validation is not None and self.objective is not None)
+
     @torch.no_grad()
     def _validation_result(self) -> ValidationResult:
+        if self.look is not None:
+            return self.look(self.settled)
+        assert self.objective is not None
         if not self._validation_batches:
             self._validation_batches = self._prepare_validation()
         images, figures, count = [], [], 0
         for number in range(len(self.settings.targets)):
             for part in self._validation_batches:
                 targets = torch.full((len(part.x),), number)
-                predicted = self._guided(part.x, part.sigma, part.unconditional, targets)
+                predicted = self._guided(
+                    part.unconditional, self._conditional(part.x, part.sigma, targets, self.settled)
+                )
                 images.append(self.decoder(predicted).clamp(0, 1))
                 verdict = self.objective(images[-1], targets, part.before)
                 loss = self._total(verdict, functional.mse_loss(predicted, part.latents))
@@ -397,4 +486,9 @@ class EmbeddingTrainer:
             self.scheduled = self._found(score)
 
     def _found(self, score: float) -> BestFound:
-        return BestFound(score, self.step - 1, {name: tensor.detach().clone() for name, tensor in self.vectors.items()})
+        return BestFound(score, self.step - 1, self.settled)
+
+
+def fingerprint_of(classifier: ImageClassifier | None) -> str:
+    """What files keep of the classifier that taught; "" where none did."""
+    return "" if classifier is None else classifier.fingerprint

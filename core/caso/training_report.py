@@ -29,9 +29,10 @@ def training_plot(trainer: EmbeddingTrainer) -> Tensor:
         "loss": [entry.loss for entry in trainer.history],
         "accuracy": [entry.accuracy for entry in trainer.history],
     }
+    judged = "classified as asked" if trainer.settings.classification else "told apart"
     panels = {
         f"loss{_last(trained['loss'], loss, '.3f')}": {"training": trained["loss"], "held-out": loss[1:]},
-        f"classified as asked{_last(trained['accuracy'], accuracy, '.0%')}": {
+        f"{judged}{_last(trained['accuracy'], accuracy, '.0%')}": {
             "training": trained["accuracy"],
             "held-out": accuracy[1:],
         },
@@ -52,11 +53,10 @@ def progress_line(trainer: EmbeddingTrainer) -> str:
     """Where the training is, in one line: the figures of the last step and of the last validation."""
     last = trainer.history[-1]
     results = [entry.validation for entry in trainer.history if entry.validation is not None]
-    validation = f"; held-out: loss {results[-1].loss:.3f}, {results[-1].accuracy:.0%} as asked" if results else ""
-    return (
-        f"step {trainer.step} of {trainer.settings.steps}: loss {last.loss:.3f}, {last.accuracy:.0%} as "
-        f"asked{validation}"
-    )
+    judged = "success {:.0%}" if trainer.look is not None else "{:.0%} as asked"
+    validation = f"; held-out: loss {results[-1].loss:.3f}, {judged.format(results[-1].accuracy)}" if results else ""
+    share = f"{last.accuracy:.0%} {'as asked' if trainer.settings.classification else 'told apart'}"
+    return f"step {trainer.step} of {trainer.settings.steps}: loss {last.loss:.3f}, {share}{validation}"
 
 
 def sample_contact_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Image:

@@ -14,17 +14,19 @@ from ..classifiers.base import ImageClassifier
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
 from .embedding import SemanticEmbedding
-from .settings import TrainingProgress, TrainingSettings, ValidationResult
-from .training import BestFound, EmbeddingTrainer
+from .settings import LATER, TrainingProgress, TrainingSettings, ValidationResult
+from .training import BestFound, EmbeddingTrainer, fingerprint_of
 
 FILE_FORMAT = "semantic_editing.embedding_training"
 FILE_VERSION = "1"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FIGURES = ("loss", "classification", "reconstruction", "others", "accuracy")
+#: What pictures that have it add to these.
+SHOWN = ("contrast", "denoising")
 #: Settings that may differ in a resumed run: it may train for longer, or validate more often.
 FREE = {"steps", "check_every"}
-#: Settings that older files lack, and the value they were trained with.
-ABSENT = {"start_words": ""}
+#: Settings that files may lack, and the value they were trained with.
+ABSENT = {"start_words": "", **LATER}
 MOST_STEPS = 1_000_000
 #: What an identity says of the model that a training must go on with, besides its weights.
 IDENTITY = ("family", "latent_channels", "prediction", "signature")
@@ -45,6 +47,11 @@ def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: boo
         tensors |= {f"{moment}.{name}": trainer.optimizer.state[move][moment] for moment in MOMENTS if trainer.step}
     best = trainer.scheduled
     tensors |= {f"best.{name}": vectors for name, vectors in best.vectors.items()}
+    if trainer.settings.averaging:
+        tensors |= {f"mean.{name}": mean for name, mean in trainer.mean.items()}
+    if trainer.settings.shown:
+        shown = [[getattr(entry, name) for name in SHOWN] for entry in trainer.history]
+        tensors["shown"] = torch.tensor(shown, dtype=torch.float64).reshape(-1, len(SHOWN))
     figures = [[getattr(entry, name) for name in FIGURES] for entry in trainer.history]
     tensors["history"] = torch.tensor(figures, dtype=torch.float64).reshape(-1, len(FIGURES))
     results = [None if entry.step == trainer.extra.step else entry.validation for entry in trainer.history]
@@ -78,7 +85,7 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     progress = metadata_json(metadata, "progress", name, "training")
     current = json.loads(json.dumps(_run(trainer)))
     saved.setdefault("weights", current["weights"])  # older files lack it
-    different = [key for key in current if saved.get(key, ABSENT.get(key)) != current[key]]
+    different = [key for key in {**current, **saved} if _entry(saved, key) != _entry(current, key)]
     if different:
         raise EditingError(
             f"{name} belongs to a training with another {different[0].replace('_', ' ')}; use the same ones or start "
@@ -87,12 +94,16 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     step, smoothed, best_step = progress["step"], float(progress["smoothed"]), progress["best_step"]
     if step > MOST_STEPS:
         raise EditingError(f"{name} says that it trained for {step} steps, which nobody does; start the training anew.")
-    tables = {"history": (step, len(FIGURES)), "held": (step, 2)}
+    tables: dict[str, tuple[int, ...]] = {"history": (step, len(FIGURES)), "held": (step, 2)}
     wanted = {f"move.{encoder}": move.shape for encoder, move in trainer.moves.items()}
     if progress["best_score"] is not None:
         wanted |= {f"best.{encoder}": vectors.shape for encoder, vectors in trainer.vectors.items()}
     if step:
         wanted |= {f"{moment}.{encoder}": move.shape for moment in MOMENTS for encoder, move in trainer.moves.items()}
+    if trainer.settings.averaging:
+        wanted |= {f"mean.{encoder}": mean.shape for encoder, mean in trainer.mean.items()}
+    if trainer.settings.shown:
+        tables["shown"] = (step, len(SHOWN))
     tensors.setdefault("held", torch.full((step, 2), math.nan, dtype=torch.float64))  # older files lack it
     if not set(wanted) | set(tables) <= set(tensors):
         raise EditingError(f"{name} is incomplete; start the training anew.")
@@ -108,6 +119,9 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
         None if math.isnan(loss) else ValidationResult(loss, accuracy, None)
         for loss, accuracy in tensors["held"].tolist()
     ]
+    if trainer.settings.shown:
+        for row, shown in zip(figures, tensors["shown"].tolist(), strict=True):
+            row |= dict(zip(SHOWN, shown, strict=True))
     history = list(zip(figures, results, strict=True))
     moves = {encoder: tensors[f"move.{encoder}"] for encoder in trainer.moves}
     moments = (
@@ -118,6 +132,8 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
             move.copy_(moves[encoder])
             if step:
                 trainer.optimizer.state[move] = {"step": torch.tensor(float(step)), **moments[encoder]}
+    if trainer.settings.averaging:
+        trainer.mean = {encoder: tensors[f"mean.{encoder}"] for encoder in trainer.mean}
     trainer.step, trainer.smoothed = step, smoothed
     trainer.history = [
         TrainingProgress(number, trainer.settings.steps, **row, validation=result)
@@ -126,13 +142,17 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     trainer.scheduled = BestFound(float(progress["best_score"]), best_step, best) if best else BestFound()
 
 
-def made_by(embedding: SemanticEmbedding, settings: TrainingSettings, classifier: ImageClassifier) -> bool:
+def made_by(embedding: SemanticEmbedding, settings: TrainingSettings, classifier: ImageClassifier | None) -> bool:
     """Whether ``embedding`` comes from a training with these settings, however long, and this classifier."""
     stored: Any = embedding.info.get("settings")
-    if not isinstance(stored, dict) or embedding.info.get("classifier") != classifier.fingerprint:
+    if not isinstance(stored, dict) or embedding.info.get("classifier") != fingerprint_of(classifier):
         return False
     current = json.loads(json.dumps(settings.stored()))
-    return all(stored.get(key, ABSENT.get(key)) == value for key, value in current.items() if key not in FREE)
+    return all(_entry(stored, key) == _entry(current, key) for key in {**stored, **current} if key not in FREE)
+
+
+def _entry(run: dict[str, Any], key: str) -> Any:
+    return run.get(key, ABSENT.get(key))
 
 
 def _run(trainer: EmbeddingTrainer) -> dict[str, Any]:
@@ -143,11 +163,15 @@ def _run(trainer: EmbeddingTrainer) -> dict[str, Any]:
         settings["steps"] = trainer.settings.steps  # the switch of decoders depends on it
     return {
         **settings,
-        "classifier": trainer.classifier.fingerprint,
+        "classifier": fingerprint_of(trainer.classifier),
         "model": {key: getattr(trainer.denoiser.identity, key) for key in IDENTITY},
         "weights": None if weights is None else weights.hash,
         "text_encoder": trainer.vector_encoder.encoder_name,
-        "pictures": [_digest(trainer.latents), None if trainer.validation is None else _digest(trainer.validation)],
+        "pictures": [
+            _digest(trainer.latents),
+            None if trainer.validation is None else _digest(trainer.validation),
+            *([] if trainer.having is None else [_digest(trainer.having)]),
+        ],
     }
 
 

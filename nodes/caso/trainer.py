@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,22 @@ import torch
 from torch import Tensor
 
 from ...core.caso.embedding import SemanticEmbedding
-from ...core.caso.settings import LEVELS, TrainingSettings
+from ...core.caso.look import Opinion, RealLook, opinion_of_classifier, opinion_of_folders, teacher_of_folders
+from ...core.caso.settings import KINDS, TrainingSettings
 from ...core.caso.training import EmbeddingTrainer
 from ...core.caso.training_report import last_pictures, progress_line, sample_contact_sheet, training_plot
 from ...core.caso.training_state import resume_training
-from ...core.classifiers.base import named
+from ...core.classifiers.base import ImageClassifier
 from ...core.denoiser import Evaluations
-from ...core.errors import EditingError
 from ...core.images.contact_sheet import to_picture
 from ...core.images.files import skipped_report
-from ...core.token_vectors import MAX_TOKENS, empty_condition
-from ..common.image_inputs import gathered
-from ..common.inputs import seed_input
+from ...core.token_vectors import empty_condition
+from ..common.image_inputs import channels_first
 from ..common.reports import plot_output, report_output, shown
 from ..common.saving import Saved
 from ..host.latents import latent_to_model
-from ..host.managed_models import ManagedClassifier
-from ..host.progress import StoppableBar
+from ..host.managed_models import ManagedClassifier, load_to_device, manage_classifier, training_scope
+from ..host.progress import StoppableBar, progress_text, stop_if_cancelled
 from ..host.sampling import run
 from ..host.schema import io, schema, widget
 from ..host.session import Session
@@ -36,14 +35,13 @@ from ..host.tokens import HostVectorEncoder, SessionVectorEncoder
 from ..host.vae import SessionDecoder, encode_images
 from .classifier_loader import AttributeClassifierType
 from .embeddings import CATEGORY, embedding_output
+from .trainer_estimate import Estimate, in_time
 from .trainer_files import TrainingFiles
+from .trainer_pictures import TrainingPictures, collected
+from .trainer_settings import TrainingChoices, TrainingSettingsType, chosen_attribute, target_names
 
-#: Socket that can carry a :class:`~semantic_editing.core.caso.settings.TrainingSettings`.
-TrainingSettingsType = io.Custom("SEMEDIT_CASO_TRAINING_SETTINGS")
-DEFAULTS = TrainingSettings("attribute", ("class",))
-VALIDATION_PART = 4  # one picture of so many is a validation picture at most (rounded up)
 SAVE_EVERY = 10  # steps, besides every validation; the picture that is shown is new then, too
-ADVICE = "lower batch_size or the size of the pictures, or switch checkpointing on"
+ADVICE = "lower batch_size in CASO Training Settings or the size of the pictures, or switch checkpointing on"
 
 
 def trainer_inputs() -> list[Any]:
@@ -57,28 +55,35 @@ def trainer_inputs() -> list[Any]:
         widget(io.Clip, "clip", tooltip="Its text encoder, which reads the embedding."),
         widget(io.Vae, "vae", tooltip="Its VAE."),
         widget(
-            AttributeClassifierType,
-            "attribute_classifier",
-            tooltip="What judges whether the attribute is there, from Attribute Classifier Loader or Trainer.",
-        ),
-        widget(
             io.String,
-            "attribute",
+            "folders",
             default="",
-            tooltip="Which attribute of the classifier, e.g. glasses. Empty: its only one.",
+            multiline=True,
+            tooltip="Folders inside ComfyUI's input folder, one a line: pictures that have it, pictures that have it "
+            "not, and, if you like, look-alikes. One exact class a folder. A single one: its sub-folders are the "
+            "classes. Empty when images are wired.",
         ),
         widget(
             io.String,
             "targets",
-            default="yes",
-            tooltip="The class to learn, by the classifier's name for it. Several, separated by commas, are learned "
-            "at once and saved under their names.",
+            default="",
+            tooltip="The class to learn: a folder's name, or the classifier's name for it. Empty: the first folder. "
+            "From a classifier several, separated by commas, are learned at once.",
+        ),
+        widget(
+            io.Combo,
+            "kind",
+            options=list(KINDS),
+            default="large",
+            tooltip="What is to change, for which it takes measured settings. fine: a small part, as a mouth. large: "
+            "glasses, a beard. colour: of hair, say. species: the shape of all.",
         ),
         widget(
             io.String,
-            "folder",
+            "start_words",
             default="",
-            tooltip="A folder of pictures inside ComfyUI's input folder. Leave empty when images are wired.",
+            tooltip="A word for what changes, not for how, at which learning starts: face for glasses, mouth for a "
+            "smile, hair for red hair. Empty: from nothing.",
         ),
         widget(
             io.String,
@@ -94,38 +99,11 @@ def trainer_inputs() -> list[Any]:
             "so without asking. Off (the default): refuse when there are any, before training.",
         ),
         widget(
-            io.Int,
-            "steps",
-            default=DEFAULTS.steps,
-            min=1,
-            max=100_000,
-            tooltip="Steps of learning. 100 to 300 is usual; what does best on the held-out pictures is kept.",
-        ),
-        widget(
-            io.Int,
-            "batch_size",
-            default=DEFAULTS.batch,
-            min=1,
-            max=64,
-            tooltip="Pictures in one step. Lower it when memory runs out.",
-        ),
-        widget(
-            io.Float,
-            "noise_level",
-            default=DEFAULTS.noise_level,
-            min=0.01,
-            max=1.0,
-            step=0.01,
-            tooltip=f"Noise the pictures get, as a fraction of the steps: {LEVELS['faces']:g} for faces, "
-            f"{LEVELS['others']:g} for others.",
-        ),
-        seed_input("Of everything random: noise, order, augmentation."),
-        widget(
             io.Boolean,
             "resume",
             default=False,
             tooltip="Go on where a training of this name and these settings stopped; it ends as if it never had. "
-            "steps may be raised. It replaces only what that training saved.",
+            "It replaces only what that training saved.",
         ),
         widget(
             io.Int,
@@ -138,160 +116,52 @@ def trainer_inputs() -> list[Any]:
             "for the demo model. Wired images keep their size.",
         ),
         widget(
-            io.Int,
-            "held_out",
-            default=24,
-            min=0,
-            max=64,
-            advanced=True,
-            tooltip="Pictures, the first ones but at most a quarter, that are not learned from; they decide what is "
-            "best, and eight are shown. 0: none.",
-        ),
-        widget(
-            io.Float,
-            "learning_rate",
-            default=DEFAULTS.learning_rate,
-            min=0.0001,
-            max=10.0,
-            step=0.001,
-            advanced=True,
-            tooltip="Of AdamW, in units of the token table. Lower it when the loss jumps.",
-        ),
-        widget(
-            io.Float,
-            "cfg",
-            default=DEFAULTS.cfg,
-            min=0.1,
-            max=100.0,
-            step=0.1,
-            advanced=True,
-            tooltip="Guidance scale while learning; 10 is the paper's.",
-        ),
-        widget(
-            io.Float,
-            "reconstruction",
-            default=DEFAULTS.reconstruction,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            advanced=True,
-            tooltip="How much the rest of the picture counts (gamma). 0 is off, 1 to 10 usual; higher changes less "
-            "besides the attribute.",
-        ),
-        widget(
-            io.Float,
-            "band",
-            default=DEFAULTS.noise_level_jitter,
-            min=0.0,
-            max=0.99,
-            step=0.01,
-            advanced=True,
-            tooltip="Draw the noise level from this far around noise_level. 0 is off, 0.1 a good spread.",
-        ),
-        widget(
-            io.Int,
-            "tokens",
-            default=DEFAULTS.tokens,
-            min=1,
-            max=MAX_TOKENS,
-            advanced=True,
-            tooltip="Token vectors of an embedding. 1 is the paper's; more can say more and learn slower.",
-        ),
-        widget(
-            io.Int,
-            "bank",
-            default=DEFAULTS.noises_per_image,
-            min=0,
-            max=1000,
-            advanced=True,
-            tooltip="Noises for each picture that come again, so that half of the evaluations are kept from earlier. "
-            "0: always new ones.",
-        ),
-        widget(
-            io.Float,
-            "augmentation",
-            default=DEFAULTS.augment,
-            min=0.0,
-            max=3.0,
-            step=0.1,
-            advanced=True,
-            tooltip="How much pictures are shifted, zoomed and made noisy before the classifier, against patterns "
-            "that fool it. 0 is off.",
-        ),
-        widget(
-            io.Boolean,
-            "flip",
-            default=DEFAULTS.flip,
-            advanced=True,
-            tooltip="Mirror half of the pictures before the classifier. Switch it off for classes that tell left "
-            "from right.",
-        ),
-        widget(
-            io.Int,
-            "check_every",
-            default=DEFAULTS.check_every,
-            min=0,
-            max=10_000,
-            advanced=True,
-            tooltip="Steps between validations on the held-out pictures (preview, curves, saved state). 0: at the end "
-            "only.",
-        ),
-        widget(
-            io.Boolean,
-            "checkpointing",
-            default=True,
-            advanced=True,
-            tooltip="Compute parts of model and VAE again instead of keeping them: several times less memory, "
-            "somewhat slower. The result is the same.",
-        ),
-        widget(
-            io.Float,
-            "keep_others",
-            default=DEFAULTS.attribute_preservation,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            advanced=True,
-            tooltip="How much it counts that the classifier's other attributes stay as they are. 0 is the paper's "
-            "loss; 1 changes less besides, but holds fine attributes such as a smile back. A classifier of one "
-            "attribute has no others.",
-        ),
-        widget(
-            io.String,
-            "start_words",
-            default=DEFAULTS.start_words,
-            optional=True,  # API prompts saved before it was there run on
-            advanced=True,
-            tooltip="A word for what changes, not for how: hair to learn red hair. Learning starts from it, and "
-            "tokens before it start neutral, so give tokens one more than the words. Colors need it. Empty: from "
-            "nothing, as in the paper.",
+            io.Image,
+            "having",
+            optional=True,
+            tooltip="Pictures that have it, in place of folders; 25 to 200.",
         ),
         widget(
             io.Image,
-            "images",
+            "without",
             optional=True,
-            tooltip="Pictures to learn from, in place of a folder; 100 to 200 of the kind to be edited.",
+            tooltip="Pictures that have it not, as many and otherwise alike. For a classifier to teach by they are "
+            "enough.",
+        ),
+        widget(
+            io.Image,
+            "lookalikes",
+            optional=True,
+            tooltip="Pictures of what must not be taken for it: sunglasses for glasses, moustaches for beards.",
+        ),
+        widget(
+            AttributeClassifierType,
+            "attribute_classifier",
+            optional=True,
+            tooltip="A classifier that teaches, from Attribute Classifier Loader or Trainer. For two folders one is "
+            "trained where it is needed; the paper's way needs one wired.",
+        ),
+        widget(
+            AttributeClassifierType,
+            "second_opinion",
+            optional=True,
+            tooltip="A classifier that judges the edits of held-out pictures and teaches nothing. Unwired: small ones "
+            "are trained on your pictures.",
+        ),
+        widget(
+            TrainingSettingsType,
+            "settings",
+            optional=True,
+            tooltip="All else, from CASO Training Settings.",
         ),
         widget(
             io.Vae,
             "draft_vae",
             optional=True,
-            tooltip="A small VAE (TAESD) that decodes all but the last fifth of the steps, to save time and memory.",
+            tooltip="A small VAE (TAESD) that decodes all but the last fifth of the steps for the classifier, to save "
+            "time and memory.",
         ),
     ]
-
-
-def chosen_attribute(heads: Mapping[str, Sequence[str]], attribute: str) -> str:
-    """The attribute asked for, or the only one of the classifier when the widget is empty.
-
-    Raises:
-        EditingError: empty, and there are several.
-    """
-    if not attribute.strip() and len(heads) > 1:
-        raise EditingError(
-            f"The classifier knows several attributes; write one of them into attribute: {named(list(heads))}."
-        )
-    return attribute.strip() or next(iter(heads))
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,8 +177,10 @@ class Outcome:
         evaluations: of the network so far.
         steps: taken so far.
         best_step: from 1, which step's embeddings are the best.
-        figures_of: in words, what ``loss`` and ``accuracy`` belong to.
-        loss, accuracy: those of the last validation, or of the last step where there was none.
+        success: share of the held-out pictures that have it after an edit, at the step that is kept; None without a
+            look.
+        loss: of the last step.
+        drawn: how often pictures of each group were taken, by name.
     """
 
     embeddings: list[SemanticEmbedding]
@@ -318,26 +190,37 @@ class Outcome:
     evaluations: Evaluations
     steps: int
     best_step: int
-    figures_of: str
+    success: float | None
     loss: float
-    accuracy: float
+    drawn: dict[str, int]
 
     @staticmethod
-    def of(trainer: EmbeddingTrainer) -> Outcome:
-        """The state of ``trainer``."""
-        results = [entry.validation for entry in trainer.history if entry.validation is not None]
-        last = results[-1] if results else (trainer.history[-1] if trainer.history else None)
+    def of(trainer: EmbeddingTrainer, owners: list[str] | None = None, having: str = "") -> Outcome:
+        """The state of ``trainer``.
+
+        Args:
+            owners: whose each of its latents is, by name.
+            having: what the pictures that have it are called.
+        """
+        kept = trainer.best_found.step
+        judged = trainer.history[kept].validation if 0 <= kept < len(trainer.history) else None
+        drawn: dict[str, int] = {}
+        for step in range(trainer.step if owners else 0):
+            for draw in trainer.schedule.draws(step):
+                drawn[owners[draw.image]] = drawn.get(owners[draw.image], 0) + 1  # type: ignore[index]
+        if having and trainer.having is not None:
+            drawn = {having: trainer.step * trainer.settings.batch, **drawn}
         return Outcome(
             embeddings=trainer.best(),
             plot=training_plot(trainer),
             samples=None if last_pictures(trainer) is None else as_tensor(sample_contact_sheet(trainer)),
-            validation_count=0 if trainer.validation is None else len(trainer.validation),
+            validation_count=len(trainer.look.latents) if isinstance(trainer.look, RealLook) else 0,
             evaluations=trainer.denoiser.evaluations,
             steps=trainer.step,
             best_step=trainer.best_found.step + 1,
-            figures_of="last look" if results else "last step, in training",
-            loss=float("nan") if last is None else last.loss,
-            accuracy=float("nan") if last is None else last.accuracy,
+            success=None if judged is None else judged.accuracy,
+            loss=trainer.history[-1].loss if trainer.history else float("nan"),
+            drawn=drawn,
         )
 
     def shown(self) -> Tensor:
@@ -360,15 +243,24 @@ class Outcome:
             pictures[files.samples] = self.shown()
         return files.save(self.embeddings, pictures)
 
-    def report(self, pictures: int) -> str:
+    def report(self, pictures: int, opinion: Opinion | None, strength: float) -> str:
         """A few lines for people."""
         cost = self.evaluations
-        return (
-            f"{self.steps} steps on {pictures} pictures, "
-            f"{self.validation_count} held out; best at step {self.best_step}\n{self.figures_of}: loss "
-            f"{self.loss:.3f}, {100 * self.accuracy:.0f} % classified as asked\nnetwork evaluations: "
-            f"{cost.forward:.0f} forward, {cost.backward:.0f} backward"
+        drawn = ", ".join(f"{name} {count}" for name, count in self.drawn.items())
+        lines = [
+            f"{self.steps} steps on {pictures} pictures, {self.validation_count} held out; kept: step {self.best_step}",
+            f"pictures drawn: {drawn}" if drawn else "",
+        ]
+        if self.success is not None and opinion is not None:
+            lines.append(
+                f"success {self.success:.0%} in edits of the held-out pictures at strength {strength:g}, "
+                f"{opinion.sentence()}"
+            )
+        lines.append(
+            f"loss of the last step {self.loss:.3f}; network evaluations: {cost.forward:.0f} forward, "
+            f"{cost.backward:.0f} backward"
         )
+        return "\n".join(filter(None, lines))
 
 
 def as_tensor(picture: Any) -> Tensor:
@@ -387,9 +279,9 @@ class CASOEmbeddingTrainer(io.ComfyNode):
             node_id="SemEdit_CASOEmbeddingTrainer",
             display_name="CASO Embedding Trainer",
             category=CATEGORY,
-            description="Learns what an attribute (glasses, a smile, ...) is from a classifier and 100 to 200 "
-            "pictures without captions, and saves it as a textual inversion in models/embeddings. Cancel keeps the "
-            "best so far.",
+            description="Learns what an attribute (glasses, a smile, ...) is from a folder of pictures that have it "
+            "and one of pictures that have it not, or from a classifier as in the paper, without captions, and saves "
+            "it as a textual inversion in models/embeddings. Cancel keeps the best so far.",
             search_aliases=[
                 "textual inversion training",
                 "learn attribute",
@@ -405,7 +297,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
                 io.Image.Output(
                     "samples",
                     display_name="samples",
-                    tooltip="The held-out pictures as the embeddings change them in one step, a row for each class.",
+                    tooltip="The held-out pictures, edited in a few steps, a row for each class.",
                 ),
                 plot_output(),
                 report_output(),
@@ -425,91 +317,98 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         model: Any,
         clip: Any,
         vae: Any,
-        attribute_classifier: ManagedClassifier,
-        attribute: str,
+        folders: str,
         targets: str,
-        folder: str,
+        kind: str,
+        start_words: str,
         filename: str,
         overwrite: bool,
-        steps: int,
-        batch_size: int,
-        noise_level: float,
-        seed: int,
         resume: bool,
         image_size: int,
-        held_out: int,
-        learning_rate: float,
-        cfg: float,
-        reconstruction: float,
-        band: float,
-        tokens: int,
-        bank: int,
-        augmentation: float,
-        flip: bool,
-        check_every: int,
-        checkpointing: bool,
-        keep_others: float,
-        start_words: str = DEFAULTS.start_words,
-        images: Tensor | None = None,
+        having: Tensor | None = None,
+        without: Tensor | None = None,
+        lookalikes: Tensor | None = None,
+        attribute_classifier: ManagedClassifier | None = None,
+        second_opinion: ManagedClassifier | None = None,
+        settings: TrainingChoices | None = None,
         draft_vae: Any = None,
     ) -> Any:
         """Train and save; Cancel saves the best so far, and the state to go on from, before it ends the run."""
-        classifier = attribute_classifier.classifier
-        chosen = chosen_attribute(classifier.heads, attribute)
-        settings = TrainingSettings(
-            attribute=chosen,
-            targets=tuple(classifier.classes_in(chosen, targets)),  # refuses one that the classifier does not know
-            steps=steps,
-            batch=batch_size,
-            learning_rate=learning_rate,
-            cfg=cfg,
-            noise_level=noise_level,
-            noise_level_jitter=band,
-            reconstruction=reconstruction,
-            attribute_preservation=keep_others,
-            tokens=tokens,
-            noises_per_image=bank,
-            augment=augmentation,
-            flip=flip,
-            check_every=check_every,
-            seed=seed,
-            start_words=start_words,
-        )
-        files = TrainingFiles.named(filename, settings.targets)
+        choices, recipe = settings or TrainingChoices(), KINDS[kind]
+        pictures, chosen = collected(folders, target_names(targets), image_size, having, without, lookalikes)
+        loss = choices.taught_by(recipe, pictures.having is not None, attribute_classifier is not None)
+        teacher = None if loss == "pictures" else attribute_classifier
+        classifier = None if teacher is None else teacher.classifier
+        wanted = choices.settings(loss, recipe, chosen, start_words, classifier)
+        held = pictures.held_out(choices.held_out)
+        files = TrainingFiles.named(filename, wanted.targets)
         going_on = resume and files.state.exists()
-        files.claim(overwrite, files.ownership(settings, classifier) if going_on else None)
-        pictures, skipped = gathered(folder, images, image_size)
-        latents = latent_to_model(model, encode_images(vae, pictures)).clone()
-        validation_count = min(held_out, math.ceil(len(latents) / VALIDATION_PART), len(latents) - 1)
-        vector_encoder, decoder = SessionVectorEncoder(clip), SessionDecoder(vae, checkpointing)
-        draft = None if draft_vae is None else SessionDecoder(draft_vae, checkpointing)
+        if not going_on:
+            files.claim(overwrite, None)  # before anything is trained
+        opinion = second(pictures, held, wanted, second_opinion, teacher) if held else None
+        if loss == "both" and teacher is None:
+            progress_text("training a classifier on your pictures")
+            teacher = manage_classifier(lambda: own_teacher(pictures, held, wanted))
+            classifier = teacher.classifier
+        if going_on:
+            files.claim(overwrite, files.ownership(wanted, classifier))
         bar = StoppableBar()
+        latents, partners, owners = encoded(model, vae, pictures, held, wanted)
+        vector_encoder, decoder = SessionVectorEncoder(clip), SessionDecoder(vae, choices.checkpointing)
+        draft = None if draft_vae is None else SessionDecoder(draft_vae, choices.checkpointing)
+        strength = choices.look_strength or recipe.strength
+        rows = wanted.batch * (2 if wanted.shown else 1)
+        estimate = Estimate(
+            model, rows, tuple(latents.shape[1:]), wanted, choices.checkpointing, held, choices.look_steps
+        )
+        began: list[float] = []
 
         def work(session: Session) -> tuple[Outcome, list[Saved]]:
             own = latents.to(session.latent.device)
+            bound = decoder.bind(session)
+            look = None
+            if opinion is not None:
+                look = RealLook(
+                    session.denoiser,
+                    vector_encoder.bind(session),
+                    bound,
+                    opinion,
+                    own[:held],
+                    recipe,
+                    strength,
+                    choices.look_steps,
+                    wanted.batch,
+                )
             trainer = EmbeddingTrainer(
                 session.denoiser,
                 vector_encoder.bind(session),
-                decoder.bind(session),
+                bound,
                 classifier,
-                own[validation_count:],
-                settings,
-                own[:validation_count],
+                own[held:],
+                wanted,
+                own[:held],
                 None if draft is None else draft.bind(session),
+                None if partners is None else partners.to(session.latent.device),
+                look,
             )
             if going_on:
                 resume_training(trainer, files.state)
+            progress_text(estimate.measured(trainer, own[:1]))
+            began.append(time.monotonic())
+            first = trainer.step
 
             def report(_: Any) -> None:
                 validated = trainer.history[-1].validation is not None
-                saving = validated or trainer.step % SAVE_EVERY == 0 or trainer.step == settings.steps
+                saving = validated or trainer.step % SAVE_EVERY == 0 or trainer.step == wanted.steps
                 if saving:
                     files.save_state(trainer)
+                spent = (time.monotonic() - began[0]) / (trainer.step - first)
+                left = spent * (wanted.steps - trainer.step)
                 bar.show(
                     trainer.step,
-                    settings.steps,
+                    wanted.steps,
                     Outcome.of(trainer).picture() if saving else None,
-                    progress_line(trainer),
+                    progress_line(trainer) + (f"; {in_time(left)} left" if left else ""),
                 )
 
             with bar.catching():
@@ -518,35 +417,134 @@ class CASOEmbeddingTrainer(io.ComfyNode):
                 files.save_state(trainer)
                 with bar.catching():
                     trainer.validate_if_never()  # so that there is something to keep and to show
-            outcome = Outcome.of(trainer)
+            outcome = Outcome.of(trainer, owners, "" if pictures.having is None else pictures.having.name)
             # Without vectors Cancel was pressed in the first step, or again in that validation.
             return outcome, outcome.save(files) if trainer.best_found.vectors else []
 
-        decoders = [decoder] if draft is None else [decoder, draft]
-        additional_models = [vector_encoder.patcher, *(part.patcher for part in decoders), attribute_classifier.patcher]
-        sizes = {"samples": torch.zeros(settings.batch, *latents.shape[1:])}
-        empty = {"positive": empty_condition(HostVectorEncoder(clip))}
+        parts = [decoder] if draft is None else [decoder, draft]
+        additional_models = [vector_encoder.patcher, *(part.patcher for part in parts)]
+        if teacher is not None:
+            additional_models.append(teacher.patcher)
+        if second_opinion is not None and opinion is not None:
+            additional_models.append(second_opinion.patcher)
         outcome, saved = run(
             model,
-            sizes,
-            empty,
+            {"samples": torch.zeros(rows, *latents.shape[1:])},
+            {"positive": empty_condition(HostVectorEncoder(clip))},
             work,
             gradients=True,
-            gradient_checkpointing=checkpointing,
-            seed=settings.seed,
+            gradient_checkpointing=choices.checkpointing,
+            seed=wanted.seed,
             advice=ADVICE,
             additional_models=additional_models,
         )
+        if bar.cancelled is not None:
+            told = kept_sentence(outcome, saved, wanted.steps, files.trouble)
+            progress_text(told)
+            logging.getLogger(__name__).info(told)
         if not files.trouble and all(part.file for part in saved):
             bar.finish()  # else what could not be saved would be lost, or nobody would hear where it went
+        learned = (len(pictures.having.images) if partners is not None and pictures.having else 0) + sum(
+            len(group.images) for group in pictures.without
+        )
         told = [part.line for part in saved]
-        told += [outcome.report(len(pictures) - validation_count), files.trouble, skipped_report(skipped)]
-        report = "\n".join(filter(None, told))
+        told += [pictures.sentence(), outcome.report(learned - held, opinion, strength)]
+        told += [pictures.held_out_sentence(held), f"to edit with it: {recipe.edit}", estimate.sentence]
+        report = "\n".join(filter(None, [*told, files.trouble, skipped_report(pictures.skipped)]))
         samples, plot = outcome.shown()[None], outcome.plot[None]
         text = "\n".join(f"embedding:{Path(part.file).stem}" for part in saved if part.file)
         return io.NodeOutput(
             ((outcome.embeddings[0], 1.0),), samples, plot, report, text, ui=shown(report, samples, cls)
         )
+
+
+def kept_sentence(outcome: Outcome, saved: list[Saved], steps: int, trouble: str) -> str:
+    """What a person who pressed Cancel has, and how to go on."""
+    if not saved:
+        return f"Cancelled at step {outcome.steps} of {steps}, before anything could be kept."
+    names = ", ".join(part.file for part in saved if part.file)
+    kept = f"Kept: {names}, step {outcome.best_step}." if names else saved[0].line
+    further = trouble or f"Switch resume on to go on from step {outcome.steps}."
+    return f"Cancelled at step {outcome.steps} of {steps}. {kept} {further}"
+
+
+def encoded(
+    model: Any, vae: Any, pictures: TrainingPictures, held_out: int, settings: TrainingSettings
+) -> tuple[Tensor, Tensor | None, list[str]]:
+    """Clean latents: those without it, the held-out ones first; those that have it; and whose each learned one is.
+
+    Where both kinds teach, mirrored copies of all but the held-out ones come after them.
+    """
+
+    def latents(images: Tensor) -> Tensor:
+        return latent_to_model(model, encode_images(vae, images)).clone()
+
+    images = pictures.all_without()
+    owners = [group.name for group in pictures.without for _ in group.images][held_out:]
+    if not settings.shown or pictures.having is None:
+        return latents(images), None, owners
+    having = pictures.having.images
+    if settings.flip:
+        images, owners = torch.cat([images, images[held_out:].flip(2)]), owners * 2
+        having = torch.cat([having, having.flip(2)])
+    return latents(images), latents(having), owners
+
+
+def own_teacher(pictures: TrainingPictures, held_out: int, settings: TrainingSettings) -> ImageClassifier:
+    """A classifier of the two kinds of pictures to teach by, without the held-out ones.
+
+    Raises:
+        EditingError: too few pictures of a kind.
+    """
+    assert pictures.having is not None
+    having, without = (channels_first(part) for part in (pictures.having.images, pictures.all_without()[held_out:]))
+    return teacher_of_folders(having, without, settings, lambda _: stop_if_cancelled())
+
+
+def second(
+    pictures: TrainingPictures,
+    held_out: int,
+    settings: TrainingSettings,
+    wired: ManagedClassifier | None,
+    teacher: ManagedClassifier | None,
+) -> Opinion:
+    """Who judges the held-out pictures: the classifier wired for it, new ones of these pictures, or the teacher.
+
+    Raises:
+        EditingError: a classifier that does not know the class, or too few pictures.
+    """
+    real = None
+    if pictures.having is not None:
+        real = channels_first(pictures.having.images), channels_first(pictures.all_without())
+    if wired is not None or real is None:
+        judge = wired or teacher
+        assert judge is not None
+        load_to_device(judge.patcher)
+        source = (
+            "the second opinion wired"
+            if wired is not None
+            else ("the classifier that taught it, which may be fooled; wire second_opinion for an honest figure")
+        )
+        attribute = known_attribute(judge.classifier, settings)
+        targets = settings.targets
+        return opinion_of_classifier(judge.classifier, attribute, targets, held_out, source, *(real or (None, None)))
+    progress_text("training a second opinion on your pictures")
+    with training_scope(0, ADVICE) as device:
+        return opinion_of_folders(
+            *real, held_out, settings.seed, device=device, callback=lambda *_: stop_if_cancelled()
+        )
+
+
+def known_attribute(classifier: ImageClassifier, settings: TrainingSettings) -> str:
+    """The attribute that is learned by the name of a classifier that judges: by name, or the one that has the class.
+
+    Raises:
+        EditingError: none, or several.
+    """
+    if settings.attribute in classifier.heads:
+        return settings.attribute
+    having = [name for name, classes in classifier.heads.items() if set(settings.targets) <= set(classes)]
+    return having[0] if len(having) == 1 else chosen_attribute(classifier, "")
 
 
 NODES = [CASOEmbeddingTrainer]

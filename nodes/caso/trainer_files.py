@@ -85,7 +85,7 @@ class TrainingFiles:
                 )
             check_target(path, overwrite=path in self.replaceable)
 
-    def ownership(self, settings: TrainingSettings, classifier: ImageClassifier) -> Callable[[Path], bool]:
+    def ownership(self, settings: TrainingSettings, classifier: ImageClassifier | None) -> Callable[[Path], bool]:
         """Tells of an existing file whether a training with these settings and this classifier wrote it."""
 
         def own(path: Path) -> bool:

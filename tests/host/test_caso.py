@@ -15,15 +15,18 @@ SAMPLER = {"seed": 5, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "schedule
 
 
 def training(**changed):
-    """Demo model, classifier and four portraits into the trainer."""
-    settings = {
-        "attribute": "glasses", "targets": "glasses", "folder": "", "filename": "live", "overwrite": True,
-        "steps": 3, "batch_size": 1,
-        "noise_level": 0.3, "seed": 1, "resume": False, "image_size": 128, "held_out": 1, "learning_rate": 0.05,
-        "cfg": 10.0,
-        "reconstruction": 5.0, "band": 0.0, "tokens": 1, "bank": 1, "augmentation": 1.0, "flip": True, "check_every": 2,
-        "checkpointing": True, "keep_others": 1.0,
+    """Demo model, classifier and four portraits into the trainer; ``changed`` are inputs of it or of its settings."""
+    widgets = {
+        "folders": "", "targets": "glasses", "kind": "large", "start_words": "", "filename": "live", "overwrite": True,
+        "resume": False, "image_size": 128,
     }  # fmt: skip
+    settings = {
+        "loss": "classifier", "steps": 3, "batch_size": 1, "seed": 1, "tokens": 1, "learning_rate": 0.05, "cfg": 10.0,
+        "noise_level": 0.3, "band": 0.0, "attribute": "glasses", "reconstruction": 5.0, "keep_others": 1.0, "bank": 1,
+        "augmentation": 1.0, "flip": True, "held_out": 1, "check_every": 2, "look_strength": 0.0, "look_steps": 4,
+        "checkpointing": True,
+    }  # fmt: skip
+    settings |= {name: changed.pop(name) for name in list(changed) if name in settings}
     loader = {"classifier_file": "demo", "attribute": "", "class_names": "", "input_size": 0, "normalisation": "auto"}
     sockets = {"model": ["demo", 0], "clip": ["demo", 1], "vae": ["demo", 2], "attribute_classifier": ["classifier", 0]}
     return {
@@ -33,9 +36,10 @@ def training(**changed):
             "class_type": "SemEdit_LoadDemoImage",
             "inputs": {"pictures": "portraits", "number": 0, "count": 4},
         },
+        "settings": {"class_type": "SemEdit_CASOTrainingSettings", "inputs": settings},
         "train": {
             "class_type": "SemEdit_CASOEmbeddingTrainer",
-            "inputs": settings | sockets | {"images": ["pictures", 0]} | changed,
+            "inputs": widgets | sockets | {"without": ["pictures", 0], "settings": ["settings", 0]} | changed,
         },
     }
 
@@ -67,8 +71,8 @@ def test_an_embedding_trained_from_a_folder_works_in_stock_clip_text_encode(serv
     for path in PORTRAITS:
         shutil.copy(path, folder)
     (folder / "broken.png").write_bytes(b"no picture")
-    prompt = training(folder="faces")
-    del prompt["pictures"], prompt["train"]["inputs"]["images"]
+    prompt = training(folders="faces")
+    del prompt["pictures"], prompt["train"]["inputs"]["without"]
     said = server.queue(prompt)["outputs"]["train"]
     report = said["text"][0]
     assert (
@@ -113,13 +117,13 @@ def test_cancel_in_mid_training_keeps_the_best_and_leaves_the_model_as_it_was(se
         ({"attribute": "hairs"}, "hairs"),
         ({"targets": "spectacles"}, "has no class 'spectacles'"),
         ({"filename": "../escape"}, "file name"),
-        ({"folder": "nowhere", "images": None}, "is no folder inside"),
-        ({"folder": "../models", "images": None}, "is no folder inside"),
+        ({"folders": "nowhere", "without": None}, "is no folder inside"),
+        ({"folders": "../models", "without": None}, "is no folder inside"),
     ],
 )
 def test_refused_before_anything_is_learned(server, changed, said):
     prompt = training(**changed)
-    if prompt["train"]["inputs"]["images"] is None:
-        del prompt["train"]["inputs"]["images"]
+    if prompt["train"]["inputs"]["without"] is None:
+        del prompt["train"]["inputs"]["without"]
     with pytest.raises(PromptFailed, match=said):
         server.queue(prompt)

@@ -81,7 +81,12 @@ def test_training_that_keeps_the_others_changes_them_less():
         with torch.no_grad():
             edited, plain = (
                 trainer.decoder(latent).clamp(0, 1)
-                for latent in (trainer._guided(x, sigma, unconditional, torch.zeros(2).long()), unconditional)
+                for latent in (
+                    trainer._guided(
+                        unconditional, trainer._conditional(x, sigma, torch.zeros(2).long(), trainer.vectors)
+                    ),
+                    unconditional,
+                )
             )
         objective = trainer.objective
         changes.append(float(objective(edited, torch.zeros(2).long(), objective.other_attributes(plain)).others))

@@ -277,7 +277,9 @@ def test_training_lowers_the_loss_of_validation_pictures_and_the_reconstruction_
     changes = []
     for trainer in (free, strict):
         (part,) = trainer._validation_batches
-        edited = trainer._guided(part.x, part.sigma, part.unconditional, torch.zeros(2).long())
+        edited = trainer._guided(
+            part.unconditional, trainer._conditional(part.x, part.sigma, torch.zeros(2).long(), trainer.vectors)
+        )
         changes.append(float((edited - VALIDATION).detach().square().mean()))
     assert changes[1] < changes[0]
 

@@ -1,5 +1,6 @@
 """The CASO nodes in the host, in a prompt, on the demo model: trained, saved, loaded, applied, cancelled, resumed."""
 
+import dataclasses
 import os
 import re
 import sys
@@ -12,16 +13,19 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
 from conftest import PACK, noise
+from PIL import Image
 
 import nodes
 
 pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
 
 TRAINING = {
-    "attribute": "mouth", "targets": "smile", "folder": "", "filename": "mine", "overwrite": False, "steps": 4,
-    "batch_size": 1, "noise_level": 0.3, "seed": 1, "resume": False, "image_size": 64, "held_out": 1,
-    "learning_rate": 0.05, "cfg": 5.0, "reconstruction": 1.0, "band": 0.0, "tokens": 1, "bank": 1, "augmentation": 1.0,
-    "flip": True, "check_every": 2, "checkpointing": True, "keep_others": 1.0,
+    "folders": "", "targets": "smile", "kind": "fine", "start_words": "", "filename": "mine", "overwrite": False,
+    "resume": False, "image_size": 64,
+}  # fmt: skip
+CHOICES = {
+    "steps": 4, "batch_size": 1, "seed": 1, "tokens": 1, "learning_rate": 0.05, "cfg": 5.0, "noise_level": 0.3,
+    "band": 0.0, "attribute": "mouth", "bank": 1, "held_out": 1, "check_every": 2, "keep_others": 1.0, "look_steps": 4,
 }  # fmt: skip
 WINDOW = {"window": "custom", "start": 0.5, "end": 0.0, "single_step": False, "joined": True}
 
@@ -53,14 +57,23 @@ def node(pack, module, name):
 
 
 def train(pack, demo, images, **changed):
+    """In the paper's way, by the demo's classifier, on pictures without labels; ``changed`` are the widgets."""
     classifier = (
         node(pack, "caso.classifier_loader", "AttributeClassifierLoader").execute("demo", "", "", 0, "auto").args[0]
     )
-    return (
-        node(pack, "caso.trainer", "CASOEmbeddingTrainer")
-        .execute(*demo, classifier, **(TRAINING | {"images": images} | changed))
-        .args
-    )
+    given = TRAINING | {"without": images, "attribute_classifier": classifier} | changed
+    return trained(pack, demo, **given)
+
+
+def trained(pack, demo, **given):
+    """The trainer's outputs; the settings node's widgets go through that node."""
+    settings = node(pack, "caso.trainer_settings", "CASOTrainingSettings")
+    module = pack("nodes.caso.trainer_settings")
+    names = [field.name for field in dataclasses.fields(module.TrainingChoices)]
+    choices = {name: getattr(module.TrainingChoices(), name) for name in names} | CHOICES
+    choices |= {name: given.pop(name) for name in names if name in given}
+    made = settings.execute(**choices).args[0]
+    return node(pack, "caso.trainer", "CASOEmbeddingTrainer").execute(*demo, **given, settings=made).args
 
 
 def made_up(pack, demo, seed=5):
@@ -89,10 +102,12 @@ def test_trained_embedding_is_the_same_in_the_stock_node_and_in_ours(pack, demo,
     before = stock(demo[1], "a smile")[0][0]
     chosen, samples, plot, report, text = train(pack, demo, images)
     assert text == "embedding:mine" and "4 steps on 3 pictures, 1 held out" in report
-    # 4 samples, each with a prediction of its own; at most as many unconditional ones; the held picture: 1 + a look at
-    # steps 2 and 4
+    # 4 samples, each with a prediction of its own; at most as many unconditional ones; the held picture: inverted for 2
+    # of 4 steps, and edited in 2 guided ones after steps 2 and 4
     forward, backward = (float(word) for word in report.split("evaluations: ")[1].replace(" forward,", "").split()[:2])
-    assert backward == 4 and 4 + 3 <= forward <= 8 + 3
+    assert backward == 4 and forward >= 4 + 2 + 8
+    assert "judged by the classifier that taught it, which may be fooled" in report
+    assert "held out: the first 1 of without" in report and "pictures drawn: without 4" in report
     assert samples.ndim == plot.ndim == 4 and samples.shape[-1] == plot.shape[-1] == 3
     assert sorted(path.name for path in (folders / "embeddings").iterdir()) == [
         "mine.preview.png",
@@ -268,9 +283,10 @@ def test_loss_and_accuracy_are_written_under_the_node_while_it_runs(pack, demo, 
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=stand_in))
     with CurrentNodeContext("prompt", "7", None):
         train(pack, demo, images)
-    assert [node_id for _, node_id in written] == ["7"] * 4
-    assert re.fullmatch(r"step 1 of 4: loss \d+\.\d{3}, \d+% as asked", written[0][0])
-    assert re.fullmatch(r"step 2 of 4: loss .* as asked; held-out: loss \d+\.\d{3}, \d+% as asked", written[1][0])
+    assert [node_id for _, node_id in written] == ["7"] * 5
+    assert re.fullmatch(r"estimated before the first step: .* and [\d.]+ GB for 4 steps of 1 pictures", written[0][0])
+    assert re.fullmatch(r"step 1 of 4: loss \d+\.\d{3}, \d+% as asked; [\d.]+ s left", written[1][0])
+    assert re.fullmatch(r"step 2 of 4: .* as asked; held-out: loss [\d.]+, success \d+%; [\d.]+ s left", written[2][0])
 
 
 @torch.inference_mode()
@@ -281,10 +297,10 @@ def test_a_finished_training_resumed_keeps_its_samples_and_figures(pack, demo, i
     second = train(pack, demo, images, resume=True)
     assert torch.equal(vectors_of(first[0]), vectors_of(second[0]))
     assert torch.equal(first[1], second[1]) and preview.read_bytes() == before and not torch.equal(second[1], second[2])
-    looks = [[line for line in report.splitlines() if "last look" in line] for report in (first[3], second[3])]
+    looks = [[line for line in report.splitlines() if "success" in line] for report in (first[3], second[3])]
     assert looks[0] == looks[1] != []
     curves = train(pack, demo, images, filename="alone", held_out=0, steps=1)
-    assert "last step, in training: loss" in curves[3] and torch.equal(curves[1], curves[2])
+    assert "nothing was judged" in curves[3] and torch.equal(curves[1], curves[2])
 
 
 @torch.inference_mode()
@@ -360,13 +376,109 @@ def test_what_the_trainer_refuses(pack, demo, images, folders):
         ({}, "exists already"),
         ({"attribute": ""}, "knows several attributes"),
         ({"targets": "grin"}, "has no class 'grin'"),
-        ({"folder": "faces", "filename": "b"}, "Both a folder and images"),
-        ({"images": None, "filename": "c"}, "There are no pictures"),
-        ({"targets": ""}, "at least one"),
+        ({"folders": "faces", "filename": "b"}, "Both folders and images"),
+        ({"without": None, "filename": "c"}, "There are no pictures"),
+        ({"targets": ""}, "has no class 'yes'"),
+        ({"loss": "pictures"}, "There are no pictures that have it"),
+        ({"attribute_classifier": None}, "There is nothing to learn from"),
     ):
         with pytest.raises(ValueError, match=said):
-            train(pack, demo, **({"images": images} | changed))
+            train(pack, demo, images, **changed)
     assert (folders / "embeddings" / "mine.safetensors").read_bytes() == b"precious"
+
+
+@pytest.fixture
+def classes(pack, tmp_path, monkeypatch):
+    """Two folders of pictures and one of look-alikes in the host's input folder; classifiers of them learn briefly."""
+    monkeypatch.setattr(pack("core.caso.look"), "EPOCHS", 2)
+    monkeypatch.setattr(pack("core.caso.look"), "SIDE", 24)
+    for number, (name, count) in enumerate((("bright", 9), ("dark", 8), ("grey", 3))):
+        (tmp_path / "input" / "kinds" / name).mkdir(parents=True)
+        for picture in range(count):
+            pixels = (noise(64, 64, 3, seed=100 * number + picture).sigmoid() * 100 + (140, 0, 70)[number]).byte()
+            Image.fromarray(pixels.numpy()).save(tmp_path / "input" / "kinds" / name / f"{picture}.png")
+    (tmp_path / "input" / "kinds" / "dark" / "broken.png").write_bytes(b"no picture")
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
+    return tmp_path / "input" / "kinds"
+
+
+FOLDERS = TRAINING | {
+    "folders": "kinds/bright\nkinds/dark\nkinds/grey",
+    "targets": "",
+    "kind": "fine",
+    "attribute": "",
+}
+
+
+@torch.inference_mode()
+def test_two_folders_teach_without_a_classifier_and_the_report_says_what_was_done(pack, demo, folders, classes):
+    given = FOLDERS | {"held_out": 2, "bank": -1, "batch_size": 2}
+    chosen, samples, _, report, text = trained(pack, demo, **given)
+    embedding = chosen[0][0]
+    assert (embedding.target, text) == ("bright", "embedding:mine")
+    assert embedding.info["settings"]["contrast"] > 0 and embedding.info["settings"]["classification"] == 0
+    assert embedding.info["classifier"] == ""
+    assert "learned: bright (9 pictures) against dark (8) and its look-alikes grey (3)" in report
+    assert "held out of dark: 0.png, 1.png" in report and "skipped 1 unreadable: dark/broken.png" in report
+    assert re.search(
+        r"success \d+% in edits of the held-out pictures at strength [\d.]+, judged by a second opinion", report
+    )
+    drawn = re.search(r"pictures drawn: bright (\d+), (.*)", report)
+    counts = [int(word) for word in re.findall(r"\d+", drawn[2])]
+    assert int(drawn[1]) == 4 * 2 == sum(counts)
+    # backward: 2 + 2 pictures a step
+    assert "16 backward" in report and samples.shape[0] == 1
+    assert "to edit with it: window custom from 0.5, focus 0.03" in report
+    whole = trained(pack, demo, **(given | {"filename": "again"}))[0]
+    assert torch.equal(vectors_of(chosen), vectors_of(whole)), "the same seed, the same embedding"
+
+
+@torch.inference_mode()
+def test_a_classifier_of_the_folders_is_trained_where_the_kind_wants_one(pack, demo, folders, classes):
+    given = FOLDERS | {"kind": "large", "held_out": 2, "bank": -1, "steps": 2, "cfg": 0.0}
+    first = trained(pack, demo, **given)
+    info = first[0][0][0].info
+    assert info["settings"]["denoising"] == 30 and "classification" not in info["settings"], "which stands for 1"
+    assert len(info["classifier"]) == 16
+    again = trained(pack, demo, **(given | {"resume": True, "steps": 3}))
+    assert again[0][0][0].info["classifier"] == info["classifier"], "else it could not be gone on with"
+
+
+@torch.inference_mode()
+def test_cancelled_folders_tell_what_was_kept_and_go_on_to_the_same_end(pack, demo, folders, classes, monkeypatch):
+    given = FOLDERS | {"held_out": 2, "bank": -1, "steps": 6}
+    straight = vectors_of(trained(pack, demo, **(given | {"filename": "straight"}))[0])
+    told = []
+
+    def press(value, total, preview=None, **named):
+        if (value, total) == (3, 6):  # not while the pictures are read
+            mm.interrupt_current_processing(True)
+
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", press)
+    monkeypatch.setattr(pack("nodes.caso.trainer"), "progress_text", told.append)
+    with pytest.raises(mm.InterruptProcessingException):
+        trained(pack, demo, **given)
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", None)
+    assert told[-1] == (
+        "Cancelled at step 3 of 6. Kept: mine.safetensors, step 2. Switch resume on to go on from step 3."
+    )
+    chosen = trained(pack, demo, **(given | {"resume": True}))[0]
+    torch.testing.assert_close(vectors_of(chosen), straight, rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_what_the_trainer_refuses_of_folders(pack, demo, folders, classes):
+    for changed, said in (
+        ({"folders": "kinds"}, "Write into targets which class to learn: bright, dark, grey"),
+        ({"folders": "kinds", "targets": "light"}, "None of the folders is called 'light'"),
+        ({"folders": "kinds/bright\nkinds/nowhere"}, "is no folder inside"),
+        ({"folders": "kinds/grey\nkinds/dark", "held_out": 2}, "a second opinion needs"),
+        ({"targets": "bright, dark"}, "one class is learned at a time"),
+        ({"loss": "classifier"}, "There is nothing to learn from"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            trained(pack, demo, **FOLDERS | changed)
+    assert not (folders / "embeddings").exists() or not list((folders / "embeddings").iterdir())
 
 
 @torch.inference_mode()
