@@ -27,6 +27,8 @@ from .words import ReadPrompt
 
 #: Branches of an evaluation before those of the edits: the source's text and the context alone, at the edit's latent.
 SOURCE, EMPTY, FIRST_EDIT = 0, 1, 2
+#: Strengths that differ by so small a share are one.
+SAME = 1e-5
 
 
 @dataclass(frozen=True)
@@ -197,11 +199,14 @@ class SemanticGuidance(Engine):
 
 
 def _above(values: Tensor, threshold: float) -> Tensor:
-    """Where ``values [B, 1, h, w]`` are at least their own quantile and not 0; everywhere for a threshold of 0."""
+    """Where ``values [B, 1, h, w]`` are at least their own quantile and not 0; everywhere for a threshold of 0.
+
+    Attended places are widened to plateaus of one value, whose last bits differ: a plateau is taken whole or not at all.
+    """
     if threshold == 0:
         return torch.ones_like(values)
     level = values.flatten(1).quantile(threshold, dim=1).view(-1, 1, 1, 1)
-    return ((values >= level) & (values > 0)).float()
+    return ((values >= level * (1 - SAME)) & (values > 0)).float()
 
 
 def in_context(edits: Sequence[SemanticEdit], context: str) -> list[str]:

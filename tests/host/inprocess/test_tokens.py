@@ -233,6 +233,24 @@ def test_what_the_host_reads_only_a_part_of_has_no_prompt_text(pack, tmp_path):
     assert text == "" and "only a part" in why and len(why) <= 300
 
 
+@torch.inference_mode()
+def test_text_for_a_prompt_is_what_the_host_finds(pack, tmp_path):
+    """Tried with the host's own tokenizer: a plain name, one with brackets, one with a space."""
+    clip = tiny_clip("sd1", [str(tmp_path)])
+    rows = noise(2, table(clip, "clip_l").shape[1])
+    embedding = pack("core.caso.embedding").SemanticEmbedding({"clip_l": rows})
+    spell = pack("nodes.caso.embeddings").prompt_text
+    found = {}
+    for name in ("plain", "face(old)", "my face", "face (old)"):
+        safetensors.torch.save_file({"emb_params": rows}, tmp_path / f"{name}.safetensors")
+        found[name], why = spell(clip, f"{name}.safetensors", embedding)
+        assert bool(why) != bool(found[name])
+    assert found["plain"] == "embedding:plain" and found["my face"] == found["face (old)"] == ""
+    assert found["face(old)"] in ("", r"embedding:face\(old\)")
+    assert "rename the file" in spell(None, "my face.pt", embedding)[1]
+    assert spell(None, "face.pt", embedding) == ("embedding:face", "")
+
+
 demo_only = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
 
 
