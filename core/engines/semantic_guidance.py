@@ -201,7 +201,7 @@ class SemanticGuidance(Engine):
 def _above(values: Tensor, threshold: float) -> Tensor:
     """Where ``values [B, 1, h, w]`` are at least their own quantile and not 0; everywhere for a threshold of 0.
 
-    Attended places are widened to plateaus of one value, whose last bits differ: a plateau is taken whole or not at all.
+    Attended places are widened to plateaus of one value, whose last bits differ; a plateau is taken whole or left.
     """
     if threshold == 0:
         return torch.ones_like(values)
