@@ -14,7 +14,7 @@ from ..host.managed_models import load_to_device, preferred_dtype
 from ..host.memory import memory_advice
 from ..host.progress import stop_if_cancelled
 from ..host.schema import io, schema, widget
-from .local_models import CATEGORY, load_folder, model_folder_input
+from .local_models import CATEGORY, network_of_folder, model_folder_input
 
 
 class ImageCaption(io.ComfyNode):
@@ -76,7 +76,7 @@ class ImageCaption(io.ComfyNode):
     @classmethod
     def execute(cls, image: Tensor, caption_model: str, longest: int, beams: int) -> Any:
         """Describe; EditingError for a damaged or foreign model."""
-        captioner, patcher = load_folder(
+        captioner, patcher = network_of_folder(
             IMAGE_CAPTIONERS, caption_model, lambda folder: load_captioner(folder).to(preferred_dtype())
         )
         with memory_advice("use a smaller caption model or lower beams"):

@@ -24,7 +24,7 @@ def model_folder_input(name: str, kind: str, tooltip: str) -> Any:
     return widget(io.Combo, name, options=models, default=models[0] if models else None, tooltip=tooltip)
 
 
-def load_folder(kind: str, name: str, load: Callable[[Path], Network]) -> tuple[Network, Any]:
+def network_of_folder(kind: str, name: str, load: Callable[[Path], Network]) -> tuple[Network, Any]:
     """A model folder's network, as ``load`` makes it, and the host's handle of it.
 
     Raises:

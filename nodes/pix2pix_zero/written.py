@@ -13,7 +13,7 @@ from ..host.managed_models import load_to_device
 from ..host.memory import memory_advice
 from ..host.progress import stop_if_cancelled
 from ..host.schema import io, schema, widget
-from .local_models import CATEGORY, load_folder, model_folder_input
+from .local_models import CATEGORY, network_of_folder, model_folder_input
 
 
 class WrittenSentences(io.ComfyNode):
@@ -80,7 +80,7 @@ class WrittenSentences(io.ComfyNode):
     @classmethod
     def execute(cls, text_model: str, source: str, target: str, prompt: str, count: int, seed: int) -> Any:
         """Write; EditingError for a damaged or foreign model, and for one that writes nothing of use."""
-        writer, patcher = load_folder(TEXT_MODELS, text_model, load_text_generator)
+        writer, patcher = network_of_folder(TEXT_MODELS, text_model, load_text_generator)
 
         def write(asked: str, number: int, with_seed: int) -> list[str]:
             return writer.write(asked, number, with_seed, callback=stop_if_cancelled)

@@ -46,8 +46,8 @@ def test_pictures_and_u_are_those_of_a_real_comfyui(name, apart, runners, pair):
 @pytest.mark.slow
 def test_a_training_leaves_the_same_embedding(runners, pair):
     """What TRAINING+WORKFLOW does, with both: the file is found by the loader, and the edit with it is the same."""
-    few = "@SemEdit_LoadDemoImage.count=8@SemEdit_CASOEmbeddingTrainer.steps=3@SemEdit_CASOEmbeddingTrainer.held_out=2"
-    training = bench.method(f"demo_caso_train{few}")
+    few = "@SemEdit_CASOTrainingSettings.steps=3@SemEdit_CASOTrainingSettings.held_out=2"
+    training = bench.method(f"demo_caso_train@SemEdit_LoadDemoImage.count=8{few}")
     loader = "SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors"
     edit = bench.method(f"demo_caso_edit@{loader}@SemEdit_CASOEditSampler.steps=4").workflow
     pictures = []

@@ -627,7 +627,7 @@ def test_a_model_that_no_model_is(made, tmp_path, identity):
     ],
     ids=lambda words: str(words)[:60],
 )  # fmt: skip
-def test_words_that_no_prompt_has(tmp_path, words):
+def test_words_that_no_prompt_has(made, tmp_path, words):
     path = made("inversion", tmp_path)
     tensors, metadata = load_tensors(path)
     save_tensors(path, tensors, metadata | {"words": json.dumps(words)}, overwrite=True)

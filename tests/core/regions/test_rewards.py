@@ -232,6 +232,7 @@ def fake_open_clip():
             self.visual = torch.nn.Module()
             self.visual.proj = torch.nn.Parameter(torch.eye(3))
             self.visual.forward_intermediates = self.see
+            self.logit_scale = torch.tensor(4.0).log()  # a plain one, because the file has none
 
         def see(self, pixels, indices, output_fmt):
             assert (indices, output_fmt) == (1, "NLC")

@@ -145,10 +145,8 @@ def test_a_clip_teaches_and_keeps_the_others(pack, demo, images, folders, beside
     else:
         managed = texts.execute(scorer, "glasses", "a face with glasses", "a face", **others).args[0]
         chosen = {"attribute": "glasses", "targets": "yes"}
-    trainer = node(pack, "caso.trainer", "CASOEmbeddingTrainer")
-    learned, *_, report, _ = trainer.execute(
-        *demo, managed, **(TRAINING | {"images": images, "steps": 2} | chosen)
-    ).args
+    given = TRAINING | {"without": images, "attribute_classifier": managed, "steps": 2} | chosen
+    learned, *_, report, _ = trained(pack, demo, **given)
     assert learned[0][0].info["classifier"] == managed.classifier.fingerprint
     assert vectors_of(learned).isfinite().all() and "2 steps" in report
 

@@ -45,9 +45,7 @@ def wired(pack):
 
 @pytest.fixture(autouse=True)
 def fresh(pack, monkeypatch):
-    cache = pack("core.regions.cache").RenderCache()
-    for name in ("generator", "trainer"):
-        monkeypatch.setattr(pack(f"nodes.regions.{name}"), "CACHE", cache)
+    monkeypatch.setattr(pack("nodes.regions.search_inputs"), "CACHE", pack("core.regions.cache").RenderCache())
 
 
 def execute(node, given):
