@@ -14,7 +14,7 @@ from ..host.managed_models import load_to_device, preferred_dtype
 from ..host.memory import memory_advice
 from ..host.progress import stop_if_cancelled
 from ..host.schema import io, schema, widget
-from .local_models import CATEGORY, network_of_folder, model_folder_input
+from .local_models import CATEGORY, model_folder_input, network_of_folder
 
 
 class ImageCaption(io.ComfyNode):
