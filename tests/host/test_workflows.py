@@ -272,6 +272,27 @@ def test_word_edit(server):
     )  # the background above stays
 
 
+def test_a_second_edit_of_one_photo_takes_the_source_from_the_first(server):
+    prompt = short(api("demo_word_edit"))
+    node = node_of(prompt, "SemEdit_CrossAttnGuidedSampler")
+    spared = f"{SHORT['steps']} evaluations per image spared"
+
+    def edited():
+        entry = server.queue(prompt)
+        return picture(server, entry, prompt, "Edited image"), text_of(entry, prompt, "Report")
+
+    prompt[node]["inputs"]["cfg"] = 1.75  # not what another test edited at
+    edited()
+    prompt[node]["inputs"]["cfg"] = 2.25
+    again, report = edited()
+    assert spared in report
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(2)  # the host does so in its own time
+    anew, report = edited()
+    assert spared not in report
+    assert torch.equal(anew, again)
+
+
 def test_distilled_edit(server):
     """Glasses by one forward of a small network: nearer to the truth than doing nothing, seen by the judge."""
     prompt = api("demo_distil_edit")
