@@ -1,5 +1,6 @@
-"""Build workflows/*.json (the UI's format) and workflows/api/*.json (the server's) from the one description in
-workflow_graphs.py, engine_graphs.py, caso_graphs.py, region_graphs.py, delta_graphs.py and distil_graphs.py.
+"""Build workflows/*.json (the UI's format), workflows/api/*.json (the server's), the Apps workflows/*.app.json and the
+blueprints subgraphs/*.json from the one description in workflow_graphs.py, engine_graphs.py, caso_graphs.py,
+region_graphs.py, delta_graphs.py, distil_graphs.py and app_graphs.py.
 
 Node definitions come from a running ComfyUI's /object_info, so both formats hold what that host says:
 
@@ -25,10 +26,16 @@ def object_info(server: str) -> dict[str, Any]:
         return json.load(response)
 
 
+def written(graph: dict[str, Any]) -> str:
+    """The text of a graph's file."""
+    return json.dumps(graph, indent=1) + "\n"
+
+
 def build_all(info: dict[str, Any]) -> dict[str, str]:
-    """Relative path -> file text of every workflow in both formats."""
+    """Path from the root -> file text of every workflow in both formats, every App and every blueprint."""
     sys.path.insert(0, str(Path(__file__).parent))  # as when this file is run, also where it is imported
     try:
+        from app_graphs import APPS, BLUEPRINTS
         from caso_graphs import GRAPHS as CASO_GRAPHS
         from delta_graphs import GRAPHS as DELTA_GRAPHS
         from distil_graphs import GRAPHS as DISTIL_GRAPHS
@@ -43,8 +50,16 @@ def build_all(info: dict[str, Any]) -> dict[str, str]:
     for name, describe in graphs.items():
         graph = Graph(name, info)
         describe(graph)
-        files[f"{name}.json"] = json.dumps(graph.ui(), indent=1) + "\n"
-        files[f"api/{name}.json"] = json.dumps(graph.api(), indent=1) + "\n"
+        files[f"workflows/{name}.json"] = written(graph.ui())
+        files[f"workflows/api/{name}.json"] = written(graph.api())
+    for title, (name, describe) in APPS.items():
+        graph = Graph(name, info)
+        describe(graph)
+        files[f"workflows/{title}.app.json"] = written(graph.ui(app=True))
+    for title, (describe, description, aliases) in BLUEPRINTS.items():
+        graph = Graph(title, info)
+        describe(graph)
+        files[f"subgraphs/{title}.json"] = written(graph.blueprint(description, aliases))
     return files
 
 
@@ -56,10 +71,11 @@ def main() -> int:
     arguments = parser.parse_args()
     stale = 0
     for name, text in build_all(object_info(arguments.server)).items():
-        path = ROOT / "workflows" / name
+        path = ROOT / name
         same = path.is_file() and path.read_text(encoding="utf-8") == text
         stale += not same
         if not same and not arguments.check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
         print(f"{'unchanged' if same else 'differs' if arguments.check else 'written'}  {name}")
     return int(bool(stale and arguments.check))
