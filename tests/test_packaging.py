@@ -141,7 +141,7 @@ def test_the_registry_package_leaves_out_only_what_the_nodes_do_without(tmp_path
     git = shutil.which("git")
     if git is None:
         pytest.skip("git, which reads the patterns, is not installed")
-    shipped = files_in("assets", "core", "docs", "locales", "nodes", "web", "workflows")
+    shipped = files_in("assets", "core", "docs", "locales", "nodes", "subgraphs", "web", "workflows")
     shipped += ["__init__.py", "cli.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "CHANGELOG.md"]
     left_out = files_in("tests", "benchmarks", "tools", ".ci")
     assert {"docs/contact_sheet.jpg", "web/docs/SemEdit_SPDInvInversion.md"} <= set(
