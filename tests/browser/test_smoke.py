@@ -1,5 +1,5 @@
-"""The pack in the host's real page: it loads without complaint, every template opens whole and readable, what is dropped
-on the page opens, templates, Apps and blueprints run to a picture, an error says its sentence, Cancel stops."""
+"""The pack in the host's real page: it loads without complaint, every template opens whole and readable, what is
+dropped on it opens, templates, Apps and blueprints run to a picture, errors say their sentence, Cancel stops."""
 
 import base64
 import json
