@@ -6,12 +6,14 @@ Node definitions come from a running ComfyUI's /object_info, so both formats hol
 
     python tools/make_workflows.py --server http://127.0.0.1:8188            # write the files
     python tools/make_workflows.py --server http://127.0.0.1:8188 --check    # fail when a file differs
+    python tools/make_workflows.py --freeze    # keep copies, which must load forever, of those that have none
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import urllib.request
 from pathlib import Path
@@ -63,12 +65,29 @@ def build_all(info: dict[str, Any]) -> dict[str, str]:
     return files
 
 
+def freeze() -> None:
+    """Copy what is shipped into tests/golden/<version>; what is there already stays."""
+    found = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    assert found is not None
+    folder = ROOT / "tests" / "golden" / found.group(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*(ROOT / "workflows").glob("*.json"), *(ROOT / "subgraphs").glob("*.json")]:
+        copy = folder / path.name
+        if not copy.exists():
+            copy.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))) + "\n", encoding="utf-8")
+            print(f"kept  {copy.relative_to(ROOT)}")
+
+
 def main() -> int:
     """Write or check the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", default="http://127.0.0.1:8188")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a file differs")
+    parser.add_argument("--freeze", action="store_true", help="only keep copies of what is shipped")
     arguments = parser.parse_args()
+    if arguments.freeze:
+        freeze()
+        return 0
     stale = 0
     for name, text in build_all(object_info(arguments.server)).items():
         path = ROOT / name
