@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, MARGIN, HEAD = 256, 16, 34
 THUMBNAIL = 400
+PICTURES = ROOT / "web" / "docs" / "pictures"
 #: Templates whose models are a person's own: their thumbnails show the photo to be edited, and no result made up.
 OWN_MODEL = {
     "sd15_word_edit": "SD 1.5",
@@ -163,6 +164,8 @@ def write_thumbnails(names: list[str]) -> None:
         square = own_photo(OWN_MODEL[name]) if name in OWN_MODEL else thumbnail(name)
         for stem in [name, *(f"{title}.app" for title, (stands_for, _) in APPS.items() if stands_for == name)]:
             square.save(ROOT / "workflows" / f"{stem}.jpg", quality=90)
+        if name not in WHOLE and name not in OWN_MODEL:  # for the help pages
+            square.resize((240, 240), Image.Resampling.LANCZOS).save(PICTURES / f"{name}.jpg", quality=88)
 
 
 def main() -> None:
