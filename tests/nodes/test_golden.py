@@ -1,6 +1,6 @@
 """Every workflow that was ever shipped must load forever: widgets are saved by position, links by slot.
 
-``tests/golden/<version>/`` holds copies of what a version shipped (``python tools/make_workflows.py --freeze``); they are
+``tests/golden/<version>/`` holds copies of what a version shipped (``tools/make_workflows.py --freeze``); they are
 never made anew. A node may get new widgets after those it has, new optional sockets and new outputs at the end.
 """
 
