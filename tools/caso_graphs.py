@@ -78,6 +78,12 @@ def demo_caso_train(graph: Graph) -> None:
         "not.",
         0, title="What this shows", height=390,
     )  # fmt: skip
+    graph.enclose(
+        "Learn an Attribute",
+        (settings, "attribute"), (trainer, "targets"), (trainer, "start_words"), (trainer, "filename"),
+        (trainer, "overwrite"), (trainer, "image_size"), (settings, "steps"), (settings, "learning_rate"),
+        also=(classifier,),
+    )  # fmt: skip
 
 
 def caso_source(graph: Graph) -> tuple[Node, Node, Output]:
@@ -124,6 +130,18 @@ def edit(
     return image
 
 
+def offer_attribute(graph: Graph, picture: list[tuple[Node, str]]) -> None:
+    """The attribute's edit behind one node, and as an App: the ``picture``'s widgets, the attribute, its strength."""
+    sampler, loaded = graph.only("SemEdit_CASOEditSampler"), graph.only("SemEdit_CASOEmbeddingLoader")
+    graph.enclose(
+        "Turn an Attribute Up or Down",
+        (loaded, "embedding_file", "attribute"), (sampler, "strength"), (sampler, "window"), (sampler, "focus"),
+        (sampler, "steps"), (sampler, "interpolate", "pictures from minus to plus"),
+    )  # fmt: skip
+    shown = [graph.only("Edited image"), graph.only("From minus to plus")]
+    graph.app([*picture, (loaded, "embedding_file"), (sampler, "strength"), (sampler, "window")], shown)
+
+
 def demo_caso_edit(graph: Graph) -> None:
     """A bundled embedding turned up and down."""
     model, picture, latent = caso_source(graph)
@@ -142,6 +160,7 @@ def demo_caso_edit(graph: Graph) -> None:
         0, title="What this shows", height=270,
     )  # fmt: skip
     edit_report(graph, 5, picture.out("image"), edited, true_edit=picture.out("edited image"))
+    offer_attribute(graph, [(picture, "pictures"), (picture, "number")])
 
 
 def demo_caso_multi(graph: Graph) -> None:
@@ -178,6 +197,12 @@ def demo_caso_multi(graph: Graph) -> None:
         0, title="What this shows", height=220,
     )  # fmt: skip
     edit_report(graph, 6, picture.out("image"), edited)
+    sampler = graph.only("SemEdit_CASOEditSampler")
+    graph.enclose(
+        "Two Attributes",
+        (first, "embedding_file", "first"), (second, "embedding_file", "second"), (both, "first_strength"),
+        (both, "second_strength"), (sampler, "strength"), (sampler, "window"), (sampler, "focus"), (sampler, "steps"),
+    )  # fmt: skip
 
 
 def sd15_caso_edit(graph: Graph) -> None:

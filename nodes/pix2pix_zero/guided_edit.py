@@ -234,6 +234,14 @@ class CrossAttnGuidedSampler(io.ComfyNode):
             "the cross-attention maps of the source, so that the layout stays. A batch in the inversion gives a batch "
             "of edits.",
             search_aliases=[
+                "edit photo",
+                "edit image",
+                "edit picture",
+                "replace object",
+                "replace",
+                "change photo",
+                "swap object",
+                "keep layout",
                 "pix2pix-zero",
                 "cross attention guidance",
                 "image editing",
