@@ -80,6 +80,38 @@ def demo_caso_train(graph: Graph) -> None:
     )  # fmt: skip
 
 
+def sd15_caso_train(graph: Graph) -> None:
+    """The person's own two folders of pictures, on Stable Diffusion 1.5."""
+    loader = checkpoint_loader(graph, "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors")
+    graph.note(
+        "# Learn an attribute from your two folders\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x "
+        "checkpoint) into `models/checkpoints`.\n\n1. Make two folders in ComfyUI's `input` folder: pictures that "
+        "have it and pictures that have it not, about 75 each, one exact class a folder. Look-alikes (sunglasses for "
+        "glasses) go into a third.\n2. Write their names into *folders*, the one to learn first.\n3. Choose *kind*: "
+        "`fine` for a small part, `large` for glasses or a beard, `colour`, `species`. *start_words*: a word for what "
+        "changes.\n\nThe report first tells about how long it takes and how much memory. Cancel keeps the best so far; "
+        "*resume* goes on. Then `embedding:my_attribute` works in prompts, and `sd15_caso_edit` edits photos with it.",
+        0, title="Before you run", height=400,
+    )  # fmt: skip
+    trainer = graph.add(
+        "SemEdit_CASOEmbeddingTrainer",
+        1,
+        model=loader.out("MODEL"),
+        clip=loader.out("CLIP"),
+        vae=loader.out("VAE"),
+        folders="with_glasses\nwithout_glasses",
+        kind="large",
+        start_words="face",
+        filename="my_attribute",
+        image_size=512,
+        width=360,
+    )
+    graph.add("PreviewImage", 2, title="Held-out pictures, edited", images=trainer.out("samples"))
+    graph.add("PreviewImage", 2, title="Loss and accuracy", images=trainer.out("plot"))
+    graph.add("PreviewAny", 2, title="Report", source=trainer.out("report"), height=240)
+    graph.add("PreviewAny", 2, title="Write this into any prompt", source=trainer.out("prompt text"), height=120)
+
+
 def caso_source(graph: Graph) -> tuple[Node, Node, Output]:
     """Columns 0 and 1 of the demo edits: model, picture, latent."""
     model = graph.add("SemEdit_LoadDemoModel", 0)
@@ -223,5 +255,6 @@ DEMO_STRENGTH, DEMO_STRENGTH_OF_TWO = 3.0, 5.0
 DEMO_FOCUS = 0.1  # of SEGA: measured to leave more of the rest alone
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
-    describe.__name__: describe for describe in (demo_caso_train, demo_caso_edit, demo_caso_multi, sd15_caso_edit)
+    describe.__name__: describe
+    for describe in (demo_caso_train, demo_caso_edit, demo_caso_multi, sd15_caso_train, sd15_caso_edit)
 }
