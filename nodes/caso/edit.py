@@ -31,7 +31,16 @@ from ..host.schema import blocked, io, schema, widget
 from ..host.session import Session
 from ..host.vae import decode_images
 from .embeddings import CATEGORY, Chosen
-from .guidance import ADVICE, EMPTY, edit_settings, focus_input, guidance_inputs, host_terms, source_inputs
+from .guidance import (
+    ADVICE,
+    EMPTY,
+    against_input,
+    edit_settings,
+    focus_input,
+    guidance_inputs,
+    host_terms,
+    source_inputs,
+)
 
 MOST_STRIP = 15
 NO_STRIP = "CASO Edit Sampler made no strip; set interpolate to 2 or more pictures, or take the strip's wire away."
@@ -98,6 +107,7 @@ class CASOEditSampler(io.ComfyNode):
                 ),
                 mask_input(),
                 widget(io.Vae, "vae", optional=True, tooltip="Paints the strip; needed for interpolate only."),
+                against_input(),
             ],
             outputs=[
                 io.Latent.Output("edited", display_name="latent", tooltip="The edited image; wire it into VAE Decode."),
@@ -130,6 +140,7 @@ class CASOEditSampler(io.ComfyNode):
         inversion: Inversion | None = None,
         mask: Any = None,
         vae: Any = None,
+        against: Chosen = (),
     ) -> Any:
         """Edit; EditingError for unusable input passes through as it is."""
         if (latent is None) == (inversion is None):
@@ -141,7 +152,7 @@ class CASOEditSampler(io.ComfyNode):
                 "The strip is painted by a VAE; wire one into CASO Edit Sampler, or set interpolate to 0."
             )
         settings = edit_settings(strength, window, start, end, single_step, joined, focus)
-        terms = host_terms(clip, semantic_embedding, settings)
+        terms = host_terms(clip, semantic_embedding, settings, against)
         mask = edit_mask(mask)
         remarks, exact = inversion_remarks(model, inversion, terms.empty)
         if latent is not None and mask is None and not reads_noise_mask(model):
@@ -192,6 +203,7 @@ class CASOGuider(io.ComfyNode):
                 *edit_inputs(),
                 focus_input(),
                 mask_input(),
+                against_input(),
             ],
             outputs=[
                 io.Guider.Output(
@@ -215,10 +227,11 @@ class CASOGuider(io.ComfyNode):
         joined: bool,
         focus: float = EditSettings.focus,
         mask: Any = None,
+        against: Chosen = (),
     ) -> Any:
         """A guider that keeps no state between sampling runs."""
         settings = edit_settings(strength, window, start, end, single_step, joined, focus)
-        terms = host_terms(clip, semantic_embedding, settings)
+        terms = host_terms(clip, semantic_embedding, settings, against)
         mask = edit_mask(mask)
         remarks, exact = inversion_remarks(model, inversion, terms.empty)
         refuse_noise_mask(inversion, "CASO Edit Sampler")
