@@ -131,7 +131,6 @@ def edit(
     window: str,
     focus: float,
     strip: int = 0,
-    photo: Output | None = None,
 ) -> Output:
     """Edit sampler, its report and its picture; returns the edited IMAGE."""
     painter = {"vae": loader.out("VAE")} if strip else {}
@@ -150,7 +149,7 @@ def edit(
         **painter,
     )
     graph.add("PreviewAny", column, title="Report", source=edited.out("report"), width=330, height=160)
-    image = show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image", photo)
+    image = show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image")
     if strip:
         graph.add("PreviewImage", column + 1, title="From minus to plus", images=edited.out("strip"))
     return image
@@ -221,7 +220,7 @@ def sd15_caso_edit(graph: Graph) -> None:
         "into "
         "`models/checkpoints`, and an embedding into `models/embeddings`: one you made with **CASO Embedding Trainer** "
         "(as in "
-        "`demo_caso_train`, with this checkpoint, *image_size* 512 and your two folders of pictures), a published "
+        "`sd15_caso_train`), a published "
         "CASO `.pt`, or any "
         "textual inversion.\n\n1. Load a picture of about 512 x 512; it comes back at its own "
         "size.\n2. Choose the embedding.\n3. *window* `fine` "
@@ -229,25 +228,28 @@ def sd15_caso_edit(graph: Graph) -> None:
         "faces, `species` for cat to dog. Too weak: raise *strength*.",
         0, title="Before you run", height=330,
     )  # fmt: skip
-    encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
     loaded = graph.add(
         "SemEdit_CASOEmbeddingLoader", 1, clip=loader.out("CLIP"), embedding_file="my_attribute.safetensors"
     )
-    edited = edit(
-        graph,
+    edited = graph.add(
+        "SemEdit_CASOEditSampler",
         2,
-        loader,
-        encoded.out("LATENT"),
-        loaded.out("embedding"),
-        "sd15_caso_edit",
-        5.0,
-        "fine",
-        1.0,
-        strip=5,
+        model=loader.out("MODEL"),
+        clip=loader.out("CLIP"),
+        semantic_embedding=loaded.out("embedding"),
         photo=picture.out("IMAGE"),
+        vae=loader.out("VAE"),
+        strength=5.0,
+        window="fine",
+        interpolate=5,
+        width=330,
     )
+    graph.add("PreviewAny", 2, title="Report", source=edited.out("report"), width=330, height=160)
+    image = edited.out("picture")
+    graph.add("SaveImage", 3, title="Edited image", images=image, filename_prefix="semantic_editing/sd15_caso_edit")
+    graph.add("PreviewImage", 3, title="From minus to plus", images=edited.out("strip"))
     graph.add("PreviewImage", 4, title="Original", images=picture.out("IMAGE"))
-    edit_report(graph, 5, picture.out("IMAGE"), edited)
+    edit_report(graph, 5, picture.out("IMAGE"), image)
 
 
 #: Found by eye on the demo model.
