@@ -209,6 +209,7 @@ class Graph:
         self,
         kind: str,
         column: int,
+        /,
         *,
         title: str = "",
         width: int = 300,

@@ -76,14 +76,22 @@ class EditSettings:
 
 
 def guidance_terms(
-    vector_encoder: TokenVectorEncoder, chosen: Sequence[tuple[SemanticEmbedding, float]], settings: EditSettings
+    vector_encoder: TokenVectorEncoder,
+    chosen: Sequence[tuple[SemanticEmbedding, float]],
+    settings: EditSettings,
+    against: Sequence[SemanticEmbedding] = (),
 ) -> list[GuidanceTerm]:
     """Embeddings with relative strengths as guidance terms; those whose strength is 0 are left out and cost nothing.
+
+    Args:
+        against: what every term leads away from in place of the empty prompt, each an evaluation; see
+            :class:`~.embedding.GuidanceTerm`.
 
     Raises:
         EditingError: another text encoder, a strength or focus out of range, too many tokens.
     """
     groups: dict[Any, list[SemanticEmbedding]] = {}
+    opposite = tuple(embedding.condition(vector_encoder) for embedding in against)
     for number, (embedding, relative) in enumerate(chosen):
         embedding.require_encoder(vector_encoder)
         strength = relative * settings.strength
@@ -93,7 +101,8 @@ def guidance_terms(
     for key, members in groups.items():
         together = concatenate(members)
         strength = key if settings.joined else key[0]
-        terms.append(GuidanceTerm(together.condition(vector_encoder), strength, together.target, settings.focus))
+        condition = together.condition(vector_encoder)
+        terms.append(GuidanceTerm(condition, strength, together.target, settings.focus, opposite))
     return terms
 
 
@@ -120,7 +129,7 @@ def steered(
     denoiser: Denoiser, x: Tensor, sigma: float, uncond: Any, terms: Sequence[GuidanceTerm], mask: Tensor | None = None
 ) -> Tensor:
     """``D_u + sum_i strength_i * (D_i - D_u)`` at ``x [B, C, H, W]``, in one network call of ``(1 + terms) * B`` rows
-    (Eq. 2).
+    (Eq. 2), and ``B`` more for each conditioning that a term leads away from.
 
     A term with a focus below 1 counts only where its difference is largest: inside ``mask [B or 1, 1, H, W]``, where
         one is given.
@@ -130,19 +139,27 @@ def steered(
     """
     if not terms:
         return denoiser(x, sigma, uncond)
-    base, *conditional = denoiser.batch(x, sigma, [uncond, *(term.cond for term in terms)])
+    opposite = {id(cond): cond for term in terms for cond in term.against}  # terms usually share them
+    base, *rest = denoiser.batch(x, sigma, [uncond, *(term.cond for term in terms), *opposite.values()])
+    conditional, known = rest[: len(terms)], dict(zip(opposite, rest[len(terms) :], strict=True))
+    origins = [
+        torch.stack([known[id(cond)] for cond in term.against]).mean(0) if term.against else base for term in terms
+    ]
     if isinstance(denoiser, Combining) and denoiser.patched:
         combined = [
-            denoiser.combine(x, sigma, [prediction, base], [term.cond, uncond], term.strength)
-            for prediction, term in zip(conditional, terms, strict=True)
+            denoiser.combine(x, sigma, [made, origin], [term.cond, (*term.against, uncond)[0]], term.strength)
+            for made, origin, term in zip(conditional, origins, terms, strict=True)
         ]
-        if len(terms) == 1 and terms[0].focus == 1:
+        if len(terms) == 1 and terms[0].focus == 1 and not terms[0].against:
             return combined[0]  # the host's classifier-free guidance, bit for bit
-        shifts = [focused(made - base, term.focus, mask) for made, term in zip(combined, terms, strict=True)]
+        shifts = [
+            focused(made - origin, term.focus, mask)
+            for made, origin, term in zip(combined, origins, terms, strict=True)
+        ]
         return base + torch.stack(shifts).sum(0)
     shift = torch.zeros_like(base)
-    for prediction, term in zip(conditional, terms, strict=True):
-        shift = shift + focused(prediction - base, term.focus, mask) * term.strength
+    for made, origin, term in zip(conditional, origins, terms, strict=True):
+        shift = shift + focused(made - origin, term.focus, mask) * term.strength
     return base + shift
 
 
@@ -227,8 +244,8 @@ def semantic_edit(
 ) -> Tensor:
     """Edit inverted images: the clean latent ``[B, C, H, W]``.
 
-    Costs, an image: nothing before the window, 1 + terms forwards a guided step, 1 forward a step below the window, and
-    1 more each where it is to be ``exact``. A strength of 0 (no terms) is the reconstruction.
+    Costs, an image: nothing before the window, 1 + terms forwards a guided step (1 more for each conditioning that they
+    lead away from), 1 forward a step below the window, and 1 more each where it is to be ``exact``. A strength of 0 (no terms) is the reconstruction.
 
     Args:
         callback: told after each step of the edit; an exception it raises ends the run.

@@ -171,13 +171,16 @@ class GuidanceTerm:
     (lambda).
 
     The guided prediction is ``D_u + sum_i strength_i * (D_i - D_u)`` (Eq. 2 for one term): 0 is off, 1 the plain
-    conditional prediction, a negative value leads the other way.
+    conditional prediction, a negative value leads the other way. A term with ``against`` leads away from these instead:
+    their mean prediction takes the place of ``D_u`` in its difference, so that what both have in common cancels.
 
     Attributes:
         label: for people, e.g. "smile".
         focus: share of the latent's elements that are guided: those where ``D_i - D_u`` is largest, found at each step
             and for each image separately. 1 is all, the paper's edit; less is SEGA's way to leave the rest of the image
             alone (Brack et al. 2023, Eq. 6).
+        against: conditionings of other classes of the attribute, of one row each; none compares with the empty prompt,
+            as the paper does.
 
     Raises:
         EditingError: values out of range.
@@ -187,6 +190,7 @@ class GuidanceTerm:
     strength: float
     label: str = ""
     focus: float = 1.0
+    against: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.focus <= 1:

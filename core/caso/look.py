@@ -2,7 +2,8 @@
 
 The classifier that taught, asked about one-step images, sees the attribute in nearly all of them whatever the edits are
 like. Here the pictures go through a short edit of the usual kind, and one is asked that did not teach: classifiers of
-another shape, each trained on two thirds of the pictures and asked about edits of the last third only. How often it is
+another shape (over a CLIP, where there is one), each trained on two thirds of the pictures and asked about edits of the
+last third only. How often it is
 right on real pictures of that third is known, so that its figure can be corrected for its own mistakes (Rogan and
 Gladen 1978).
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..classifiers.base import ImageClassifier
+from ..classifiers.frozen_features import FeatureTrunk
 from ..classifiers.pictures import LabelledPictures, checked, to_bytes
 from ..classifiers.training import TrainingSettings as ClassifierSettings
 from ..classifiers.training import train_classifier, training_size
@@ -28,8 +30,9 @@ from .embedding import GuidanceTerm
 from .settings import Kind, TrainingSettings, ValidationResult
 
 FOLDS = 3
-SIDE = 96  # pixels that the second opinion sees
+SIDE = 96  # pixels that the second opinion sees, where it has no CLIP
 EPOCHS, BATCH = 30, 16
+PROBE_STEPS = 100  # of L-BFGS, for a layer over a CLIP
 FEWEST = 2 * FOLDS  # pictures of a class from which a second opinion can be made
 STEPS = 12  # of the whole trajectory of an edit
 #: The least by which an opinion must see it more often where it is, for its figure to be corrected.
@@ -110,7 +113,7 @@ class Opinion:
         )
         if self.trust.worth:
             return f"{known}; the figure is corrected for that"
-        return f"{known}: too weak to be believed, so wire a better classifier into second_opinion"
+        return f"{known}: too weak to be believed, so wire a CLIP or a better classifier into second_opinion"
 
 
 def teacher_of_folders(
@@ -146,6 +149,7 @@ def opinion_of_folders(
     held_out: int,
     seed: int,
     *,
+    trunk: FeatureTrunk | None = None,
     device: str | torch.device = "cpu",
     callback: Callable[[int, int], None] | None = None,
 ) -> Opinion:
@@ -154,6 +158,8 @@ def opinion_of_folders(
     Args:
         having, without: ``[N, 3, H, W]`` in 0..1; look-alikes belong to ``without``.
         held_out: the first so many of ``without`` are those that will be edited.
+        trunk: a CLIP over whose features a layer is trained; None trains small networks from nothing, which 150
+            pictures teach far less.
         callback: told ``(steps done, steps in all)``; an exception it raises ends the training.
 
     Raises:
@@ -164,27 +170,29 @@ def opinion_of_folders(
             f"There are {len(having)} pictures that have it and {len(without)} that have it not; a second opinion "
             f"needs {FEWEST} of each. Give more, or wire second_opinion."
         )
-    pixels = torch.cat([to_bytes(having, (SIDE, SIDE)), to_bytes(without, (SIDE, SIDE))])
+    size = (SIDE, SIDE) if trunk is None else training_size(trunk)
+    steps, source = (EPOCHS, "your pictures") if trunk is None else (PROBE_STEPS, "your pictures by CLIP")
+    pixels = torch.cat([to_bytes(having, size), to_bytes(without, size)])
     labels = torch.cat([torch.zeros(len(having)), torch.ones(len(without))]).long()
     folds = torch.cat([_folds(len(having), seed), _folds(len(without), seed + 1)])
     classifiers, seen = [], torch.zeros(len(pixels), dtype=torch.bool)
     for fold in range(FOLDS):
         inside = folds == fold
         known = LabelledPictures(pixels[~inside], labels[~inside], ["with", "without"])
-        settings = ClassifierSettings("it", epochs=EPOCHS, batch_size=BATCH, seed=seed + 1 + fold)
+        settings = ClassifierSettings("it", epochs=steps, batch_size=BATCH, seed=seed + 1 + fold)
 
         def report(progress: object, fold: int = fold) -> None:
             if callback is not None:
                 callback(fold * progress.steps + progress.step, FOLDS * progress.steps)  # type: ignore[attr-defined]
 
-        classifier = train_classifier(known, settings, device=device, callback=report).classifier
+        classifier = train_classifier(known, settings, trunk, device=device, callback=report).classifier
         with torch.no_grad():
-            found = classifier.logits(pixels[inside].float() / 255)["it"].argmax(1) == 0
-        seen[inside] = found
+            parts = (pixels[inside].float() / 255).split(BATCH)
+            seen[inside] = torch.cat([classifier.logits(part)["it"].argmax(1) == 0 for part in parts]).cpu()
         classifiers.append(classifier)
     trust = Trust(float(seen[labels == 0].float().mean()), float(seen[labels == 1].float().mean()), len(pixels))
     own = folds[len(having) : len(having) + held_out]
-    return Opinion(classifiers, "it", [0], own, trust, "a second opinion from your pictures")
+    return Opinion(classifiers, "it", [0], own, trust, f"a second opinion from {source}")
 
 
 def opinion_of_classifier(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,6 +113,18 @@ def focus_input() -> Any:
     )
 
 
+def against_input() -> Any:
+    """The socket of what an edit leads away from."""
+    return widget(
+        SemanticEmbeddingType,
+        "against",
+        optional=True,
+        tooltip="What the picture has now, to lead it away from: black hair as semantic_embedding against red hair "
+        "takes red away more surely than red hair at a negative strength. Of several (CASO Combine) their mean counts; "
+        "each costs an evaluation a step. Relative strengths are not used.",
+    )
+
+
 def edit_settings(
     strength: float, window: str, start: float, end: float, single_step: bool, joined: bool, focus: float
 ) -> EditSettings:
@@ -130,27 +143,40 @@ def edit_settings(
     return EditSettings(strength, steps, joined, focus)
 
 
-def host_terms(clip: Any, chosen: Chosen, settings: EditSettings) -> Terms:
-    """Guidance terms of embeddings for the text encoder ``clip``."""
+def host_terms(clip: Any, chosen: Chosen, settings: EditSettings, against: Chosen = ()) -> Terms:
+    """Guidance terms of embeddings for the text encoder ``clip``, which lead away from those in ``against``."""
     encoder = HostVectorEncoder(clip)
-    return Terms(empty_condition(encoder), guidance_terms(encoder, chosen, settings))
+    opposite = [embedding for embedding, _ in against]
+    names = [embedding.target or "embedding" for embedding in opposite]
+    return Terms(empty_condition(encoder), guidance_terms(encoder, chosen, settings, opposite), names)
 
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """The empty prompt's CONDITIONING, and terms with CONDITIONING, which :meth:`of` turns into those of a run."""
+    """The empty prompt's CONDITIONING, and terms with CONDITIONING, which :meth:`of` turns into those of a run.
+
+    Attributes:
+        against: names of what all terms lead away from, for people.
+    """
 
     empty: Any
     terms: list[GuidanceTerm]
+    against: Sequence[str] = ()
 
     @property
     def conds(self) -> dict[str, Any]:
         """CONDITIONING by name."""
-        return {EMPTY: self.empty} | {f"term {number}": term.cond for number, term in enumerate(self.terms)}
+        opposite = self.terms[0].against if self.terms else ()
+        named = {f"term {number}": term.cond for number, term in enumerate(self.terms)}
+        return {EMPTY: self.empty} | named | {f"against {number}": cond for number, cond in enumerate(opposite)}
 
     def of(self, session: Session) -> list[GuidanceTerm]:
         """The terms with the conditionings of a running ``session``."""
-        return [replace(term, cond=session.conds[f"term {number}"]) for number, term in enumerate(self.terms)]
+        opposite = [session.conds[f"against {number}"] for number in range(len(self.against))] if self.terms else []
+        return [
+            replace(term, cond=session.conds[f"term {number}"], against=opposite)
+            for number, term in enumerate(self.terms)
+        ]
 
     def report(self, session: Session, images: int) -> str:
         """What was done to ``images`` images and what it cost."""
@@ -158,6 +184,7 @@ class Terms:
         parts = [f"{term.label or 'embedding'} {term.strength:+g}" for term in self.terms] or [
             "nothing: the image is rebuilt"
         ]
+        parts += [f"away from {' and '.join(self.against)}"] if self.terms and self.against else []
         focus = min((term.focus for term in self.terms), default=1.0)
         parts += [f"guided where it pulls most ({100 * focus:.0f} %)"] if focus < 1 else []
         return f"{', '.join(parts)}\n{images} image(s), {cost:.0f} network evaluations per image"

@@ -18,13 +18,17 @@ from ...core.caso.training import EmbeddingTrainer
 from ...core.caso.training_report import last_pictures, progress_line, sample_contact_sheet, training_plot
 from ...core.caso.training_state import resume_training
 from ...core.classifiers.base import ImageClassifier
+from ...core.classifiers.frozen_features import FeatureTrunk
 from ...core.denoiser import Evaluations
+from ...core.errors import EditingError
 from ...core.images.contact_sheet import to_picture
 from ...core.images.files import skipped_report
 from ...core.token_vectors import empty_condition
 from ..common.image_inputs import channels_first
 from ..common.reports import plot_output, report_output, shown
 from ..common.saving import Saved
+from ..common.sockets import ClipScorerType
+from ..host.feature_trunks import clip_trunk
 from ..host.latents import latent_to_model
 from ..host.managed_models import ManagedClassifier, load_to_device, manage_classifier, training_scope
 from ..host.progress import StoppableBar, progress_text, stop_if_cancelled
@@ -142,11 +146,13 @@ def trainer_inputs() -> list[Any]:
             "trained where it is needed; the paper's way needs one wired.",
         ),
         widget(
-            AttributeClassifierType,
+            io.MultiType,
             "second_opinion",
+            types=[AttributeClassifierType, ClipScorerType, io.ClipVision],
             optional=True,
-            tooltip="A classifier that judges the edits of held-out pictures and teaches nothing. Unwired: small ones "
-            "are trained on your pictures.",
+            tooltip="Who judges the edits of held-out pictures and teaches nothing. Best a CLIP Vision or CLIP Scorer, "
+            "over which a layer is trained on your pictures; or a classifier. Unwired: small networks, which are often "
+            "wrong.",
         ),
         widget(
             TrainingSettingsType,
@@ -329,7 +335,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         without: Tensor | None = None,
         lookalikes: Tensor | None = None,
         attribute_classifier: ManagedClassifier | None = None,
-        second_opinion: ManagedClassifier | None = None,
+        second_opinion: Any = None,
         settings: TrainingChoices | None = None,
         draft_vae: Any = None,
     ) -> Any:
@@ -345,7 +351,8 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         going_on = resume and files.state.exists()
         if not going_on:
             files.claim(overwrite, None)  # before anything is trained
-        opinion = second(pictures, held, wanted, second_opinion, teacher) if held else None
+        judge = judging(second_opinion) if held else Judge()
+        opinion = second(pictures, held, wanted, judge, teacher) if held else None
         if loss == "both" and teacher is None:
             progress_text("training a classifier on your pictures")
             teacher = manage_classifier(lambda: own_teacher(pictures, held, wanted))
@@ -425,8 +432,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         additional_models = [vector_encoder.patcher, *(part.patcher for part in parts)]
         if teacher is not None:
             additional_models.append(teacher.patcher)
-        if second_opinion is not None and opinion is not None:
-            additional_models.append(second_opinion.patcher)
+        additional_models += judge.handles
         outcome, saved = run(
             model,
             {"samples": torch.zeros(rows, *latents.shape[1:])},
@@ -501,37 +507,70 @@ def own_teacher(pictures: TrainingPictures, held_out: int, settings: TrainingSet
     return teacher_of_folders(having, without, settings, lambda _: stop_if_cancelled())
 
 
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """What is wired into second_opinion.
+
+    Attributes:
+        classifier: one that knows the class.
+        trunk: a CLIP, over which classifiers are made.
+        handles: of the networks that must be loaded for it.
+    """
+
+    classifier: ManagedClassifier | None = None
+    trunk: FeatureTrunk | None = None
+    handles: tuple[Any, ...] = ()
+
+
+def judging(wired: Any) -> Judge:
+    """An ATTRIBUTE_CLASSIFIER, a CLIP_SCORER, a CLIP_VISION or None as one that judges."""
+    if wired is None:
+        return Judge()
+    if isinstance(wired, ManagedClassifier):
+        return Judge(wired, None, (wired.patcher,))
+    trunk, handle = clip_trunk(wired)
+    return Judge(None, trunk, (handle,))
+
+
 def second(
     pictures: TrainingPictures,
     held_out: int,
     settings: TrainingSettings,
-    wired: ManagedClassifier | None,
+    judge: Judge,
     teacher: ManagedClassifier | None,
 ) -> Opinion:
     """Who judges the held-out pictures: the classifier wired for it, new ones of these pictures, or the teacher.
 
     Raises:
-        EditingError: a classifier that does not know the class, or too few pictures.
+        EditingError: a classifier that does not know the class, too few pictures, or a CLIP without pictures that have
+            it.
     """
-    real = None
+    real, wired = None, judge.classifier
     if pictures.having is not None:
         real = channels_first(pictures.having.images), channels_first(pictures.all_without())
+    elif judge.trunk is not None:
+        raise EditingError(
+            "A CLIP judges by pictures that have it, and there are none; wire having, or a classifier into "
+            "second_opinion."
+        )
     if wired is not None or real is None:
-        judge = wired or teacher
-        assert judge is not None
-        load_to_device(judge.patcher)
+        asked = wired or teacher
+        assert asked is not None
+        load_to_device(asked.patcher)
         source = (
             "the second opinion wired"
             if wired is not None
             else ("the classifier that taught it, which may be fooled; wire second_opinion for an honest figure")
         )
-        attribute = known_attribute(judge.classifier, settings)
+        attribute = known_attribute(asked.classifier, settings)
         targets = settings.targets
-        return opinion_of_classifier(judge.classifier, attribute, targets, held_out, source, *(real or (None, None)))
+        return opinion_of_classifier(asked.classifier, attribute, targets, held_out, source, *(real or (None, None)))
     progress_text("training a second opinion on your pictures")
     with training_scope(0, ADVICE) as device:
+        if judge.handles:
+            load_to_device(*judge.handles)
         return opinion_of_folders(
-            *real, held_out, settings.seed, device=device, callback=lambda *_: stop_if_cancelled()
+            *real, held_out, settings.seed, trunk=judge.trunk, device=device, callback=lambda *_: stop_if_cancelled()
         )
 
 

@@ -190,6 +190,33 @@ def test_steered_sums_the_terms():
     torch.testing.assert_close(steered(denoiser, x, 1.5, conds[0], terms), base + 3 * (one - base) - 2 * (two - base))
 
 
+def test_a_term_against_others_leads_away_from_their_mean_in_place_of_the_empty_prompt():
+    denoiser = GaussianDenoiser(1.0)
+    x = tiny_latent(2)
+    uncond, cond, other, third = (torch.full((1, 1, 1), value) for value in (1.0, 0.5, 2.0, -1.0))
+    base, made, one, two = (denoiser(x, 1.5, given) for given in (uncond, cond, other, third))
+    terms = [GuidanceTerm(cond, 3.0, against=[other, third]), GuidanceTerm(other, -1.0)]
+    expected = base + 3 * (made - (one + two) / 2) - (one - base)
+    torch.testing.assert_close(steered(denoiser, x, 1.5, uncond, terms), expected)
+    same = steered(denoiser, x, 1.5, uncond, [GuidanceTerm(cond, 50.0, against=[cond])])
+    torch.testing.assert_close(same, base)  # nothing to tell apart
+
+
+def test_against_is_focused_where_the_two_differ_most_and_costs_one_evaluation_a_guided_step(case):
+    denoiser, inversion, uncond, cond = case
+    other = tiny_cond("sdxl" if getattr(cond, "pooled", None) is not None else "sd2", seed=9)
+    x, sigma = inversion.latents[5], float(inversion.sigmas[5])
+    with torch.no_grad():
+        base, shift = denoiser(x, sigma, uncond), denoiser(x, sigma, cond) - denoiser(x, sigma, other)
+        got = steered(denoiser, x, sigma, uncond, [GuidanceTerm(cond, 2.0, focus=0.1, against=[other])])
+    torch.testing.assert_close(got, base + 2.0 * focused(shift, 0.1), rtol=1e-4, atol=1e-4)
+    assert int((got != base).flatten(1).sum(1).max()) <= round(0.1 * shift[0].numel())
+    before = denoiser.evaluations.forward
+    terms = [GuidanceTerm(cond, 2.0, against=[other]), GuidanceTerm(uncond, -1.0, against=[other])]
+    semantic_edit(denoiser, inversion, uncond, terms, Window(0.7, 0.3))
+    assert denoiser.evaluations.forward - before == 2 * (4 * 4 + 3 * 1)  # both terms share the one they lead away from
+
+
 def test_bad_windows_models_and_masks_are_refused(case):
     denoiser, inversion, uncond, cond = case
     for start, end in ((0.3, 0.3), (1.1, 0.0), (0.5, -0.1), (float("nan"), 0.0)):

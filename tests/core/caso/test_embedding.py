@@ -279,6 +279,9 @@ def test_equal_strengths_share_a_prompt_and_others_have_their_own():
     torch.testing.assert_close(terms[1].cond.embeds, two.condition(vector_encoder).embeds)
     apart = guidance_terms(vector_encoder, [(one, 2.0), (three, 2.0)], EditSettings(1.0, joined=False))
     assert [term.label for term in apart] == ["0", "2"]
+    (led,) = guidance_terms(vector_encoder, [(one, 1.0)], EditSettings(2.0), [two, three])
+    expected = [part.condition(vector_encoder).embeds for part in (two, three)]
+    assert all(torch.equal(found.embeds, wanted) for found, wanted in zip(led.against, expected, strict=True))
 
 
 def test_strengths_scale_and_vanish_at_zero():

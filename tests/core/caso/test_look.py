@@ -8,6 +8,7 @@ from semantic_editing.core.caso.editing import Window, invert_to_window, semanti
 from semantic_editing.core.caso.embedding import GuidanceTerm
 from semantic_editing.core.caso.look import Opinion, RealLook, Trust, opinion_of_classifier, opinion_of_folders
 from semantic_editing.core.caso.settings import KINDS, Kind
+from semantic_editing.core.classifiers.frozen_features import FeatureTrunk
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.token_vectors import empty_condition
 from semantic_editing.tests.core.caso.tiny_caso import tiny_classifier, tiny_trainer
@@ -50,6 +51,22 @@ def test_the_second_opinion_of_two_folders_tells_them_apart_and_each_is_asked_by
     assert int(seen.sum()) >= 3 and int(not_seen.sum()) <= 1
     with pytest.raises(EditingError, match="second opinion needs 6 of each"):
         opinion_of_folders(having[:5], without, 2, seed=0)
+
+
+def test_over_a_clip_the_second_opinion_is_layers_over_its_features_alone():
+    having, without = bright(12, 0.6, 1), bright(15, 0.1, 2)
+    seen = []
+
+    def see(images):
+        seen.append(tuple(images.shape[2:]))
+        return torch.stack([images.mean((1, 2, 3)), images.flatten(1).std(1)], 1)
+
+    opinion = opinion_of_folders(having, without, 4, seed=3, trunk=FeatureTrunk(see, "tiny", 16, 2))
+    assert opinion.trust.recall == 1.0 and opinion.trust.false_alarms == 0.0 and opinion.trust.pictures == 27
+    assert len(opinion.classifiers) == 3 and all(part.trunk.see is see for part in opinion.classifiers)
+    assert set(seen) == {(16, 16)} and "a second opinion from your pictures by CLIP" in opinion.sentence()
+    assert opinion.asked(bright(4, 0.6, 5), torch.arange(4), 0)[1].all()
+    assert not opinion.asked(bright(4, 0.1, 6), torch.arange(4), 0)[1].any()
 
 
 def test_each_row_is_asked_by_the_classifier_of_its_fold():

@@ -604,6 +604,42 @@ def test_focus_is_the_cores_in_all_three_nodes(pack, demo, images):
 
 
 @torch.inference_mode()
+def test_against_is_the_cores_in_sampler_and_guider(pack, demo, images):
+    """An edit away from another embedding, against core's function with such a term, on the same loaded MODEL."""
+    model, clip, vae = demo
+    chosen, away = made_up(pack, demo), made_up(pack, demo, seed=9)
+    editing, embedding = pack("core.caso.editing"), pack("core.caso.embedding")
+    latent, encoder = nodes.VAEEncode().encode(vae, images[:2])[0], pack("nodes.host.tokens").HostVectorEncoder(clip)
+    conds = {"positive": stock(clip, "")}
+    conds |= {name: part[0][0].condition(encoder) for name, part in (("term", chosen), ("against", away))}
+
+    def work(session):
+        uncond, opposite = session.conds["positive"], [session.conds["against"]]
+        source = pack("core.spdinv.invert").invert(session.denoiser, session.latent, uncond, 6, "ddim")
+        terms = [embedding.GuidanceTerm(session.conds["term"], 3.0, against=opposite)]
+        return source, editing.semantic_edit(
+            session.denoiser, source, uncond, terms, editing.Window(0.5), exact=True
+        )
+
+    inversion, expected = pack("nodes.host.sampling").run(model, latent, conds, work)
+    edited, _, report = edit(pack, demo, chosen, inversion=inversion, against=away)
+    found = pack("nodes.host.latents").latent_to_model(model, edited)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert "smile +3, away from smile" in report
+    plain, _, report = edit(pack, demo, chosen, inversion=inversion)
+    effect = float((pack("nodes.host.latents").latent_to_model(model, plain) - expected).norm())
+    assert effect > 0.02 and "away from" not in report
+    guider = node(pack, "caso.edit", "CASOGuider").execute(
+        model, clip, chosen, inversion, strength=3.0, against=away, **WINDOW
+    )
+    start, sigmas, still = pack("nodes.common.reports").inversion_values(model, inversion)[1:]
+    sampler = SamplerCustomAdvanced()
+    sample = getattr(sampler, "sample", None) or sampler.execute
+    again = sample(still, guider.args[0], comfy.samplers.sampler_object("euler"), sigmas, start)[0]
+    assert float((pack("nodes.host.latents").latent_to_model(model, again) - expected).norm()) < 0.1 * effect
+
+
+@torch.inference_mode()
 def test_generate_is_stock_guidance_by_the_embedding(pack, demo):
     """Against SamplerCustomAdvanced with the embedding as prompt, the empty one as negative, and strength as cfg."""
     model, clip, _ = demo
