@@ -59,11 +59,15 @@ class RenderCache:
     def put(self, key: str, render: Tensor, source: Tensor, box: tuple[int, int, int, int]) -> None:
         """Keep ``render [1, 3, H, W]``, an edit of ``source`` inside ``box`` (x, y, width, height)."""
         plain, original = render.detach().cpu(), source.detach().cpu()
-        merged = original.clone()
-        inside_only = merged.dtype == plain.dtype and merged.shape == plain.shape
+        inside_only = original.dtype == plain.dtype and original.shape == plain.shape
         if inside_only:
-            _inside(merged, box).copy_(_inside(plain, box))
-            inside_only = torch.equal(merged, plain)
+            x, y, width, height = box
+            rows = (..., slice(y, y + height), slice(None))
+            strips = [(..., slice(0, y), slice(None)), (..., slice(y + height, None), slice(None))]
+            sides = [(..., slice(0, x)), (..., slice(x + width, None))]
+            inside_only = all(torch.equal(original[strip], plain[strip]) for strip in strips) and all(
+                torch.equal(original[rows][side], plain[rows][side]) for side in sides
+            )
         pixels = (_inside(plain, box) if inside_only else plain).clone()
         self._hold(key, _Kept(pixels, inside_only))
 

@@ -151,7 +151,7 @@ class ClipJudge:
             y, x = round(top * (height - h)), round(left * (width - w))
             part = image[..., y : y + h, x : x + w]
             views.append(functional.interpolate(part, size=(height, width), mode="bilinear", antialias=True))
-        return torch.cat(views)
+        return torch.cat(views) if self._crops else image
 
 
 def _random_crops(count: int, seed: int) -> list[tuple[float, float, float]]:

@@ -146,7 +146,8 @@ class RewardTable:
 
     def _key(self, box: Box, quality: Quality, draw: int) -> str:
         settings = f"{quality} {self.seed + draw} {tuple(box)}"
-        return content_hash(self._image_hash, self.proposals.mask(box), self.editor.identity, settings)
+        allowed = self.proposals.allowed[box.y : box.y + box.height, box.x : box.x + box.width]
+        return content_hash(self._image_hash, allowed, self.editor.identity, settings)
 
     @property
     def evaluated(self) -> list[Box]:

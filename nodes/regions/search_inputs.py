@@ -20,7 +20,7 @@ from ...core.regions.search import Example, RegionSearch, SearchSettings, Watch
 from ...core.regions.settings import LearningSettings
 from ..common.sockets import ClipScorerType, VisionFeaturesType
 from ..common.trajectory_edit import edit_mask
-from ..host.progress import StoppableBar
+from ..host.progress import PICTURE_SIDE, StoppableBar
 from ..host.schema import io, widget
 from .editors import RegionEditor, RegionEditorType
 
@@ -274,9 +274,16 @@ def watching(bar: StoppableBar) -> Watch:
     """Moves ``bar`` with every box, and shows new renders."""
 
     def watch(done: int, total: int, render: Tensor | None) -> None:
-        bar.show(done, total, None if render is None else to_picture(render[0]))
+        bar.show(done, total, None if render is None else to_picture(_shown(render)[0]))
 
     return watch
+
+
+def _shown(render: Tensor) -> Tensor:
+    """``render [1, 3, H, W]`` with every n-th pixel where it is larger than it is shown: turning all of a large one into
+    a picture takes longer than making it."""
+    step = max(1, max(render.shape[-2:]) // PICTURE_SIDE)
+    return render[..., ::step, ::step]
 
 
 class Stops:

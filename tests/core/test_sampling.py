@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from semantic_editing.core.denoiser import check_finite
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.sampling import require_negative, sample
 
@@ -59,3 +60,14 @@ def test_cfg_needs_a_negative():
     require_negative(7.5, object())
     with pytest.raises(EditingError, match=r"cfg is 7.5 but no negative conditioning is given"):
         require_negative(7.5, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8])
+def test_only_numbers_are_finite_whatever_their_sum(dtype):
+    largest = torch.finfo(dtype).max if dtype.is_floating_point else 255
+    check_finite(torch.full((3, 4), largest).to(dtype), "The latent")  # the sum overflows
+    if not dtype.is_floating_point:
+        return
+    for bad in ([float("nan")], [float("inf")], [float("-inf")], [float("inf"), float("-inf")]):
+        with pytest.raises(EditingError, match="The latent is not a number"):
+            check_finite(torch.tensor([1.0, *bad, -1.0]).to(dtype), "The latent")
