@@ -65,7 +65,7 @@ def test_cfg_needs_a_negative():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8])
 def test_only_numbers_are_finite_whatever_their_sum(dtype):
     largest = torch.finfo(dtype).max if dtype.is_floating_point else 255
-    check_finite(torch.full((3, 4), largest).to(dtype), "The latent")  # the sum overflows
+    check_finite(torch.full((3, 4), largest, dtype=dtype), "The latent")  # the sum overflows
     if not dtype.is_floating_point:
         return
     for bad in ([float("nan")], [float("inf")], [float("-inf")], [float("inf"), float("-inf")]):
