@@ -159,8 +159,10 @@ def plot_image(inversion: Inversion, tolerance: float | None = None) -> Any:
 
 
 def shown(report: str, image: Any = None, cls: Any = None) -> dict[str, Any]:
-    """A node's UI: ``report`` as text, and ``image [B, H, W, 3]`` as a preview when given. The report's first line, where
-    it is a sentence, is also written on the node itself."""
+    """A node's UI: ``report`` as text, and ``image [B, H, W, 3]`` as a preview when given.
+
+    The report's first line, where it is a sentence, is also written on the node itself.
+    """
     first = report.strip().partition("\n")[0]
     if first.endswith("."):
         progress_text(first)
