@@ -25,12 +25,12 @@ def attribute_with_checkpoint(graph: Graph) -> None:
 
 #: File name -> (workflow it stands for, its description).
 APPS: dict[str, tuple[str, Callable[[Graph], None]]] = {
-    "Edit Photo by Words (demo)": ("demo_word_edit", workflow_graphs.demo_word_edit),
-    "Edit Photo by Words (SD 1.5)": ("sd15_word_edit", workflow_graphs.sd15_word_edit),
-    "Turn an Attribute Up or Down (demo)": ("demo_caso_edit", caso_graphs.demo_caso_edit),
-    "Turn an Attribute Up or Down (SD 1.5)": ("sd15_caso_edit", attribute_with_checkpoint),
-    "Face - Edit by Text (demo)": ("demo_deltaedit_text", delta_graphs.demo_deltaedit_text),
-    "Face - Edit by Text (FFHQ)": ("ffhq_deltaedit", delta_graphs.ffhq_deltaedit),
+    "01 Edit Photo by Words - demo": ("demo_word_edit", workflow_graphs.demo_word_edit),
+    "02 Edit Photo by Words - SD 1.5": ("sd15_word_edit", workflow_graphs.sd15_word_edit),
+    "03 Turn an Attribute Up or Down - demo": ("demo_caso_edit", caso_graphs.demo_caso_edit),
+    "04 Turn an Attribute Up or Down - SD 1.5": ("sd15_caso_edit", attribute_with_checkpoint),
+    "05 Face, Edit by Text - demo": ("demo_deltaedit_text", delta_graphs.demo_deltaedit_text),
+    "06 Face, Edit by Text - FFHQ": ("ffhq_deltaedit", delta_graphs.ffhq_deltaedit),
 }
 
 
@@ -111,7 +111,7 @@ def face(graph: Graph) -> None:
         after=edit.out("image"),
     )  # fmt: skip
     graph.enclose(
-        "Face: Edit by Text",
+        "Face, Edit by Text",
         (edit, "source_text", "the face now"), (edit, "target_text", "what you want"), (edit, "strength"),
         (edit, "disentangle"), (loader, "generator_file"), (inversion, "encoder_file"), (edit, "mapper_file"),
         (scorer, "clip_model"),
@@ -140,7 +140,7 @@ BLUEPRINTS: dict[str, Blueprint] = {
             "age", "make older", "make younger", "change hair colour", "change hair color", "more or less", "slider",
         ],
     ),
-    "Face - Edit by Text": Blueprint(
+    "Face, Edit by Text": Blueprint(
         face,
         "Edits a face in a photo by two short texts, in seconds, with a StyleGAN2; the rest of the photo stays.",
         [

@@ -70,7 +70,8 @@ def demo_caso_train(graph: Graph) -> None:
         "result is a textual "
         "inversion: `embedding:demo_glasses` works in the stock *CLIP Text Encode*, and *CASO Embedding Loader* lists "
         "it for "
-        "`demo_caso_edit`. *overwrite* is on, so that you can run it again: it replaces what you have of that name."
+        "*21 Turn an Attribute Up or Down - demo*. *overwrite* is on, so that you can run it again: it replaces what "
+        "you have of that name."
         "\n\nTry another *attribute* and *targets*: `mouth` and `smile` (*start_words* `mouth`), "
         "`hair_color` and "
         "`red` (`hair`), `facial_hair` and `beard` (none, *tokens* 1, *cfg* 10).\n\nWith pictures of your own no "
@@ -184,7 +185,9 @@ def demo_caso_edit(graph: Graph) -> None:
     graph.add("PreviewImage", 4, title="True edited image (for comparison)", images=picture.out("edited image"))
     graph.note(
         "# Turn an attribute up and down\n\n**CASO Embedding Loader** brings *glasses*, learned from a classifier (see "
-        "`demo_caso_train`). **CASO Edit Sampler** guides the picture's own trajectory by it.\n\n*strength* 0 rebuilds "
+        "*29 Learn an Attribute - demo*). **CASO Edit Sampler** guides the picture's own "
+        "trajectory by it.\n\n*strength* "
+        "0 rebuilds "
         "the picture, below "
         "0 leads away from glasses; the strip shows all five.\n\nThe demo world knows the true answer; it is shown "
         "beside the edit.",

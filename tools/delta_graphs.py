@@ -96,7 +96,7 @@ def offer_face_edit(graph: Graph, picture: list[tuple[Node, str]], *files: tuple
     texts = [(edit, "source_text", "the face now"), (edit, "target_text", "what you want")]
     shown = texts if "condition_from" not in edit.inputs else []
     graph.enclose(
-        "Face: Edit by Text" if shown else "Face: Edit by Example",
+        "Face, Edit by Text" if shown else "Face, Edit by Example",
         *shown, (edit, "strength"), (edit, "disentangle"), (inversion, "refine_steps"),
         *((graph.only(kind), name) for kind, name in files),
     )  # fmt: skip

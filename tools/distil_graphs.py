@@ -33,7 +33,8 @@ def demo_distil_edit(graph: Graph) -> None:
     graph.add("PreviewImage", 3, title="True edited image (for comparison)", images=picture.out("edited image"))
     graph.note(
         "# An edit in milliseconds\n\n**Distilled Edit** puts glasses on in one pass of a small network. It learned "
-        "that from pictures that the word edit (*demo_word_edit*) had made; *demo_distil_train* shows how. No "
+        "that from pictures that *11 Edit Photo by Words - demo* had made; *49 Teach a Network an "
+        "Edit - demo* shows how. No "
         "diffusion model runs, and what the edit does not touch stays the photo's own.\n\nTry *demo: red hair* with "
         "the pictures of *hair color: black to red*.",
         0, title="What this shows", height=270,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from semantic_editing.tools import host_stand_in
+from semantic_editing.tools.gallery import GALLERY
 from semantic_editing.tools.node_contract import from_schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,8 +110,9 @@ def _with_picture(head: str, rest: str) -> str:
     title, _, prose = head.partition("\n\n")
     if prose.startswith("!["):
         prose = prose.partition("\n\n")[2]
-    shown = [found for found in re.findall(r"`(demo_\w+)`", rest) if (PICTURES / f"{found}.jpg").is_file()]
-    picture = f"![before and after, workflow {shown[0]}](pictures/{shown[0]}.jpg)\n\n" if shown else ""
+    named = [name for title in re.findall(r"\*(\d\d .+?)\*", rest) for name, known in GALLERY.items() if known == title]
+    shown = [name for name in named if (PICTURES / f"{name}.jpg").is_file()]
+    picture = f"![before and after, workflow {GALLERY[shown[0]]}](pictures/{shown[0]}.jpg)\n\n" if shown else ""
     return f"{title}\n\n{picture}{prose}"
 
 

@@ -1,5 +1,5 @@
 """Run the demo workflows on a running ComfyUI and compose workflows/previews/<name>.png; from that, square thumbnails
-workflows/<name>.jpg, also those of the Apps: before on the left, after on the right.
+workflows/<name in the gallery>.jpg, also those of the Apps: before on the left, after on the right.
 
 python tools/make_previews.py --server http://127.0.0.1:8188
 python tools/make_previews.py --thumbnails     # only these, from the previews that there are
@@ -158,11 +158,15 @@ def write_thumbnails(names: list[str]) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     try:
         from app_graphs import APPS
+        from gallery import template_name
     finally:
         sys.path.pop(0)
     for name in names:
         square = own_photo(OWN_MODEL[name]) if name in OWN_MODEL else thumbnail(name)
-        for stem in [name, *(f"{title}.app" for title, (stands_for, _) in APPS.items() if stands_for == name)]:
+        for stem in [
+            template_name(name),
+            *(f"{title}.app" for title, (stands_for, _) in APPS.items() if stands_for == name),
+        ]:
             square.save(ROOT / "workflows" / f"{stem}.jpg", quality=90)
         if name not in WHOLE and name not in OWN_MODEL:  # for the help pages
             square.resize((240, 240), Image.Resampling.LANCZOS).save(PICTURES / f"{name}.jpg", quality=88)

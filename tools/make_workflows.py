@@ -42,6 +42,7 @@ def build_all(info: dict[str, Any]) -> dict[str, str]:
         from delta_graphs import GRAPHS as DELTA_GRAPHS
         from distil_graphs import GRAPHS as DISTIL_GRAPHS
         from engine_graphs import GRAPHS as ENGINE_GRAPHS
+        from gallery import template_name
         from graph_builder import Graph
         from region_graphs import GRAPHS as REGION_GRAPHS
         from workflow_graphs import GRAPHS
@@ -52,7 +53,7 @@ def build_all(info: dict[str, Any]) -> dict[str, str]:
     for name, describe in graphs.items():
         graph = Graph(name, info)
         describe(graph)
-        files[f"workflows/{name}.json"] = written(graph.ui())
+        files[f"workflows/{template_name(name)}.json"] = written(graph.ui())
         files[f"workflows/api/{name}.json"] = written(graph.api())
     for title, (name, describe) in APPS.items():
         graph = Graph(name, info)

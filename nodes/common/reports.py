@@ -15,6 +15,7 @@ from ...core.inversion import Inversion
 from ...core.rebuilding import estimated_decibels, plain_sentence
 from ..host.folders import resolve_file, resolve_model
 from ..host.latents import latent_from_model, noise_object, sigmas_out
+from ..host.progress import progress_text
 from ..host.schema import io, ui
 from .sockets import InversionType
 
@@ -158,7 +159,13 @@ def plot_image(inversion: Inversion, tolerance: float | None = None) -> Any:
 
 
 def shown(report: str, image: Any = None, cls: Any = None) -> dict[str, Any]:
-    """A node's UI: ``report`` as text, and ``image [B, H, W, 3]`` as a preview when given."""
+    """A node's UI: ``report`` as text, and ``image [B, H, W, 3]`` as a preview when given.
+
+    The report's first line, where it is a sentence, is also written on the node itself.
+    """
+    first = report.strip().partition("\n")[0]
+    if first.endswith("."):
+        progress_text(first)
     fields: dict[str, Any] = ui.PreviewText(report).as_dict()
     if image is not None:
         fields |= ui.PreviewImage(image, cls=cls).as_dict()

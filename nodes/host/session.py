@@ -34,5 +34,20 @@ class Session:
         Args:
             total: length of the bar; ``steps * max_iterations`` of the first report when None.
         """
-        previewer = latent_preview.get_previewer(self._patcher.load_device, self._patcher.model.latent_format)
-        return PreviewBar(previewer, total)
+        form = self._patcher.model.latent_format
+        return PreviewBar(
+            latent_preview.get_previewer(self._patcher.load_device, form) or _plain_previewer(form), total
+        )
+
+
+def _plain_previewer(form: Any) -> Any:
+    """The host's cheapest previewer, a linear map of the latent, for a latent format that has one, else None.
+
+    Hosts show no previews by default, and an edit takes minutes: what comes of it is worth a look before it is done.
+    """
+    factors = getattr(form, "latent_rgb_factors", None)
+    if factors is None:
+        return None
+    reshape = getattr(form, "latent_rgb_factors_reshape", None)  # hosts newer than 0.3.64
+    rest = () if reshape is None else (reshape,)
+    return latent_preview.Latent2RGBPreviewer(factors, getattr(form, "latent_rgb_factors_bias", None), *rest)

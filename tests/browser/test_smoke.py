@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from semantic_editing.tools.gallery import GALLERY, template_name
+
 ROOT = Path(__file__).parents[2]
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
 QUICK, FACE, LONG = "demo_noise_regularised", "demo_deltaedit_text", "demo_word_edit"
-APP, BLUEPRINT = "Face - Edit by Text (demo)", "Face - Edit by Text"
+APP, BLUEPRINT = "05 Face, Edit by Text - demo", "Face, Edit by Text"
 #: Hosts from here on know Apps and blueprints.
 KNOWS_APPS = (0, 20)
 pytestmark = pytest.mark.browser
@@ -49,7 +51,7 @@ PROMPT = "async () => (await app.graphToPrompt()).output"
 
 
 def template(name):
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
+    return json.loads((ROOT / "workflows" / f"{template_name(name)}.json").read_text("utf-8"))
 
 
 def api(name):
@@ -57,13 +59,14 @@ def api(name):
 
 
 def stands_for():
-    """App -> the workflow whose API file it must send."""
+    """Template -> the workflow whose API file it must send."""
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         from app_graphs import APPS
     finally:
         sys.path.pop(0)
-    return {f"{title}.app": name for title, (name, _) in APPS.items()}
+    apps = {f"{title}.app": name for title, (name, _) in APPS.items()}
+    return apps | {title: name for name, title in GALLERY.items()}
 
 
 def says_missing(page):
@@ -127,13 +130,13 @@ def test_the_page_and_the_pack_load_without_a_complaint(page, server, shots):
 
 def test_every_template_is_offered_and_opens_whole_and_readable(page, server, shots):
     assert set(server.get("/workflow_templates")[server.pack_name]) == {path.stem for path in TEMPLATES}
-    apps = stands_for()
+    scripts = stands_for()
     for path in TEMPLATES:
         graph = template(path.stem)
         assert page.evaluate(LOAD, graph) == [], path.stem
         assert page.evaluate("app.graph._nodes.length") == len(graph["nodes"]) > 3, path.stem
         sent = only_what_is_sent(page.evaluate(PROMPT))
-        assert sent == only_what_is_sent(api(apps.get(path.stem, path.stem))), path.stem
+        assert sent == only_what_is_sent(api(scripts.get(path.stem, path.stem))), path.stem
         assert not says_missing(page), path.stem
         assert page.get_by_text("Workflow Validation").count() == 0, f"{path.stem}: the page mends its links"
         assert page.console.complaints == [], path.stem
@@ -167,7 +170,7 @@ def test_a_template_runs_to_a_picture_and_its_picture_carries_it(page, server, s
     saved = [image for output in entry["outputs"].values() for image in output.get("images", ())]
     (picture,) = [image for image in saved if image["type"] == "output"]
     files = {
-        "dropped.json": ("application/json", (ROOT / "workflows" / f"{FACE}.json").read_bytes(), FACE),
+        "dropped.json": ("application/json", (ROOT / "workflows" / f"{template_name(FACE)}.json").read_bytes(), FACE),
         "dropped.png": ("image/png", server.view(picture), QUICK),
     }
     for name, (kind, data, expected) in files.items():
@@ -236,7 +239,7 @@ def test_a_blueprint_is_found_and_runs_to_a_picture(page, server, shots):
 
 def test_an_error_says_its_sentence(page, server, shots):
     graph = template(FACE)
-    (box,) = [node for node in graph["nodes"] if node.get("title") == "Face: Edit by Text"]
+    (box,) = [node for node in graph["nodes"] if node.get("title") == BLUEPRINT]
     page.evaluate(LOAD, graph)
     page.evaluate(
         "number => { const node = app.graph.getNodeById(number);"

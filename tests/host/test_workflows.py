@@ -15,6 +15,7 @@ from PIL import Image
 from semantic_editing.core.demo.model import load_demo_model
 from semantic_editing.tools import make_workflows
 from semantic_editing.tools.comfy_server import PromptFailed
+from semantic_editing.tools.gallery import template_name
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOOR = "0.3.64"
@@ -46,7 +47,7 @@ def api(name):
 
 
 def ui(name):
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
+    return json.loads((ROOT / "workflows" / f"{template_name(name)}.json").read_text("utf-8"))
 
 
 def short(prompt):
@@ -165,7 +166,9 @@ def test_files_are_what_the_tool_writes(name, info, floor):
     if not floor:
         pytest.skip("the files are built on the floor host; newer hosts may add inputs to stock nodes")
     built = make_workflows.build_all(info)
-    assert built[f"workflows/{name}.json"] == (ROOT / "workflows" / f"{name}.json").read_text("utf-8")
+    assert built[f"workflows/{template_name(name)}.json"] == (
+        ROOT / "workflows" / f"{template_name(name)}.json"
+    ).read_text("utf-8")
     assert built[f"workflows/api/{name}.json"] == (ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8")
 
 
@@ -198,7 +201,7 @@ def test_layout_has_no_overlaps_and_the_file_has_its_pictures(name):
         for b in boxes[index + 1 :]:
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{a[4]} covers {b[4]}"
     with (
-        Image.open(ROOT / "workflows" / f"{name}.jpg") as thumbnail,
+        Image.open(ROOT / "workflows" / f"{template_name(name)}.jpg") as thumbnail,
         Image.open(ROOT / "workflows" / "previews" / f"{name}.png") as preview,
     ):
         assert min(*thumbnail.size, *preview.size) >= 200

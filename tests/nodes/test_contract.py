@@ -8,6 +8,7 @@ import pytest
 
 from semantic_editing.tools import host_stand_in
 from semantic_editing.tools import node_contract as contract
+from semantic_editing.tools.gallery import GALLERY, template_name
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("snapshot.json")
@@ -101,7 +102,9 @@ def test_help_page(schema):
     assert text.startswith(f"# {schema.display_name}\n")
     assert "## Pitfalls" in text or not schema.inputs
     workflows = {path.stem for path in (ROOT / "workflows").glob("*.json")}
-    assert any(f"`{name}`" in text for name in workflows), "name a workflow that shows the node"
+    assert any(f"*{name}*" in text or f"`{name}`" in text for name in workflows), "name a workflow that shows the node"
+    gone = [name for name in GALLERY if f"`{name}`" in text]
+    assert gone == [], "a person reads the gallery's names"
     assert all(f"**{slot.id}**" in text for slot in schema.inputs)
 
 
@@ -135,7 +138,9 @@ def test_a_shipped_workflow_that_replaces_files_says_so():
     for path in sorted((ROOT / "workflows" / "api").glob("*.json")):
         nodes = json.loads(path.read_text("utf-8")).values()
         if any(node["inputs"].get("overwrite") for node in nodes):
-            drawn = json.loads((ROOT / "workflows" / path.name).read_text("utf-8"))["nodes"]  # notes are never closed
+            drawn = json.loads((ROOT / "workflows" / f"{template_name(path.stem)}.json").read_text("utf-8"))[
+                "nodes"
+            ]  # notes are never closed
             notes = [node["widgets_values"][0] for node in drawn if node["type"] == "MarkdownNote"]
             assert any("*overwrite* is on" in note and "replaces" in note for note in notes), path.stem
             replacing.add(path.stem)

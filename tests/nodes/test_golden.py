@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from semantic_editing.tools.gallery import template_name
+
 HERE = Path(__file__).parent
 SNAPSHOT = json.loads((HERE / "snapshot.json").read_text("utf-8"))
 GOLDEN = sorted((HERE.parent / "golden").rglob("*.json"))
@@ -74,7 +76,7 @@ def test_there_is_a_copy_of_every_workflow_of_this_version():
 )
 def test_a_spoiled_copy_is_seen(spoil, told):
     """What the test above looks for is there when it should be."""
-    (path,) = [path for path in GOLDEN if path.stem == "demo_word_edit"][:1]
+    (path,) = [path for path in GOLDEN if path.stem == template_name("demo_word_edit")][:1]
     nodes = all_nodes(json.loads(path.read_text("utf-8")))
     (node,) = [node for node in nodes if node["type"] == "SemEdit_SPDInvInversion"]
     assert complaints(node) == []

@@ -171,8 +171,10 @@ def test_cancel_is_seen_by_the_progress_callback_too(pack, model):
         pack("nodes.host.sampling").run(model, {"samples": noise(1, 4, 8, 8)}, {"positive": conditioning("sd1")}, work)
 
 
-def test_progress_runs_over_inner_iterations_and_never_goes_back(pack, model, monkeypatch):
-    """3 steps of at most 4 iterations, two of them ending early: the bar is 12 long and rises; one preview a step."""
+@pytest.mark.parametrize("method", ["Latent2RGB", "NoPreviews"])
+def test_progress_runs_over_inner_iterations_and_never_goes_back(pack, model, monkeypatch, method):
+    """3 steps of at most 4 iterations, two of them ending early: the bar is 12 long and rises; one preview a step, also
+    where the host's default is none."""
     progress = pack("core.denoiser").Progress
     seen = []
 
@@ -184,7 +186,7 @@ def test_progress_runs_over_inner_iterations_and_never_goes_back(pack, model, mo
             seen.append((value, total, preview))
 
     monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
-    monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.Latent2RGB)
+    monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod[method])
 
     def work(session):
         report = session.callback()

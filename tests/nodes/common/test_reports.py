@@ -66,3 +66,14 @@ def test_regularisation_is_told_before_and_after(inversion):
 def test_cost_of_an_edit(inversion):
     evaluations = host_stand_in.module("core.denoiser").Evaluations(16, 4)
     assert "8 forward, 2 backward (4.0 + 1.0 per step)" in reports.cost_report(evaluations, inversion)
+
+
+def test_the_first_sentence_of_a_report_is_written_on_the_node(monkeypatch):
+    """Figures are not: they are for those who open the report."""
+    reports, written = host_stand_in.module("nodes.common.reports"), []
+    monkeypatch.setattr(reports, "progress_text", written.append)
+    assert reports.shown("8 % of the picture changed.\nPSNR, dB 31.0") == {
+        "text": ("8 % of the picture changed.\nPSNR, dB 31.0",)
+    }
+    reports.shown("1 image(s), 50 steps\nnetwork evaluations: 200.")
+    assert written == ["8 % of the picture changed."]
