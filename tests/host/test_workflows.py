@@ -36,7 +36,14 @@ DEMOS = (
     "demo_distil_edit",
     "demo_distil_train",
 )
-CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit", "sd15_caso_edit", "sd15_concept_edit", "sd15_inpaint_region_edit")
+CHECKPOINTS = (
+    "sd15_word_edit",
+    "sdxl_word_edit",
+    "sd15_caso_train",
+    "sd15_caso_edit",
+    "sd15_concept_edit",
+    "sd15_inpaint_region_edit",
+)
 DELTAEDIT = ("demo_deltaedit_text", "demo_deltaedit_images", "demo_deltaedit_diffusion", "ffhq_deltaedit")
 SHORT = {"steps": 4, "count": 8}  # for the tests that do not look at the picture
 
@@ -340,6 +347,22 @@ def test_embedding_edit(server):
     assert [row["glasses"] for row in labels] == ["none", "glasses"]
     (strip,) = [number for number, node in prompt.items() if node["_meta"]["title"] == "From minus to plus"]
     assert len(entry["outputs"][strip]["images"]) == 3
+
+
+@pytest.mark.parametrize("name", ["sd15_caso_train", "sd15_caso_edit"])
+def test_a_person_sees_few_nodes_and_widgets(name, info):
+    """At most 6 nodes and 15 widgets besides what only shows something; advanced widgets are folded away."""
+    nodes = [node for node in api(name).values() if not node["class_type"].startswith("Preview")]
+    widgets = [
+        (node["class_type"], key)
+        for node in nodes
+        for group in ("required", "optional")
+        for key, (_, *options) in info[node["class_type"]]["input"].get(group, {}).items()
+        if key in node["inputs"]
+        and not isinstance(node["inputs"][key], list)
+        and not (options and options[0].get("advanced"))
+    ]
+    assert 2 <= len(nodes) <= 6 and 2 <= len(widgets) <= 15, widgets
 
 
 def test_two_embeddings_with_strengths_of_their_own(server):
