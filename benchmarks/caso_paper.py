@@ -278,7 +278,7 @@ class PaperBench(Bench):
     def linear(self, name: str, task: Task) -> list[Row]:
         """DiffAE's edit with the networks at hand: a linear classifier of style codes, and a move along its normal."""
         label = "DiffAE-like: linear classifier of DeltaEdit-D's code (64 pixels)"
-        strengths = (0.0, 1.0, 2.0, 4.0)
+        strengths = (0.0, 1.0, 2.0, 4.0, 6.0, 8.0)
         if all(self.kept.get(task.forth[0].edit, label, at) for at in strengths):
             return [Row(label, at, self.kept.get(task.forth[0].edit, label, at) or {}) for at in strengths]
         generator = load_generator(STYLE / "generator.safetensors").eval()

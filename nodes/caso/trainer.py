@@ -23,7 +23,7 @@ from ...core.denoiser import Evaluations
 from ...core.errors import EditingError
 from ...core.images.contact_sheet import to_picture
 from ...core.images.files import skipped_report
-from ...core.token_vectors import empty_condition
+from ...core.token_vectors import empty_condition, start_vectors
 from ..common.image_inputs import channels_first
 from ..common.reports import plot_output, report_output, shown
 from ..common.saving import Saved
@@ -346,6 +346,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         teacher = None if loss == "pictures" else attribute_classifier
         classifier = None if teacher is None else teacher.classifier
         wanted = choices.settings(loss, recipe, chosen, start_words, classifier)
+        start_vectors(HostVectorEncoder(clip), wanted.tokens, wanted.start_words)  # refuses what it cannot begin from
         held = pictures.held_out(choices.held_out)
         files = TrainingFiles.named(filename, wanted.targets)
         going_on = resume and files.state.exists()

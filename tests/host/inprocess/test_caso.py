@@ -692,6 +692,16 @@ def test_combined_strengths_multiply(pack, demo, images):
         edit(pack, demo, ((foreign, 1.0),), latent=latent)
 
 
+def test_words_that_learning_cannot_begin_from_are_refused_before_anything_is_trained(
+    pack, demo, images, folders, monkeypatch
+):
+    module = pack("nodes.caso.trainer")
+    for name in ("own_teacher", "second", "encoded"):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("something was trained or encoded"))
+    with pytest.raises(ValueError, match="'a very long face' are 4 tokens, but tokens is 1"):
+        trained(pack, demo, **TRAINING | {"having": images, "without": images, "start_words": "a very long face"})
+
+
 @torch.inference_mode()
 def test_a_photo_comes_back_at_its_own_size_as_the_stock_nodes_would_paint_it(pack, demo, images):
     chosen, photo = made_up(pack, demo), images[:1, :, :61]  # the VAE reads 56 of these 61 columns
