@@ -366,8 +366,20 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         draft = None if draft_vae is None else SessionDecoder(draft_vae, choices.checkpointing)
         strength = choices.look_strength or recipe.strength
         rows = wanted.batch * (2 if wanted.shown else 1)
+        parts = [decoder] if draft is None else [decoder, draft]
+        additional_models = [vector_encoder.patcher, *(part.patcher for part in parts)]
+        if teacher is not None:
+            additional_models.append(teacher.patcher)
+        additional_models += judge.handles
         estimate = Estimate(
-            model, rows, tuple(latents.shape[1:]), wanted, choices.checkpointing, held, choices.look_steps
+            model,
+            rows,
+            tuple(latents.shape[1:]),
+            wanted,
+            choices.checkpointing,
+            held,
+            choices.look_steps,
+            additional_models,
         )
         began: list[float] = []
 
@@ -429,11 +441,6 @@ class CASOEmbeddingTrainer(io.ComfyNode):
             # Without vectors Cancel was pressed in the first step, or again in that validation.
             return outcome, outcome.save(files) if trainer.best_found.vectors else []
 
-        parts = [decoder] if draft is None else [decoder, draft]
-        additional_models = [vector_encoder.patcher, *(part.patcher for part in parts)]
-        if teacher is not None:
-            additional_models.append(teacher.patcher)
-        additional_models += judge.handles
         outcome, saved = run(
             model,
             {"samples": torch.zeros(rows, *latents.shape[1:])},
