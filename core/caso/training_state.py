@@ -93,7 +93,7 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     if step > MOST_STEPS:
         raise EditingError(f"{name} says that it trained for {step} steps, which nobody does; start the training anew.")
     tables: dict[str, tuple[int, ...]] = {"history": (step, len(FIGURES)), "held": (step, 2)}
-    wanted = {f"move.{encoder}": move.shape for encoder, move in trainer.moves.items()}
+    wanted: dict[str, tuple[int, ...]] = {f"move.{encoder}": move.shape for encoder, move in trainer.moves.items()}
     if progress["best_score"] is not None:
         wanted |= {f"best.{encoder}": vectors.shape for encoder, vectors in trainer.vectors.items()}
     if step:

@@ -159,7 +159,9 @@ class CASOEditSampler(io.ComfyNode):
     ) -> Any:
         """Edit; EditingError for unusable input passes through as it is."""
         if sum(source is not None for source in (latent, inversion, photo)) != 1:
-            raise EditingError("Wire one of latent, inversion and photo into CASO Edit Sampler, not several and not none.")
+            raise EditingError(
+                "Wire one of latent, inversion and photo into CASO Edit Sampler, not several and not none."
+            )
         if not 0 <= interpolate <= MOST_STRIP or interpolate == 1:
             raise EditingError(f"interpolate is {interpolate}; use 0 for no strip, or 2 to {MOST_STRIP} pictures.")
         if interpolate and vae is None:

@@ -163,7 +163,12 @@ def test_a_state_is_refused_where_another_look_would_decide_what_is_kept(network
     trainer = trainer_of(network, look=look_of(network), **STATE)
     trainer.advance()
     save_training(trainer, path)
-    others = {"strength": 3.0, "steps": 6, "kind": Kind(False, 0.5, 0.0, 0.75, 1.0, 2.0), "judge": tiny_classifier(seed=9)}
+    others = {
+        "strength": 3.0,
+        "steps": 6,
+        "kind": Kind(False, 0.5, 0.0, 0.75, 1.0, 2.0),
+        "judge": tiny_classifier(seed=9),
+    }
     for name, value in others.items():
         with pytest.raises(EditingError, match="another look"):
             resume_training(trainer_of(network, look=look_of(network, **{name: value}), **STATE), path)

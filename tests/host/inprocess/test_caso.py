@@ -617,9 +617,7 @@ def test_against_is_the_cores_in_sampler_and_guider(pack, demo, images):
         uncond, opposite = session.conds["positive"], [session.conds["against"]]
         source = pack("core.spdinv.invert").invert(session.denoiser, session.latent, uncond, 6, "ddim")
         terms = [embedding.GuidanceTerm(session.conds["term"], 3.0, against=opposite)]
-        return source, editing.semantic_edit(
-            session.denoiser, source, uncond, terms, editing.Window(0.5), exact=True
-        )
+        return source, editing.semantic_edit(session.denoiser, source, uncond, terms, editing.Window(0.5), exact=True)
 
     inversion, expected = pack("nodes.host.sampling").run(model, latent, conds, work)
     edited, _, report, _ = edit(pack, demo, chosen, inversion=inversion, against=away)
