@@ -30,6 +30,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +151,7 @@ class PaperBench(Bench):
             made, first = [], 0
             for inversion, window in self.sources(pairs, start, single_step):
                 part = slice(first, first + len(inversion.noise))
-                made.append(
-                    semantic_edit(self.demo.denoiser(), inversion, self.uncond, terms(strength, part), window)
-                )
+                made.append(semantic_edit(self.demo.denoiser(), inversion, self.uncond, terms(strength, part), window))
                 first = part.stop
             return self.judged(self.decode(torch.cat(made)), pairs)
 
@@ -184,7 +183,9 @@ class PaperBench(Bench):
     def table(self, title: str, rows: Sequence[Row]) -> None:
         """Print rows of edits."""
         also = " LPIPS |" if self.lpips is not None else ""
-        print(f"\n### {title}\n\n| method | strength | success, % | others kept, % | PSNR to true, dB | moved |{also} n |")
+        print(
+            f"\n### {title}\n\n| method | strength | success, % | others kept, % | PSNR to true, dB | moved |{also} n |"
+        )
         print("|---" * (8 if also else 7) + "|")
         print("\n".join(row.cells() for row in rows), flush=True)
 
@@ -278,7 +279,7 @@ class PaperBench(Bench):
     def linear(self, name: str, task: Task) -> list[Row]:
         """DiffAE's edit with the networks at hand: a linear classifier of style codes, and a move along its normal."""
         label = "DiffAE-like: linear classifier of DeltaEdit-D's code (64 pixels)"
-        strengths = (0.0, 1.0, 2.0, 4.0)
+        strengths = (0.0, 1.0, 2.0, 4.0, 6.0, 8.0)
         if all(self.kept.get(task.forth[0].edit, label, at) for at in strengths):
             return [Row(label, at, self.kept.get(task.forth[0].edit, label, at) or {}) for at in strengths]
         generator = load_generator(STYLE / "generator.safetensors").eval()
@@ -396,7 +397,9 @@ class PaperBench(Bench):
             )
             for steps in self.options.fid_steps:
 
-                def measure(steps: int = steps, having: Tensor = having, real: Tensor = real, cond: Any = cond) -> Record:
+                def measure(
+                    steps: int = steps, having: Tensor = having, real: Tensor = real, cond: Any = cond
+                ) -> Record:
                     latents = self.encode(having)
                     whole = [
                         invert_to_window(self.demo.denoiser(), part, self.uncond, steps, Window(1.0))
@@ -440,7 +443,7 @@ def read_at(rows: Sequence[Row], wanted: float) -> Record | None:
     """Figures where the success is ``wanted``, linearly between two strengths that have less and at least that; None
     where no strength reaches it, or the first has it already."""
     ordered = sorted(rows, key=lambda row: row.strength)
-    for low, high in zip(ordered, ordered[1:], strict=False):
+    for low, high in pairwise(ordered):
         less, more = low.found["success"], high.found["success"]
         if less < wanted <= more:
             share = (wanted - less) / (more - less)
@@ -453,8 +456,10 @@ def read_at(rows: Sequence[Row], wanted: float) -> Record | None:
 
 def told(found: Record | None) -> str:
     """A cell of the table at equal success."""
-    return "not reached between the strengths" if found is None else (
-        f"{100 * found['kept']:.0f} %, {found['psnr']:.1f} dB, {found['moved']:.3f}"
+    return (
+        "not reached between the strengths"
+        if found is None
+        else (f"{100 * found['kept']:.0f} %, {found['psnr']:.1f} dB, {found['moved']:.3f}")
     )
 
 

@@ -28,7 +28,13 @@ SHORT = {"steps": STEPS, "budget": 4, "held_out": 2, "check_every": 0, "interpol
 WORKFLOWS = sorted(
     path.stem
     for path in (*bench.WORKFLOWS[0].glob("demo_*.json"), *bench.WORKFLOWS[1].glob("*.json"))
-    if path.stem not in ("demo_caso_train", "demo_distil_train", "demo_synthetic_edit")  # none edits a given picture
+    if path.stem
+    not in (
+        "demo_caso_train",
+        "demo_caso_texts",
+        "demo_distil_train",
+        "demo_synthetic_edit",
+    )  # none edits a given picture
 )
 
 

@@ -87,6 +87,73 @@ def demo_caso_train(graph: Graph) -> None:
     )  # fmt: skip
 
 
+def demo_caso_texts(graph: Graph) -> None:
+    """Glasses, learned from a CLIP that is told in words what to look for."""
+    recipe = RECIPES["glasses"].settings()
+    model = graph.add("SemEdit_LoadDemoModel", 0)
+    pictures = graph.add(
+        "SemEdit_LoadDemoImage",
+        0,
+        title="Pictures to learn from",
+        pictures="everyone",
+        number=FIRST_TO_LEARN_FROM,
+        count=96,
+    )
+    scorer = graph.add("SemEdit_LoadCLIPScorer", 0, clip_model="demo model")
+    classifier = graph.add(
+        "SemEdit_AttributeClassifierFromTexts",
+        1,
+        clip_scorer=scorer.out("clip scorer"),
+        attribute="glasses",
+        text_with="a portrait of a person, wearing glasses",
+        text_without="a portrait of a person, without glasses",
+        others="mouth: a portrait of a person, smiling | a portrait of a person, sad\n"
+        "hair: a person, black hair | a person, red hair | a person, blond hair | a person, brown hair",
+        images=pictures.out("image"),
+        width=330,
+    )
+    settings = graph.add(
+        "SemEdit_CASOTrainingSettings",
+        1,
+        steps=150,
+        noise_level=recipe.noise_level,
+        band=recipe.noise_level_jitter,
+        learning_rate=recipe.learning_rate,
+        cfg=recipe.cfg,
+        tokens=recipe.tokens,
+        attribute="glasses",
+        checkpointing=False,
+        width=330,
+    )
+    trainer = graph.add(
+        "SemEdit_CASOEmbeddingTrainer",
+        2,
+        model=model.out("MODEL"),
+        clip=model.out("CLIP"),
+        vae=model.out("VAE"),
+        attribute_classifier=classifier.out("classifier"),
+        without=pictures.out("image"),
+        settings=settings.out("settings"),
+        targets="yes",
+        start_words=recipe.start_words,
+        filename="demo_glasses_by_texts",
+        overwrite=True,
+        image_size=128,
+        width=360,
+    )
+    graph.add("PreviewAny", 2, title="What it sees", source=classifier.out("report"), width=360, height=200)
+    graph.add("PreviewImage", 3, title="Held-out pictures, edited", images=trainer.out("samples"))
+    graph.add("PreviewImage", 3, title="Loss and accuracy", images=trainer.out("plot"))
+    graph.add("PreviewAny", 3, title="Report", source=trainer.out("report"), height=180)
+    graph.note(
+        "# Learn an attribute by telling a CLIP what it is\n\nNo classifier, no sorted folders: **Attribute Classifier "
+        "from Texts** picks the text that fits a picture best. *others* names what is to stay as it is. **CASO "
+        "Embedding Trainer** learns from its answers on 96 pictures.\n\nWhat teaches also judges here, so look "
+        "at the pictures and not at the success that the report names. *overwrite* is on, so that you can run it again.",
+        0, title="What this shows", height=280,
+    )  # fmt: skip
+
+
 def sd15_caso_train(graph: Graph) -> None:
     """The person's own two folders of pictures, on Stable Diffusion 1.5."""
     loader = checkpoint_loader(graph, "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors")
@@ -286,5 +353,12 @@ DEMO_FOCUS = 0.1  # of SEGA: measured to leave more of the rest alone
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     describe.__name__: describe
-    for describe in (demo_caso_train, demo_caso_edit, demo_caso_multi, sd15_caso_train, sd15_caso_edit)
+    for describe in (
+        demo_caso_train,
+        demo_caso_texts,
+        demo_caso_edit,
+        demo_caso_multi,
+        sd15_caso_train,
+        sd15_caso_edit,
+    )
 }

@@ -47,6 +47,7 @@ SHOWN = {
     "demo_several_edits": ("Original", "Edited image"),
     "demo_noise_regularised": ("Original", "Rebuilt image", "Noise before and after"),
     "demo_caso_train": ("Loss and accuracy",),
+    "demo_caso_texts": ("Loss and accuracy",),
     "demo_caso_edit": ("Original", "Edited image", "True edited image (for comparison)"),
     "demo_caso_multi": ("Original", "Edited image"),
     "demo_deltaedit_text": (INVERTED, EDITED, "Where it changed", "Edited image"),

@@ -13,13 +13,14 @@ from torch import Tensor
 from ..classifiers.base import ImageClassifier
 from ..errors import EditingError
 from ..files import FORMAT_KEY, load_tensors, metadata_json, save_tensors
+from ..training import MOMENTS, check_parts, check_same_run, moments, restore_moments
 from .embedding import SemanticEmbedding
+from .look import RealLook
 from .settings import LATER, TrainingProgress, TrainingSettings, ValidationResult
 from .training import BestFound, EmbeddingTrainer, fingerprint_of
 
 FILE_FORMAT = "semantic_editing.embedding_training"
 FILE_VERSION = "1"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 FIGURES = ("loss", "classification", "reconstruction", "others", "accuracy")
 #: What pictures that have it add to these.
 SHOWN = ("contrast", "denoising")
@@ -27,6 +28,8 @@ SHOWN = ("contrast", "denoising")
 FREE = {"steps", "check_every"}
 #: Settings that files may lack, and the value they were trained with.
 ABSENT = {"start_words": "", **LATER}
+#: What older files do not tell of a training.
+LATER_FACTS = ("weights", "look")
 MOST_STEPS = 1_000_000
 #: What an identity says of the model that a training must go on with, besides its weights.
 IDENTITY = ("family", "latent_channels", "prediction", "signature")
@@ -41,10 +44,8 @@ def save_training(trainer: EmbeddingTrainer, path: str | Path, *, overwrite: boo
     Raises:
         EditingError: the file exists and ``overwrite`` is False, or it cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, move in trainer.moves.items():
-        tensors[f"move.{name}"] = move
-        tensors |= {f"{moment}.{name}": trainer.optimizer.state[move][moment] for moment in MOMENTS if trainer.step}
+    tensors = {f"move.{name}": move for name, move in trainer.moves.items()}
+    tensors |= moments(trainer.optimizer, trainer.moves)
     best = trainer.scheduled
     tensors |= {f"best.{name}": vectors for name, vectors in best.vectors.items()}
     if trainer.settings.averaging:
@@ -83,19 +84,16 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     name = Path(path).name
     saved = metadata_json(metadata, "run", name, "training")
     progress = metadata_json(metadata, "progress", name, "training")
-    current = json.loads(json.dumps(_run(trainer)))
-    saved.setdefault("weights", current["weights"])  # older files lack it
-    different = [key for key in {**current, **saved} if _entry(saved, key) != _entry(current, key)]
-    if different:
-        raise EditingError(
-            f"{name} belongs to a training with another {different[0].replace('_', ' ')}; use the same ones or start "
-            "anew."
-        )
+    current = _run(trainer)
+    for key in LATER_FACTS:
+        saved.setdefault(key, json.loads(json.dumps(current[key])))
+    # What a file or this training does not name is what it was before there was a choice.
+    check_same_run(ABSENT | saved, dict.fromkeys(saved) | ABSENT | current, name)
     step, smoothed, best_step = progress["step"], float(progress["smoothed"]), progress["best_step"]
     if step > MOST_STEPS:
         raise EditingError(f"{name} says that it trained for {step} steps, which nobody does; start the training anew.")
     tables: dict[str, tuple[int, ...]] = {"history": (step, len(FIGURES)), "held": (step, 2)}
-    wanted = {f"move.{encoder}": move.shape for encoder, move in trainer.moves.items()}
+    wanted: dict[str, tuple[int, ...]] = {f"move.{encoder}": move.shape for encoder, move in trainer.moves.items()}
     if progress["best_score"] is not None:
         wanted |= {f"best.{encoder}": vectors.shape for encoder, vectors in trainer.vectors.items()}
     if step:
@@ -105,12 +103,8 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
     if trainer.settings.shown:
         tables["shown"] = (step, len(SHOWN))
     tensors.setdefault("held", torch.full((step, 2), math.nan, dtype=torch.float64))  # older files lack it
-    if not set(wanted) | set(tables) <= set(tensors):
-        raise EditingError(f"{name} is incomplete; start the training anew.")
-    fits = all(tensors[key].shape == shape for key, shape in (wanted | tables).items())
-    sound = all(tensors[key].is_floating_point() and bool(tensors[key].isfinite().all()) for key in wanted)
-    if not fits or not sound or not all(tensors[key].is_floating_point() for key in tables):
-        raise EditingError(f"{name} has parts that do not fit together; start the training anew.")
+    finite = {key: tensors[key] for key in tables if key in tensors}  # a table has NaN where nobody looked
+    check_parts(tensors | {key: part.nan_to_num() for key, part in finite.items()}, wanted | tables, name)
     best = (
         {encoder: tensors[f"best.{encoder}"] for encoder in trainer.moves} if progress["best_score"] is not None else {}
     )
@@ -123,15 +117,10 @@ def resume_training(trainer: EmbeddingTrainer, path: str | Path) -> None:
         for row, shown in zip(figures, tensors["shown"].tolist(), strict=True):
             row |= dict(zip(SHOWN, shown, strict=True))
     history = list(zip(figures, results, strict=True))
-    moves = {encoder: tensors[f"move.{encoder}"] for encoder in trainer.moves}
-    moments = (
-        {encoder: {key: tensors[f"{key}.{encoder}"] for key in MOMENTS} for encoder in trainer.moves} if step else {}
-    )
     with torch.inference_mode(False), torch.no_grad():
         for encoder, move in trainer.moves.items():
-            move.copy_(moves[encoder])
-            if step:
-                trainer.optimizer.state[move] = {"step": torch.tensor(float(step)), **moments[encoder]}
+            move.copy_(tensors[f"move.{encoder}"])
+        restore_moments(trainer.optimizer, trainer.moves, tensors, step)
     if trainer.settings.averaging:
         trainer.mean = {encoder: tensors[f"mean.{encoder}"] for encoder in trainer.mean}
     trainer.step, trainer.smoothed = step, smoothed
@@ -172,7 +161,21 @@ def _run(trainer: EmbeddingTrainer) -> dict[str, Any]:
             None if trainer.validation is None else _digest(trainer.validation),
             *([] if trainer.having is None else [_digest(trainer.having)]),
         ],
+        "look": _look(trainer),
     }
+
+
+def _look(trainer: EmbeddingTrainer) -> list[Any] | None:
+    """What decides which step is kept: how the held-out pictures are edited, and who judges them.
+
+    Judges that the training makes of its own pictures follow from these and the seed; one that is wired counts itself.
+    """
+    look = trainer.look
+    if not isinstance(look, RealLook):
+        return None
+    opinion, kind = look.opinion, look.kind
+    judges = [fingerprint_of(judge) for judge in opinion.classifiers] if len(opinion.classifiers) == 1 else []
+    return [look.strength, look.steps, kind.start, kind.focus, opinion.source, opinion.attribute, *judges]
 
 
 def _digest(latents: Tensor) -> list[float]:

@@ -23,7 +23,7 @@ from ...core.denoiser import Evaluations
 from ...core.errors import EditingError
 from ...core.images.contact_sheet import to_picture
 from ...core.images.files import skipped_report
-from ...core.token_vectors import empty_condition
+from ...core.token_vectors import empty_condition, start_vectors
 from ..common.image_inputs import channels_first
 from ..common.reports import plot_output, report_output, shown
 from ..common.saving import Saved
@@ -346,6 +346,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         teacher = None if loss == "pictures" else attribute_classifier
         classifier = None if teacher is None else teacher.classifier
         wanted = choices.settings(loss, recipe, chosen, start_words, classifier)
+        start_vectors(HostVectorEncoder(clip), wanted.tokens, wanted.start_words)  # refuses what it cannot begin from
         held = pictures.held_out(choices.held_out)
         files = TrainingFiles.named(filename, wanted.targets)
         going_on = resume and files.state.exists()
@@ -365,8 +366,20 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         draft = None if draft_vae is None else SessionDecoder(draft_vae, choices.checkpointing)
         strength = choices.look_strength or recipe.strength
         rows = wanted.batch * (2 if wanted.shown else 1)
+        parts = [decoder] if draft is None else [decoder, draft]
+        additional_models = [vector_encoder.patcher, *(part.patcher for part in parts)]
+        if teacher is not None:
+            additional_models.append(teacher.patcher)
+        additional_models += judge.handles
         estimate = Estimate(
-            model, rows, tuple(latents.shape[1:]), wanted, choices.checkpointing, held, choices.look_steps
+            model,
+            rows,
+            tuple(latents.shape[1:]),
+            wanted,
+            choices.checkpointing,
+            held,
+            choices.look_steps,
+            additional_models,
         )
         began: list[float] = []
 
@@ -428,11 +441,6 @@ class CASOEmbeddingTrainer(io.ComfyNode):
             # Without vectors Cancel was pressed in the first step, or again in that validation.
             return outcome, outcome.save(files) if trainer.best_found.vectors else []
 
-        parts = [decoder] if draft is None else [decoder, draft]
-        additional_models = [vector_encoder.patcher, *(part.patcher for part in parts)]
-        if teacher is not None:
-            additional_models.append(teacher.patcher)
-        additional_models += judge.handles
         outcome, saved = run(
             model,
             {"samples": torch.zeros(rows, *latents.shape[1:])},

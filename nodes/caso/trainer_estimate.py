@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Estimate:
         checkpointing: whether blocks run again in the backward pass.
         held_out: number of pictures that are edited at each look.
         look_steps: of these edits.
+        beside: the host's handles of the networks that are loaded besides.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class Estimate:
         checkpointing: bool,
         held_out: int,
         look_steps: int,
+        beside: Iterable[Any] = (),
     ):
         room = CHECKPOINTED_ROOM if checkpointing else GRADIENT_ROOM
-        weights = float(model.model_size())
+        weights = float(sum(patcher.model_size() for patcher in (model, *beside)))
         self.bytes = weights + float(model.model.memory_required([rows * room, *shape]))
         self.rows, self.settings, self.checkpointing = rows, settings, checkpointing
         self.held_out, self.look_steps = held_out, look_steps

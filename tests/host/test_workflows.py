@@ -30,6 +30,7 @@ DEMOS = (
     "demo_plug_and_play",
     "demo_several_edits",
     "demo_caso_train",
+    "demo_caso_texts",
     "demo_caso_edit",
     "demo_caso_multi",
     "demo_region_edit",
@@ -37,7 +38,14 @@ DEMOS = (
     "demo_distil_edit",
     "demo_distil_train",
 )
-CHECKPOINTS = ("sd15_word_edit", "sdxl_word_edit", "sd15_caso_edit", "sd15_concept_edit", "sd15_inpaint_region_edit")
+CHECKPOINTS = (
+    "sd15_word_edit",
+    "sdxl_word_edit",
+    "sd15_caso_train",
+    "sd15_caso_edit",
+    "sd15_concept_edit",
+    "sd15_inpaint_region_edit",
+)
 DELTAEDIT = ("demo_deltaedit_text", "demo_deltaedit_images", "demo_deltaedit_diffusion", "ffhq_deltaedit")
 SHORT = {"steps": 4, "count": 8}  # for the tests that do not look at the picture
 
@@ -218,7 +226,8 @@ def test_apps_and_blueprints_are_what_the_tool_writes(info, floor):
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*DEMOS, *CHECKPOINTS} - {"demo_caso_train", "demo_distil_train"})
+    "name",
+    sorted({*DEMOS, *CHECKPOINTS} - {"demo_caso_train", "demo_caso_texts", "demo_distil_train", "sd15_caso_train"}),
 )  # which learn
 def test_every_edit_is_reported_on(name):
     prompt = api(name)
@@ -409,6 +418,16 @@ def test_embedding_edit(server):
     assert [row["glasses"] for row in labels] == ["none", "glasses"]
     (strip,) = [number for number, node in prompt.items() if node["_meta"]["title"] == "From minus to plus"]
     assert len(entry["outputs"][strip]["images"]) == 3
+
+
+@pytest.mark.parametrize("name", ["sd15_caso_train", "sd15_caso_edit"])
+def test_a_person_sees_few_nodes_and_widgets(name):
+    """At most 6 nodes and 15 widgets besides what only shows something; the floor host shows advanced widgets too."""
+    nodes = [node for node in api(name).values() if not node["class_type"].startswith("Preview")]
+    widgets = [
+        (node["class_type"], key) for node in nodes for key, value in node["inputs"].items() if type(value) is not list
+    ]
+    assert 2 <= len(nodes) <= 6 and 9 <= len(widgets) <= 15, widgets
 
 
 def test_two_embeddings_with_strengths_of_their_own(server):

@@ -144,4 +144,4 @@ def test_a_shipped_workflow_that_replaces_files_says_so():
             notes = [node["widgets_values"][0] for node in drawn if node["type"] == "MarkdownNote"]
             assert any("*overwrite* is on" in note and "replaces" in note for note in notes), path.stem
             replacing.add(path.stem)
-    assert replacing == {"demo_caso_train", "demo_distil_train"}
+    assert replacing == {"demo_caso_train", "demo_caso_texts", "demo_distil_train"}

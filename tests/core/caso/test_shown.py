@@ -1,5 +1,6 @@
 """Learning from pictures that have it: each loss by hand, what it costs, averages, and going on to the same bits."""
 
+import json
 import math
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 
 from semantic_editing.core.caso.contrast import SCALE, contrast_loss
 from semantic_editing.core.caso.embedding import SemanticEmbedding
+from semantic_editing.core.caso.look import RealLook, opinion_of_classifier
 from semantic_editing.core.caso.schedule import noisy
-from semantic_editing.core.caso.settings import KINDS, TrainingSettings
+from semantic_editing.core.caso.settings import KINDS, Kind, TrainingSettings
 from semantic_editing.core.caso.training_state import made_by, resume_training, save_training
 from semantic_editing.core.errors import EditingError
+from semantic_editing.core.files import load_tensors, save_tensors
 from semantic_editing.core.token_vectors import empty_condition
 from semantic_editing.tests.core.caso.tiny_caso import tiny_classifier, tiny_trainer
 from semantic_editing.tests.core.tiny_models import tiny_latent, tiny_unet
@@ -25,7 +28,7 @@ def network():
     return tiny_unet()
 
 
-def trainer_of(network, having=HAVING, classifier=None, **settings):
+def trainer_of(network, having=HAVING, classifier=None, look=None, **settings):
     from semantic_editing.core.caso.training import EmbeddingTrainer
 
     plain = tiny_trainer(WITHOUT, network=network)
@@ -38,7 +41,16 @@ def trainer_of(network, having=HAVING, classifier=None, **settings):
         WITHOUT,
         TrainingSettings(**values),
         having=having,
+        look=look,
     )
+
+
+def look_of(network, judge=None, **changes):
+    """Edits of two held-out pictures, judged by a tiny classifier."""
+    trainer = tiny_trainer(WITHOUT, network=network)
+    opinion = opinion_of_classifier(judge or tiny_classifier(), "glasses", ["yes"], 2, "the second opinion wired")
+    given = {"kind": Kind(False, 0.5, 0.0, 0.5, 1.0, 2.0), "steps": 4, "batch": 2, **changes}
+    return RealLook(trainer.denoiser, trainer.vector_encoder, trainer.decoder, opinion, WITHOUT[:2], **given)
 
 
 def test_the_contrast_is_log_two_of_nothing_and_grows_with_what_is_told_wrong():
@@ -144,6 +156,32 @@ def test_a_state_of_other_pictures_or_of_the_paper_s_loss_is_refused(network, tm
     paper = tiny_trainer(WITHOUT, network=network, noises_per_image=0, **STATE)
     with pytest.raises(EditingError, match="belongs to a training with another"):
         resume_training(paper, path)
+
+
+def test_a_state_is_refused_where_another_look_would_decide_what_is_kept(network, tmp_path):
+    path = tmp_path / "state.safetensors"
+    trainer = trainer_of(network, look=look_of(network), **STATE)
+    trainer.advance()
+    save_training(trainer, path)
+    others = {
+        "strength": 3.0,
+        "steps": 6,
+        "kind": Kind(False, 0.5, 0.0, 0.75, 1.0, 2.0),
+        "judge": tiny_classifier(seed=9),
+    }
+    for name, value in others.items():
+        with pytest.raises(EditingError, match="another look"):
+            resume_training(trainer_of(network, look=look_of(network, **{name: value}), **STATE), path)
+    with pytest.raises(EditingError, match="another look"):
+        resume_training(trainer_of(network, **STATE), path)
+    again = trainer_of(network, look=look_of(network), **STATE)
+    resume_training(again, path)
+    assert again.step == 1
+    tensors, metadata = load_tensors(path)
+    run = json.loads(metadata["run"])
+    run.pop("look")  # as older files are
+    save_tensors(path, tensors, metadata | {"run": json.dumps(run)}, overwrite=True)
+    resume_training(trainer_of(network, look=look_of(network, strength=3.0), **STATE), path)
 
 
 def test_what_is_missing_is_refused(network):

@@ -410,7 +410,8 @@ def test_files_keep_the_names_of_older_ones_and_a_state_written_under_them_is_st
     tensors, metadata = load_tensors(save_training(trainer, tmp_path / "new.safetensors"))
     run = json.loads(metadata["run"])
     assert {key: run[key] for key in OLD_RUN} == OLD_RUN
-    assert [key for key in run if key not in OLD_RUN] == ["classifier", "model", "weights", "text_encoder", "pictures"]
+    added = ["classifier", "model", "weights", "text_encoder", "pictures", "look"]
+    assert [key for key in run if key not in OLD_RUN] == added
     assert list(run)[: len(OLD_RUN)] == list(OLD_RUN)
     names = {"move.clip_l", "exp_avg.clip_l", "exp_avg_sq.clip_l", "best.clip_l", "history", "held"}
     assert set(tensors) == names and list(json.loads(metadata["progress"])) == [

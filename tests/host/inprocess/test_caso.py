@@ -484,7 +484,7 @@ def test_edit_equals_the_core_on_diffusers(pack, demo, images):
     """The whole node (encoding, inversion, window) against the same steps on the same weights in diffusers."""
     chosen = made_up(pack, demo)
     latent = nodes.VAEEncode().encode(demo[2], images[:2])[0]
-    edited, strip, report = edit(pack, demo, chosen, latent=latent, interpolate=3, vae=demo[2])
+    edited, strip, report, _ = edit(pack, demo, chosen, latent=latent, interpolate=3, vae=demo[2])
     theirs, backend, editing = (
         pack("core.demo.model").load_demo_model(),
         pack("core.demo.builders"),
@@ -500,7 +500,7 @@ def test_edit_equals_the_core_on_diffusers(pack, demo, images):
     found = pack("nodes.host.latents").latent_to_model(demo[0], edited)
     assert float((found - expected).norm() / expected.norm()) < 1e-3
     rows, paint = strip.unflatten(0, (2, 3)), nodes.VAEDecode().decode
-    unedited, nothing, _ = edit(pack, demo, chosen, latent=latent, strength=0.0)
+    unedited, nothing, *_ = edit(pack, demo, chosen, latent=latent, strength=0.0)
     assert "set interpolate to 2" in nothing.message, "a node wired to a strip that was not made is told"
     torch.testing.assert_close(rows[:, 2], paint(demo[2], edited)[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(rows[:, 1], paint(demo[2], unedited)[0], rtol=0, atol=1e-4)
@@ -520,7 +520,7 @@ def test_guider_paints_what_the_edit_sampler_paints(pack, demo, images):
     inversion = pack("nodes.host.sampling").run(model, latent, {"positive": stock(clip, "")}, work)
     mask = torch.zeros(1, 64, 64)
     mask[:, :, 32:] = 1
-    edited, _, report = edit(pack, demo, chosen, inversion=inversion, mask=mask)
+    edited, _, report, _ = edit(pack, demo, chosen, inversion=inversion, mask=mask)
     assert "with a prompt" not in report
     guider = (
         node(pack, "caso.edit", "CASOGuider")
@@ -546,7 +546,7 @@ def test_what_an_inversion_left_over_is_taken_off_and_told(pack, demo, images, s
     widgets = {slot.id: slot.default for slot in invert.define_schema().inputs if hasattr(slot, "default")}
     given = widgets | {"model": model, "positive": stock(clip, prompt), "latent": latent, "steps": 6, "solver": solver}
     inversion = invert.execute(**given).args[0]
-    edited, _, report = edit(pack, demo, made_up(pack, demo), inversion=inversion, strength=0.0)
+    edited, _, report, _ = edit(pack, demo, made_up(pack, demo), inversion=inversion, strength=0.0)
     exact = solver == "ddim" or prompt != ""
     assert ("is taken off" in report) == exact
     assert f"{6 if exact else 3} network evaluations per image" in report
@@ -579,7 +579,7 @@ def test_focus_is_the_cores_in_all_three_nodes(pack, demo, images):
 
     inversion, expected, pictured = core(focus)
     _, whole, _ = core(1.0)
-    edited, _, report = edit(pack, demo, chosen, inversion=inversion, mask=mask, focus=focus)
+    edited, _, report, _ = edit(pack, demo, chosen, inversion=inversion, mask=mask, focus=focus)
     found = pack("nodes.host.latents").latent_to_model(model, edited)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     effect = float((expected - whole).norm())
@@ -617,16 +617,14 @@ def test_against_is_the_cores_in_sampler_and_guider(pack, demo, images):
         uncond, opposite = session.conds["positive"], [session.conds["against"]]
         source = pack("core.spdinv.invert").invert(session.denoiser, session.latent, uncond, 6, "ddim")
         terms = [embedding.GuidanceTerm(session.conds["term"], 3.0, against=opposite)]
-        return source, editing.semantic_edit(
-            session.denoiser, source, uncond, terms, editing.Window(0.5), exact=True
-        )
+        return source, editing.semantic_edit(session.denoiser, source, uncond, terms, editing.Window(0.5), exact=True)
 
     inversion, expected = pack("nodes.host.sampling").run(model, latent, conds, work)
-    edited, _, report = edit(pack, demo, chosen, inversion=inversion, against=away)
+    edited, _, report, _ = edit(pack, demo, chosen, inversion=inversion, against=away)
     found = pack("nodes.host.latents").latent_to_model(model, edited)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert "smile +3, away from smile" in report
-    plain, _, report = edit(pack, demo, chosen, inversion=inversion)
+    plain, _, report, _ = edit(pack, demo, chosen, inversion=inversion)
     effect = float((pack("nodes.host.latents").latent_to_model(model, plain) - expected).norm())
     assert effect > 0.02 and "away from" not in report
     guider = node(pack, "caso.edit", "CASOGuider").execute(
@@ -692,10 +690,35 @@ def test_combined_strengths_multiply(pack, demo, images):
         edit(pack, demo, ((foreign, 1.0),), latent=latent)
 
 
+def test_words_that_learning_cannot_begin_from_are_refused_before_anything_is_trained(
+    pack, demo, images, folders, monkeypatch
+):
+    module = pack("nodes.caso.trainer")
+    for name in ("own_teacher", "second", "encoded"):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("something was trained or encoded"))
+    with pytest.raises(ValueError, match="'a very long face' are 4 tokens, but tokens is 1"):
+        trained(pack, demo, **TRAINING | {"having": images, "without": images, "start_words": "a very long face"})
+
+
+@torch.inference_mode()
+def test_a_photo_comes_back_at_its_own_size_as_the_stock_nodes_would_paint_it(pack, demo, images):
+    chosen, photo = made_up(pack, demo), images[:1, :, :61]  # the VAE reads 56 of these 61 columns
+    edited, *_, picture = edit(pack, demo, chosen, photo=photo, vae=demo[2])
+    latent = nodes.VAEEncode().encode(demo[2], photo)[0]
+    wanted, _, _, nothing = edit(pack, demo, chosen, latent=latent)
+    torch.testing.assert_close(edited["samples"], wanted["samples"], rtol=0, atol=0)
+    assert picture.shape == photo.shape and nothing.message.startswith("CASO Edit Sampler paints the edit itself only")
+    painted = nodes.VAEDecode().decode(demo[2], wanted)[0]
+    left = (photo.shape[2] - painted.shape[2]) // 2
+    torch.testing.assert_close(picture[:, :, left : left + painted.shape[2]], painted, rtol=0, atol=0)
+    assert float((picture - photo).abs().max()) > 0.05, "it was edited"
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({}, "Wire either a latent or an inversion"),
+        ({}, "Wire one of latent, inversion and photo"),
+        ({"photo": torch.zeros(1, 64, 64, 3)}, "A photo is read and painted by a VAE"),
         ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}, "interpolate": 1}, "interpolate is 1"),
         ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}, "interpolate": 3}, "wire one into CASO Edit Sampler"),
         ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}, "window": "zzz"}, "no window 'zzz'"),
