@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 HEAVY_MODULES = {"diffusers", "transformers", "open_clip", "torchvision", "timm", "scipy", "matplotlib"}
@@ -141,9 +143,10 @@ def test_the_registry_package_leaves_out_only_what_the_nodes_do_without(tmp_path
     git = shutil.which("git")
     if git is None:
         pytest.skip("git, which reads the patterns, is not installed")
-    shipped = files_in("assets", "core", "docs", "locales", "nodes", "web", "workflows")
+    shipped = files_in("assets", "core", "docs", "locales", "nodes", "subgraphs", "web", "workflows")
+    left_out = files_in("tests", "benchmarks", "tools", ".ci", "workflows/previews", "assets/demo/unseen")
+    shipped = sorted(set(shipped) - set(left_out))
     shipped += ["__init__.py", "cli.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "CHANGELOG.md"]
-    left_out = files_in("tests", "benchmarks", "tools", ".ci")
     assert {"docs/contact_sheet.jpg", "web/docs/SemEdit_SPDInvInversion.md"} <= set(
         shipped
     ) and "tests/nodes/snapshot.json" in left_out
@@ -166,3 +169,20 @@ def test_the_registry_package_leaves_out_only_what_the_nodes_do_without(tmp_path
     done = subprocess.run(command, input=names, capture_output=True, encoding="utf-8", env=environment)
     assert done.returncode in (0, 1), done.stderr  # 1: nothing is ignored
     assert set(done.stdout.split("\0")) - {""} == set(left_out)
+    archive = tmp_path / "release.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in shipped:
+            packed.write(ROOT / name, name)
+    assert archive.stat().st_size < 60e6
+
+
+def test_the_registrys_pictures_and_addresses_are_the_projects_own():
+    project, readme = ((ROOT / name).read_text("utf-8") for name in ("pyproject.toml", "README.md"))
+    repository = re.search(r'^Repository = "(.*)"', project, re.M)
+    assert repository is not None and f"git clone --depth 1 {repository.group(1)}\n" in readme
+    owner = repository.group(1).removeprefix("https://github.com/")
+    for field, name in (("Icon", "docs/icon.png"), ("Banner", "docs/banner.jpg")):
+        assert f'{field} = "https://raw.githubusercontent.com/{owner}/main/{name}"' in project
+    with Image.open(ROOT / "docs" / "icon.png") as icon, Image.open(ROOT / "docs" / "banner.jpg") as banner:
+        assert icon.width == icon.height <= 400  # the registry's limits: a square of 400, 21 to 9
+        assert abs(banner.width / banner.height - 21 / 9) < 0.01

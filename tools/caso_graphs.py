@@ -78,6 +78,44 @@ def demo_caso_train(graph: Graph) -> None:
         "not.",
         0, title="What this shows", height=390,
     )  # fmt: skip
+    graph.enclose(
+        "Learn an Attribute",
+        (settings, "attribute"), (trainer, "targets"), (trainer, "start_words"), (trainer, "filename"),
+        (trainer, "overwrite"), (trainer, "image_size"), (settings, "steps"), (settings, "learning_rate"),
+        also=(classifier,),
+    )  # fmt: skip
+
+
+def sd15_caso_train(graph: Graph) -> None:
+    """The person's own two folders of pictures, on Stable Diffusion 1.5."""
+    loader = checkpoint_loader(graph, "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors")
+    graph.note(
+        "# Learn an attribute from your two folders\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x "
+        "checkpoint) into `models/checkpoints`.\n\n1. Make two folders in ComfyUI's `input` folder: pictures that "
+        "have it and pictures that have it not, about 75 each, one exact class a folder. Look-alikes (sunglasses for "
+        "glasses) go into a third.\n2. Write their names into *folders*, the one to learn first.\n3. Choose *kind*: "
+        "`fine` for a small part, `large` for glasses or a beard, `colour`, `species`. *start_words*: a word for what "
+        "changes.\n\nThe report first tells about how long it takes and how much memory. Cancel keeps the best so far; "
+        "*resume* goes on. Then `embedding:my_attribute` works in prompts, and `sd15_caso_edit` edits photos with it.",
+        0, title="Before you run", height=400,
+    )  # fmt: skip
+    trainer = graph.add(
+        "SemEdit_CASOEmbeddingTrainer",
+        1,
+        model=loader.out("MODEL"),
+        clip=loader.out("CLIP"),
+        vae=loader.out("VAE"),
+        folders="with_glasses\nwithout_glasses",
+        kind="large",
+        start_words="face",
+        filename="my_attribute",
+        image_size=512,
+        width=360,
+    )
+    graph.add("PreviewImage", 2, title="Held-out pictures, edited", images=trainer.out("samples"))
+    graph.add("PreviewImage", 2, title="Loss and accuracy", images=trainer.out("plot"))
+    graph.add("PreviewAny", 2, title="Report", source=trainer.out("report"), height=240)
+    graph.add("PreviewAny", 2, title="Write this into any prompt", source=trainer.out("prompt text"), height=120)
 
 
 def caso_source(graph: Graph) -> tuple[Node, Node, Output]:
@@ -99,7 +137,6 @@ def edit(
     window: str,
     focus: float,
     strip: int = 0,
-    photo: Output | None = None,
 ) -> Output:
     """Edit sampler, its report and its picture; returns the edited IMAGE."""
     painter = {"vae": loader.out("VAE")} if strip else {}
@@ -118,10 +155,22 @@ def edit(
         **painter,
     )
     graph.add("PreviewAny", column, title="Report", source=edited.out("report"), width=330, height=160)
-    image = show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image", photo)
+    image = show(graph, column + 1, edited.out("latent"), loader.out("VAE"), name, "Edited image")
     if strip:
         graph.add("PreviewImage", column + 1, title="From minus to plus", images=edited.out("strip"))
     return image
+
+
+def offer_attribute(graph: Graph, picture: list[tuple[Node, str]]) -> None:
+    """The attribute's edit behind one node, and as an App: the ``picture``'s widgets, the attribute, its strength."""
+    sampler, loaded = graph.only("SemEdit_CASOEditSampler"), graph.only("SemEdit_CASOEmbeddingLoader")
+    graph.enclose(
+        "Turn an Attribute Up or Down",
+        (loaded, "embedding_file", "attribute"), (sampler, "strength"), (sampler, "window"), (sampler, "focus"),
+        (sampler, "steps"), (sampler, "interpolate", "pictures from minus to plus"),
+    )  # fmt: skip
+    shown = [graph.only("Edited image"), graph.only("From minus to plus")]
+    graph.app([*picture, (loaded, "embedding_file"), (sampler, "strength"), (sampler, "window")], shown)
 
 
 def demo_caso_edit(graph: Graph) -> None:
@@ -142,6 +191,7 @@ def demo_caso_edit(graph: Graph) -> None:
         0, title="What this shows", height=270,
     )  # fmt: skip
     edit_report(graph, 5, picture.out("image"), edited, true_edit=picture.out("edited image"))
+    offer_attribute(graph, [(picture, "pictures"), (picture, "number")])
 
 
 def demo_caso_multi(graph: Graph) -> None:
@@ -178,6 +228,12 @@ def demo_caso_multi(graph: Graph) -> None:
         0, title="What this shows", height=220,
     )  # fmt: skip
     edit_report(graph, 6, picture.out("image"), edited)
+    sampler = graph.only("SemEdit_CASOEditSampler")
+    graph.enclose(
+        "Two Attributes",
+        (first, "embedding_file", "first"), (second, "embedding_file", "second"), (both, "first_strength"),
+        (both, "second_strength"), (sampler, "strength"), (sampler, "window"), (sampler, "focus"), (sampler, "steps"),
+    )  # fmt: skip
 
 
 def sd15_caso_edit(graph: Graph) -> None:
@@ -189,7 +245,7 @@ def sd15_caso_edit(graph: Graph) -> None:
         "into "
         "`models/checkpoints`, and an embedding into `models/embeddings`: one you made with **CASO Embedding Trainer** "
         "(as in "
-        "`demo_caso_train`, with this checkpoint, *image_size* 512 and your two folders of pictures), a published "
+        "`sd15_caso_train`), a published "
         "CASO `.pt`, or any "
         "textual inversion.\n\n1. Load a picture of about 512 x 512; it comes back at its own "
         "size.\n2. Choose the embedding.\n3. *window* `fine` "
@@ -197,25 +253,28 @@ def sd15_caso_edit(graph: Graph) -> None:
         "faces, `species` for cat to dog. Too weak: raise *strength*.",
         0, title="Before you run", height=330,
     )  # fmt: skip
-    encoded = graph.add("VAEEncode", 1, pixels=picture.out("IMAGE"), vae=loader.out("VAE"))
     loaded = graph.add(
         "SemEdit_CASOEmbeddingLoader", 1, clip=loader.out("CLIP"), embedding_file="my_attribute.safetensors"
     )
-    edited = edit(
-        graph,
+    edited = graph.add(
+        "SemEdit_CASOEditSampler",
         2,
-        loader,
-        encoded.out("LATENT"),
-        loaded.out("embedding"),
-        "sd15_caso_edit",
-        5.0,
-        "fine",
-        1.0,
-        strip=5,
+        model=loader.out("MODEL"),
+        clip=loader.out("CLIP"),
+        semantic_embedding=loaded.out("embedding"),
         photo=picture.out("IMAGE"),
+        vae=loader.out("VAE"),
+        strength=5.0,
+        window="fine",
+        interpolate=5,
+        width=330,
     )
+    graph.add("PreviewAny", 2, title="Report", source=edited.out("report"), width=330, height=160)
+    image = edited.out("picture")
+    graph.add("SaveImage", 3, title="Edited image", images=image, filename_prefix="semantic_editing/sd15_caso_edit")
+    graph.add("PreviewImage", 3, title="From minus to plus", images=edited.out("strip"))
     graph.add("PreviewImage", 4, title="Original", images=picture.out("IMAGE"))
-    edit_report(graph, 5, picture.out("IMAGE"), edited)
+    edit_report(graph, 5, picture.out("IMAGE"), image)
 
 
 #: Found by eye on the demo model.
@@ -223,5 +282,6 @@ DEMO_STRENGTH, DEMO_STRENGTH_OF_TWO = 3.0, 5.0
 DEMO_FOCUS = 0.1  # of SEGA: measured to leave more of the rest alone
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
-    describe.__name__: describe for describe in (demo_caso_train, demo_caso_edit, demo_caso_multi, sd15_caso_edit)
+    describe.__name__: describe
+    for describe in (demo_caso_train, demo_caso_edit, demo_caso_multi, sd15_caso_train, sd15_caso_edit)
 }

@@ -89,6 +89,23 @@ def pasted(graph: Graph, photo: Output, inversion: Node, edit: Node, name: str) 
     return paste
 
 
+def offer_face_edit(graph: Graph, picture: list[tuple[Node, str]], *files: tuple[str, str]) -> None:
+    """The face edit behind one node, and as an App: the ``picture``'s widgets, two texts, the strength; ``files`` are
+    the (node's type, widget) that a person has to choose."""
+    edit, inversion = graph.only("SemEdit_DeltaEditMapper"), graph.only("SemEdit_InvertToStyleCode")
+    texts = [(edit, "source_text", "the face now"), (edit, "target_text", "what you want")]
+    shown = texts if "condition_from" not in edit.inputs else []
+    graph.enclose(
+        "Face: Edit by Text" if shown else "Face: Edit by Example",
+        *shown, (edit, "strength"), (edit, "disentangle"), (inversion, "refine_steps"),
+        *((graph.only(kind), name) for kind, name in files),
+    )  # fmt: skip
+    graph.app(
+        [*picture, *((node, name) for node, name, _ in shown), (edit, "strength"), (edit, "disentangle")],
+        [graph.only("Edited image")],
+    )
+
+
 def demo_deltaedit_text(graph: Graph) -> None:
     """Glasses by a pair of texts."""
     pictures, number, texts = GLASSES
@@ -115,6 +132,7 @@ def demo_deltaedit_text(graph: Graph) -> None:
         source_text=texts[0],
         target_text=texts[1],
     )
+    offer_face_edit(graph, [(picture, "pictures"), (picture, "number")])
 
 
 def demo_deltaedit_images(graph: Graph) -> None:
@@ -134,6 +152,7 @@ def demo_deltaedit_images(graph: Graph) -> None:
         0, title="What this shows", height=260,
     )  # fmt: skip
     edit_report(graph, 4, photo, paste.out("image"), width=REPORT, true_edit=picture.out("edited image"))
+    offer_face_edit(graph, [(picture, "pictures"), (picture, "number")])
 
 
 def demo_deltaedit_diffusion(graph: Graph) -> None:
@@ -191,6 +210,7 @@ def demo_deltaedit_diffusion(graph: Graph) -> None:
         source_text=texts[0],
         target_text=texts[1],
     )
+    offer_face_edit(graph, [(picture, "pictures"), (picture, "number")])
 
 
 def ffhq_deltaedit(graph: Graph) -> None:
@@ -219,6 +239,13 @@ def ffhq_deltaedit(graph: Graph) -> None:
         source_text=texts[0],
         target_text=texts[1],
     )
+    files = {
+        "SemEdit_StyleGAN2Loader": "generator_file",
+        "SemEdit_InvertToStyleCode": "encoder_file",
+        "SemEdit_DeltaEditMapper": "mapper_file",
+        "SemEdit_LoadCLIPScorer": "clip_model",
+    }
+    offer_face_edit(graph, [(picture, "image")], *files.items())
 
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {

@@ -39,6 +39,7 @@ def demo_distil_edit(graph: Graph) -> None:
         0, title="What this shows", height=270,
     )  # fmt: skip
     edit_report(graph, 4, picture.out("image"), edited.out("image"), true_edit=picture.out("edited image"))
+    graph.group()
 
 
 def demo_distil_train(graph: Graph) -> None:
@@ -85,12 +86,16 @@ def demo_distil_train(graph: Graph) -> None:
     graph.add("PreviewImage", 7, title="Another face, by what was learned", images=edited.out("image"))
     graph.note(
         f"# Teach a small network an edit\n\n1. The word edit makes {PAIRS} pairs in {EDIT_STEPS} steps each.\n2. "
-        "**Distil Edit Trainer** leaves out those in which nothing happened, and learns from the others for "
-        f"{TRAIN_STEPS} steps.\n3. **Distilled Edit** edits another face with it.\n\nSo few pairs and steps only show "
-        "the way: the network has begun to see where glasses go. A hundred pairs and 500 steps made *demo: "
-        "glasses*.\n\n*overwrite* is on, so that you can run it again: it replaces what you have "
-        "of that name.",
-        0, title="What this shows", height=330,
+        f"**Distil Edit Trainer** learns from those that succeeded, for {TRAIN_STEPS} steps.\n3. **Distilled Edit** "
+        "edits another face with it.\n\nThat only shows the way; a hundred pairs and 500 steps made *demo: "
+        "glasses*.\n\n*overwrite* is on, so that you can run it again: it replaces what you have of that name.",
+        0, title="What this shows", height=280,
+    )  # fmt: skip
+    direction = graph.only("SemEdit_SentenceEditDirection")
+    graph.enclose(
+        "Teach a Network the Edit",
+        (direction, "source", "what they show"), (direction, "target", "what you want"), (inversion, "steps"),
+        (trainer, "filename"), (trainer, "overwrite"), (trainer, "steps", "training steps"), also=(prompt,),
     )  # fmt: skip
 
 

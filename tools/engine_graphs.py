@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from graph_builder import Graph
 
 
-def engine_edit(graph: Graph, kind: str, name: str, pictures: str, number: int, note: str, **widgets: Any) -> None:
+def engine_edit(
+    graph: Graph, kind: str, name: str, pictures: str, number: int, note: str, turned: tuple[str, ...], **widgets: Any
+) -> None:
     """A picture of the demo edited by an engine's guider, beside the true answer."""
     model, picture, positive, latent = demo_source(graph, pictures, number)
     graph.note(note, 0, title="What this shows", height=310)
@@ -31,6 +33,10 @@ def engine_edit(graph: Graph, kind: str, name: str, pictures: str, number: int, 
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title="True edited image (for comparison)", images=picture.out("edited image"))
     edit_report(graph, 6, picture.out("image"), edited, true_edit=picture.out("edited image"))
+    title = guider.title.removesuffix(" Guider")
+    graph.enclose(
+        title, *((guider, name) for name in turned), (inversion, "steps"), also=(graph.only("CLIPTextEncode"),)
+    )
 
 
 def demo_prompt_to_prompt(graph: Graph) -> None:
@@ -42,6 +48,7 @@ def demo_prompt_to_prompt(graph: Graph) -> None:
         "picture, so all else stays.\n\nBoth texts come from the demo picture here; with your own picture, write the "
         "source prompt and copy it into *target_text* with the words changed. Too much stays: lower *self_fraction* "
         "and *cross_fraction*; too much changes: raise them, or name the place in *blend_words*.",
+        ("cfg", "cross_fraction", "self_fraction", "blend_words"),
     )  # fmt: skip
 
 
@@ -53,6 +60,7 @@ def demo_masactrl(graph: Graph) -> None:
         "target text make its own layout for the first steps (*start_step*), then fills it with what the picture has: "
         "its self-attention takes keys and values from there.\n\nThe change is too small: raise *start_step* or "
         "*cfg*; too much is lost: lower them.",
+        ("cfg", "start_step", "foreground_words"),
     )  # fmt: skip
 
 
@@ -64,6 +72,7 @@ def demo_plug_and_play(graph: Graph) -> None:
         "Guider** plugs the picture's features and self-attention into the sampling of the target text: the structure "
         "stays, colours and materials change.\n\nToo little changes: lower *feature_fraction* and "
         "*attention_fraction*, or raise *cfg*.",
+        ("cfg", "feature_fraction", "attention_fraction"),
     )  # fmt: skip
 
 
@@ -92,6 +101,10 @@ def demo_several_edits(graph: Graph) -> None:
     edited = show(graph, 4, sampled.out("output"), model.out("VAE"), "demo_several_edits", "Edited image")
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     edit_report(graph, 6, picture.out("image"), edited)
+    graph.enclose(
+        "Several Edits", (guider, "edits"), (guider, "scale"), (guider, "threshold"), (inversion, "steps"),
+        also=(graph.only("CLIPTextEncode"),),
+    )  # fmt: skip
 
 
 def sd15_concept_edit(graph: Graph) -> None:
@@ -99,16 +112,12 @@ def sd15_concept_edit(graph: Graph) -> None:
     loader = checkpoint_loader(graph, "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors")
     picture = graph.add("LoadImage", 0, image="example.png")
     graph.note(
-        "# Put your own concept into a photo\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x "
-        "checkpoint) into `models/checkpoints`, your LoRA into `models/loras`, your textual inversion into "
-        "`models/embeddings`. Only one of them: bypass **Load LoRA**, or write the LoRA's own word in place "
-        "of `embedding:my_concept`.\n\n1. Load a picture of about 512 x 512 and describe it in **Source "
-        "prompt** and *source_text*.\n2. In *target_text* write the concept where the thing stands that it "
-        "replaces.\n3. In *blend_words* name both: everything else stays as in the photo.\n\nThe photo is "
-        "inverted with the plain model, the edit sampled with the LoRA's; the guider remarks on that, and "
-        "*stored_shift* keeps the photo exact all the same.\n\nToo little of the concept: lower "
-        "*self_fraction*, raise *cfg*. Too much changes: the opposite, or raise *background_keep*.",
-        0, title="Before you run", height=520,
+        "# Put your own concept into a photo\n\nNeeds an SD 1.x checkpoint, and your LoRA in `models/loras` or your "
+        "textual inversion in `models/embeddings`. Only one of them: bypass **Load LoRA**, or write the LoRA's word "
+        "in place of `embedding:my_concept`.\n\n1. Describe the photo in **Source prompt** and *source text*.\n2. In "
+        "*target text* write the concept where the thing stands that it replaces; *blend words* names both.\n\nToo "
+        "little of it: lower *self fraction*, raise *cfg*. Too much changes: raise *background keep*.",
+        0, title="Before you run", height=300,
     )  # fmt: skip
     source = "a photo of a cat"
     concept = graph.add(
@@ -138,6 +147,12 @@ def sd15_concept_edit(graph: Graph) -> None:
     )
     graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
     edit_report(graph, 6, picture.out("IMAGE"), edited)
+    graph.enclose(
+        "Put Your Concept in",
+        (guider, "source_text"), (guider, "target_text"), (guider, "blend_words"), (guider, "cfg"),
+        (guider, "self_fraction"), (guider, "background_keep"),
+        also=(prompt, concept),
+    )  # fmt: skip
 
 
 #: Lines of the demo's several edits.

@@ -22,7 +22,7 @@ PACK = "semantic_editing_under_a_stand_in"
 ROOT = Path(__file__).resolve().parents[1]
 COMFYUI = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview")
 TYPES = (
-    "BBOX", "Boolean", "Clip", "Combo", "Conditioning", "Float", "Guider", "Image", "Int", "Latent", "Mask", "Model",
+    "Boolean", "Clip", "Combo", "Conditioning", "Float", "Guider", "Image", "Int", "Latent", "Mask", "Model",
     "Noise", "Sigmas", "String", "Vae",
 )  # fmt: skip
 _FRESH = itertools.count()

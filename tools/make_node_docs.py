@@ -1,7 +1,8 @@
 """Bring what repeats the node schemas up to date.
 
-That is locales/en/nodeDefs.json, the tables of inputs and outputs in web/docs/*.md, and tests/nodes/snapshot.json: the
-ids, order, types and defaults that saved workflows depend on. A widget is declared in its node alone.
+That is locales/en/nodeDefs.json, the picture and the lists of inputs and outputs in web/docs/*.md, the translated
+pages of the main nodes, and tests/nodes/snapshot.json: the ids, order, types and defaults that saved workflows depend
+on. A widget is declared in its node alone.
 
 The schemas are read without ComfyUI, under the stand-in for its host beside this file. The prose of the help pages is
 written by hand.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,23 @@ from semantic_editing.tools import host_stand_in
 from semantic_editing.tools.node_contract import from_schema
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Small before and after pictures of the workflows (tools/make_previews.py); pages may only show what lies beside them.
+PICTURES = ROOT / "web" / "docs" / "pictures"
+#: Language -> headings of inputs and outputs, what ends a sentence, and the words for required and optional.
+HEADINGS = {"zh": ("输入", "输出", "。", "必需", "可选"), "ja": ("入力", "出力", "。", "必須", "任意")}
+#: The nodes that a person meets first; their pages exist in every language.
+MAIN = (
+    "SemEdit_SPDInvInversion",
+    "SemEdit_SentenceEditDirection",
+    "SemEdit_ApplyEditDirection",
+    "SemEdit_CrossAttnGuidedSampler",
+    "SemEdit_CASOEmbeddingLoader",
+    "SemEdit_CASOEditSampler",
+    "SemEdit_DeltaEditMapper",
+    "SemEdit_InvertToStyleCode",
+    "SemEdit_DistilledEdit",
+    "SemEdit_EditReport",
+)
 BEGIN, END = "<!-- sockets and widgets, made by tools/make_node_docs.py -->", "<!-- end -->"
 
 
@@ -57,42 +76,74 @@ def _default(slot: Any) -> str:
             if isinstance(value, float) and value and value < 1e-3
             else f"`{value}`"
         )
-        return number.replace("\n", " ").replace("|", "\\|")
+        return number.replace("\n", " ")
     return "optional" if options.get("optional") else "required"
 
 
-def _cell(text: str) -> str:
-    """``text`` inside a table."""
-    return text.replace("|", "\\|")
+def _short(text: str) -> str:
+    """The first sentence: the help panel is narrow, and the whole text is the tooltip of the widget itself."""
+    return re.split(r"(?<=[.!?]) (?=[A-Z])", text)[0]
 
 
 def table(schema: Any) -> str:
-    """The inputs and outputs of a node as Markdown."""
+    """The inputs and outputs of a node as Markdown lists, which wrap where a table would not."""
     lines = []
     if schema.inputs:
-        lines += ["## Inputs", "", "| input | type | default | what it does |", "|---|---|---|---|"]
+        lines += ["## Inputs", ""]
         for slot in schema.inputs:
-            advanced = " (advanced)" if slot.options.get("advanced") else ""
+            advanced = "advanced, " if slot.options.get("advanced") else ""
             lines.append(
-                f"| **{slot.id}**{advanced} | {slot.type} | {_default(slot)} | {_cell(slot.options['tooltip'])} |"
+                f"- **{slot.id}** ({advanced}{slot.type}, {_default(slot)}): {_short(slot.options['tooltip'])}"
             )
         lines.append("")
-    lines += ["## Outputs", "", "| output | type | what it is |", "|---|---|---|"]
+    lines += ["## Outputs", ""]
     lines += [
-        f"| **{slot.options['display_name']}** | {slot.type} | {slot.options['tooltip']} |" for slot in schema.outputs
+        f"- **{slot.options['display_name']}** ({slot.type}): {_short(slot.options['tooltip'])}"
+        for slot in schema.outputs
     ]
     return "\n".join(lines)
 
 
+def _with_picture(head: str, rest: str) -> str:
+    """``head`` of a page with the before and after of the first demo workflow that the page names, under the title."""
+    title, _, prose = head.partition("\n\n")
+    if prose.startswith("!["):
+        prose = prose.partition("\n\n")[2]
+    shown = [found for found in re.findall(r"`(demo_\w+)`", rest) if (PICTURES / f"{found}.jpg").is_file()]
+    picture = f"![before and after, workflow {shown[0]}](pictures/{shown[0]}.jpg)\n\n" if shown else ""
+    return f"{title}\n\n{picture}{prose}"
+
+
 def page(schema: Any, present: str) -> str:
-    """The help page ``present`` with a fresh table between its markers."""
+    """The help page ``present`` with its picture and fresh lists between its markers."""
     head, _, rest = present.partition(BEGIN)
     if not rest:
         head, rest = (
             present.rstrip() + "\n\n" if present else f"# {schema.display_name}\n\n{schema.description}\n\n",
             END + "\n",
         )
+    head = _with_picture(head, rest.partition("## See it")[2])
     return f"{head}{BEGIN}\n\n{table(schema)}\n\n{END}{rest.partition(END)[2]}"
+
+
+def translated_page(language: str, name: str, schema: Any, english: str) -> str:
+    """The help page of a main node in another language, from what its locale says of the node."""
+    path = ROOT / "locales" / language / "nodeDefs.json"
+    words = json.loads(path.read_text(encoding="utf-8"))[name]
+    inputs, outputs, full_stop, required, optional = HEADINGS[language]
+    wired = {"required": required, "optional": optional}
+    lines = [f"# {words['display_name']}", ""]
+    picture = re.search(r"^!\[.*?\]\((.*?)\)", english, re.M)
+    lines += [f"![]({picture.group(1)})", ""] if picture else []
+    lines += [words["description"], "", f"## {inputs}", ""]
+    for slot in schema.inputs:
+        said = words["inputs"][slot.id]
+        default = wired.get(_default(slot), _default(slot))
+        lines.append(f"- **{said['name']}** ({default}): {said['tooltip'].partition(full_stop)[0]}{full_stop}")
+    lines += ["", f"## {outputs}", ""]
+    for said in words["outputs"].values():
+        lines.append(f"- **{said['name']}**: {said['tooltip'].partition(full_stop)[0]}{full_stop}")
+    return "\n".join(lines) + "\n"
 
 
 def files() -> dict[Path, str]:
@@ -106,6 +157,12 @@ def files() -> dict[Path, str]:
     for name, schema in nodes.items():
         path = ROOT / "web" / "docs" / f"{name}.md"
         made[path] = page(schema, path.read_text(encoding="utf-8") if path.is_file() else "")
+    for language in HEADINGS:
+        for name in MAIN:
+            english = made[ROOT / "web" / "docs" / f"{name}.md"]
+            made[ROOT / "web" / "docs" / name / f"{language}.md"] = translated_page(
+                language, name, nodes[name], english
+            )
     return made
 
 
@@ -121,6 +178,7 @@ def main() -> int:
         if not same:
             print(f"{'differs' if arguments.check else 'written'}  {path.relative_to(ROOT)}")
             if not arguments.check:
+                path.parent.mkdir(exist_ok=True)
                 path.write_text(text, encoding="utf-8")
     return int(bool(stale and arguments.check))
 

@@ -1,7 +1,8 @@
-"""Run the demo workflows on a running ComfyUI and compose workflows/previews/<name>.png and the thumbnail
-workflows/<name>.jpg.
+"""Run the demo workflows on a running ComfyUI and compose workflows/previews/<name>.png; from that, square thumbnails
+workflows/<name>.jpg, also those of the Apps: before on the left, after on the right.
 
 python tools/make_previews.py --server http://127.0.0.1:8188
+python tools/make_previews.py --thumbnails     # only these, from the previews that there are
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -19,6 +21,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, MARGIN, HEAD = 256, 16, 34
+THUMBNAIL = 400
+PICTURES = ROOT / "web" / "docs" / "pictures"
+#: Templates whose models are a person's own: their thumbnails show the photo to be edited, and no result made up.
+OWN_MODEL = {
+    "sd15_word_edit": "SD 1.5",
+    "sdxl_word_edit": "SDXL",
+    "sd15_caso_edit": "SD 1.5",
+    "sd15_concept_edit": "SD 1.5 and your concept",
+    "ffhq_deltaedit": "FFHQ",
+}
+#: Where the numbers of a preview's pictures are not those of the first and of the one called Edited image.
+WHOLE = {"demo_caso_train": 0, "demo_distil_train": 1}
 INVERTED = ("Invert to Style Code", "The face, and the generator's copy")
 EDITED = ("DeltaEdit Mapper", "As the generator draws it")
 #: Workflow -> titles of the nodes whose pictures are shown, in order; with what is written above where it is not that.
@@ -84,12 +98,86 @@ def compose(pictures: list[tuple[str, Image.Image]]) -> Image.Image:
     return sheet
 
 
+def beginnings(name: str) -> list[int]:
+    """The left edges of a preview's pictures, found by the sheet's own background between them."""
+    with Image.open(ROOT / "workflows" / "previews" / f"{name}.png") as sheet:
+        row = [sheet.convert("RGB").crop((x, HEAD, x + 1, HEAD + SIDE)).getcolors(1) for x in range(sheet.width)]
+    empty = [colors is not None and colors[0][1] == (32, 32, 32) for colors in row]
+    starts = [x for x in range(1, len(empty)) if empty[x - 1] and not empty[x]]
+    assert len(starts) == len(SHOWN[name]), f"{name}: {len(starts)} pictures are seen"
+    return starts
+
+
+def thumbnail(name: str) -> Image.Image:
+    """The square of a demo workflow: left half before, right half after; a training's last picture as it is."""
+    titles, starts = SHOWN[name], beginnings(name)
+    with Image.open(ROOT / "workflows" / "previews" / f"{name}.png") as sheet:
+        sheet = sheet.convert("RGB")
+        if name in WHOLE:
+            number = WHOLE[name]
+            end = [*starts[1:], sheet.width][number] - MARGIN
+            shown = sheet.crop((starts[number], HEAD, end, HEAD + SIDE))
+            shown.thumbnail((THUMBNAIL, THUMBNAIL))
+            square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), (255, 255, 255))
+            square.paste(shown, (0, (THUMBNAIL - shown.height) // 2))
+            return square
+        after = next(n for n, title in enumerate(titles) if title in ("Edited image", "Rebuilt image"))
+        before = next((n for n, title in enumerate(titles) if title == "Original"), 0)
+        halves = [
+            sheet.crop((starts[number], HEAD, starts[number] + SIDE, HEAD + SIDE)).resize(
+                (THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS
+            )
+            for number in (before, after)
+        ]
+    square, half = halves[1], THUMBNAIL // 2
+    square.paste(halves[0].crop((0, 0, half, THUMBNAIL)), (0, 0))
+    draw = ImageDraw.Draw(square)
+    draw.rectangle((half - 1, 0, half, THUMBNAIL), fill=(255, 255, 255))
+    return labelled(square, {12: "before", half + 12: "after"})
+
+
+def own_photo(text: str) -> Image.Image:
+    """The square of a workflow that needs a person's own model: a photo to be edited, and which model."""
+    with Image.open(ROOT / "assets" / "demo" / "images" / "00.png") as photo:
+        square = photo.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return labelled(square, {12: f"your photo, {text}"})
+
+
+def labelled(square: Image.Image, words: dict[int, str]) -> Image.Image:
+    """Words in the bottom corner, each on a dark patch at its left edge."""
+    draw, font = ImageDraw.Draw(square), ImageFont.load_default(18)
+    for left, text in words.items():
+        box = draw.textbbox((left, THUMBNAIL - 32), text, font=font)
+        draw.rectangle((box[0] - 6, box[1] - 4, box[2] + 6, box[3] + 4), fill=(20, 20, 20))
+        draw.text((left, THUMBNAIL - 32), text, fill=(240, 240, 240), font=font)
+    return square
+
+
+def write_thumbnails(names: list[str]) -> None:
+    """The thumbnails of workflows, and of the Apps that stand for them."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        from app_graphs import APPS
+    finally:
+        sys.path.pop(0)
+    for name in names:
+        square = own_photo(OWN_MODEL[name]) if name in OWN_MODEL else thumbnail(name)
+        for stem in [name, *(f"{title}.app" for title, (stands_for, _) in APPS.items() if stands_for == name)]:
+            square.save(ROOT / "workflows" / f"{stem}.jpg", quality=90)
+        if name not in WHOLE and name not in OWN_MODEL:  # for the help pages
+            square.resize((240, 240), Image.Resampling.LANCZOS).save(PICTURES / f"{name}.jpg", quality=88)
+
+
 def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", default="http://127.0.0.1:8188")
+    parser.add_argument("--thumbnails", action="store_true", help="run nothing; make them from the previews")
     parser.add_argument("names", nargs="*", default=list(SHOWN), help="workflows to run; all demo ones when left out")
     arguments = parser.parse_args()
+    if arguments.thumbnails:
+        write_thumbnails([*arguments.names, *OWN_MODEL])
+        return
     server = arguments.server
     for name in arguments.names:
         titles = SHOWN[name]
@@ -106,7 +194,7 @@ def main() -> None:
             )
         sheet = compose(pictures)
         sheet.save(ROOT / "workflows" / "previews" / f"{name}.png", optimize=True)
-        sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=90)
+        write_thumbnails([name])
         print(f"written  {name}: {'; '.join(text for output in outputs.values() for text in output.get('text', ()))}")
 
 

@@ -79,6 +79,10 @@ def invert_reconstruct(graph: Graph, inversion_type: str, name: str, plot_title:
     rebuilt = show(graph, 4, again, model.out("VAE"), name, "Rebuilt image")
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title=plot_title, images=inversion.out("plot"))
+    turned = (
+        ("steps", "solver") if inversion_type.endswith("SPDInvInversion") else ("steps", "iterations", "weight_pair")
+    )
+    graph.enclose("Invert and Rebuild", *((inversion, name) for name in turned), also=(graph.only("CLIPTextEncode"),))
     return picture.out("image"), rebuilt
 
 
@@ -148,6 +152,27 @@ def word_edit(
     return inversion, edited, image
 
 
+def offer_word_edit(
+    graph: Graph,
+    picture: list[tuple[Node, str]],
+    also: tuple[Node, ...],
+    title: str = "Edit Photo by Words",
+    inverts: str = "SemEdit_SPDInvInversion",
+) -> None:
+    """The word edit behind one node, and as an App: the ``picture``'s widgets, the words, two sliders."""
+    direction, applied = graph.only("SemEdit_SentenceEditDirection"), graph.only("SemEdit_ApplyEditDirection")
+    sampler, inversion = graph.only("SemEdit_CrossAttnGuidedSampler"), graph.only(inverts)
+    graph.enclose(
+        "Edit Photo by Words",
+        (direction, "source", "what it shows"), (direction, "target", "what you want"), (applied, "strength"),
+        (sampler, "cfg"), (sampler, "guidance"), (inversion, "steps"), also=also,
+    )  # fmt: skip
+    graph.app(
+        [*picture, (direction, "source"), (direction, "target"), (applied, "strength"), (sampler, "guidance")],
+        [graph.only("Edited image")],
+    )
+
+
 def demo_word_edit(graph: Graph) -> None:
     """A face gets glasses, beside the true answer."""
     model, picture, positive, latent = demo_source(graph, PAIR, 0)
@@ -167,6 +192,7 @@ def demo_word_edit(graph: Graph) -> None:
         0, title="What this shows", height=290,
     )  # fmt: skip
     edit_report(graph, 6, picture.out("image"), edited, true_edit=picture.out("edited image"))
+    offer_word_edit(graph, [(picture, "pictures"), (picture, "number")], (graph.only("CLIPTextEncode"),))
 
 
 def demo_pix2pix_zero(graph: Graph) -> None:
@@ -189,6 +215,8 @@ def demo_pix2pix_zero(graph: Graph) -> None:
         0, title="What this shows", height=290,
     )  # fmt: skip
     edit_report(graph, 6, picture.out("image"), edited, true_edit=picture.out("edited image"))
+    demo = [(picture, "pictures"), (picture, "number")]
+    offer_word_edit(graph, demo, (graph.only("CLIPTextEncode"),), "pix2pix-zero", "SemEdit_AutocorrDDIMInversion")
 
 
 def demo_synthetic_edit(graph: Graph) -> None:
@@ -229,6 +257,12 @@ def demo_synthetic_edit(graph: Graph) -> None:
         0, title="What this shows", height=290,
     )  # fmt: skip
     edit_report(graph, 6, drawn.out("IMAGE"), edited)
+    graph.enclose(
+        "Make a Picture and Edit It",
+        (made, "seed"), (made, "cfg"), (direction, "source", "what it shows"), (direction, "target", "what you want"),
+        (applied, "strength"), (sampled, "guidance"),
+        also=(graph.only("Prompt of the picture"), graph.only("Negative prompt (empty)")),
+    )  # fmt: skip
 
 
 def checkpoint_loader(graph: Graph, repository: str, checkpoint: str) -> Node:
@@ -271,6 +305,7 @@ def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, t
     )
     graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
     edit_report(graph, 6, picture.out("IMAGE"), edited)
+    offer_word_edit(graph, [(picture, "image"), (prompt, "text")], (prompt,))
 
 
 def sd15_word_edit(graph: Graph) -> None:

@@ -7,18 +7,18 @@ maps of one step only ever exist (the published code stores those of all steps f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..attention.capture import CaptureMaps, MapKey, MapLoss, Projections, show
+from ..attention.capture import CaptureMaps, MapKey, MapLoss, show
 from ..denoiser import Callback, Denoiser, check_finite, euler_step, unit_scale
 from ..errors import EditingError
 from ..inversion import Inversion
 from ..sampling import GENERATED, TrajectoryEdit, edited_places, guided, plain_negative
+from .kept_source import KeptSource, Seen
 
 Preset = Literal["lockstep", "carried", "released"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -27,8 +27,6 @@ REFERENCES: tuple[Reference, ...] = get_args(Reference)
 Resolution = Literal["all", "half", "quarter"]
 #: By how much the query grid of a layer must be smaller than the latent at least.
 RESOLUTIONS: dict[Resolution, int] = {"all": 1, "half": 2, "quarter": 4}
-#: What the cross-attention layers of one evaluation work with, see :class:`~..attention.capture.CaptureMaps`.
-Seen = Mapping[MapKey, Projections]
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,8 @@ class CrossAttentionGuidance(TrajectoryEdit):
         uncond: negative conditioning; None means the one that the inversion was made with at another cfg than 1, where
             it is a plain text, else ``source_cond``, the paper's choice for real images.
         mask: ``[B or 1, H, W]`` of any size, 1 where to edit; outside it the source's trajectory is kept exactly.
+        kept: what an earlier edit saw of the same source, with the same model and ``resolution``, is taken from here
+            and the rest put there; not for a reconstruction, which is another for each cfg.
         losses: map loss ``[B]`` before each guided step's move, by level.
 
     Raises:
@@ -135,6 +135,7 @@ class CrossAttentionGuidance(TrajectoryEdit):
     uncond: Any | None = None
     settings: CrossAttentionSettings = field(default_factory=CrossAttentionSettings)
     mask: Tensor | None = None
+    kept: KeptSource | None = None
     losses: dict[int, Tensor] = field(default_factory=dict, init=False)
     _rebuilt: dict[int, Tensor] = field(default_factory=dict, init=False)  # the reconstruction, where it is now
     _layers: dict[int, frozenset[MapKey]] = field(default_factory=dict, init=False)  # of each conditioning
@@ -213,7 +214,11 @@ class CrossAttentionGuidance(TrajectoryEdit):
         sampled = self.inversion.method == GENERATED and cfg == self.inversion.cfg  # by this very rule: nothing is left
         left_over = not (settings.reconstructs or released or sampled)
         whole = settings.reconstructs or left_over
-        source, predicted = self._capture(latent, sigma, self.source_cond, whole)
+        kept = None if settings.reconstructs else self.kept
+        known = None if kept is None else kept.get(level, whole, latent.device)
+        source, predicted = self._capture(latent, sigma, self.source_cond, whole) if known is None else known
+        if kept is not None and known is None:
+            kept.put(level, source, predicted)
         negative, away = source, predicted
         apart = cfg != 1.0 and self.uncond is not self.source_cond
         if apart and (released or settings.reconstructs):
@@ -289,7 +294,8 @@ def cross_attention_guided_edit(
 
     Costs, a step and image at cfg other than 1: 4 forwards and 1 backward guided (2 of the 4 may end early), 2 forwards
     unguided. A reconstruction with another negative than the source takes 1 more. "released" takes 6 and 2, one forward
-    less where the negative is the source.
+    less where the negative is the source. A second edit by :attr:`CrossAttentionGuidance.kept` takes 1 forward less a
+    guided step.
 
     Args:
         callback: told after each step; an exception it raises ends the run.

@@ -18,7 +18,11 @@ from .search import RegionSearch
 
 SMALLEST = 512  # pixels of the shorter side; smaller images are enlarged by a whole number
 FAINT, LABEL = (255, 255, 255), (0, 0, 0)  # red, green and blue in 0..255, like all colours here
-PLACES: dict[FoundBy, tuple[int, int, int]] = {"attention": (255, 230, 0), "change": (0, 230, 255)}
+PLACES: dict[FoundBy, tuple[int, int, int]] = {
+    "attention": (255, 230, 0),
+    "change": (0, 230, 255),
+    "given": (255, 120, 255),
+}
 RANKS = ((60, 220, 90), (70, 170, 255), (230, 120, 255))  # the best, the second, all others that are drawn strongly
 STRENGTH = 0.6  # opacity of the heat where attention is highest
 FAINTNESS = 0.35  # opacity of the boxes that are not among the best

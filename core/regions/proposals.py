@@ -19,7 +19,7 @@ DEFAULT_ANCHORS = 9
 MOST_PROPOSALS = 64  # a box of each would be rendered for every anchor
 
 MaskUse = Literal["restrict", "exclude"]
-FoundBy = Literal["attention", "change"]
+FoundBy = Literal["attention", "change", "given"]
 
 
 class Box(NamedTuple):
@@ -36,7 +36,7 @@ class Anchor:
     """A patch that attention chose (the paper's C_i): its grid cell, its centre in image pixels, its attention.
 
     ``found_by`` "change": a cell of the map of what an edit changed, see :func:`~.changes.with_changes`, and the change
-    there.
+    there. "given": the cell of the middle of a box that was given, and the attention there.
     """
 
     row: int
@@ -112,24 +112,27 @@ def propose(
     spread: int = 0,
     mask: Tensor | None = None,
     mask_use: MaskUse = "restrict",
+    given: Sequence[Box] = (),
 ) -> Proposals:
-    """Anchors at the most attended patches, and boxes centred on each.
+    """Anchors at the most attended patches, and boxes centred on each; or the boxes that are given.
 
     Args:
         attention: ``[heads, gh, gw]``, attention of the class token; its mean over the heads ranks the patches.
         image_size: ``(H, W)`` in pixels of the image that the grid covers.
-        anchors: how many (the paper's K); fewer come back where ``spread`` leaves fewer.
+        anchors: how many (the paper's K); fewer come back where ``spread`` or the mask leaves fewer.
         sizes: sides of the squares: up to 1 a fraction of the shorter side, above 1 pixels.
         aspects: width over height; each makes a box of the square's area for every size.
         spread: non-maximum suppression: two anchors are more than this many patches apart in a row or a column; 0 is
             off.
-        mask: ``[H, W]``, 0.5 and more means inside. Anchors stand on patches of which at least half is allowed, a box
-            is the tight frame of its allowed pixels, and nothing else is changed.
+        mask: ``[H, W]`` of any size, stretched to the image's; at least half of its highest value means inside. Anchors
+            stand on patches of which at least half is allowed, on those with any allowed pixel where there are none; a
+            box is the tight frame of its allowed pixels, and nothing else is changed.
         mask_use: "restrict" edits to the mask, or "exclude" it.
+        given: boxes to try in place of those around attended patches, one place each, cut to what is allowed.
 
     Raises:
-        EditingError: no sizes, one below 1 pixel, more anchors than patches, attention that is flat or not a number, a
-            mask of another size, or nothing left by the mask.
+        EditingError: no sizes, one below 1 pixel, more anchors than patches, attention that is flat or not a number, or
+            nothing left by the mask or of the given boxes.
     """
     height, width = image_size
     sides = box_sides(sizes, aspects, image_size)
@@ -140,20 +143,26 @@ def propose(
     saliency = attention.detach().float().cpu().mean(0)
     if not torch.isfinite(saliency).all():
         raise EditingError("The attention is not a number; check the image and the vision model's weights.")
+    allowed = _allowed(mask, mask_use, image_size)
+    if given:
+        return _of_given(given, saliency, allowed, len(sides))
     if saliency.max() == saliency.min():
         raise EditingError(
             "The vision model finds no object (its attention is the same everywhere); draw a mask and use it instead."
         )
-    allowed = _allowed(mask, mask_use, image_size)
     covered = functional.adaptive_avg_pool2d(allowed.float()[None], (saliency.shape[0], saliency.shape[1]))[0]
     open_patches = covered >= 0.5
+    if not open_patches.any():
+        open_patches = covered > 0
     left = int(open_patches.sum())
     if not left:
         raise EditingError(
             "The mask leaves no patch for an anchor; enlarge it, or switch between restrict and exclude."
         )
-    if not 1 <= anchors <= left:
-        raise EditingError(f"anchors is {anchors}; use 1 to {left}, as many as there are patches to choose from.")
+    if not 1 <= anchors <= saliency.numel():
+        raise EditingError(
+            f"anchors is {anchors}; use 1 to {saliency.numel()}, as many as there are patches to choose from."
+        )
     chosen = [
         Anchor(row, column, (column + 0.5) * width / saliency.shape[1], (row + 0.5) * height / saliency.shape[0], value)
         for row, column, value in _peaks(saliency, open_patches, anchors, spread)
@@ -199,15 +208,53 @@ def box_sides(sizes: Sequence[float], aspects: Sequence[float], image_size: tupl
     return made
 
 
+def _of_given(given: Sequence[Box], saliency: Tensor, allowed: Tensor, slots: int) -> Proposals:
+    """The boxes that were given, a place each; a box twice and what lies outside of the image or the mask is left out.
+
+    Raises:
+        EditingError: nothing is left.
+    """
+    height, width = allowed.shape
+    rows, columns = saliency.shape
+    anchors: list[Anchor] = []
+    boxes: list[tuple[Box | None, ...]] = []
+    inside = [_inside(box, (height, width)) for box in given]
+    for box in unique([None if box is None else tight(box, allowed) for box in inside]):
+        if box is None:
+            continue
+        x, y = box.x + box.width / 2, box.y + box.height / 2
+        row, column = int(y * rows / height), int(x * columns / width)
+        anchors.append(Anchor(row, column, x, y, float(saliency[row, column]), "given"))
+        boxes.append((box, *[None] * (slots - 1)))
+    if not anchors:
+        raise EditingError(
+            f"None of the {len(given)} boxes lies in the image ({width} x {height} pixels) and in the mask; wire boxes "
+            "of this image, or none."
+        )
+    return Proposals((height, width), tuple(anchors), tuple(boxes), allowed)
+
+
+def _inside(box: Box, image_size: tuple[int, int]) -> Box | None:
+    """``box`` clipped to the image, None where nothing is left."""
+    left, top = max(box.x, 0), max(box.y, 0)
+    right, bottom = min(box.x + box.width, image_size[1]), min(box.y + box.height, image_size[0])
+    return Box(left, top, right - left, bottom - top) if right > left and bottom > top else None
+
+
 def _allowed(mask: Tensor | None, use: MaskUse, image_size: tuple[int, int]) -> Tensor:
     if mask is None:
         return torch.ones(image_size, dtype=torch.bool)
+    mask = mask.detach().float().cpu()
     if tuple(mask.shape) != tuple(image_size):
-        raise EditingError(
-            f"The mask is {list(mask.shape)} and the image {list(image_size)} (height, width); give a mask of the "
-            "image's size."
+        # By the highest value of a cell where it shrinks, so that a small place is not lost.
+        larger = mask.shape[0] >= image_size[0] and mask.shape[1] >= image_size[1]
+        mask = (
+            functional.adaptive_max_pool2d(mask[None], image_size)[0]
+            if larger
+            else functional.interpolate(mask[None, None], image_size, mode="nearest-exact")[0, 0]
         )
-    inside = mask.detach().cpu() >= 0.5
+    # A soft mask may have no 1 anywhere.
+    inside = mask >= mask.max() / 2 if mask.max() > 0 else torch.zeros(image_size, dtype=torch.bool)
     return inside if use == "restrict" else ~inside
 
 

@@ -44,12 +44,14 @@ class Example:
         image: ``[1, 3, H, W]`` in 0..1.
         source_text, target_text: what it shows and what it should show.
         mask: ``[H, W]``, see :func:`~.proposals.propose`.
+        boxes: places to try in place of attended ones and of those that the text pulls at.
     """
 
     image: Tensor
     source_text: str
     target_text: str
     mask: Tensor | None = None
+    boxes: Sequence[Box] = ()
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,7 @@ class RegionSearch:
             spread=settings.spread,
             mask=example.mask,
             mask_use=settings.mask_use,
+            given=example.boxes,
         )
         judge = ClipJudge(
             scorer, example.image, example.source_text, example.target_text, crops=settings.crops, seed=seed
@@ -235,7 +238,7 @@ class RegionSearch:
         wanted = settings.changes if len(self.tables) == 1 and settings.learning.strategy != "policy" else 0
         if settings.learning.strategy == "sampled":  # its budget must last for a box of each place
             wanted = min(wanted, settings.learning.budget - len(self._attended.anchors))
-        if wanted <= 0:
+        if wanted <= 0 or self._attended.anchors[0].found_by == "given":
             return False
         editor = self.editor(table.image)
         if not isinstance(editor, Locating):

@@ -16,8 +16,10 @@ from ...core.caso.editing import (
     invert_to_window,
 )
 from ...core.errors import EditingError
+from ...core.images.sizes import at_photo_size
 from ...core.inversion import Inversion
 from ...core.rebuilding import left_over, settled
+from ..common.image_inputs import channels_first
 from ..common.inputs import mask_input
 from ..common.recording import as_lines, reads_noise_mask
 from ..common.reports import report_output, shown
@@ -29,7 +31,7 @@ from ..host.latents import latent_from_model, noise_mask_of, sigmas_out
 from ..host.sampling import DenoiserGuider, run
 from ..host.schema import blocked, io, schema, widget
 from ..host.session import Session
-from ..host.vae import decode_images
+from ..host.vae import decode_images, encode_images
 from .embeddings import CATEGORY, Chosen
 from .guidance import (
     ADVICE,
@@ -43,6 +45,7 @@ from .guidance import (
 )
 
 MOST_STRIP = 15
+NO_PICTURE = "CASO Edit Sampler paints the edit itself only of a photo; wire one, or paint latent with VAE Decode."
 NO_STRIP = "CASO Edit Sampler made no strip; set interpolate to 2 or more pictures, or take the strip's wire away."
 
 
@@ -106,8 +109,14 @@ class CASOEditSampler(io.ComfyNode):
                     tooltip="In place of a latent: an inversion made with an empty prompt, e.g. by SPDInv Inversion.",
                 ),
                 mask_input(),
-                widget(io.Vae, "vae", optional=True, tooltip="Paints the strip; needed for interpolate only."),
+                widget(io.Vae, "vae", optional=True, tooltip="Reads and paints a photo, and paints the strip."),
                 against_input(),
+                widget(
+                    io.Image,
+                    "photo",
+                    optional=True,
+                    tooltip="In place of a latent: the image itself, which the VAE wired here reads.",
+                ),
             ],
             outputs=[
                 io.Latent.Output("edited", display_name="latent", tooltip="The edited image; wire it into VAE Decode."),
@@ -118,6 +127,11 @@ class CASOEditSampler(io.ComfyNode):
                     "one after another).",
                 ),
                 report_output(),
+                io.Image.Output(
+                    "picture",
+                    display_name="picture",
+                    tooltip="Of a photo: the edit at the photo's own size.",
+                ),
             ],
         )
 
@@ -141,20 +155,25 @@ class CASOEditSampler(io.ComfyNode):
         mask: Any = None,
         vae: Any = None,
         against: Chosen = (),
+        photo: Tensor | None = None,
     ) -> Any:
         """Edit; EditingError for unusable input passes through as it is."""
-        if (latent is None) == (inversion is None):
-            raise EditingError("Wire either a latent or an inversion into CASO Edit Sampler, not both and not none.")
+        if sum(source is not None for source in (latent, inversion, photo)) != 1:
+            raise EditingError("Wire one of latent, inversion and photo into CASO Edit Sampler, not several and not none.")
         if not 0 <= interpolate <= MOST_STRIP or interpolate == 1:
             raise EditingError(f"interpolate is {interpolate}; use 0 for no strip, or 2 to {MOST_STRIP} pictures.")
         if interpolate and vae is None:
             raise EditingError(
                 "The strip is painted by a VAE; wire one into CASO Edit Sampler, or set interpolate to 0."
             )
+        if photo is not None and vae is None:
+            raise EditingError("A photo is read and painted by a VAE; wire one into CASO Edit Sampler.")
         settings = edit_settings(strength, window, start, end, single_step, joined, focus)
         terms = host_terms(clip, semantic_embedding, settings, against)
         mask = edit_mask(mask)
         remarks, exact = inversion_remarks(model, inversion, terms.empty)
+        if photo is not None:
+            latent = encode_images(vae, photo)
         if latent is not None and mask is None and not reads_noise_mask(model):
             mask = noise_mask_of(latent)  # a stock sampler leaves the latent alone outside its mask
 
@@ -177,7 +196,12 @@ class CASOEditSampler(io.ComfyNode):
         edited, rows, report = run(model, place, terms.conds, work, sigmas=sigmas, advice=ADVICE)
         report += as_lines(remarks)
         strip = decode_images(vae, latent_from_model(model, rows)) if interpolate else blocked(NO_STRIP)
-        return io.NodeOutput(latent_from_model(model, edited), strip, report, ui=shown(report))
+        made = latent_from_model(model, edited)
+        picture = blocked(NO_PICTURE)
+        if photo is not None:
+            painted = decode_images(vae, made)
+            picture = at_photo_size(channels_first(photo), channels_first(painted)).movedim(1, -1)
+        return io.NodeOutput(made, strip, report, picture, ui=shown(report))
 
 
 class CASOGuider(io.ComfyNode):

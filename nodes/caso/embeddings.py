@@ -47,7 +47,17 @@ class CASOEmbeddingLoader(io.ComfyNode):
             description="Loads a semantic embedding: one made by CASO Embedding Trainer, any textual inversion of SD "
             "1.x, SD 2.x or SDXL (also several tokens, or those inside a LoRA file), or a published CASO .pt file. No "
             "code in a file is run.",
-            search_aliases=["textual inversion", "load embedding", "semantic embedding", "caso", "attribute embedding"],
+            search_aliases=[
+                "load attribute",
+                "smile",
+                "add glasses",
+                "attribute slider",
+                "textual inversion",
+                "load embedding",
+                "semantic embedding",
+                "caso",
+                "attribute embedding",
+            ],
             inputs=[
                 widget(io.Clip, "clip", tooltip="The text encoder of the model the embedding was made for."),
                 widget(
@@ -183,7 +193,14 @@ class CASOCombine(io.ComfyNode):
             category=CATEGORY,
             description="Puts two to four semantic embeddings together, each with a strength of its own (below 0 "
             "removes). Embeddings of equal strength share one prompt and cost one evaluation of the model together.",
-            search_aliases=["multiple attributes", "mix embeddings", "add embeddings", "caso"],
+            search_aliases=[
+                "several attributes",
+                "two edits at once",
+                "multiple attributes",
+                "mix embeddings",
+                "add embeddings",
+                "caso",
+            ],
             inputs=[sockets[0], *strengths, *sockets[1:]],
             outputs=[
                 embedding_output("All of them; wire it into CASO Edit Sampler, CASO Generate or another CASO Combine."),

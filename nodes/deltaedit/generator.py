@@ -65,7 +65,7 @@ class StyleGAN2Loader(io.ComfyNode):
             category=CATEGORY,
             description="Loads a StyleGAN2 generator of any size: a checkpoint of the PyTorch port (.pt), a snapshot "
             "of stylegan2-ada-pytorch (.pkl), safetensors, or the demo's. No code in a file is run.",
-            search_aliases=["gan loader", "load stylegan", "ffhq", "stylegan2-ada", "deltaedit"],
+            search_aliases=["load face generator", "gan loader", "load stylegan", "ffhq", "stylegan2-ada", "deltaedit"],
             inputs=[
                 widget(
                     io.Combo,
@@ -161,7 +161,15 @@ class StyleGAN2Generate(io.ComfyNode):
             category=CATEGORY,
             description="Draws random pictures with a StyleGAN2 and gives their style codes, which the other nodes of "
             "DeltaEdit edit.",
-            search_aliases=["random face", "gan sample", "stylegan sample", "truncation", "deltaedit"],
+            search_aliases=[
+                "make a face",
+                "new portrait",
+                "random face",
+                "gan sample",
+                "stylegan sample",
+                "truncation",
+                "deltaedit",
+            ],
             inputs=[
                 widget(StyleGAN2Type, "stylegan2", tooltip="The generator, from StyleGAN2 Loader."),
                 seed_input("Of the random pictures. The same seed gives the same pictures."),
@@ -257,7 +265,15 @@ class StyleCodeMix(io.ComfyNode):
             category=CATEGORY,
             description="Goes from one style code to another: part of the way, in steps, or with some levels of detail "
             "alone. Between a face and its edit it makes the edit weaker or stronger.",
-            search_aliases=["style mixing", "style code interpolate", "morph", "attribute interpolation", "deltaedit"],
+            search_aliases=[
+                "mix faces",
+                "morph faces",
+                "style mixing",
+                "style code interpolate",
+                "morph",
+                "attribute interpolation",
+                "deltaedit",
+            ],
             inputs=[
                 widget(StyleCodeType, "first", tooltip="Where the way begins."),
                 widget(

@@ -62,7 +62,19 @@ class InvertToStyleCode(io.ComfyNode):
             category=CATEGORY,
             description="Finds the face in a photo, cuts it as the generator knows faces, and turns it into a style "
             "code that the generator rebuilds it from. Says how well.",
-            search_aliases=["e4e", "psp", "gan inversion", "stylegan encoder", "deltaedit", "face alignment", "w+"],
+            search_aliases=[
+                "find face",
+                "face to code",
+                "edit face",
+                "portrait",
+                "e4e",
+                "psp",
+                "gan inversion",
+                "stylegan encoder",
+                "deltaedit",
+                "face alignment",
+                "w+",
+            ],
             inputs=[
                 widget(
                     io.Image, "image", tooltip="One photo or a batch; each is inverted by itself. Any size and shape."
@@ -232,7 +244,15 @@ class PasteFaceBack(io.ComfyNode):
             category=CATEGORY,
             description="Adds what an edit changed (the face after it minus the face before it) to the whole photo, "
             "where the face was taken from. What the generator cannot rebuild stays the photo's.",
-            search_aliases=["uncrop face", "paste back", "face restore", "deltaedit", "blend face"],
+            search_aliases=[
+                "put face back",
+                "edit face",
+                "uncrop face",
+                "paste back",
+                "face restore",
+                "deltaedit",
+                "blend face",
+            ],
             inputs=[
                 widget(io.Image, "photo", tooltip="The photo that Invert to Style Code was given, or the batch."),
                 widget(FaceCropType, "face_crop", tooltip="From Invert to Style Code: where the face was taken from."),

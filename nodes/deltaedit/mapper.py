@@ -63,7 +63,25 @@ class DeltaEditMapper(io.ComfyNode):
             category=CATEGORY,
             description="Edits faces in a StyleGAN2's style space by any pair of texts, or the way one picture differs "
             "from another, in milliseconds: one mapper, trained on pictures alone, does all edits.",
-            search_aliases=["deltaedit", "text guided edit", "styleclip", "stylegan edit", "face edit", "delta mapper"],
+            search_aliases=[
+                "edit face",
+                "edit portrait",
+                "smile",
+                "age",
+                "make older",
+                "make younger",
+                "add glasses",
+                "remove glasses",
+                "add beard",
+                "change hair colour",
+                "change hair color",
+                "deltaedit",
+                "text guided edit",
+                "styleclip",
+                "stylegan edit",
+                "face edit",
+                "delta mapper",
+            ],
             inputs=[
                 widget(
                     StyleGAN2Type, "stylegan2", tooltip="The generator that draws the faces, from StyleGAN2 Loader."

@@ -16,6 +16,7 @@ from ...core.demo.model import load_demo_model as load_demo_networks
 from ...core.errors import EditingError
 from ...core.files import load_tensors
 from ..common.bundled import bundle
+from ..host.latents import TRAINED_SIDE
 from ..host.weights import autoencoder, sd1_text_encoder, unet_patcher
 
 #: Least-squares map from the demo VAE's scaled latent to RGB in -1..1 (R^2 0.90 on 120 validation pictures), for
@@ -82,8 +83,10 @@ def load_demo_model(folder: Path = FOLDER) -> tuple[Any, Any, Any]:
         )
     vae, unet, clip = (_config(folder / part) for part in ("vae", "unet", "clip"))
     scale = float(vae["scaling_factor"])
+    patcher = unet_patcher(unet, _weights(folder / "unet"), scale, PREVIEW_FACTORS, PREVIEW_BIAS)
+    setattr(patcher.model, TRAINED_SIDE, int(unet["sample_size"]))
     return (
-        unet_patcher(unet, _weights(folder / "unet"), scale, PREVIEW_FACTORS, PREVIEW_BIAS),
+        patcher,
         sd1_text_encoder(clip["text_config"], _text_weights(folder)),
         autoencoder(vae, _weights(folder / "vae"), PixelShuffled),
     )

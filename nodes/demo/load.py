@@ -63,7 +63,13 @@ class LoadDemoModel(io.ComfyNode):
             category=CATEGORY,
             description="Loads the small cartoon-portrait model that ships with this pack (128 x 128 pixels, nothing "
             "to download). Its outputs work in every stock node.",
-            search_aliases=["demo checkpoint", "tiny model", "example model", "semantic editing demo"],
+            search_aliases=[
+                "try without a model",
+                "demo checkpoint",
+                "tiny model",
+                "example model",
+                "semantic editing demo",
+            ],
             inputs=[],
             outputs=[
                 io.Model.Output(
@@ -96,7 +102,13 @@ class LoadDemoImage(io.ComfyNode):
             category=CATEGORY,
             description="A picture of the demo world with its caption, or several. Choose an edit instead of "
             "'portraits' to get pairs: the picture and the same face truly edited, to compare an edit with.",
-            search_aliases=["demo picture", "test image", "counterfactual pair", "example image"],
+            search_aliases=[
+                "try without a photo",
+                "demo picture",
+                "test image",
+                "counterfactual pair",
+                "example image",
+            ],
             inputs=[
                 widget(
                     io.Combo,

@@ -43,7 +43,18 @@ class DistilledEdit(io.ComfyNode):
             description="Makes one learned edit in one pass of a small network, in milliseconds and without a "
             "diffusion model. What the edit does not touch stays the photo's own pixels. Train others with Distil "
             "Edit Trainer.",
-            search_aliases=["fast edit", "pix2pix", "distilled gan", "real time edit", "image to image network"],
+            search_aliases=[
+                "edit photo",
+                "fast photo edit",
+                "add glasses",
+                "change hair colour",
+                "change hair color",
+                "fast edit",
+                "pix2pix",
+                "distilled gan",
+                "real time edit",
+                "image to image network",
+            ],
             inputs=[
                 widget(io.Image, "image", tooltip="The pictures to edit, of any size; one or a batch."),
                 widget(

@@ -44,7 +44,15 @@ class DistilEditTrainer(io.ComfyNode):
             description="Teaches a small network an edit from pictures before and after it, made by any edit of this "
             "pack or another, so that Distilled Edit makes it in milliseconds. Hundreds of pairs are good. Cancel "
             "keeps the best so far.",
-            search_aliases=["distillation", "train pix2pix", "co-mod-gan", "train image to image", "learn an edit"],
+            search_aliases=[
+                "teach an edit",
+                "make an edit fast",
+                "distillation",
+                "train pix2pix",
+                "co-mod-gan",
+                "train image to image",
+                "learn an edit",
+            ],
             inputs=[
                 *saved_name_inputs("my_edit"),
                 widget(

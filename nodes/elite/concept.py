@@ -26,7 +26,15 @@ class EliteConcept(io.ComfyNode):
             category="semantic editing/loaders",
             description="Makes a word of the thing in one picture, without training: ELITE's global mapper, with the "
             "key and value projections that were trained with it. For SD 1.x.",
-            search_aliases=["ELITE", "global mapper", "customised concept", "subject", "textual inversion from image"],
+            search_aliases=[
+                "my own object",
+                "put an object in",
+                "ELITE",
+                "global mapper",
+                "customised concept",
+                "subject",
+                "textual inversion from image",
+            ],
             inputs=[
                 widget(io.Model, "model", tooltip="An SD 1.x model (ELITE was trained on SD 1.4)."),
                 widget(io.Clip, "clip", tooltip="The model's CLIP; it reads the text."),

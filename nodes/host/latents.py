@@ -17,6 +17,9 @@ from torch.nn import functional
 
 from ...core.errors import EditingError
 
+#: Attribute of a host's model that says for how many latent pixels a side it was trained; only the demo model, which
+#: makes nothing of larger pictures and takes minutes for that, has it.
+TRAINED_SIDE = "semantic_editing_trained_side"
 #: Smallest side in latent pixels that a network halves a few times and doubles again.
 SMALLEST = 2
 
@@ -52,6 +55,13 @@ def fitted_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
         raise EditingError(
             f"The latent is only {image.shape[-1]} x {image.shape[-2]} latent pixels; use a picture of at least "
             f"{SMALLEST * 8} x {SMALLEST * 8} pixels."
+        )
+    side = getattr(model.model, TRAINED_SIDE, None)
+    if side is not None and max(image.shape[-2:]) > 2 * side:
+        raise EditingError(
+            f"The demo model draws {side * 8} x {side * 8} pixels and this picture has {image.shape[-1] * 8} x "
+            f"{image.shape[-2] * 8}; scale it to {side * 8} x {side * 8} before VAE Encode, or load a checkpoint of "
+            "your own."
         )
     return {**latent, "samples": image}
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import comfy.model_management as model_management
+import torch
 
 #: What allocators without an exception type of their own say (CPU, MPS, DirectML).
 PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
@@ -31,3 +32,8 @@ def memory_advice(advice: str) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise model_management.OOM_EXCEPTION(f"Out of memory; {advice}. ({reason})") from error
+
+
+def free_main_memory() -> int:
+    """Bytes of main memory that nobody uses, as the host counts them."""
+    return int(model_management.get_free_memory(torch.device("cpu")))

@@ -27,7 +27,12 @@ class GenerateReference(io.ComfyNode):
             category="semantic editing/inversion",
             description="Generates an image from a seed and records its trajectory, so that a made-up image can be "
             "edited like a real one, without any inversion.",
-            search_aliases=["synthetic image edit", "text to image reference", "pix2pix-zero synthetic"],
+            search_aliases=[
+                "make a picture to edit",
+                "synthetic image edit",
+                "text to image reference",
+                "pix2pix-zero synthetic",
+            ],
             inputs=[
                 widget(io.Model, "model", tooltip="The diffusion model; edit with the same one."),
                 widget(io.Conditioning, "positive", tooltip="The prompt of the image; edit from the same prompt."),

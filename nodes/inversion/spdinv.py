@@ -31,6 +31,10 @@ class SPDInvInversion(io.ComfyNode):
             "step is solved to a measured residual, and the report says at how many dB the picture rebuilds. For SD "
             "1.x, SD 2.x, SDXL and flow models.",
             search_aliases=[
+                "invert photo",
+                "photo to noise",
+                "edit photo",
+                "real image edit",
                 "ddim inversion",
                 "fixed point inversion",
                 "unsampler",

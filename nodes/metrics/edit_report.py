@@ -32,6 +32,9 @@ class EditReport(io.ComfyNode):
             description="Says in plain words what an edit changed and what it left alone, shows both pictures beside "
             "a heat map of the difference, and gives the usual figures: PSNR, SSIM, structure distance, CLIP scores.",
             search_aliases=[
+                "before and after",
+                "what changed",
+                "compare photos",
                 "compare images",
                 "psnr",
                 "ssim",

@@ -23,7 +23,14 @@ class RestorePhotoSize(io.ComfyNode):
             category="semantic editing/report",
             description="Gives an edited picture back at the size of the photo: VAE Encode cuts a photo to multiples "
             "of 8 pixels, and a photo that was scaled for the model comes back small. Wire it after VAE Decode.",
-            search_aliases=["original size", "uncrop", "resize to image", "match size", "restore resolution"],
+            search_aliases=[
+                "back to photo size",
+                "original size",
+                "uncrop",
+                "resize to image",
+                "match size",
+                "restore resolution",
+            ],
             inputs=[
                 widget(io.Image, "photo", tooltip="The photo as it was loaded; one, or one for each edited picture."),
                 widget(io.Image, "edited", tooltip="The edited picture or batch, from VAE Decode."),

@@ -29,7 +29,16 @@ class ImageCaption(io.ComfyNode):
             category=CATEGORY,
             description="Describes an image in words with BLIP or BLIP-2, as pix2pix-zero does: the prompt to invert a "
             "photo with, so that a picture and two words are enough.",
-            search_aliases=["blip", "caption", "image to text", "describe image", "interrogate", "pix2pix-zero"],
+            search_aliases=[
+                "describe photo",
+                "prompt from photo",
+                "blip",
+                "caption",
+                "image to text",
+                "describe image",
+                "interrogate",
+                "pix2pix-zero",
+            ],
             inputs=[
                 widget(io.Image, "image", tooltip="The image to describe; a batch gives a line for each."),
                 model_folder_input(

@@ -68,7 +68,7 @@ class LoadEditDirection(io.ComfyNode):
             category=CATEGORY,
             description="Loads an edit direction: a file saved by Save Edit Direction, or a published pix2pix-zero .pt "
             "file (SD 1.x). Old files are read without running any code in them.",
-            search_aliases=["open direction", "import direction", "pix2pix-zero .pt"],
+            search_aliases=["cat to dog", "load edit", "open direction", "import direction", "pix2pix-zero .pt"],
             inputs=[
                 file_input("direction_file", FOLDER),
                 widget(

@@ -32,6 +32,18 @@ class SentenceEditDirection(io.ComfyNode):
             "of sentences. Sentences that come in pairs show word by word what changes; other lists give their mean "
             "difference.",
             search_aliases=[
+                "edit photo",
+                "replace",
+                "change cat to dog",
+                "turn into",
+                "words",
+                "what to change",
+                "add glasses",
+                "remove glasses",
+                "smile",
+                "age",
+                "change hair colour",
+                "change hair color",
                 "pix2pix-zero",
                 "word to word",
                 "text direction",
@@ -143,7 +155,15 @@ class ApplyEditDirection(io.ComfyNode):
             display_name="Apply Edit Direction",
             category=CATEGORY,
             description="Adds an edit direction to a prompt. Chain several of these nodes to add several edits.",
-            search_aliases=["add direction", "pix2pix-zero", "semantic slider", "concept slider"],
+            search_aliases=[
+                "edit strength",
+                "slider",
+                "more or less",
+                "add direction",
+                "pix2pix-zero",
+                "semantic slider",
+                "concept slider",
+            ],
             inputs=[
                 widget(
                     io.Conditioning,

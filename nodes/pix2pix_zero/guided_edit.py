@@ -18,6 +18,7 @@ from ...core.pix2pix_zero.guided_edit import (
     Reference,
     Resolution,
 )
+from ...core.pix2pix_zero.kept_source import KeptSource
 from ...core.rebuilding import left_over
 from ..common.inputs import cfg_input, mask_input
 from ..common.recording import as_lines, changed_remarks
@@ -36,6 +37,7 @@ from ..host.latents import latent_from_model, sigmas_out
 from ..host.sampling import DenoiserGuider, run
 from ..host.schema import io, schema, widget
 from ..host.session import Session
+from .kept_source import kept_source, spared
 
 #: Carries a ``core.pix2pix_zero.guided_edit.CrossAttentionSettings``.
 CrossAttentionSettingsType = io.Custom("SEMEDIT_CROSS_ATTENTION_SETTINGS")
@@ -198,7 +200,11 @@ def known_resolution(resolution: str | None) -> bool | str:
 
 
 def edit_of(
-    session: Session, inversion: Inversion, settings: CrossAttentionSettings, mask: Tensor | None
+    session: Session,
+    inversion: Inversion,
+    settings: CrossAttentionSettings,
+    mask: Tensor | None,
+    kept: KeptSource | None,
 ) -> CrossAttentionGuidance:
     """The edit with the denoiser and the conditionings of ``session``."""
     conds = session.conds
@@ -210,6 +216,7 @@ def edit_of(
         conds.get("negative"),
         settings,
         mask,
+        kept,
     )
 
 
@@ -227,6 +234,14 @@ class CrossAttnGuidedSampler(io.ComfyNode):
             "the cross-attention maps of the source, so that the layout stays. A batch in the inversion gives a batch "
             "of edits.",
             search_aliases=[
+                "edit photo",
+                "edit image",
+                "edit picture",
+                "replace object",
+                "replace",
+                "change photo",
+                "swap object",
+                "keep layout",
                 "pix2pix-zero",
                 "cross attention guidance",
                 "image editing",
@@ -271,10 +286,12 @@ class CrossAttnGuidedSampler(io.ComfyNode):
         inversion.require_model(own := identity(model))
 
         def work(session: Session) -> tuple[Tensor, str]:
-            step = edit_of(session, inversion, settings, where)
+            step = edit_of(session, inversion, settings, where, kept)
             edited = step.run(inversion.steps, session.callback())
-            return edited, cost_report(session.denoiser.evaluations, inversion) + as_lines(left_over(step))
+            remarks = [*spared(kept), *left_over(step)]
+            return edited, cost_report(session.denoiser.evaluations, inversion) + as_lines(remarks)
 
+        kept = kept_source(inversion, model, source, settings)
         place = source_latent(model, inversion)
         conds = edit_conditionings(model, inversion, target, source, negative)
         gradients, sigmas = settings.guidance > 0, sigmas_out(inversion.sigmas)
@@ -336,7 +353,8 @@ class CrossAttnGuider(io.ComfyNode):
         refuse_noise_mask(inversion, "Cross-Attn Guided Sampler")
 
         def prepare(session: Session) -> Callable[[Tensor, float], Tensor]:
-            return EulerOnly(edit_of(session, inversion, settings, where))
+            kept = kept_source(inversion, model, source, settings)
+            return EulerOnly(edit_of(session, inversion, settings, where, kept))
 
         conds = edit_conditionings(model, inversion, target, source, negative)
         guider = DenoiserGuider(model, conds, prepare, gradients=settings.guidance > 0, advice=ADVICE)

@@ -18,6 +18,9 @@ from ...core.regions.settings import STRATEGIES, LearningSettings, Strategy
 from ..common.inputs import seed_input
 from ..common.reports import report_output, shown
 from ..host.schema import io, schema, widget
+from .boxes import BoundingBoxType, SegsType, bounding_boxes
+from .boxes import given_boxes as boxes_given
+from .boxes import segs as found_segs
 from .editors import RegionEditor
 from .models import RegionNetworkType
 from .search_inputs import (
@@ -154,7 +157,7 @@ class RegionBoxGenerator(io.ComfyNode):
                     io.Mask,
                     "mask",
                     optional=True,
-                    tooltip="Where edits may be (white), or may not: see mask_use. Of the image's size.",
+                    tooltip="Where edits may be (white), or may not: see mask_use. Of any size and softness.",
                 ),
                 widget(
                     RegionNetworkType,
@@ -163,15 +166,28 @@ class RegionBoxGenerator(io.ComfyNode):
                     tooltip="A trained network to start from, and to choose by with strategy policy. It is not "
                     "changed.",
                 ),
+                widget(
+                    BoundingBoxType,
+                    "given_boxes",
+                    optional=True,
+                    tooltip="Boxes to try in place of those around what the vision model looks at: a detector's "
+                    "(RT-DETR, SAM, GroundingDINO, YOLO).",
+                ),
+                widget(
+                    SegsType,
+                    "segs",
+                    optional=True,
+                    tooltip="The same as SEGS of Impact Pack; their boxes count, mask_use and mask as usual.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
                     "best_mask", display_name="mask", tooltip="The best box (white); for any inpainting nodes."
                 ),
-                io.BBOX.Output(
+                BoundingBoxType.Output(
                     "boxes",
                     display_name="boxes",
-                    tooltip="Every rendered box as [x, y, width, height] in pixels, the best first.",
+                    tooltip="Every rendered box, the best first; for Draw BBoxes, SAM and others that read them.",
                 ),
                 io.String.Output(
                     "boxes_json",
@@ -206,6 +222,12 @@ class RegionBoxGenerator(io.ComfyNode):
                     tooltip="What was learned; for Save Region Network, or another image with strategy policy.",
                 ),
                 report_output(),
+                BoundingBoxType.Output(
+                    "best_box", display_name="best box", tooltip="The best one alone; for Crop Image."
+                ),
+                SegsType.Output(
+                    "segs_found", display_name="SEGS", tooltip="Every rendered box as SEGS, for nodes of Impact Pack."
+                ),
             ],
         )
 
@@ -243,6 +265,8 @@ class RegionBoxGenerator(io.ComfyNode):
         refine: bool,
         mask: Tensor | None = None,
         region_network: RegionNetwork | None = None,
+        given_boxes: Any = None,
+        segs: Any = None,
     ) -> Any:
         """Search; EditingError for unusable input passes through as it is."""
         require_editor(region_editor)
@@ -277,7 +301,8 @@ class RegionBoxGenerator(io.ComfyNode):
                 "(Region Network Trainer takes many)."
             )
         with torch.inference_mode(False), torch.no_grad():
-            examples = [Example(pictures, source_text, target_text, masks[0])]
+            given = boxes_given(given_boxes, segs, (pictures.shape[-2], pictures.shape[-1]))
+            examples = [Example(pictures, source_text, target_text, masks[0], given)]
             search, stopped = searched(
                 STOPS, on_cancel, examples, vision_features, clip_scorer, region_editor, settings, region_network
             )
@@ -296,7 +321,8 @@ class RegionBoxGenerator(io.ComfyNode):
         report = "\n".join(filter(None, [first, search_report(search), policy_report(search), *remarks]))
         edits = torch.cat([search.edited(candidate) for candidate in (found[:most] if most else found)]).movedim(1, -1)
         picture = region_picture(table.image, search.views[0].attention[0], table.proposals, found, BEST)[None]
-        boxes = [list(candidate.box) for candidate in found]
+        boxes = bounding_boxes(found)
+        masks = [search.mask(candidate) for candidate in found]
         return io.NodeOutput(
             search.mask(best),
             boxes,
@@ -307,6 +333,8 @@ class RegionBoxGenerator(io.ComfyNode):
             picture,
             search.network,
             report,
+            boxes[0],
+            found_segs(found, masks, table.proposals.image_size),
             ui=shown(report, picture, cls),
         )
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,16 @@ class Console:
     def _answered(self, answer, pack):
         if answer.status >= 400 and pack in answer.url:
             self.complaints.append(f"{answer.status} {answer.url}")
+
+
+@pytest.fixture
+def shots(request, tmp_path):
+    """Takes a picture of a page under a name: in ``$BROWSER_SHOTS``, where a CI run keeps them, else in pytest's own
+    folder."""
+    kept = os.environ.get("BROWSER_SHOTS")
+    folder = Path(kept) / request.node.name.replace("/", "_") if kept else tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda page, name: page.screenshot(path=str(folder / f"{name}.png"))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The nodes on a live server: the contract as the host sees it, what the UI fetches, and each node in a prompt."""
 
 import json
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_what_the_ui_fetches(server):
         assert set(SNAPSHOT) <= set(words[language]["nodeDefs"])
     templates = set(server.get("/workflow_templates")[server.pack_name])
     assert templates == {path.stem for path in (ROOT / "workflows").glob("*.json")}
-    for name in templates:
+    for name in map(urllib.parse.quote, templates):
         assert json.loads(server.request(f"/api/workflow_templates/{server.pack_name}/{name}.json"))["version"] == 0.4
         assert server.request(f"/api/workflow_templates/{server.pack_name}/{name}.jpg")[:2] == b"\xff\xd8"
 

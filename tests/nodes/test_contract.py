@@ -135,7 +135,7 @@ def test_a_shipped_workflow_that_replaces_files_says_so():
     for path in sorted((ROOT / "workflows" / "api").glob("*.json")):
         nodes = json.loads(path.read_text("utf-8")).values()
         if any(node["inputs"].get("overwrite") for node in nodes):
-            drawn = json.loads((ROOT / "workflows" / path.name).read_text("utf-8"))["nodes"]
+            drawn = json.loads((ROOT / "workflows" / path.name).read_text("utf-8"))["nodes"]  # notes are never closed
             notes = [node["widgets_values"][0] for node in drawn if node["type"] == "MarkdownNote"]
             assert any("*overwrite* is on" in note and "replaces" in note for note in notes), path.stem
             replacing.add(path.stem)

@@ -120,7 +120,7 @@ BAD = {
     "use 1 to 60": {"anchors": 61},
     "anchors is 0": {"anchors": 0},
     "leaves no patch": {"mask": torch.zeros(HEIGHT, WIDTH)},
-    "of the image's size": {"mask": torch.ones(WIDTH, HEIGHT)},
+    "None of the 1 boxes": {"given": [Box(WIDTH, 0, 5, 5)]},
     "finds no object": {"attention": torch.ones(2, 6, 10)},
     "is not a number": {"attention": torch.full((2, 6, 10), float("nan"))},
     "one image's": {"attention": torch.ones(1, 2, 6, 10)},
@@ -136,8 +136,33 @@ def test_bad_input_is_refused_in_a_sentence(message):
         propose(**options)
 
 
-def test_a_mask_that_allows_few_patches_says_how_many():
+def test_a_mask_that_allows_few_patches_gives_as_many_places():
     mask = torch.zeros(HEIGHT, WIDTH)
     mask[:8, :8] = 1  # four patches
-    with pytest.raises(EditingError, match="use 1 to 4"):
-        tiny_proposals(anchors=5, mask=mask)
+    assert len(tiny_proposals(anchors=5, mask=mask).anchors) == 4
+
+
+@pytest.mark.parametrize("highest", [1.0, 0.2])
+@pytest.mark.parametrize("times", [1, 3])
+def test_one_pixel_is_enough_soft_or_hard_in_a_mask_of_any_size(highest, times):
+    mask = torch.zeros(HEIGHT * times, WIDTH * times)
+    mask[HEIGHT * times - 1, 5 * times] = highest
+    mask[0, 0] = 0.4 * highest  # below half
+    proposals = tiny_proposals(anchors=2, mask=mask)
+    boxes = {box for row in proposals.boxes for box in row if box is not None}
+    assert boxes == {Box(5, HEIGHT - 1, 1, 1)}
+    small = torch.zeros(HEIGHT // 4, WIDTH // 4)
+    small[2, 3] = highest
+    assert Box(12, 8, 4, 4) in {box for row in tiny_proposals(anchors=2, mask=small).boxes for box in row}
+
+
+def test_given_boxes_are_the_places_cut_to_image_and_mask_each_once():
+    mask = torch.ones(HEIGHT, WIDTH)
+    mask[:, :4] = 0
+    given = [Box(2, 3, 10, 5), Box(-5, -5, 12, 12), Box(2, 3, 10, 5), Box(0, 0, 3, 3), Box(WIDTH, 0, 2, 2)]
+    proposals = tiny_proposals(anchors=2, mask=mask, given=given)
+    assert proposals.boxes == tuple((box, None, None, None)[: len(SIZES)] for box in (Box(4, 3, 8, 5), Box(4, 0, 3, 7)))
+    assert [(each.x, each.y, each.found_by) for each in proposals.anchors] == [(8.0, 5.5, "given"), (5.5, 3.5, "given")]
+    assert not proposals.mask(Box(0, 0, 8, 8))[:, :, :4].any()
+    flat = propose(torch.ones(2, 6, 10), (HEIGHT, WIDTH), 2, SIZES, given=given)  # nothing need be attended
+    assert len(flat.anchors) == 3

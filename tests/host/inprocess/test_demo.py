@@ -113,3 +113,13 @@ def test_missing_assets_are_said_in_a_sentence(pack, tmp_path):
     (tmp_path / "vae" / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"vae/config\.json cannot be read"):
         demo.load_demo_model(tmp_path)
+
+
+def test_a_picture_too_large_for_the_demo_model_is_refused_at_once(pack, ours):
+    """By every node of the pack: it would take minutes and come out as noise. The model's own clones know it, too."""
+    fitted = pack("nodes.host.latents").fitted_latent
+    model = ours[0].clone()
+    assert fitted(model, {"samples": torch.zeros(1, 4, 32, 32)})["samples"].shape == (1, 4, 32, 32)
+    with pytest.raises(pack("core.errors").EditingError) as caught:
+        fitted(model, {"samples": torch.zeros(1, 4, 64, 96)})
+    assert str(caught.value).startswith("The demo model draws 128 x 128 pixels and this picture has 768 x 512; scale")

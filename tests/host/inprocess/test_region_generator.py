@@ -1,7 +1,11 @@
 """Region Box Generator and Region Network Trainer in the host, inside a prompt, on the demo model: searched, stopped
 and gone on with."""
 
+import importlib
+from types import SimpleNamespace
+
 import comfy.model_management as mm
+import numpy as np
 import pytest
 import torch
 from conftest import PACK
@@ -59,8 +63,66 @@ def execute(node, given):
 def generate(pack, wired, **changed):
     node = pack("nodes.regions.generator").RegionBoxGenerator
     out = execute(node, wired[0] | {"anchors": 2, "sizes": SIZES, "strategy": "exact"} | changed)
-    names = ("mask", "boxes", "json", "edited", "candidates", "scores", "picture", "network", "report")
+    names = ("mask", "boxes", "json", "edited", "candidates", "scores", "picture", "network", "report", "best", "segs")
     return dict(zip(names, out, strict=True))
+
+
+def sides(box):
+    """x, y, width, height of a BOUNDING_BOX."""
+    return tuple(box[side] for side in ("x", "y", "width", "height"))
+
+
+@torch.inference_mode()
+def test_boxes_are_drawn_and_cropped_by_the_hosts_own_nodes(pack, wired):
+    """Unconverted: Draw BBoxes takes all, Crop Image the best one, and what they take comes back as a proposal."""
+    drawing = pytest.importorskip("comfy_extras.nodes_rtdetr", reason="this host has no BOUNDING_BOX nodes")
+    images = importlib.import_module("comfy_extras.nodes_images")
+    found, image = generate(pack, wired), wired[0]["image"]
+    x, y, width, height = sides(found["best"])
+    (cropped,) = images.ImageCropV2.execute(image, found["best"]).args
+    assert torch.equal(cropped, image[:, y : y + height, x : x + width])
+    (drawn,) = drawing.DrawBBoxes.execute(found["boxes"], image).args
+    changed = (drawn - image).abs().amax(-1)[0] > 0.1
+    assert changed.any()
+    assert not (drawing.DrawBBoxes.execute(found["boxes"][:1], image).args[0] == image).all()
+    (by_hand,) = images.BoundingBox.execute(x, y, width, height).args
+    for given in (by_hand, [by_hand], [[by_hand]]):
+        again = generate(pack, wired, given_boxes=given)
+        assert [sides(box) for box in again["boxes"]] == [(x, y, width, height)]
+        assert torch.equal(again["edited"], found["edited"])
+
+
+@torch.inference_mode()
+def test_segs_come_out_as_their_readers_take_them_and_go_in(pack, wired):
+    found, image = generate(pack, wired), wired[0]["image"]
+    (height, width), parts = found["segs"]
+    assert (height, width) == tuple(image.shape[1:3])
+    assert len(parts) == len(found["boxes"])
+    whole = np.zeros((height, width), dtype=np.float32)
+    x1, y1, x2, y2 = parts[0].crop_region
+    whole[y1:y2, x1:x2] = parts[0].cropped_mask
+    assert np.array_equal(whole, found["mask"][0].numpy())
+    own = SimpleNamespace(bbox=np.array([x1 * 2.0, y1 * 2, x2 * 2, y2 * 2]))  # a detector at twice the size
+    again = generate(pack, wired, segs=((2 * height, 2 * width), [own]))
+    assert [sides(box) for box in again["boxes"]] == [(x1, y1, x2 - x1, y2 - y1)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"given_boxes": [[1, 2, 3, 4]]}, "x, y, width and height"),
+        ({"given_boxes": [[1, 2, 3, 4], [1, 2, 3, 4]]}, "sizes or corners"),
+        ({"given_boxes": [[{"x": 0, "y": 0, "width": 4, "height": 4}], []]}, "of 2 images"),
+        ({"given_boxes": {"x": 0, "y": 0, "width": float("nan"), "height": 4}}, "not a number"),
+        ({"given_boxes": {"x": 9999, "y": 0, "width": 4, "height": 4}}, "None of the 1 boxes"),
+        ({"segs": "boxes"}, "SEGS are not"),
+        ({"segs": ((0, 0), [SimpleNamespace(bbox=(0, 0, 1, 1))])}, "SEGS are not"),
+    ],
+)
+def test_other_boxes_are_refused_in_a_sentence(pack, wired, given, said):
+    with pytest.raises(ValueError, match=said):
+        generate(pack, wired, **given)
 
 
 @torch.inference_mode()
@@ -69,7 +131,8 @@ def test_boxes_masks_and_edits_fit_stock_nodes(pack, wired):
     assert found["edited"].shape == image.shape and found["mask"].shape == image.shape[:3]
     outside = found["mask"] == 0
     assert torch.equal(found["edited"][outside], image[outside]) and not torch.equal(found["edited"], image)
-    x, y, width, height = found["boxes"][0]
+    x, y, width, height = sides(found["best"])
+    assert found["boxes"][0] == found["best"]
     assert found["mask"].sum() == width * height == found["mask"][0, y : y + height, x : x + width].sum()
     assert (
         2 <= len(found["boxes"]) == len(found["candidates"]) <= 4
@@ -157,4 +220,4 @@ def test_the_inversion_editor_shows_where_it_acts_and_a_rerun_costs_nothing(pack
     again = generate(pack, wired, region_editor=editor, change_anchors=1, anchors=1, winner="tightest of the best")
     assert "evaluations: 0 u" in again["report"] and again["boxes"] == found["boxes"]
     alone = generate(pack, wired, region_editor=editor, change_anchors=0, anchors=1)
-    assert "around 1 anchors" in alone["report"] and set(map(tuple, alone["boxes"])) <= set(map(tuple, found["boxes"]))
+    assert "around 1 anchors" in alone["report"] and set(map(sides, alone["boxes"])) <= set(map(sides, found["boxes"]))
