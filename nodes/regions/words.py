@@ -15,13 +15,12 @@ from ...core.regions.edit_inpaint import InpaintEditor, InpaintSettings, Locatin
 from ...core.regions.paste import Framing
 from ...core.regions.proposals import Box
 from ...core.regions.words import WordsEdit, edit_by_words
-from ..common.inputs import cfg_input, seed_input, steps_input
+from ..common.inputs import cfg_input, seed_input
 from ..common.reports import report_output, shown
 from ..common.sockets import ClipScorerType
 from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
 from ..host.words import encoded_text
-from .editors import context_input, working_size_input
 from .host_editors import inpaint_opener
 from .search_inputs import CATEGORY, MOST_SEED, masks_of, pictures_of, wanted_mask
 
@@ -50,7 +49,14 @@ class EditByWords(io.ComfyNode):
                 widget(io.Image, "image", tooltip="The image to edit; of a batch, each by itself."),
                 widget(io.String, "change", default="", tooltip="What is there now, e.g. a dog."),
                 widget(io.String, "into", default="", tooltip="What should be there instead, e.g. a white rabbit."),
-                steps_input("Steps of a render. More is finer and slower."),
+                widget(
+                    io.Int,
+                    "steps",
+                    default=18,
+                    min=1,
+                    max=999,
+                    tooltip="Steps of a render; finding the place costs six more of them. More is finer and slower.",
+                ),
                 cfg_input(
                     "How strongly the new words pull away from the old ones. 1 is no extra pull; 3 to 8 is usual."
                 ),
@@ -62,8 +68,27 @@ class EditByWords(io.ComfyNode):
                     advanced=True,
                     tooltip="What both texts are put into, at {}. Just {} takes them as they are.",
                 ),
-                context_input(),
-                working_size_input(),
+                widget(
+                    io.Float,
+                    "context",
+                    default=0.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="What the model sees around a box, as a share of its longer side. 100: the whole image.",
+                ),
+                widget(
+                    io.Int,
+                    "working_size",
+                    default=512,
+                    min=0,
+                    max=4096,
+                    step=8,
+                    advanced=True,
+                    tooltip="Pixels to which the side of what is cut out is resized for the model: 512 for SD 1.x, "
+                    "1024 for SDXL, 128 for the demo. 0: as it is in the image.",
+                ),
                 widget(
                     io.Mask,
                     "mask",
