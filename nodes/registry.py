@@ -44,6 +44,7 @@ TECHNIQUES = (
     "regions.stock_scorer",
     "regions.editors",
     "regions.generator",
+    "regions.words",
     "regions.trainer",
     "deltaedit.generator",
     "deltaedit.inversion",

@@ -56,6 +56,7 @@ SHOWN = {
     "demo_distil_edit": ("Original", "Edited image", "True edited image (for comparison)"),
     "demo_distil_train": ("Samples", "Loss and PSNR"),
     "demo_region_edit": ("Original", "The best boxes", "Edited image", "True edited image (for comparison)"),
+    "demo_edit_by_words": ("Original", "Place that was found", "Edited image", "True edited image (for comparison)"),
     "demo_region_mask_to_inpaint": ("Original", "Mask that was found", "Edited image"),
 }
 

@@ -30,13 +30,11 @@ def generator(
     editor: Output,
     texts: tuple[str, str],
     anchors: int,
-    vision: str = "demo model",
-    clip: str = "demo model",
 ) -> tuple[Node, dict[str, Any]]:
     """Vision model and judge in the column before, then the Region Box Generator with its tables; returns it and what
     the report on the edit takes besides pictures."""
-    seeing = graph.add("SemEdit_LoadVisionFeatures", column - 1, vision_model=vision)
-    judging = graph.add("SemEdit_LoadCLIPScorer", column - 1, clip_model=clip)
+    seeing = graph.add("SemEdit_LoadVisionFeatures", column - 1, vision_model="demo model")
+    judging = graph.add("SemEdit_LoadCLIPScorer", column - 1, clip_model="demo model")
     found = graph.add(
         "SemEdit_RegionBoxGenerator",
         column,
@@ -173,55 +171,69 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
     edit_report(graph, 7, picture.out("image"), pasted.out("IMAGE"), true_edit=picture.out("edited image"), **judged_by)
 
 
+def by_words(graph: Graph, model: Node, image: Output, texts: tuple[str, str], name: str, **options: Any) -> Node:
+    """The one node, and its result saved."""
+    edit = graph.add(
+        "SemEdit_EditByWords",
+        1,
+        model=model.out("MODEL"),
+        clip=model.out("CLIP"),
+        vae=model.out("VAE"),
+        image=image,
+        change=texts[0],
+        into=texts[1],
+        width=360,
+        **options,
+    )
+    graph.add(
+        "SaveImage", 2, title="Edited image", images=edit.out("result"), filename_prefix=f"semantic_editing/{name}"
+    )
+    shown = graph.add("MaskToImage", 2, mask=edit.out("mask"))
+    graph.add("PreviewImage", 2, title="Place that was found", images=shown.out("IMAGE"))
+    return edit
+
+
+def demo_edit_by_words(graph: Graph) -> None:
+    """Two texts, one node: a beard, painted by a plain model."""
+    model = graph.add("SemEdit_LoadDemoModel", 0)
+    pictures, number, _ = BEARD
+    picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=pictures, number=number)
+    graph.note(
+        "# Two texts, one node\n\n**Edit by Words, Place Found** compares what the model predicts for both texts at "
+        "noised copies of the picture, frames the place where they differ most, and inpaints there.\n\nOutside the "
+        "box no pixel changes. Under *advanced* are the sentence around the texts and the size the model works at.",
+        0, title="What this shows", height=270,
+    )  # fmt: skip
+    by_words(
+        graph,
+        model,
+        picture.out("image"),
+        ("clean shaven", "with a beard"),
+        "demo_edit_by_words",
+        cfg=1.5,
+        sentence="a portrait of a person, {}",
+        context=100.0,
+        working_size=128,
+    )
+    graph.add("PreviewImage", 3, title="Original", images=picture.out("image"))
+    graph.add("PreviewImage", 3, title="True edited image (for comparison)", images=picture.out("edited image"))
+
+
 def sd15_inpaint_region_edit(graph: Graph) -> None:
-    """The person's own picture, with a true inpainting model and DINO."""
+    """The person's own picture, with a true inpainting model."""
     loader = checkpoint_loader(graph, "stable-diffusion-v1-5/stable-diffusion-inpainting", "sd-v1-5-inpainting.ckpt")
     picture = graph.add("LoadImage", 0, image="example.png")
     graph.note(
         "# Let the edit find its place in your own picture\n\nYou need an inpainting checkpoint in "
-        "`models/checkpoints`, a DINO model in "
-        "`models/vision_features` and a CLIP in `models/clip_scorer`; the README says which files.\n\n1. Load a "
-        "picture of any size.\n"
-        "2. *source text*: what is there, *target text*: what should be there. The editor's prompt says the same.\n3. "
-        "Run. The scores "
-        "tell what else was tried; *sizes* and *anchors* add boxes.",
+        "`models/checkpoints`; the README says which file.\n\n1. Load a picture of any size.\n2. *change*: what is "
+        "there, *into*: what should be there.\n3. Run.\n\nWith **Load CLIP Scorer** on *clip scorer* three boxes "
+        "compete, and where none helps the picture comes back as it is.",
         0, title="Before you run", height=330,
     )  # fmt: skip
-    target = graph.add(
-        "CLIPTextEncode",
-        1,
-        title="Target prompt",
-        clip=loader.out("CLIP"),
-        text="a high quality image of a white rabbit",
-    )
-    negative = graph.add("CLIPTextEncode", 1, title="Negative prompt", clip=loader.out("CLIP"), text="")
-    editor = graph.add(
-        "SemEdit_RegionInpaintEditor",
-        1,
-        model=loader.out("MODEL"),
-        vae=loader.out("VAE"),
-        positive=target.out("CONDITIONING"),
-        negative=negative.out("CONDITIONING"),
-        cfg=7.5,
-    )
-    texts = ("a dog", "a white rabbit")
-    found, judged_by = generator(
-        graph, 3, picture.out("IMAGE"), editor.out("region editor"), texts, 4, "dino-vitb16", "clip-vit-base-patch16"
-    )
-    graph.add(
-        "SaveImage",
-        4,
-        title="Edited image",
-        images=found.out("edited"),
-        filename_prefix="semantic_editing/sd15_region_edit",
-    )
-    graph.add("PreviewImage", 4, title="The best boxes", images=found.out("picture"))
-    graph.add("PreviewImage", 4, title="All candidates, the best first", images=found.out("candidates"))
-    graph.add("PreviewImage", 5, title="Original", images=picture.out("IMAGE"))
-    edit_report(graph, 6, picture.out("IMAGE"), found.out("edited"), **judged_by)
+    by_words(graph, loader, picture.out("IMAGE"), ("a dog", "a white rabbit"), "sd15_region_edit", cfg=7.5)
 
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     describe.__name__: describe
-    for describe in (demo_region_edit, demo_region_mask_to_inpaint, sd15_inpaint_region_edit)
+    for describe in (demo_region_edit, demo_region_mask_to_inpaint, demo_edit_by_words, sd15_inpaint_region_edit)
 }

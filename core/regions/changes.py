@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..denoiser import check_finite
-from .proposals import Anchor, Box, Proposals, tight, unique
+from .proposals import DEFAULT_SIZES, Anchor, Box, Proposals, tight, unique
 
 #: Places on the change by default, beside those on the attention.
 DEFAULT_CHANGES = 2
@@ -65,6 +65,25 @@ def with_changes(proposals: Proposals, change: Tensor, count: int) -> Proposals:
         functional.interpolate(strong[None, None], proposals.image_size, mode="bilinear")[0, 0] * proposals.allowed
     )
     return Proposals(proposals.image_size, tuple(anchors), tuple(rows), proposals.allowed, counted)
+
+
+def change_frames(change: Tensor, allowed: Tensor, places: int = DEFAULT_CHANGES) -> list[Box]:
+    """Boxes that frame where an edit acts, the tightest first (see :meth:`~.proposals.Proposals.tightness`); none where
+    it acts nowhere.
+
+    Args:
+        change: see :func:`with_changes`.
+        allowed: ``[H, W]`` bool, pixels that may change.
+        places: peaks of the change to frame.
+
+    Raises:
+        EditingError: see :func:`~..denoiser.check_finite`.
+    """
+    size = (allowed.shape[0], allowed.shape[1])
+    nowhere = Anchor(0, 0, 0.0, 0.0, 0.0)
+    found = with_changes(Proposals(size, (nowhere,), ((None,) * len(DEFAULT_SIZES),), allowed), change, places)
+    boxes = dict.fromkeys(box for row in found.boxes for box in row if box is not None)
+    return sorted(boxes, key=found.tightness, reverse=True)
 
 
 def shares(count: int) -> list[float]:

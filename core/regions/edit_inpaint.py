@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..content_hash import fingerprint
-from ..denoiser import Callback, Denoiser, unit_scale
+from ..denoiser import Callback, Denoiser, Progress, unit_scale
 from ..errors import EditingError
+from ..images.difference import difference_map
 from ..inversion import check_latent
 from ..sampling import guided, require_negative, sample
 from .editors import Conds, ImageMap, Quality, Sampling, sampling_with
@@ -22,6 +23,10 @@ from .soft_mask import one_step_guess
 
 #: What an inpainting model was trained to see where it is to paint.
 GREY = 0.5
+
+#: Noise levels of :meth:`LocatingInpaintEditor.change`, as shares of the model's steps, and draws at each; the levels
+#: were found on pairs of the demo.
+LOCATING_LEVELS, LOCATING_DRAWS, LOCATING_GRID = (0.4, 0.6, 0.8), 2, 20
 
 #: Adds what an inpainting model reads besides the latent to its conditionings: ``(conds, cells, known) -> conds`` with
 #: ``cells [1, 1, h, w]``, 1 where to paint, and ``known``, the crop ``[1, 3, H, W]`` in 0..1, grey where it is to be
@@ -228,17 +233,24 @@ class InpaintEditor:
         return resized(self.decode(guess).clamp(0, 1), (height, width))
 
     def _sampled(
-        self, source: Tensor, cells: Tensor, known: Tensor, sample: Callable[[Denoiser, Tensor, Any, Any], Tensor]
+        self,
+        source: Tensor,
+        cells: Tensor,
+        known: Tensor,
+        sample: Callable[[Denoiser, Tensor, Any, Any], Tensor],
+        against: Any | None = None,
     ) -> Tensor:
         """What ``sample(denoiser, source, cond, uncond)`` makes of the latent ``source [1, C, h, w]`` inside the
         sampling.
 
         Args:
             cells, known: see :data:`ShowKnown`.
+            against: a conditioning in place of ``uncond``.
         """
         conds: Conds = {"positive": self.cond}
-        if self.uncond is not None:
-            conds = {**conds, "negative": self.uncond}
+        against = self.uncond if against is None else against
+        if against is not None:
+            conds = {**conds, "negative": against}
         if self.show_known is not None:
             conds = self.show_known(conds, cells, known)
 
@@ -252,6 +264,80 @@ class InpaintEditor:
     def _steps(self, quality: Quality) -> int:
         check_quality(quality)
         return self.settings.steps if quality == "full" else self.settings.screen_steps
+
+
+@dataclass(eq=False)
+class LocatingInpaintEditor(InpaintEditor):
+    """An :class:`InpaintEditor` that also knows what the picture shows, and so where its text would change it (see
+    :class:`~.editors.Locating`).
+
+    Attributes:
+        source_cond: conditioning of what the picture shows.
+    """
+
+    source_cond: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source_cond is None:
+            raise EditingError("There is no conditioning of what the picture shows; give source_cond.")
+
+    @classmethod
+    def of(cls, editor: InpaintEditor, source_cond: Any) -> LocatingInpaintEditor:
+        """``editor`` with what the picture shows."""
+        return cls(**{part.name: getattr(editor, part.name) for part in fields(editor)}, source_cond=source_cond)
+
+    @property
+    def locating_cost(self) -> int:
+        """Network evaluations (u) of one :meth:`change`."""
+        return 2 * len(LOCATING_LEVELS) * LOCATING_DRAWS
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def change(self, image: Tensor) -> Tensor:
+        """How strongly the text pulls at each place of ``image [1, 3, H, W]``, ``[h, w]``.
+
+        DiffEdit's mask (Couairon et al. 2023, arXiv 2210.11427, section 3.2) on noised copies of the picture, changed in
+        two points: the difference of the two texts' predictions is averaged over the draws before its size is taken,
+        which cancels noise, and it is seen through the decoder, level by level, which is finer than the latent. An
+        inpainting model reads it with everything to be painted.
+        """
+        height, width = image.shape[-2:]
+        everything = replace(self.settings.framing, context=float("inf")).crop(height, width, Box(0, 0, width, height))
+        pixels = resized(image, everything.size)
+        latent = self.encode(pixels)
+
+        def pulls(denoiser: Denoiser, latent: Tensor, cond: Any, source: Any) -> Tensor:
+            return noised_pulls(denoiser, latent, source, cond, self.callback)
+
+        found = self._sampled(
+            latent, torch.ones_like(latent[:, :1]), torch.full_like(pixels, GREY), pulls, self.source_cond
+        )
+        plain, found = self.decode(latent), found.to(latent.device)
+        return torch.stack([difference_map(self.decode(latent + pull), plain)[0] for pull in found]).mean(0)
+
+
+def noised_pulls(
+    denoiser: Denoiser, latent: Tensor, source: Any, target: Any, callback: Callback | None = None
+) -> Tensor:
+    """Prediction under ``target`` minus that under ``source`` at noised copies of ``latent [1, C, h, w]``, the mean of
+    :data:`LOCATING_DRAWS` draws at each of :data:`LOCATING_LEVELS`: ``[levels, 1, C, h, w]``.
+
+    The draws are the same for every picture: a map must not change with the seed of the edit.
+    """
+    grid = denoiser.sigma_grid(LOCATING_GRID)
+    found, runs = [], len(LOCATING_LEVELS) * LOCATING_DRAWS
+    for number, share in enumerate(LOCATING_LEVELS):
+        sigma = float(grid[round(share * LOCATING_GRID)])
+        total = torch.zeros_like(latent)
+        for draw in range(LOCATING_DRAWS):
+            noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(draw)).to(latent)
+            before, after = denoiser.batch(_noised(denoiser, latent, noise, sigma), sigma, [source, target])
+            total = total + (after - before)
+            if callback is not None:
+                callback(Progress(number * LOCATING_DRAWS + draw, runs, 0, 1, after))
+        found.append(total / LOCATING_DRAWS)
+    return torch.stack(found)
 
 
 def _noised(denoiser: Denoiser, source: Tensor, noise: Tensor, sigma: float) -> Tensor:

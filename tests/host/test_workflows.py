@@ -35,6 +35,7 @@ DEMOS = (
     "demo_caso_multi",
     "demo_region_edit",
     "demo_region_mask_to_inpaint",
+    "demo_edit_by_words",
     "demo_distil_edit",
     "demo_distil_train",
 )

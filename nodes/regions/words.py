@@ -1,0 +1,271 @@
+"""Edit by Words, Place Found: two texts and a picture, nothing drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import EditingError
+from ...core.images.contact_sheet import to_picture
+from ...core.models.clip import ClipScorer
+from ...core.regions.edit_inpaint import InpaintEditor, InpaintSettings, LocatingInpaintEditor
+from ...core.regions.paste import Framing
+from ...core.regions.proposals import Box
+from ...core.regions.words import WordsEdit, edit_by_words
+from ..common.inputs import cfg_input, seed_input
+from ..common.reports import report_output, shown
+from ..common.sockets import ClipScorerType
+from ..host.progress import StoppableBar
+from ..host.schema import io, schema, widget
+from ..host.words import encoded_text
+from .host_editors import inpaint_opener
+from .search_inputs import CATEGORY, MOST_SEED, masks_of, pictures_of, wanted_mask
+
+FEATHER = 4
+
+
+class EditByWords(io.ComfyNode):
+    """The map of :class:`~.LocatingInpaintEditor`, and inpainting inside the box that frames it."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_EditByWords",
+            display_name="Edit by Words, Place Found",
+            category=CATEGORY,
+            description="Changes one thing into another without a drawn mask: compares what the model predicts for the "
+            "two texts at noised copies of the image, frames the place where they differ most, and inpaints there. "
+            "Plain and inpainting models work. With a CLIP scorer three boxes compete, and where none helps the image "
+            "comes back as it is.",
+            search_aliases=["auto mask", "diffedit", "text driven mask", "replace object", "learnable regions"],
+            inputs=[
+                widget(io.Model, "model", tooltip="What paints: an inpainting model (best) or a plain one."),
+                widget(io.Clip, "clip", tooltip="The model's own text encoder; both prompts are made here."),
+                widget(io.Vae, "vae", tooltip="The model's own VAE."),
+                widget(io.Image, "image", tooltip="The image to edit; of a batch, each by itself."),
+                widget(io.String, "change", default="", tooltip="What is there now, e.g. a dog."),
+                widget(io.String, "into", default="", tooltip="What should be there instead, e.g. a white rabbit."),
+                widget(
+                    io.Int,
+                    "steps",
+                    default=18,
+                    min=1,
+                    max=999,
+                    tooltip="Steps of a render; finding the place costs six more of them. More is finer and slower.",
+                ),
+                cfg_input(
+                    "How strongly the new words pull away from the old ones. 1 is no extra pull; 3 to 8 is usual."
+                ),
+                seed_input("Of the noise that is painted from. It does not move the place."),
+                widget(
+                    io.String,
+                    "sentence",
+                    default="a photo of {}",
+                    advanced=True,
+                    tooltip="What both texts are put into, at {}. Just {} takes them as they are.",
+                ),
+                widget(
+                    io.Float,
+                    "context",
+                    default=0.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="What the model sees around a box, as a share of its longer side. 100: the whole image.",
+                ),
+                widget(
+                    io.Int,
+                    "working_size",
+                    default=512,
+                    min=0,
+                    max=4096,
+                    step=8,
+                    advanced=True,
+                    tooltip="Pixels to which the side of what is cut out is resized for the model: 512 for SD 1.x, "
+                    "1024 for SDXL, 128 for the demo. 0: as it is in the image.",
+                ),
+                widget(
+                    io.Mask,
+                    "mask",
+                    optional=True,
+                    tooltip="Where the edit may be (white). Of the image's size.",
+                ),
+                widget(
+                    io.BBOX,
+                    "boxes",
+                    optional=True,
+                    tooltip="Places to try in place of the found ones, as [x, y, width, height] in pixels.",
+                ),
+                widget(
+                    ClipScorerType,
+                    "clip_scorer",
+                    optional=True,
+                    tooltip="Compares the boxes, and says when none helped. Without it the tightest box is taken.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "result",
+                    display_name="result",
+                    tooltip="The edited image, outside the box as it was; where nothing helped, the image itself.",
+                ),
+                io.Mask.Output("mask", display_name="mask", tooltip="Where it was edited; black where nothing helped."),
+                io.BBOX.Output(
+                    "boxes",
+                    display_name="boxes",
+                    tooltip="Every box painted as [x, y, width, height] in pixels, the best first.",
+                ),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        image: Tensor,
+        change: str,
+        into: str,
+        steps: int,
+        cfg: float,
+        seed: int,
+        sentence: str,
+        context: float,
+        working_size: int,
+        mask: Tensor | None = None,
+        boxes: Any = None,
+        clip_scorer: ClipScorer | None = None,
+    ) -> Any:
+        """Edit; EditingError for unusable input passes through as it is."""
+        texts = filled(sentence, change, into)
+        pictures, remark = pictures_of(image)
+        masks = masks_of(wanted_mask(mask, "restrict"))
+        if len(masks) not in (1, len(pictures)):
+            raise EditingError(f"There are {len(pictures)} images and {len(masks)} masks; wire one mask or as many.")
+        masks = masks if len(masks) == len(pictures) else masks * len(pictures)
+        given = given_boxes(boxes, (pictures.shape[-2], pictures.shape[-1]))
+        source, target = (encoded_text(clip, text) for text in texts)
+        framing = Framing(context, working_size=working_size or None, feather=FEATHER)
+        opener = inpaint_opener(model, vae, target, source, InpaintSettings(cfg, steps, framing=framing))
+        found: list[WordsEdit] = []
+        bar = StoppableBar()
+        with torch.inference_mode(False), torch.no_grad():
+            for picture, allowed in zip(pictures, masks, strict=True):
+                one = picture[None]
+
+                def watch(done: int, total: int, edited: Tensor) -> None:
+                    bar.show(done, total, to_picture(edited[0]))
+
+                with opener(one, lambda progress: None) as editor:
+                    assert isinstance(editor, InpaintEditor)
+                    found.append(
+                        edit_by_words(
+                            LocatingInpaintEditor.of(editor, source),
+                            one,
+                            allowed=allowed_pixels(allowed, one),
+                            boxes=given,
+                            scorer=clip_scorer,
+                            texts=texts,
+                            seed=seed % MOST_SEED,
+                            watch=watch,
+                        )
+                    )
+        result = torch.cat([edit.result for edit in found]).movedim(1, -1)
+        shapes = torch.cat([mask_of(edit) for edit in found])
+        report = "\n".join(filter(None, [*map(words_report, found), remark]))
+        painted = [list(one.box) for edit in found for one in edit.painted]
+        return io.NodeOutput(result, shapes, painted, report, ui=shown(report, result[:1], cls))
+
+
+def filled(sentence: str, change: str, into: str) -> tuple[str, str]:
+    """Both prompts.
+
+    Raises:
+        EditingError: a text is missing, both are the same, or the sentence has no place for them.
+    """
+    if not change.strip() or not into.strip():
+        raise EditingError("A text is missing; write what is there into change and what should be there into into.")
+    if change.strip() == into.strip():
+        raise EditingError("change and into say the same; say what should be different.")
+    if "{}" not in sentence:
+        raise EditingError(f"sentence is {sentence!r}; write {{}} where the texts go, for example: a photo of {{}}.")
+    return sentence.replace("{}", change.strip()), sentence.replace("{}", into.strip())
+
+
+def given_boxes(boxes: Any, size: tuple[int, int]) -> list[Box]:
+    """Wired boxes ``[x, y, width, height]``, one or many, clipped to an image of ``size`` (height, width).
+
+    Raises:
+        EditingError: not four numbers, or outside the image.
+    """
+    if boxes is None:
+        return []
+    rows: Sequence[Any] = [boxes] if len(boxes) and isinstance(boxes[0], int | float) else boxes
+    made = []
+    for row in rows:
+        try:
+            x, y, width, height = (round(float(number)) for number in row)
+        except (TypeError, ValueError) as error:
+            raise EditingError(f"A box is {row!r}; wire boxes of four numbers: x, y, width, height.") from error
+        left, top = max(0, x), max(0, y)
+        right, bottom = min(size[1], x + width), min(size[0], y + height)
+        if right <= left or bottom <= top:
+            raise EditingError(f"The box {[x, y, width, height]} lies outside the image; wire boxes inside it.")
+        made.append(Box(left, top, right - left, bottom - top))
+    return made
+
+
+def allowed_pixels(mask: Tensor | None, image: Tensor) -> Tensor | None:
+    """``[H, W]`` bool of a mask ``[H, W]``.
+
+    Raises:
+        EditingError: another size than the image's.
+    """
+    if mask is None:
+        return None
+    if mask.shape[-2:] != image.shape[-2:]:
+        raise EditingError(
+            f"The mask is {list(mask.shape[-2:])} and the image {list(image.shape[-2:])} (height, width); wire a mask "
+            "of the image's size."
+        )
+    return mask >= 0.5
+
+
+def mask_of(edit: WordsEdit) -> Tensor:
+    """Where the result was edited, ``[1, H, W]``."""
+    mask = torch.zeros(1, *edit.image.shape[-2:])
+    if edit.helped:
+        x, y, width, height = edit.painted[0].box
+        mask[0, y : y + height, x : x + width] = 1
+    return mask
+
+
+def words_report(edit: WordsEdit) -> str:
+    """What was found, in lines; the unedited picture's scores stand beside each box's."""
+    if not edit.painted:
+        return "nothing to edit: the two texts mean the same to the model here; the image comes back as it is"
+    x, y, width, height = edit.painted[0].box
+    if edit.helped:
+        first = f"edited: {width} x {height} pixels at ({x}, {y})"
+    else:
+        first = "nothing helped: no box scores above the unedited image, which comes back as it is"
+    lines = [f"{first}; {edit.units:g} u"]
+    if edit.judged:
+        lines.append("box | score of the image, unedited | of a crop around the box, unedited")
+        lines += [
+            f"{list(one.box)} | {one.whole:.3f}, {one.whole_before:.3f} | {one.crop:.3f}, {one.crop_before:.3f}"
+            for one in edit.painted
+        ]
+    else:
+        lines.append("not judged: wire a clip scorer to compare boxes and to be told when none helps")
+    return "\n".join(lines)
+
+
+NODES = [EditByWords]
