@@ -245,7 +245,8 @@ def semantic_edit(
     """Edit inverted images: the clean latent ``[B, C, H, W]``.
 
     Costs, an image: nothing before the window, 1 + terms forwards a guided step (1 more for each conditioning that they
-    lead away from), 1 forward a step below the window, and 1 more each where it is to be ``exact``. A strength of 0 (no terms) is the reconstruction.
+    lead away from), 1 forward a step below the window, and 1 more each where it is to be ``exact``. A strength of 0 (no
+    terms) is the reconstruction.
 
     Args:
         callback: told after each step of the edit; an exception it raises ends the run.

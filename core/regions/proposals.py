@@ -143,7 +143,7 @@ def propose(
     saliency = attention.detach().float().cpu().mean(0)
     if not torch.isfinite(saliency).all():
         raise EditingError("The attention is not a number; check the image and the vision model's weights.")
-    allowed = _allowed(mask, mask_use, image_size)
+    allowed = allowed_pixels(mask, mask_use, image_size)
     if given:
         return _of_given(given, saliency, allowed, len(sides))
     if saliency.max() == saliency.min():
@@ -218,7 +218,7 @@ def _of_given(given: Sequence[Box], saliency: Tensor, allowed: Tensor, slots: in
     rows, columns = saliency.shape
     anchors: list[Anchor] = []
     boxes: list[tuple[Box | None, ...]] = []
-    inside = [_inside(box, (height, width)) for box in given]
+    inside = [clipped(box, (height, width)) for box in given]
     for box in unique([None if box is None else tight(box, allowed) for box in inside]):
         if box is None:
             continue
@@ -234,14 +234,15 @@ def _of_given(given: Sequence[Box], saliency: Tensor, allowed: Tensor, slots: in
     return Proposals((height, width), tuple(anchors), tuple(boxes), allowed)
 
 
-def _inside(box: Box, image_size: tuple[int, int]) -> Box | None:
-    """``box`` clipped to the image, None where nothing is left."""
+def clipped(box: Box, image_size: tuple[int, int]) -> Box | None:
+    """``box`` cut to an image of ``(H, W)`` pixels, None where nothing is left."""
     left, top = max(box.x, 0), max(box.y, 0)
     right, bottom = min(box.x + box.width, image_size[1]), min(box.y + box.height, image_size[0])
     return Box(left, top, right - left, bottom - top) if right > left and bottom > top else None
 
 
-def _allowed(mask: Tensor | None, use: MaskUse, image_size: tuple[int, int]) -> Tensor:
+def allowed_pixels(mask: Tensor | None, use: MaskUse, image_size: tuple[int, int]) -> Tensor:
+    """``[H, W]`` bool: where an edit may be, by a mask ``[h, w]`` of any size, see :func:`propose`."""
     if mask is None:
         return torch.ones(image_size, dtype=torch.bool)
     mask = mask.detach().float().cpu()

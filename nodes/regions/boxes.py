@@ -30,7 +30,12 @@ Seg = namedtuple(
 
 def bounding_boxes(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """The boxes of one image, as the host's own nodes read them."""
-    return [{**each.box._asdict(), "label": LABEL, "score": each.score} for each in candidates]
+    return [as_bounding_box(each.box, each.score) for each in candidates]
+
+
+def as_bounding_box(box: Box, score: float) -> dict[str, Any]:
+    """One box as the host's own nodes read it."""
+    return {**box._asdict(), "label": LABEL, "score": score}
 
 
 def segs(candidates: Sequence[Candidate], masks: Sequence[Tensor], size: tuple[int, int]) -> tuple[Any, list[Any]]:

@@ -280,8 +280,8 @@ def watching(bar: StoppableBar) -> Watch:
 
 
 def _shown(render: Tensor) -> Tensor:
-    """``render [1, 3, H, W]`` with every n-th pixel where it is larger than it is shown: to turn all of a large one into
-    a picture takes longer than to make it."""
+    """``render [1, 3, H, W]`` with every n-th pixel where it is larger than it is shown: to turn all of a large one
+    into a picture takes longer than to make it."""
     step = max(1, max(render.shape[-2:]) // PICTURE_SIDE)
     return render[..., ::step, ::step]
 

@@ -13,7 +13,7 @@ from ...core.images.contact_sheet import to_picture
 from ...core.models.clip import ClipScorer
 from ...core.regions.edit_inpaint import InpaintEditor, InpaintSettings, LocatingInpaintEditor
 from ...core.regions.paste import Framing
-from ...core.regions.proposals import Box
+from ...core.regions.proposals import Box, allowed_pixels, clipped
 from ...core.regions.words import WordsEdit, edit_by_words
 from ..common.inputs import cfg_input, seed_input
 from ..common.reports import report_output, shown
@@ -21,6 +21,7 @@ from ..common.sockets import ClipScorerType
 from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
 from ..host.words import encoded_text
+from .boxes import BoundingBoxType, SegsType, as_bounding_box, given_boxes
 from .host_editors import inpaint_opener
 from .search_inputs import CATEGORY, MOST_SEED, masks_of, pictures_of, wanted_mask
 
@@ -93,19 +94,25 @@ class EditByWords(io.ComfyNode):
                     io.Mask,
                     "mask",
                     optional=True,
-                    tooltip="Where the edit may be (white). Of the image's size.",
+                    tooltip="Where the edit may be (white). Of any size and softness.",
                 ),
                 widget(
-                    io.BBOX,
+                    BoundingBoxType,
                     "boxes",
                     optional=True,
-                    tooltip="Places to try in place of the found ones, as [x, y, width, height] in pixels.",
+                    tooltip="Places to try in place of the found ones: a detector's boxes.",
                 ),
                 widget(
                     ClipScorerType,
                     "clip_scorer",
                     optional=True,
                     tooltip="Compares the boxes, and says when none helped. Without it the tightest box is taken.",
+                ),
+                widget(
+                    SegsType,
+                    "segs",
+                    optional=True,
+                    tooltip="The same as SEGS of Impact Pack; their boxes count.",
                 ),
             ],
             outputs=[
@@ -114,11 +121,13 @@ class EditByWords(io.ComfyNode):
                     display_name="result",
                     tooltip="The edited image, outside the box as it was; where nothing helped, the image itself.",
                 ),
-                io.Mask.Output("mask", display_name="mask", tooltip="Where it was edited; black where nothing helped."),
-                io.BBOX.Output(
-                    "boxes",
+                io.Mask.Output(
+                    "edited_mask", display_name="mask", tooltip="Where it was edited; black where nothing helped."
+                ),
+                BoundingBoxType.Output(
+                    "painted_boxes",
                     display_name="boxes",
-                    tooltip="Every box painted as [x, y, width, height] in pixels, the best first.",
+                    tooltip="Every box painted, of each image, the best first; for Draw BBoxes, SAM and others.",
                 ),
                 report_output(),
             ],
@@ -142,6 +151,7 @@ class EditByWords(io.ComfyNode):
         mask: Tensor | None = None,
         boxes: Any = None,
         clip_scorer: ClipScorer | None = None,
+        segs: Any = None,
     ) -> Any:
         """Edit; EditingError for unusable input passes through as it is."""
         texts = filled(sentence, change, into)
@@ -150,7 +160,8 @@ class EditByWords(io.ComfyNode):
         if len(masks) not in (1, len(pictures)):
             raise EditingError(f"There are {len(pictures)} images and {len(masks)} masks; wire one mask or as many.")
         masks = masks if len(masks) == len(pictures) else masks * len(pictures)
-        given = given_boxes(boxes, (pictures.shape[-2], pictures.shape[-1]))
+        size = (pictures.shape[-2], pictures.shape[-1])
+        given = boxes_inside(given_boxes(boxes, segs, size), size)
         source, target = (encoded_text(clip, text) for text in texts)
         framing = Framing(context, working_size=working_size or None, feather=FEATHER)
         opener = inpaint_opener(model, vae, target, source, InpaintSettings(cfg, steps, framing=framing))
@@ -169,7 +180,7 @@ class EditByWords(io.ComfyNode):
                         edit_by_words(
                             LocatingInpaintEditor.of(editor, source),
                             one,
-                            allowed=allowed_pixels(allowed, one),
+                            allowed=None if allowed is None else allowed_pixels(allowed, "restrict", size),
                             boxes=given,
                             scorer=clip_scorer,
                             texts=texts,
@@ -180,7 +191,10 @@ class EditByWords(io.ComfyNode):
         result = torch.cat([edit.result for edit in found]).movedim(1, -1)
         shapes = torch.cat([mask_of(edit) for edit in found])
         report = "\n".join(filter(None, [*map(words_report, found), remark]))
-        painted = [list(one.box) for edit in found for one in edit.painted]
+        painted = [
+            [as_bounding_box(one.box, 1.0 if one.whole is None else one.whole) for one in edit.painted]
+            for edit in found
+        ]
         return io.NodeOutput(result, shapes, painted, report, ui=shown(report, result[:1], cls))
 
 
@@ -199,43 +213,16 @@ def filled(sentence: str, change: str, into: str) -> tuple[str, str]:
     return sentence.replace("{}", change.strip()), sentence.replace("{}", into.strip())
 
 
-def given_boxes(boxes: Any, size: tuple[int, int]) -> list[Box]:
-    """Wired boxes ``[x, y, width, height]``, one or many, clipped to an image of ``size`` (height, width).
+def boxes_inside(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
+    """Wired boxes cut to an image of ``size`` (height, width).
 
     Raises:
-        EditingError: not four numbers, or outside the image.
+        EditingError: there are some and all lie outside.
     """
-    if boxes is None:
-        return []
-    rows: Sequence[Any] = [boxes] if len(boxes) and isinstance(boxes[0], int | float) else boxes
-    made = []
-    for row in rows:
-        try:
-            x, y, width, height = (round(float(number)) for number in row)
-        except (TypeError, ValueError) as error:
-            raise EditingError(f"A box is {row!r}; wire boxes of four numbers: x, y, width, height.") from error
-        left, top = max(0, x), max(0, y)
-        right, bottom = min(size[1], x + width), min(size[0], y + height)
-        if right <= left or bottom <= top:
-            raise EditingError(f"The box {[x, y, width, height]} lies outside the image; wire boxes inside it.")
-        made.append(Box(left, top, right - left, bottom - top))
-    return made
-
-
-def allowed_pixels(mask: Tensor | None, image: Tensor) -> Tensor | None:
-    """``[H, W]`` bool of a mask ``[H, W]``.
-
-    Raises:
-        EditingError: another size than the image's.
-    """
-    if mask is None:
-        return None
-    if mask.shape[-2:] != image.shape[-2:]:
-        raise EditingError(
-            f"The mask is {list(mask.shape[-2:])} and the image {list(image.shape[-2:])} (height, width); wire a mask "
-            "of the image's size."
-        )
-    return mask >= 0.5
+    inside = [box for box in (clipped(box, size) for box in boxes) if box is not None]
+    if boxes and not inside:
+        raise EditingError(f"None of the {len(boxes)} boxes lies in the image; wire boxes of this image, or none.")
+    return inside
 
 
 def mask_of(edit: WordsEdit) -> Tensor:

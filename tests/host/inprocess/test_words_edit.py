@@ -1,4 +1,4 @@
-"""Edit by Words, Place Found inside the host: a plain MODEL and a nine-channel one, a judge, masks and boxes, refusals."""
+"""Edit by Words, Place Found in the host: a plain MODEL and a nine-channel one, a judge, masks, boxes, refusals."""
 
 import pytest
 import torch
@@ -32,9 +32,14 @@ def run(pack, demo, image, model=None, **changed):
         return node.execute(**{**values, **TEXTS, **QUICK, **changed}).result
 
 
+def sides(box):
+    """x, y, width, height of a BOUNDING_BOX."""
+    return [box[side] for side in ("x", "y", "width", "height")]
+
+
 def check(image, result, mask, boxes):
     """One box, the mask is that box, and outside it every pixel is the image's."""
-    x, y, width, height = boxes[0]
+    x, y, width, height = sides(boxes[0][0])
     drawn = torch.zeros_like(mask)
     drawn[:, y : y + height, x : x + width] = 1
     assert torch.equal(mask, drawn) and 0 < float(mask.mean()) < 1
@@ -45,7 +50,7 @@ def check(image, result, mask, boxes):
 def test_a_plain_model_finds_the_chin(pack, demo, portrait):
     result, mask, boxes, report = run(pack, demo, portrait)
     check(portrait, result, mask, boxes)
-    x, y, width, height = boxes[0]
+    _, y, _, height = sides(boxes[0][0])
     assert y + height / 2 > 64 and "48" not in report and "18 u" in report  # 12 to find it, 3 steps of two
 
 
@@ -67,7 +72,7 @@ def test_a_nine_channel_model_is_asked_through_its_own_conditioning(pack, demo, 
         return apply(x, *args, **kwargs)
 
     model.model.diffusion_model.forward = watched
-    result, mask, boxes, report = run(pack, demo, portrait, model)
+    run(pack, demo, portrait, model)
     assert {x.shape[1] for x in seen} == {9}
     assert torch.equal(seen[0][:, 4], torch.ones_like(seen[0][:, 4]))  # the map: everything is to be painted
     assert not torch.equal(seen[-1][:, 4], torch.ones_like(seen[-1][:, 4]))  # the render: the box is
@@ -76,7 +81,7 @@ def test_a_nine_channel_model_is_asked_through_its_own_conditioning(pack, demo, 
 def test_a_judge_compares_boxes_and_tells_the_unedited_score(pack, demo, portrait):
     scorer = pack("core.demo.builders").demo_scorer(pack("core.demo.model").load_demo_model())
     result, mask, boxes, report = run(pack, demo, portrait, clip_scorer=scorer)
-    assert len(boxes) > 1 and "unedited" in report
+    assert len(boxes[0]) > 1 and "unedited" in report
     if "nothing helped" in report:
         assert torch.equal(result, portrait) and not mask.any()
     else:
@@ -87,8 +92,9 @@ def test_masks_boxes_and_batches(pack, demo, portrait):
     allowed = torch.zeros(1, 128, 128)
     allowed[:, :, :64] = 1
     both = torch.cat([portrait, portrait])
-    result, mask, boxes, _ = run(pack, demo, both, mask=allowed, boxes=[[40, 70, 60, 40]])
-    assert boxes == [[40, 70, 24, 40]] * 2 and mask.shape == (2, 128, 128)
+    given = {"x": 40, "y": 70, "width": 60, "height": 40}
+    result, mask, boxes, _ = run(pack, demo, both, mask=allowed, boxes=given)
+    assert [[sides(box) for box in each] for each in boxes] == [[[40, 70, 24, 40]]] * 2 and mask.shape == (2, 128, 128)
     assert torch.equal(result[:, :, 64:], both[:, :, 64:])
 
 
@@ -98,9 +104,8 @@ def test_masks_boxes_and_batches(pack, demo, portrait):
         ({"into": ""}, "A text is missing"),
         ({"into": "clean shaven "}, "say the same"),
         ({"sentence": "a photo"}, "where the texts go"),
-        ({"mask": torch.ones(1, 4, 4)}, "of the image's size"),
-        ({"boxes": [[500, 0, 5, 5]]}, "outside the image"),
-        ({"boxes": ["cat"]}, "four numbers"),
+        ({"boxes": {"x": 500, "y": 0, "width": 5, "height": 5}}, "None of the 1 boxes"),
+        ({"boxes": ["cat"]}, "x, y, width and height"),
     ],
 )
 def test_refusals(pack, demo, portrait, changed, told):
