@@ -114,9 +114,11 @@ class EditByWords(io.ComfyNode):
                     display_name="result",
                     tooltip="The edited image, outside the box as it was; where nothing helped, the image itself.",
                 ),
-                io.Mask.Output("mask", display_name="mask", tooltip="Where it was edited; black where nothing helped."),
+                io.Mask.Output(
+                    "edited_mask", display_name="mask", tooltip="Where it was edited; black where nothing helped."
+                ),
                 io.BBOX.Output(
-                    "boxes",
+                    "painted_boxes",
                     display_name="boxes",
                     tooltip="Every box painted as [x, y, width, height] in pixels, the best first.",
                 ),
