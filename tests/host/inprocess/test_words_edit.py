@@ -67,7 +67,7 @@ def test_a_nine_channel_model_is_asked_through_its_own_conditioning(pack, demo, 
         return apply(x, *args, **kwargs)
 
     model.model.diffusion_model.forward = watched
-    result, mask, boxes, report = run(pack, demo, portrait, model)
+    run(pack, demo, portrait, model)
     assert {x.shape[1] for x in seen} == {9}
     assert torch.equal(seen[0][:, 4], torch.ones_like(seen[0][:, 4]))  # the map: everything is to be painted
     assert not torch.equal(seen[-1][:, 4], torch.ones_like(seen[-1][:, 4]))  # the render: the box is
