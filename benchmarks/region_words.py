@@ -76,14 +76,16 @@ def main() -> None:
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(records[-1]) + "\n")
     count = len(records)
-    print(f"{count} pairs\n\n| box | IoU | PSNR to true, dB | nearer than random | nearer than nothing | u |\n" + "|---" * 6 + "|")
+    print(
+        f"{count} pairs\n\n| box | IoU | PSNR to true, dB | nearer than random | nearer than nothing | u |\n"
+        + "|---" * 6
+        + "|"
+    )
     print(f"| nothing done | | {sum(r['nothing'] for r in records) / count:.2f} | | | 0 |")
     for name in (RANDOM, FAST, TRUE):
         own = [r["arms"][name] for r in records]
         iou, decibel, units = (sum(arm[key] for arm in own) / count for key in ("iou", "psnr", "u"))
-        near = sum(
-            (r["arms"][name]["psnr"] > r["arms"][RANDOM]["psnr"]) + 0.5 * (name == RANDOM) for r in records
-        )
+        near = sum((r["arms"][name]["psnr"] > r["arms"][RANDOM]["psnr"]) + 0.5 * (name == RANDOM) for r in records)
         better = sum(r["arms"][name]["psnr"] > r["nothing"] for r in records)
         print(
             f"| {name} | {iou:.3f} | {decibel:.2f} | {100 * near / count:.1f} % | {100 * better / count:.1f} % | "

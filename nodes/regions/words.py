@@ -29,7 +29,7 @@ FEATHER = 4
 
 
 class EditByWords(io.ComfyNode):
-    """The map of :class:`~.LocatingInpaintEditor`, and inpainting inside the box that frames it."""
+    """A map of where two texts differ (DiffEdit, arXiv 2210.11427), and inpainting inside the box that frames it."""
 
     @classmethod
     def define_schema(cls) -> Any:
