@@ -73,7 +73,8 @@ def main() -> None:
     for name in options.attributes:
         recipe, (target, windows, away, there, both) = RECIPES[name], SETTINGS[name]
         shipped = SemanticEmbedding.load(demo.folder / "embeddings" / f"{name.replace(' ', '_')}.safetensors")
-        leave, go = (part.condition(bench.vector_encoder) for part in (shipped, goal(bench, name, options.out, options.goal == "words")))
+        towards = goal(bench, name, options.out, options.goal == "words")
+        leave, go = (part.condition(bench.vector_encoder) for part in (shipped, towards))
         pairs = [undone(pair) for pair in data.pairs_of(ATTRIBUTES[name])[: options.unseen]]
         for start in windows:
             inverted = bench.invert(torch.stack([pair.source for pair in pairs]), start)
