@@ -2,7 +2,8 @@
 
 A negative strength says what to leave, not where to go. Against that stand the class to go to, alone and against the
 one to leave (``against`` of CASO Edit Sampler), and a longer window. The class to go to is learned as the demo's own
-embeddings are, from the ten-head classifier (``core/demo/caso_recipes.py``). Success: the second classifier no longer
+embeddings are, from the ten-head classifier (``core/demo/caso_recipes.py``), or is words alone (``--goal words``: the
+vectors of "black hair" as an embedding, for which nothing is learned). Success: the second classifier no longer
 sees it; the share in which it sees the class that the true picture has stands beside.
 
     python benchmarks/caso_away.py                                      # the table of docs/measured.md
@@ -29,14 +30,19 @@ from semantic_editing.core.metrics.image import success
 #: Name -> the class to go to, windows, and strengths of: away alone, there alone, there against it.
 SETTINGS = {
     "red hair": ("black", (0.7,), (-3.0, -5.0), (3.0,), (2.0, 3.0)),
-    "beard": ("none", (0.5, 0.8), (-7.0,), (7.0,), (3.0, 5.0)),
+    "beard": ("none", (0.8, 0.5), (-7.0,), (7.0,), (3.0, 5.0)),
 }
+#: Words for the class to go to.
+WORDS = {"red hair": "black hair", "beard": "clean shaven"}
 PICTURES = 120
 
 
-def goal(bench: Bench, name: str, folder: Path) -> SemanticEmbedding:
-    """The embedding of the class to go to: read from ``folder``, or learned and put there."""
-    target = SETTINGS[name][0]
+def goal(bench: Bench, name: str, folder: Path, words: bool) -> SemanticEmbedding:
+    """The embedding of the class to go to: read from ``folder``, or learned and put there; or ``words`` alone."""
+    target, encoder = SETTINGS[name][0], bench.vector_encoder
+    if words:
+        vectors = encoder.word_vectors(WORDS[name])
+        return SemanticEmbedding({part: rows.detach().float().cpu() for part, rows in vectors.items()})
     recipe = replace(RECIPES[name], target=target)
     path = folder / f"{recipe.attribute}_{target}.safetensors"
     if not path.exists():
@@ -54,6 +60,7 @@ def main() -> None:
     parser.add_argument("--attributes", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--unseen", type=int, default=40, help="pairs that are edited, from with it to without")
     parser.add_argument("--data", type=Path, help="a folder with other pairs, from tools/demo_world/fresh_pairs.py")
+    parser.add_argument("--goal", choices=["learned", "words"], default="learned", help="the class to go to")
     parser.add_argument("--steps", type=int, default=20, help="of an edit's whole trajectory")
     parser.add_argument("--out", type=Path, default=Path("bench_out"), help="where the embeddings go")
     parser.add_argument("--threads", type=int, default=2)
@@ -66,7 +73,8 @@ def main() -> None:
     for name in options.attributes:
         recipe, (target, windows, away, there, both) = RECIPES[name], SETTINGS[name]
         shipped = SemanticEmbedding.load(demo.folder / "embeddings" / f"{name.replace(' ', '_')}.safetensors")
-        leave, go = (part.condition(bench.vector_encoder) for part in (shipped, goal(bench, name, options.out)))
+        towards = goal(bench, name, options.out, options.goal == "words")
+        leave, go = (part.condition(bench.vector_encoder) for part in (shipped, towards))
         pairs = [undone(pair) for pair in data.pairs_of(ATTRIBUTES[name])[: options.unseen]]
         for start in windows:
             inverted = bench.invert(torch.stack([pair.source for pair in pairs]), start)
