@@ -149,7 +149,8 @@ def demo_caso_texts(graph: Graph) -> None:
         "# Learn an attribute by telling a CLIP what it is\n\nNo classifier, no sorted folders: **Attribute Classifier "
         "from Texts** picks the text that fits a picture best. *others* names what is to stay as it is. **CASO "
         "Embedding Trainer** learns from its answers on 96 pictures.\n\nWhat teaches also judges here, so look "
-        "at the pictures and not at the success that the report names. *overwrite* is on, so that you can run it again.",
+        "at the pictures and not at the success that the report names.\n\n*overwrite* is on, so that you can run it "
+        "again: it replaces what you have of that name.",
         0, title="What this shows", height=280,
     )  # fmt: skip
 
