@@ -1,4 +1,4 @@
-"""Edit by Words, Place Found inside the host: a plain MODEL and a nine-channel one, a judge, masks and boxes, refusals."""
+"""Edit by Words, Place Found inside the host: plain and nine-channel MODELs, a judge, masks and boxes, refusals."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def check(image, result, mask, boxes):
 def test_a_plain_model_finds_the_chin(pack, demo, portrait):
     result, mask, boxes, report = run(pack, demo, portrait)
     check(portrait, result, mask, boxes)
-    x, y, width, height = boxes[0]
+    _, y, _, height = boxes[0]
     assert y + height / 2 > 64 and "48" not in report and "18 u" in report  # 12 to find it, 3 steps of two
 
 
