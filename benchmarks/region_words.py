@@ -1,4 +1,4 @@
-"""The short way to a place: a map on noised copies, one box, one render by inpainting, on demo pairs whose true region is
+"""The short way to a place: a map on noised copies, one box, one render by inpainting, on pairs whose true region is
 known.
 
 Arms: nothing done; a random box; the map's tightest box (``fast``); the true box. All paint with the same editor, texts

@@ -24,8 +24,8 @@ from .soft_mask import one_step_guess
 #: What an inpainting model was trained to see where it is to paint.
 GREY = 0.5
 
-#: Noise levels of :meth:`LocatingInpaintEditor.change`, as shares of the model's steps, and draws at each; the levels
-#: were found on pairs of the demo.
+#: Noise levels of :meth:`LocatingInpaintEditor.change`, as shares of the model's steps, and draws at each; they are
+#: set, not searched.
 LOCATING_LEVELS, LOCATING_DRAWS, LOCATING_GRID = (0.4, 0.6, 0.8), 2, 20
 
 #: Adds what an inpainting model reads besides the latent to its conditionings: ``(conds, cells, known) -> conds`` with
@@ -297,8 +297,8 @@ class LocatingInpaintEditor(InpaintEditor):
     def change(self, image: Tensor) -> Tensor:
         """How strongly the text pulls at each place of ``image [1, 3, H, W]``, ``[h, w]``.
 
-        DiffEdit's mask (Couairon et al. 2023, arXiv 2210.11427, section 3.2) on noised copies of the picture, changed in
-        two points: the difference of the two texts' predictions is averaged over the draws before its size is taken,
+        DiffEdit's mask (Couairon et al. 2023, arXiv 2210.11427, section 3.2) on noised copies of the picture, changed
+        in two points: the difference of the two texts' predictions is averaged over the draws before its size is taken,
         which cancels noise, and it is seen through the decoder, level by level, which is finer than the latent. An
         inpainting model reads it with everything to be painted.
         """
