@@ -86,8 +86,8 @@ def trainer_inputs() -> list[Any]:
             io.String,
             "start_words",
             default="",
-            tooltip="A word for what changes, not for how, at which learning starts: face for glasses or a smile (mouth, "
-            "where a classifier teaches), hair for red hair. Empty: from nothing.",
+            tooltip="A word for what changes, not for how, at which learning starts: face for glasses or a smile "
+            "(mouth, where a classifier teaches), hair for red hair. Empty: from nothing.",
         ),
         widget(
             io.String,

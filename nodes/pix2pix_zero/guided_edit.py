@@ -291,9 +291,9 @@ class CrossAttnGuidedSampler(io.ComfyNode):
             remarks = [*spared(kept), *left_over(step)]
             return edited, cost_report(session.denoiser.evaluations, inversion) + as_lines(remarks)
 
-        kept = kept_source(inversion, model, source, settings)
         place = source_latent(model, inversion)
         conds = edit_conditionings(model, inversion, target, source, negative)
+        kept = kept_source(inversion, model, source, settings)
         gradients, sigmas = settings.guidance > 0, sigmas_out(inversion.sigmas)
         edited, report = run(model, place, conds, work, gradients=gradients, sigmas=sigmas, advice=ADVICE)
         report += as_lines(changed_remarks(inversion, own, source, negative, None if settings.rebuilds else cfg))
