@@ -34,9 +34,9 @@ def test_the_second_opinion_of_two_folders_tells_them_apart_and_each_is_asked_by
     known = []
     train = module.train_classifier
 
-    def watched(pictures, settings, **rest):
+    def watched(pictures, settings, *start, **rest):
         known.append((len(pictures.labels), settings.seed))
-        return train(pictures, settings, **rest)
+        return train(pictures, settings, *start, **rest)
 
     monkeypatch.setattr(module, "train_classifier", watched)
     monkeypatch.setattr(module, "SIDE", 24)
