@@ -37,7 +37,6 @@ def test_workflows_that_are_named_exist():
     "loader,choice,folder",
     [
         ("CheckpointLoaderSimple", "ckpt_name", "checkpoints"),
-        ("SemEdit_LoadVisionFeatures", "vision_model", "vision_features"),
         ("SemEdit_LoadCLIPScorer", "clip_model", "clip_scorer"),
     ],
 )
