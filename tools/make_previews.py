@@ -28,11 +28,13 @@ OWN_MODEL = {
     "sd15_word_edit": "SD 1.5",
     "sdxl_word_edit": "SDXL",
     "sd15_caso_edit": "SD 1.5",
+    "sd15_caso_train": "SD 1.5",
+    "sd15_inpaint_region_edit": "SD 1.5 inpainting",
     "sd15_concept_edit": "SD 1.5 and your concept",
     "ffhq_deltaedit": "FFHQ",
 }
 #: Where the numbers of a preview's pictures are not those of the first and of the one called Edited image.
-WHOLE = {"demo_caso_train": 0, "demo_distil_train": 1}
+WHOLE = {"demo_caso_train": 0, "demo_caso_texts": 0, "demo_distil_train": 1}
 INVERTED = ("Invert to Style Code", "The face, and the generator's copy")
 EDITED = ("DeltaEdit Mapper", "As the generator draws it")
 #: Workflow -> titles of the nodes whose pictures are shown, in order; with what is written above where it is not that.
