@@ -104,7 +104,7 @@ def compose(pictures: list[tuple[str, Image.Image]]) -> Image.Image:
 
 def beginnings(name: str) -> list[int]:
     """The left edges of a preview's pictures, found by the sheet's own background between them."""
-    with Image.open(ROOT / "workflows" / "previews" / f"{name}.png") as sheet:
+    with Image.open(ROOT / "workflows" / "previews" / f"{name}.png", formats=["PNG"]) as sheet:
         row = [sheet.convert("RGB").crop((x, HEAD, x + 1, HEAD + SIDE)).getcolors(1) for x in range(sheet.width)]
     empty = [colors is not None and colors[0][1] == (32, 32, 32) for colors in row]
     starts = [x for x in range(1, len(empty)) if empty[x - 1] and not empty[x]]
@@ -115,7 +115,7 @@ def beginnings(name: str) -> list[int]:
 def thumbnail(name: str) -> Image.Image:
     """The square of a demo workflow: left half before, right half after; a training's last picture as it is."""
     titles, starts = SHOWN[name], beginnings(name)
-    with Image.open(ROOT / "workflows" / "previews" / f"{name}.png") as sheet:
+    with Image.open(ROOT / "workflows" / "previews" / f"{name}.png", formats=["PNG"]) as sheet:
         sheet = sheet.convert("RGB")
         if name in WHOLE:
             number = WHOLE[name]
@@ -142,7 +142,7 @@ def thumbnail(name: str) -> Image.Image:
 
 def own_photo(text: str) -> Image.Image:
     """The square of a workflow that needs a person's own model: a photo to be edited, and which model."""
-    with Image.open(ROOT / "assets" / "demo" / "images" / "00.png") as photo:
+    with Image.open(ROOT / "assets" / "demo" / "images" / "00.png", formats=["PNG"]) as photo:
         square = photo.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     return labelled(square, {12: f"your photo, {text}"})
 

@@ -165,8 +165,10 @@ class InpaintEditor:
     @cached_property
     def identity(self) -> str:
         """Key of everything but the image, mask, box, seed and quality that decides the picture."""
-        conds = (self.cond, self.uncond)
-        return f"inpaint/{fingerprint(self.denoiser.identity, conds, self.settings, self.label)}"
+        return f"inpaint/{fingerprint(self.denoiser.identity, self._conds(), self.settings, self.label)}"
+
+    def _conds(self) -> tuple[Any, ...]:
+        return self.cond, self.uncond
 
     def cost(self, quality: Quality) -> int:
         """Network evaluations (u) of one render."""
@@ -273,9 +275,11 @@ class LocatingInpaintEditor(InpaintEditor):
 
     Attributes:
         source_cond: conditioning of what the picture shows.
+        shared_evaluations: u spent on :meth:`change` so far.
     """
 
     source_cond: Any = None
+    shared_evaluations: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -286,6 +290,14 @@ class LocatingInpaintEditor(InpaintEditor):
     def of(cls, editor: InpaintEditor, source_cond: Any) -> LocatingInpaintEditor:
         """``editor`` with what the picture shows."""
         return cls(**{part.name: getattr(editor, part.name) for part in fields(editor)}, source_cond=source_cond)
+
+    def _conds(self) -> tuple[Any, ...]:
+        return *super()._conds(), self.source_cond
+
+    @property
+    def screening_cost(self) -> float:
+        """Each box is painted by itself: nothing is shared but the map."""
+        return 0.0
 
     @property
     def locating_cost(self) -> int:
@@ -313,6 +325,7 @@ class LocatingInpaintEditor(InpaintEditor):
         found = self._sampled(
             latent, torch.ones_like(latent[:, :1]), torch.full_like(pixels, GREY), pulls, self.source_cond
         )
+        self.shared_evaluations += self.locating_cost
         plain, found = self.decode(latent), found.to(latent.device)
         return torch.stack([difference_map(self.decode(latent + pull), plain)[0] for pull in found]).mean(0)
 

@@ -17,6 +17,8 @@ from ..host.schema import io
 #: A dict of x, y, width and height in pixels, a list of those, or a list for each image of a batch; hosts before the
 #: type carry it as well.
 BoundingBoxType = io.Custom("BOUNDING_BOX")
+#: For inputs: newer frontends make a widget of the type, whose box nobody drew would count as wired.
+ONLY_A_SOCKET = {"forceInput": True}
 #: ``((H, W), [SEG, ...])``, by attributes, so that anybody's class of these names does.
 SegsType = io.Custom("SEGS")
 LABEL = "edit"

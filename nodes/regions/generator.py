@@ -18,7 +18,7 @@ from ...core.regions.settings import STRATEGIES, LearningSettings, Strategy
 from ..common.inputs import seed_input
 from ..common.reports import report_output, shown
 from ..host.schema import io, schema, widget
-from .boxes import BoundingBoxType, SegsType, bounding_boxes
+from .boxes import ONLY_A_SOCKET, BoundingBoxType, SegsType, bounding_boxes
 from .boxes import given_boxes as boxes_given
 from .boxes import segs as found_segs
 from .editors import RegionEditor
@@ -170,6 +170,7 @@ class RegionBoxGenerator(io.ComfyNode):
                     BoundingBoxType,
                     "given_boxes",
                     optional=True,
+                    extra_dict=ONLY_A_SOCKET,
                     tooltip="Boxes to try in place of those around what the vision model looks at: a detector's "
                     "(RT-DETR, SAM, GroundingDINO, YOLO).",
                 ),

@@ -21,7 +21,7 @@ from ...core.denoiser import Callback, Evaluations, ModelIdentity, Progress
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
 from ...core.prints.weights import weight_print
-from ...core.regions.edit_inpaint import InpaintEditor, InpaintSettings, ShowKnown
+from ...core.regions.edit_inpaint import InpaintEditor, InpaintSettings, LocatingInpaintEditor, ShowKnown
 from ...core.regions.edit_invert import InversionEditor, InversionEditSettings
 from ...core.regions.edit_tokens import TokenEditor, TokenEditSettings, load_token_model
 from ...core.regions.editors import Conds, Editor, Sampling
@@ -42,19 +42,24 @@ from ..host.vae import decode_images, encode_images
 ADVICE = "lower working_size"
 
 
-def inpaint_opener(model: Any, vae: Any, positive: Any, negative: Any, settings: InpaintSettings) -> OpenEditor:
+def inpaint_opener(
+    model: Any, vae: Any, positive: Any, negative: Any, settings: InpaintSettings, source: Any = None
+) -> OpenEditor:
     """Opens an :class:`InpaintEditor`; the ``multiple`` of the settings' framing becomes the VAE's.
+
+    Args:
+        source: what the picture shows; with it the editor also tells where its text pulls.
 
     Raises:
         EditingError: see :class:`InpaintEditor`, :class:`_ModelAndVae` and :func:`reads_mask`.
     """
     parts = _ModelAndVae(model, vae)
     show_known = _mask_and_picture(parts) if reads_mask(model) else None
-    require_conditioning(model, {"positive": positive, "negative": negative})
+    require_conditioning(model, {"positive": positive, "negative": negative, "source": source or []})
     settings = replace(settings, framing=replace(settings.framing, multiple=parts.multiple))
 
     def make(callback: Callback | None = None) -> Editor:
-        return InpaintEditor(
+        editor = InpaintEditor(
             parts.between_runs,
             parts.encode,
             parts.decode,
@@ -66,6 +71,7 @@ def inpaint_opener(model: Any, vae: Any, positive: Any, negative: Any, settings:
             parts.sampling(),
             show_known,
         )
+        return editor if source is None else LocatingInpaintEditor.of(editor, source)
 
     return _opener(make)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core.errors import EditingError
 from ...core.images.contact_sheet import to_picture
 from ...core.models.clip import ClipScorer
-from ...core.regions.edit_inpaint import InpaintEditor, InpaintSettings, LocatingInpaintEditor
+from ...core.regions.edit_inpaint import InpaintSettings, LocatingInpaintEditor
 from ...core.regions.paste import Framing
 from ...core.regions.proposals import Box, allowed_pixels, clipped
 from ...core.regions.words import WordsEdit, edit_by_words
@@ -21,7 +21,7 @@ from ..common.sockets import ClipScorerType
 from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
 from ..host.words import encoded_text
-from .boxes import BoundingBoxType, SegsType, as_bounding_box, given_boxes
+from .boxes import ONLY_A_SOCKET, BoundingBoxType, SegsType, as_bounding_box, given_boxes
 from .host_editors import inpaint_opener
 from .search_inputs import CATEGORY, MOST_SEED, masks_of, pictures_of, wanted_mask
 
@@ -100,6 +100,7 @@ class EditByWords(io.ComfyNode):
                     BoundingBoxType,
                     "boxes",
                     optional=True,
+                    extra_dict=ONLY_A_SOCKET,
                     tooltip="Places to try in place of the found ones: a detector's boxes.",
                 ),
                 widget(
@@ -164,7 +165,7 @@ class EditByWords(io.ComfyNode):
         given = boxes_inside(given_boxes(boxes, segs, size), size)
         source, target = (encoded_text(clip, text) for text in texts)
         framing = Framing(context, working_size=working_size or None, feather=FEATHER)
-        opener = inpaint_opener(model, vae, target, source, InpaintSettings(cfg, steps, framing=framing))
+        opener = inpaint_opener(model, vae, target, source, InpaintSettings(cfg, steps, framing=framing), source)
         found: list[WordsEdit] = []
         bar = StoppableBar()
         with torch.inference_mode(False), torch.no_grad():
@@ -175,10 +176,10 @@ class EditByWords(io.ComfyNode):
                     bar.show(done, total, to_picture(edited[0]))
 
                 with opener(one, lambda progress: None) as editor:
-                    assert isinstance(editor, InpaintEditor)
+                    assert isinstance(editor, LocatingInpaintEditor)
                     found.append(
                         edit_by_words(
-                            LocatingInpaintEditor.of(editor, source),
+                            editor,
                             one,
                             allowed=None if allowed is None else allowed_pixels(allowed, "restrict", size),
                             boxes=given,

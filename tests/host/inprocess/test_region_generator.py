@@ -157,6 +157,27 @@ def test_a_picture_of_any_size_comes_back_at_its_own_with_every_pixel_outside_th
 
 
 @torch.inference_mode()
+def test_the_inpaint_editor_knows_where_the_text_pulls_once_it_is_told_what_is_there(pack, wired):
+    """12 u of a map, boxes that frame it, and for another text another map."""
+    given, vae = wired
+    model, clip, _ = pack("nodes.demo.comfy_model").load_demo_model()
+    texts = [given["target_text"], "", given["source_text"], "a portrait of a person, short red hair"]
+    target, empty, source, other = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in texts)
+    make = pack("nodes.regions.editors").RegionInpaintEditor.execute
+
+    def found(**told):
+        editor = make(model, vae, target, empty, **EDITOR, **told).args[0]
+        return generate(pack, wired, region_editor=editor, anchors=1, change_anchors=1)
+
+    plain, told = found(), found(source=source)
+    assert "around 1 anchors" in plain["report"]
+    assert "around 2 anchors (1 of them where the edit acts)" in told["report"]
+    assert {sides(box) for box in told["boxes"]} > {sides(box) for box in plain["boxes"]}
+    assert f"network evaluations: {4 * len(told['boxes']) + 12} u" in told["report"]
+    assert {sides(box) for box in found(source=other)["boxes"]} != {sides(box) for box in told["boxes"]}
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize(("strategy", "most"), [("halving", 4), ("soft mask", 2), ("sampled", 3)])
 def test_every_strategy_runs_inside_a_prompt(pack, wired, strategy, most):
     found = generate(pack, wired, strategy=strategy, budget=3, epochs=2)
