@@ -193,7 +193,9 @@ def openers(monkeypatch, folder):
 def test_editors_pass_on_what_is_wired_and_open_when_asked(openers, folder):
     steps = {"steps": 9, "screening_steps": 2, "cfg": 3.5, "feather": 1}
     made = [
-        EDITORS.RegionInpaintEditor.execute("m", "v", "p", "n", strength=0.5, context=1.0, working_size=64, **steps),
+        EDITORS.RegionInpaintEditor.execute(
+            "m", "v", "p", "n", strength=0.5, context=1.0, working_size=64, source="now", **steps
+        ),
         EDITORS.RegionInversionEditor.execute("m", "v", "s", "t", negative="n", guidance=0.2, working_size=64, **steps),
         EDITORS.RegionTokenEditor.execute("amused", "a cat", "blurred", context=1.0, **steps),
     ]
@@ -203,7 +205,7 @@ def test_editors_pass_on_what_is_wired_and_open_when_asked(openers, folder):
     edit = room("core.regions.edit_invert").InversionEditSettings(3.5, 0.2, 9, 2, working_size=64, feather=1)
     tokens = room("core.regions.edit_tokens").TokenEditSettings(3.5, 9, 2)
     assert openers == {
-        "inpaint_opener": ("m", "v", "p", "n", paint),
+        "inpaint_opener": ("m", "v", "p", "n", paint, "now"),
         "inversion_opener": ("m", "v", "s", "t", "n", None, edit),
         "token_opener": (folder / "amused", "a cat", "blurred", tokens, 1.0, 1),
     }
