@@ -188,3 +188,12 @@ def demo(pack):
 @pytest.fixture(scope="session")
 def flow():
     return flow_model()
+
+
+def node(pack, module, name, **given):
+    """Outputs of a node of the pack, with its defaults and what is given."""
+    cls = getattr(pack(f"nodes.{module}"), name)
+    values = {
+        each.id: each.default for each in cls.define_schema().inputs if getattr(each, "default", None) is not None
+    }
+    return cls.execute(**(values | given)).args

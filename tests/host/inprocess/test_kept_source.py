@@ -6,7 +6,7 @@ import weakref
 import comfy.samplers
 import pytest
 import torch
-from conftest import comfy_model, conditioning, diffusers_unet, noise
+from conftest import comfy_model, conditioning, diffusers_unet, node, noise
 
 SOURCE, TARGET, OTHER = (conditioning("sd1", seed) for seed in (1, 2, 3))
 STEPS = 4
@@ -22,15 +22,6 @@ def model(pack):
 def as_in_a_prompt():
     with torch.inference_mode():
         yield
-
-
-def node(pack, module, name, **given):
-    """Outputs of a node of the pack, with its defaults and what is given."""
-    cls = getattr(pack(f"nodes.{module}"), name)
-    values = {
-        each.id: each.default for each in cls.define_schema().inputs if getattr(each, "default", None) is not None
-    }
-    return cls.execute(**(values | given)).args
 
 
 def invert(pack, model, seed=1):

@@ -13,7 +13,7 @@ import comfy.samplers
 import comfy.supported_models_base
 import pytest
 import torch
-from conftest import CPU, comfy_model, conditioning, diffusers_unet, noise
+from conftest import CPU, comfy_model, conditioning, diffusers_unet, node, noise
 
 import nodes
 
@@ -31,15 +31,6 @@ def model(pack):
 def as_in_a_prompt():
     with torch.inference_mode():
         yield
-
-
-def node(pack, module, name, **given):
-    """Outputs of a node of the pack, with its defaults and what is given."""
-    cls = getattr(pack(f"nodes.{module}"), name)
-    values = {
-        each.id: each.default for each in cls.define_schema().inputs if getattr(each, "default", None) is not None
-    }
-    return cls.execute(**(values | given)).args
 
 
 def stock_node(module, name, *given):
