@@ -1,157 +1,144 @@
-"""CASO from two folders, measured: 75 bundled pictures that have it, 75 that have it not, no other labels.
+"""CASO from two folders, measured through the shipped workflows: no labels, no captions, no classifier.
 
-Trains as CASO Embedding Trainer does at its defaults (the kind's recipe, the classifier that it trains itself, the
-held-out pictures, judged by layers over the demo's CLIP as with CLIP Vision wired into second_opinion), edits unseen
-pairs by the kind's window and focus, and lets the demo's second classifier judge. Each folder is exactly one class,
-look-alikes are in neither, and never both pictures of a pair. What is done stays in --out, so that a run that was
-stopped, or one with more seeds, goes on from there.
+For each attribute and set of pictures, ``demo_caso_train`` runs in a ComfyUI with two folders of bundled pictures (each
+exactly one class, look-alikes in neither, never both pictures of a pair), and then ``demo_caso_edit`` with what it
+learned and the settings that its report names, on unseen pairs. Rows beside it: nothing done, the shipped embedding
+(taught by a classifier of ten attributes), each worst case, n. What the training reported stands below. What is done
+stays in --out, so that a run that was stopped, or one with more sets, goes on from there.
 
     python benchmarks/caso_folders.py                                  # the table of docs/measured.md
-    python benchmarks/caso_folders.py --seeds 0 1 2                    # three sets of pictures
-    python benchmarks/caso_folders.py --attributes glasses --unseen 8  # a quick look
+    python benchmarks/caso_folders.py --attributes glasses --pairs 8   # a quick look
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import time
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from caso_bench import ATTRIBUTES, Bench
-from torch import Tensor
+from demo import Method, Runner, Store, chosen_host, outcomes, running, save_worst, workflow_called
 
-from semantic_editing.core.caso.embedding import SemanticEmbedding
-from semantic_editing.core.caso.look import RealLook, opinion_of_folders, teacher_of_folders
-from semantic_editing.core.caso.settings import KINDS
-from semantic_editing.core.caso.training import EmbeddingTrainer
-from semantic_editing.core.classifiers.frozen_features import scorer_trunk
-from semantic_editing.core.demo.builders import demo_scorer
-from semantic_editing.core.demo.caso_recipes import RECIPES
-from semantic_editing.core.demo.data import DemoData, visible
+from semantic_editing.core.caso.settings import KINDS, Kind
+from semantic_editing.core.demo.bench import Judgement, Workflow, table, with_settings
+from semantic_editing.core.demo.caso_recipes import RECIPES, DemoRecipe
+from semantic_editing.core.demo.data import FOLDER, SORTED, DemoData
 from semantic_editing.core.demo.model import load_demo_model
+from semantic_editing.core.errors import EditingError
 
-#: Name -> kind, a word to start from, and strengths of the edits.
-SETTINGS = {
-    "glasses": ("large", "face", (3.0, 5.0)),
-    "smile": ("fine", "face", (4.0, 7.0, 10.0)),
-    "beard": ("large", "face", (3.0, 5.0, 7.0)),
-    "red hair": ("colour", "hair", (2.0, 3.0)),
+TRAINER, SAMPLER = "SemEdit_CASOEmbeddingTrainer", "SemEdit_CASOEditSampler"
+EMBEDDING = "SemEdit_CASOEmbeddingLoader.embedding_file"
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """What is learned.
+
+    Attributes:
+        what: one of :data:`SORTED`.
+        edit: whose unseen pairs are edited.
+        kind, start_words: of the trainer.
+        pictures: in each folder; there are 66 with red hair.
+    """
+
+    what: str
+    edit: str
+    kind: str
+    start_words: str
+    pictures: int = 75
+
+
+ATTRIBUTES = {
+    "glasses": Attribute("glasses", "glasses: none to glasses", "large", "face"),
+    "smile": Attribute("a smile", "mouth: sad to smile", "fine", "face"),
+    "beard": Attribute("a beard", "facial hair: none to beard", "large", "face"),
+    "red hair": Attribute("red hair", "hair color: black to red", "colour", "hair", 60),
 }
-#: Attributes whose pictures without it are of one label; the other labels look alike.
-WITHOUT = {"glasses": "none", "facial_hair": "none"}
-HELD_OUT = 16
 
 
-def folders(demo: DemoData, attribute: str, target: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """``(pictures that have it, pictures that have it not)``, at most ``count`` each, one of a pair at most."""
-    generator = torch.Generator().manual_seed(seed)
-    having: list[Tensor] = []
-    without: list[Tensor] = []
-    seen: set[bytes] = set()
-    for number in torch.randperm(len(demo.pairs), generator=generator).tolist():
-        pair = demo.pairs[number]
-        sides = [(pair.source, pair.source_attributes), (pair.target, pair.target_attributes)]
-        if float(torch.rand(1, generator=generator)) < 0.5:
-            sides.reverse()
-        sides.sort(key=lambda side: side[1][attribute] != target)  # those that have it are the rarer ones
-        names = {picture.numpy().tobytes() for picture, _ in sides}
-        if names & seen:
-            continue
-        for picture, labels in sides:
-            has = labels[attribute] == target
-            wanted = WITHOUT.get(attribute, labels[attribute])
-            if not visible(attribute, labels) or (not has and labels[attribute] != wanted):
-                continue
-            group = having if has else without
-            if len(group) < count:
-                group.append(picture)
-                seen |= names
-                break
-    return torch.stack(having), torch.stack(without)
+def training(attribute: Attribute, number: int, name: str) -> Workflow:
+    """``demo_caso_train`` with two folders that begin at picture ``number``, and a file ``name``."""
+    workflow = workflow_called("demo_caso_train")
+    trainer = next(node for node in workflow.values() if node["class_type"] == TRAINER)
+    for side, word in (("having", "with"), ("without", "without")):
+        loader = workflow[trainer["inputs"][side][0]]
+        own = {"pictures": f"{word} {attribute.what}", "number": number, "count": attribute.pictures}
+        loader["inputs"].update(own)
+    own = {"targets": SORTED[attribute.what][1], "kind": attribute.kind, "start_words": attribute.start_words}
+    trainer["inputs"].update(own | {"filename": name})
+    return workflow
 
 
-def learned(
-    bench: Bench, name: str, options: argparse.Namespace, seed: int
-) -> tuple[SemanticEmbedding, dict[str, Any]]:
-    """The embedding from one set of pictures and what its training said; read from ``options.out`` where it is."""
-    path = options.out / f"folders_{name.replace(' ', '_')}_{options.pictures}_{options.opinion}_{seed}.safetensors"
-    facts = path.with_suffix(".json")
-    if facts.exists():
-        return SemanticEmbedding.load(path), json.loads(facts.read_text(encoding="utf-8"))
-    demo, recipe, (kind_name, words, _) = bench.demo, RECIPES[name], SETTINGS[name]
-    kind = KINDS[kind_name]
-    having, without = folders(demo, recipe.attribute, recipe.target, options.pictures, seed)
-    settings = kind.settings(recipe.attribute, recipe.target, kind.classifier, seed=seed, start_words=words)
-    began = time.perf_counter()
-    trunk = scorer_trunk(demo_scorer(demo)) if options.opinion == "clip" else None
-    opinion = opinion_of_folders(having, without, HELD_OUT, seed, trunk=trunk)
-    teacher = teacher_of_folders(having, without[HELD_OUT:], settings) if kind.classifier else None
-    held, rest = without[:HELD_OUT], without[HELD_OUT:]
-    latents = [bench.encode(torch.cat([part, part.flip(-1)])) for part in (rest, having)]
-    parts, judged = (demo.denoiser(), bench.vector_encoder, bench.decoder), bench.encode(held)
-    look = RealLook(*parts, opinion, judged, kind)
-    trainer = EmbeddingTrainer(*parts, teacher, latents[0], settings, judged, None, latents[1], look)
-    (embedding,) = trainer.run()
-    kept = trainer.history[trainer.best_found.step].validation
-    assert kept is not None
-    said = {
-        "pictures": [len(having), len(without)],
-        "seconds": time.perf_counter() - began,
-        "kept step": trainer.best_found.step + 1,
-        "reported success": kept.accuracy,
-        "at strength": look.strength,
-        "opinion": opinion.sentence(),
-    }
-    embedding.save(path, overwrite=True)
-    facts.write_text(json.dumps(said, indent=1), encoding="utf-8")
-    return embedding, said
+def edit(embedding: str, settings: Kind | DemoRecipe, strength: float) -> Workflow:
+    """``demo_caso_edit`` with another embedding and what is set for its kind."""
+    own = {"window": "custom", "start": settings.start, "focus": settings.focus, "strength": strength, "interpolate": 0}
+    changes = {f"{SAMPLER}.{key}": value for key, value in own.items()}
+    return with_settings(workflow_called("demo_caso_edit"), {EMBEDDING: embedding, **changes})
+
+
+def learned(attribute: Attribute, number: int, runner: Runner, folder: Path) -> tuple[str, str]:
+    """``(file, report)`` of a training; one that ``folder`` has is not done again."""
+    asked = training(attribute, number, "")
+    mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"folders_{attribute.what.replace(' ', '_')}_{number}_{mark}"
+    kept, report = folder / f"{name}.safetensors", folder / f"{name}.txt"
+    place = runner.base / "models" / "embeddings" / kept.name
+    if not report.exists():
+        asked = training(attribute, number, name)
+        outputs = runner.execute(asked)["outputs"]
+        shown = next(outputs[key]["text"][0] for key, node in asked.items() if node["class_type"] == TRAINER)
+        shutil.copyfile(place, kept)
+        report.write_text(shown, encoding="utf-8")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(kept, place)
+    return kept.name, report.read_text(encoding="utf-8")
+
+
+def measured(name: str, options: argparse.Namespace, store: Store, demo: Any) -> None:
+    """Train, edit and print the table of one attribute."""
+    attribute, recipe = ATTRIBUTES[name], RECIPES[name]
+    kind = KINDS[attribute.kind]
+    pairs = DemoData(options.data).pairs_of(attribute.edit)[: options.pairs]
+    judgement = Judgement(demo, pairs)
+    rows, told = judgement.bounds(), []
+    host = chosen_host(options.comfyui)
+    if host is None:
+        raise EditingError("Trainings are measured in a ComfyUI; set COMFYUI_PATH or give --comfyui.")
+    with running(host) as runner:
+        shipped = edit(f"demo: {name.replace(' ', '_')}", recipe, recipe.strength)
+        methods = [Method(f"the shipped embedding, strength {recipe.strength:g}", shipped, {})]
+        for number in options.sets:
+            file, report = learned(attribute, number, runner, options.out)
+            told.append(f"set {number}:\n{report}")
+            print(f"{name}, {told[-1]}\n", flush=True)
+            for strength in (kind.strength, *options.strengths):
+                title = f"two folders, set {number}, strength {strength:g}"
+                methods.append(Method(title, edit(file, kind, strength), {}))
+        for method in methods:
+            made = outcomes(method, pairs, runner, store)
+            rows.append(judgement.row(method.name, made))
+            save_worst(options.out, f"{name}, {method.name}", rows[-1], pairs, made)
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    print(f"\n## {name}, kind {attribute.kind}, {attribute.pictures} + {attribute.pictures} pictures\n\n{table(rows)}\n")
 
 
 def main() -> None:
-    """Parse arguments, train, edit, print a line for each attribute, set of pictures and strength."""
+    """Parse arguments, measure each attribute."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--attributes", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--pictures", type=int, default=75, help="in each folder")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of choices of pictures and of trainings")
-    parser.add_argument("--unseen", type=int, default=40, help="pairs that are edited")
-    parser.add_argument("--opinion", choices=["clip", "small"], default="clip", help="layers over CLIP, or networks")
-    parser.add_argument("--data", type=Path, help="a folder with other pairs, from tools/demo_world/fresh_pairs.py")
-    parser.add_argument("--steps", type=int, default=20, help="of an edit's whole trajectory")
-    parser.add_argument("--out", type=Path, default=Path("bench_out"), help="where embeddings and figures are kept")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--assets", type=Path, help="another folder with the demo model's files")
+    parser.add_argument("--attributes", nargs="+", choices=list(ATTRIBUTES), default=list(ATTRIBUTES))
+    parser.add_argument("--sets", type=int, nargs="+", default=[0, 25, 50], help="first picture of each set")
+    parser.add_argument("--pairs", type=int, default=40, help="unseen pairs that are edited")
+    parser.add_argument("--strengths", type=float, nargs="*", default=[], help="besides the kind's")
+    parser.add_argument("--data", type=Path, default=FOLDER / "unseen", help="a folder of pairs")
+    parser.add_argument("--comfyui", type=Path, help="the ComfyUI to use (default: the first that is found)")
+    parser.add_argument("--out", type=Path, default=Path("bench_out/caso_folders"), help="where all of it is kept")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    demo = load_demo_model(options.assets)
-    bench, data = Bench(demo, options), DemoData(options.data or demo.folder / "unseen")
-    options.out.mkdir(parents=True, exist_ok=True)
+    store, demo = Store(options.out, resume=True), load_demo_model()
     for name in options.attributes:
-        kind_name, words, strengths = SETTINGS[name]
-        kind = KINDS[kind_name]
-        pairs = data.pairs_of(ATTRIBUTES[name])[: options.unseen]
-        inverted = None
-        for seed in options.seeds:
-            embedding, said = learned(bench, name, options, seed)
-            having, without = said["pictures"]
-            print(
-                f"{name}, set {seed}: {having} + {without} pictures, kind {kind_name}, start word {words}; "
-                f"{said['seconds']:.0f} s; kept step {said['kept step']}; reported success "
-                f"{said['reported success']:.0%} at strength {said['at strength']:g}, {said['opinion']}",
-                flush=True,
-            )
-            inverted = inverted or bench.invert(torch.stack([pair.source for pair in pairs]), kind.start)
-            condition = embedding.condition(bench.vector_encoder)
-            for strength in (0.0, *strengths):
-                images, _ = bench.edit(inverted, condition, strength, kind.focus)
-                row = bench.measure(images, pairs, name, strength, 0.0)
-                print(
-                    f"{name}, set {seed}: strength {strength:g}: success {row['success_judge']:.1%}, others kept "
-                    f"{row['kept_judge']:.1%}, {row['psnr_true']:.2f} dB, {len(pairs)} pairs",
-                    flush=True,
-                )
+        measured(name, options, store, demo)
 
 
 if __name__ == "__main__":

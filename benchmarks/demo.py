@@ -151,7 +151,7 @@ class Method:
 
 
 def method(text: str) -> Method:
-    """``[TRAINING+]NAME[@CLASS.widget=value]...``; a value is JSON or else a text.
+    """``[TRAINING[@...]+]NAME[@CLASS.widget=value]...``; a value is JSON or else a text, in which + is no part.
 
     Raises:
         EditingError: no such workflow, not in the API format, or no such widget.

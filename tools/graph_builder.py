@@ -234,7 +234,8 @@ class Graph:
         for name, (wanted, options) in known.items():
             if name in inputs:
                 values[name] = inputs[name]
-                if isinstance(values[name], Output) and type_name(wanted) not in ("*", values[name].type):
+                taken = type_name(wanted).split(",")  # a socket may take several types
+                if isinstance(values[name], Output) and not {"*", values[name].type} & set(taken):
                     raise ValueError(f"{self.name}: {kind}.{name} wants {wanted} and gets {values[name].type}")
             elif is_widget(wanted, options):
                 values[name] = default_value(wanted, options)

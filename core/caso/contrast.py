@@ -11,22 +11,20 @@ from __future__ import annotations
 import torch.nn.functional as functional
 from torch import Tensor
 
-#: Difference of mean square errors, in units of the latents' variance, at which pictures count as told apart. A smile's
-#: is a few thousandths.
-SCALE = 0.005
-
 
 def denoising_errors(predicted: Tensor, latents: Tensor) -> Tensor:
     """Mean square error of each predicted clean latent, ``[B]``; both are ``[B, C, h, w]``."""
     return (predicted - latents).square().flatten(1).mean(1)
 
 
-def contrast_loss(having: Tensor, without: Tensor) -> Tensor:
+def contrast_loss(having: Tensor, without: Tensor, scale: float) -> Tensor:
     """Logistic loss of telling pictures apart by what the embedding gains on them, a scalar; ``log 2`` of an embedding
     that says nothing.
 
     Args:
         having, without: error under the empty prompt minus error with the embedding (:func:`denoising_errors`) of
             pictures that have the attribute and of pictures that have it not, ``[B]`` each.
+        scale: the gain at which a picture counts as told, in units of the latents' variance. Beyond it little more is
+            learned: too small, and an embedding of a colour stops at the eyebrows.
     """
-    return 0.5 * (functional.softplus(-having / SCALE).mean() + functional.softplus(without / SCALE).mean())
+    return 0.5 * (functional.softplus(-having / scale).mean() + functional.softplus(without / scale).mean())

@@ -116,33 +116,6 @@ class Opinion:
         return f"{known}: too weak to be believed, so wire a CLIP or a better classifier into second_opinion"
 
 
-def teacher_of_folders(
-    having: Tensor, without: Tensor, settings: TrainingSettings, callback: Callable[[object], None] | None = None
-) -> ImageClassifier:
-    """A classifier to teach by, of pictures of both kinds.
-
-    It is trained on the CPU, so that a training that is gone on with gets the same one.
-
-    Args:
-        having, without: ``[N, 3, H, W]`` in 0..1, none of those that will judge the result.
-        settings: of the training that it will teach.
-        callback: told after each step; an exception it raises ends the training.
-
-    Raises:
-        EditingError: too few pictures of a kind.
-    """
-    pixels = to_bytes(torch.cat([having, without]), training_size(None))
-    labels = torch.cat([torch.zeros(len(having)), torch.ones(len(without))]).long()
-    known = checked(LabelledPictures(pixels, labels, [settings.targets[0], f"not {settings.targets[0]}"]))
-    how = ClassifierSettings(settings.attribute, EPOCHS, batch_size=BATCH, flip=settings.flip, seed=settings.seed)
-
-    def report(progress: object) -> None:
-        if callback is not None:
-            callback(progress)
-
-    return train_classifier(known, how, callback=report).classifier
-
-
 def opinion_of_folders(
     having: Tensor,
     without: Tensor,

@@ -20,7 +20,7 @@ STORED_NAMES = {
     "noises_per_image": "bank",
 }
 #: Settings that older files lack, with the values that change nothing; files name them only where they are otherwise.
-LATER = {"classification": 1.0, "contrast": 0.0, "denoising": 0.0, "averaging": 0.0}
+LATER = {"classification": 1.0, "contrast": 0.0, "contrast_scale": 0.005, "averaging": 0.0}
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class TrainingSettings:
             those before them start neutral. Empty: all start neutral, as in the paper.
         classification: weight of the classifier's loss (Eq. 3); 0 learns without a classifier.
         contrast: weight of the contrast between pictures that have it and pictures that have it not (ours, see
-            :func:`~.contrast.contrast_loss`); 0 turns it off.
-        denoising: weight of the error of denoising pictures that have it, as a share of the error under the empty
-            prompt (ours); 0 turns it off. The paper's training has neither and needs no pictures that have it.
+            :func:`~.contrast.contrast_loss`), in place of a classifier; 0 turns it off, as in the paper's training,
+            which needs no pictures that have it.
+        contrast_scale: the gain at which a picture counts as told, in units of the latents' variance.
         averaging: the vectors that are looked at and kept are an exponential mean over the steps, of which each keeps
             this share; 0 takes the vectors as they are.
 
@@ -82,7 +82,7 @@ class TrainingSettings:
     start_words: str = ""
     classification: float = 1.0
     contrast: float = 0.0
-    denoising: float = 0.0
+    contrast_scale: float = 0.005
     averaging: float = 0.0
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ class TrainingSettings:
                 f"The noise level is {self.noise_level:g} with band {self.noise_level_jitter:g}; "
                 "use fractions of the steps, usually 0.3 or 0.4 and 0."
             )
-        for name in ("learning_rate", "cfg"):
+        for name in ("learning_rate", "cfg", "contrast_scale"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise EditingError(f"{name} is {getattr(self, name):g}; use a positive number.")
         for name in (
@@ -110,13 +110,12 @@ class TrainingSettings:
             "check_every",
             "classification",
             "contrast",
-            "denoising",
         ):
             if not 0 <= getattr(self, name) < float("inf"):
                 shown = STORED_NAMES.get(name, name)  # the node's widget has this name, too
                 raise EditingError(f"{shown} is {getattr(self, name):g}; use 0 (off) or a positive number.")
-        if not self.classification and not self.shown:
-            raise EditingError("Nothing teaches: give classification, contrast or denoising a weight above 0.")
+        if bool(self.classification) == self.shown:
+            raise EditingError("Either a classifier teaches or pictures do; give one weight, classification or contrast.")
         if not 0 <= self.averaging < 1:
             raise EditingError(f"averaging is {self.averaging:g}; use 0 (off) or a share below 1, usually 0.95.")
         if self.shown and len(self.targets) > 1:
@@ -125,7 +124,7 @@ class TrainingSettings:
     @property
     def shown(self) -> bool:
         """Whether pictures that have it teach."""
-        return bool(self.contrast or self.denoising)
+        return bool(self.contrast)
 
     def stored(self) -> dict[str, Any]:
         """The settings under the names that files keep, in their order."""
@@ -141,29 +140,24 @@ class Kind:
     """What is measured to do well for a kind of attribute, in training and in the edits that follow.
 
     Attributes:
-        classifier: whether a classifier helps; on small parts a weak one is in the way.
-        noise_level, noise_level_jitter: see :class:`TrainingSettings`.
+        noise_level, noise_level_jitter, contrast_scale: see :class:`TrainingSettings`.
         start: where the guided part of an edit begins, as a fraction of the trajectory.
         focus: share of the latent's elements that an edit guides.
         strength: of an edit.
     """
 
-    classifier: bool
     noise_level: float
     noise_level_jitter: float
+    contrast_scale: float
     start: float
     focus: float
     strength: float
 
-    def settings(self, attribute: str, target: str, classifier: bool, **changes: Any) -> TrainingSettings:
-        """Learning from pictures that have it and pictures that have it not, with what ``changes`` says otherwise.
-
-        Args:
-            classifier: whether a classifier of the two teaches beside them.
-        """
-        losses = CLASSIFIED if classifier else CONTRASTED
-        recipe = TrainingSettings(attribute, (target,), noise_level=self.noise_level, **FOLDERS, **losses)
-        return replace(recipe, **{"noise_level_jitter": self.noise_level_jitter, **changes})
+    def settings(self, attribute: str, target: str, **changes: Any) -> TrainingSettings:
+        """Learning from pictures that have it and pictures that have it not, with what ``changes`` says otherwise."""
+        recipe = TrainingSettings(attribute, (target,), noise_level=self.noise_level, **FOLDERS)
+        own = {"noise_level_jitter": self.noise_level_jitter, "contrast_scale": self.contrast_scale}
+        return replace(recipe, **(own | changes))
 
     def paper(self, attribute: str, targets: tuple[str, ...], **changes: Any) -> TrainingSettings:
         """The paper's training, at the noise levels of this kind."""
@@ -180,21 +174,19 @@ class Kind:
 FOLDERS: dict[str, Any] = {
     "steps": 200,
     "learning_rate": 0.03,
-    "cfg": 3.0,
     "tokens": 2,
     "noises_per_image": 0,
     "check_every": 50,
     "averaging": 0.95,
+    "classification": 0.0,
+    "contrast": 1.0,
 }
-#: With a classifier, and without: what teaches.
-CLASSIFIED: dict[str, Any] = {"denoising": 30.0}
-CONTRASTED: dict[str, Any] = {"classification": 0.0, "contrast": 1.0}
 #: Small parts of a picture (a mouth), large ones (glasses, a beard), colours, and what changes the shape of all.
 KINDS = {
-    "fine": Kind(False, 0.5, 0.2, 0.5, 0.03, 4.0),
-    "large": Kind(True, 0.5, 0.2, 0.5, 0.1, 4.0),
-    "colour": Kind(True, 0.6, 0.2, 0.7, 0.1, 3.0),
-    "species": Kind(True, 0.7, 0.2, 0.9, 1.0, 5.0),
+    "fine": Kind(0.3, 0.15, 0.0015, 0.5, 0.03, 5.0),
+    "large": Kind(0.3, 0.15, 0.0015, 0.5, 0.1, 4.0),
+    "colour": Kind(0.5, 0.2, 0.02, 0.7, 0.1, 2.0),
+    "species": Kind(0.7, 0.2, 0.02, 0.7, 0.2, 2.0),
 }
 
 
@@ -226,7 +218,7 @@ class TrainingProgress:
         others: how much the classifier's other attributes changed.
         accuracy: share of the step's samples that the classifier puts into the target class; without a classifier the
             share that the embedding tells apart.
-        contrast, denoising: see :class:`TrainingSettings`, unweighted; 0 where no pictures that have it teach.
+        contrast: see :class:`TrainingSettings`, unweighted; 0 where no pictures that have it teach.
         validation: after the steps that had one, else None.
     """
 
@@ -239,4 +231,3 @@ class TrainingProgress:
     accuracy: float
     validation: ValidationResult | None
     contrast: float = 0.0
-    denoising: float = 0.0

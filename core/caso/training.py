@@ -145,7 +145,7 @@ class EmbeddingTrainer:
         validation: ``[V, C, h, w]`` clean latents of a few other pictures, which decide what is best and are shown;
             each costs K network evaluations at every validation. None: the smoothed training loss decides.
         draft_decoder: a cheaper decoder for the first ``draft_fraction`` of the steps.
-        having: ``[M, C, h, w]`` clean latents of pictures that have it, for contrast and denoising.
+        having: ``[M, C, h, w]`` clean latents of pictures that have it, for the contrast.
         look: judges vectors in place of the one-step look at ``validation`` by ``classifier``.
 
     Raises:
@@ -336,27 +336,23 @@ class EmbeddingTrainer:
             unconditional = self._unconditional_of(keys, x, sigma)
             targets = torch.tensor([draw.target for draw in draws])
             latents = self.latents[[draw.image for draw in draws]]
-            contrast = denoising = unconditional.new_zeros(())
+            contrast = unconditional.new_zeros(())
             if self.having is None:
                 conditional = self._conditional(x, sigma, targets, self.vectors)
+                predicted = self._guided(unconditional, conditional)
+                verdict = self._verdict(predicted, unconditional, keys, targets)
+                reconstruction = functional.mse_loss(predicted, latents)
+                loss = self._total(verdict, reconstruction)
             else:
                 having = self.having[[draw.image for draw in self.partners.draws(self.step)]]
                 partner, _ = self._with_noise(having, keys)  # of the same level and noise, so that these tell nothing
                 both = self._conditional(torch.cat([x, partner]), sigma.repeat(2), targets.repeat(2), self.vectors)
-                conditional = both[: len(x)]
-                plain = denoising_errors(self._unedited(partner, sigma), having)
-                errors = denoising_errors(both[len(x) :], having)
-                gain = plain - errors
-                other_gain = denoising_errors(unconditional, latents) - denoising_errors(conditional, latents)
-                contrast, denoising = contrast_loss(gain, other_gain), (errors / plain).mean()
-            predicted = self._guided(unconditional, conditional)
-            reconstruction = functional.mse_loss(predicted, latents)
-            if settings.classification:
-                verdict = self._verdict(predicted, unconditional, keys, targets)
-            else:
-                told = torch.cat([gain, -other_gain]).detach() > 0
-                verdict = Verdict(contrast.new_zeros(()), contrast.new_zeros(()), told)
-            loss = self._total(verdict, reconstruction, contrast, denoising)
+                gain = denoising_errors(self._unedited(partner, sigma), having)
+                gain = gain - denoising_errors(both[len(x) :], having)
+                other_gain = denoising_errors(unconditional, latents) - denoising_errors(both[: len(x)], latents)
+                contrast = contrast_loss(gain, other_gain, settings.contrast_scale)
+                nothing, told = contrast.new_zeros(()), torch.cat([gain, -other_gain]).detach() > 0
+                verdict, reconstruction, loss = Verdict(nothing, nothing, told), nothing, settings.contrast * contrast
             check_finite(loss.detach(), f"The loss at step {self.step + 1}")
             moves = list(self.moves.values())
             for move, gradient in zip(moves, torch.autograd.grad(loss, moves), strict=True):
@@ -366,9 +362,8 @@ class EmbeddingTrainer:
         self.smoothed = SMOOTHING * self.smoothed + (1 - SMOOTHING) * value
         parts = (verdict.classification, reconstruction, verdict.others, verdict.right.float().mean())
         classification, rebuilt, others, accuracy = (float(part.detach()) for part in parts)
-        shown = float(contrast.detach()), float(denoising.detach())
         return TrainingProgress(
-            self.step, settings.steps, value, classification, rebuilt, others, accuracy, None, *shown
+            self.step, settings.steps, value, classification, rebuilt, others, accuracy, None, float(contrast.detach())
         )
 
     def _verdict(self, predicted: Tensor, unconditional: Tensor, keys: list[ImageNoise], targets: Tensor) -> Verdict:
@@ -390,20 +385,12 @@ class EmbeddingTrainer:
         """Guided prediction of the clean latent (Eq. 2 in Eq. 10)."""
         return unconditional + self.settings.cfg * (conditional - unconditional)
 
-    def _total(
-        self, verdict: Verdict, reconstruction: Tensor, contrast: Tensor | None = None, denoising: Tensor | None = None
-    ) -> Tensor:
-        """Eq. 13 and the change of other attributes, and what pictures that have it add."""
-        settings, device = self.settings, verdict.classification.device
-        loss = verdict.classification.new_zeros(())
-        if settings.classification:
-            kept = settings.reconstruction * reconstruction.to(device)
-            learned = settings.classification * verdict.classification + kept
-            loss = learned + settings.attribute_preservation * verdict.others
-        for weight, part in ((settings.contrast, contrast), (settings.denoising, denoising)):
-            if weight and part is not None:
-                loss = loss + weight * part.to(device)
-        return loss
+    def _total(self, verdict: Verdict, reconstruction: Tensor) -> Tensor:
+        """Eq. 13 and the change of other attributes."""
+        settings = self.settings
+        kept = settings.reconstruction * reconstruction.to(verdict.classification.device)
+        learned = settings.classification * verdict.classification + kept
+        return learned + settings.attribute_preservation * verdict.others
 
     def _noisy(self, keys: list[ImageNoise]) -> tuple[Tensor, Tensor]:
         return self._with_noise(self.latents[[image for image, _ in keys]], keys)

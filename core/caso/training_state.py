@@ -22,8 +22,8 @@ from .training import BestFound, EmbeddingTrainer, fingerprint_of
 FILE_FORMAT = "semantic_editing.embedding_training"
 FILE_VERSION = "1"
 FIGURES = ("loss", "classification", "reconstruction", "others", "accuracy")
-#: What pictures that have it add to these.
-SHOWN = ("contrast", "denoising")
+#: What a training from pictures that have it adds to these.
+SHOWN = ("contrast",)
 #: Settings that may differ in a resumed run: it may train for longer, or validate more often.
 FREE = {"steps", "check_every"}
 #: Settings that files may lack, and the value they were trained with.

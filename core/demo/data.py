@@ -32,6 +32,15 @@ PHRASES = {
     "skin": {"pale": "pale skin", "dark": "dark skin"},
 }
 
+#: What pictures are sorted by into two folders, as a person would who wants to teach it: name -> its attribute, its label,
+#: and the labels of the pictures without it. Look-alikes (sunglasses, moustaches) are in neither; () is all others.
+SORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "glasses": ("glasses", "glasses", ("none",)),
+    "a smile": ("mouth", "smile", ()),
+    "a beard": ("facial_hair", "beard", ("none",)),
+    "red hair": ("hair_color", "red", ()),
+}
+
 #: Labels of "top" that show hair.
 HAIRED = ("short", "long", "curly", "bun", "bob")
 
@@ -156,6 +165,37 @@ class DemoData:
             ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise damaged("pairs.npz") from error
+
+    def sorted_by(self, what: str) -> tuple[list[tuple[Tensor, str]], list[tuple[Tensor, str]]]:
+        """Pictures ``[3, H, W]`` with their captions: those that have it and those that have it not.
+
+        Of each pair one at most, in a random order.
+
+        Args:
+            what: one of :data:`SORTED`.
+        """
+        attribute, label, others = SORTED[what]
+        having: list[tuple[Tensor, str]] = []
+        without: list[tuple[Tensor, str]] = []
+        seen: set[bytes] = set()
+        for number in torch.randperm(len(self.pairs), generator=torch.Generator().manual_seed(0)).tolist():
+            pair = self.pairs[number]
+            sides = [
+                ((pair.source, pair.source_caption), pair.source_attributes),
+                ((pair.target, pair.target_caption), pair.target_attributes),
+            ]
+            names = {side[0].numpy().tobytes() for side, _ in sides}
+            shown = [(side, labels[attribute]) for side, labels in sides if visible(attribute, labels)]
+            own = [side for side, has in shown if has == label]
+            rest = [side for side, has in shown if has != label and (has in others or not others)]
+            if names & seen or not own + rest:
+                continue  # some pictures are in several pairs
+            seen |= names
+            if own and (len(having) <= len(without) or not rest):
+                having.append(own[0])
+            else:
+                without.append(rest[0])
+        return having, without
 
     def pairs_of(self, edit: str) -> list[DemoPair]:
         """The pairs of one edit.

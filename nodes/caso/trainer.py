@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.caso.embedding import SemanticEmbedding
-from ...core.caso.look import Opinion, RealLook, opinion_of_classifier, opinion_of_folders, teacher_of_folders
+from ...core.caso.look import Opinion, RealLook, opinion_of_classifier, opinion_of_folders
 from ...core.caso.settings import KINDS, TrainingSettings
 from ...core.caso.training import EmbeddingTrainer
 from ...core.caso.training_report import last_pictures, progress_line, sample_contact_sheet, training_plot
@@ -30,7 +30,7 @@ from ..common.saving import Saved
 from ..common.sockets import ClipScorerType
 from ..host.feature_trunks import clip_trunk
 from ..host.latents import latent_to_model
-from ..host.managed_models import ManagedClassifier, load_to_device, manage_classifier, training_scope
+from ..host.managed_models import ManagedClassifier, load_to_device, training_scope
 from ..host.progress import StoppableBar, progress_text, stop_if_cancelled
 from ..host.sampling import run
 from ..host.schema import io, schema, widget
@@ -142,8 +142,8 @@ def trainer_inputs() -> list[Any]:
             AttributeClassifierType,
             "attribute_classifier",
             optional=True,
-            tooltip="A classifier that teaches, from Attribute Classifier Loader or Trainer. For two folders one is "
-            "trained where it is needed; the paper's way needs one wired.",
+            tooltip="A classifier that teaches where no pictures have it, as in the paper: from Attribute Classifier "
+            "Loader or Trainer. Two folders teach better without.",
         ),
         widget(
             io.MultiType,
@@ -342,7 +342,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         """Train and save; Cancel saves the best so far, and the state to go on from, before it ends the run."""
         choices, recipe = settings or TrainingChoices(), KINDS[kind]
         pictures, chosen = collected(folders, target_names(targets), image_size, having, without, lookalikes)
-        loss = choices.taught_by(recipe, pictures.having is not None, attribute_classifier is not None)
+        loss = choices.taught_by(pictures.having is not None, attribute_classifier is not None)
         teacher = None if loss == "pictures" else attribute_classifier
         classifier = None if teacher is None else teacher.classifier
         wanted = choices.settings(loss, recipe, chosen, start_words, classifier)
@@ -354,10 +354,6 @@ class CASOEmbeddingTrainer(io.ComfyNode):
             files.claim(overwrite, None)  # before anything is trained
         judge = judging(second_opinion) if held else Judge()
         opinion = second(pictures, held, wanted, judge, teacher) if held else None
-        if loss == "both" and teacher is None:
-            progress_text("training a classifier on your pictures")
-            teacher = manage_classifier(lambda: own_teacher(pictures, held, wanted))
-            classifier = teacher.classifier
         if going_on:
             files.claim(overwrite, files.ownership(wanted, classifier))
         bar = StoppableBar()
@@ -464,6 +460,8 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         told = [part.line for part in saved]
         told += [pictures.sentence(), outcome.report(learned - held, opinion, strength)]
         told += [pictures.held_out_sentence(held), f"to edit with it: {recipe.edit}", estimate.sentence]
+        if attribute_classifier is not None and teacher is None:
+            told.append("the classifier taught nothing: pictures did; loss in CASO Training Settings chooses")
         report = "\n".join(filter(None, [*told, files.trouble, skipped_report(pictures.skipped)]))
         samples, plot = outcome.shown()[None], outcome.plot[None]
         text = "\n".join(f"embedding:{Path(part.file).stem}" for part in saved if part.file)
@@ -502,17 +500,6 @@ def encoded(
         images, owners = torch.cat([images, images[held_out:].flip(2)]), owners * 2
         having = torch.cat([having, having.flip(2)])
     return latents(images), latents(having), owners
-
-
-def own_teacher(pictures: TrainingPictures, held_out: int, settings: TrainingSettings) -> ImageClassifier:
-    """A classifier of the two kinds of pictures to teach by, without the held-out ones.
-
-    Raises:
-        EditingError: too few pictures of a kind.
-    """
-    assert pictures.having is not None
-    having, without = (channels_first(part) for part in (pictures.having.images, pictures.all_without()[held_out:]))
-    return teacher_of_folders(having, without, settings, lambda _: stop_if_cancelled())
 
 
 @dataclass(frozen=True, eq=False)

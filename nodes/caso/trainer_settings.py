@@ -18,9 +18,8 @@ from .embeddings import CATEGORY
 #: Socket that carries a :class:`TrainingChoices`.
 TrainingSettingsType = io.Custom("SEMEDIT_CASO_TRAINING_SETTINGS")
 DEFAULTS = TrainingSettings("attribute", ("class",))
-#: What teaches: pictures of both kinds, the classifier as in the paper, or both; auto leaves it to the kind where there
-#: are pictures that have it.
-LOSSES = ("auto", "both", "pictures", "classifier")
+#: What teaches: pictures of both kinds, or a classifier as in the paper; auto: pictures where there are some that have it.
+LOSSES = ("auto", "pictures", "classifier")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class TrainingChoices:
     look_steps: int = STEPS
     checkpointing: bool = True
 
-    def taught_by(self, kind: Kind, having: bool, classifier: bool) -> str:
+    def taught_by(self, having: bool, classifier: bool) -> str:
         """``loss`` without "auto".
 
         Args:
@@ -58,9 +57,8 @@ class TrainingChoices:
         Raises:
             EditingError: what it needs is missing.
         """
-        own = "both" if kind.classifier else "pictures"
-        loss = (own if having else "classifier") if self.loss == "auto" else self.loss
-        if loss != "classifier" and not having:
+        loss = ("pictures" if having else "classifier") if self.loss == "auto" else self.loss
+        if loss == "pictures" and not having:
             raise EditingError(
                 "There are no pictures that have it; name a second folder or wire having, or set loss to classifier."
             )
@@ -112,7 +110,7 @@ class TrainingChoices:
             return kind.paper(attribute, targets, **changes)
         if len(targets) != 1:
             raise EditingError("From pictures that have it one class is learned at a time; name one target.")
-        return kind.settings(attribute or targets[0], targets[0], loss == "both", **changes)
+        return kind.settings(attribute or targets[0], targets[0], **changes)
 
 
 def chosen_attribute(classifier: ImageClassifier, attribute: str) -> str:
@@ -154,9 +152,8 @@ class CASOTrainingSettings(io.ComfyNode):
                     "loss",
                     options=list(LOSSES),
                     default=given.loss,
-                    tooltip="What teaches. both: a classifier, and pictures that have it. pictures: those that have it "
-                    "against those that have it not, no classifier. classifier: it alone, as in the paper. auto: the "
-                    "kind's, or classifier where no pictures have it.",
+                    tooltip="What teaches. pictures: those that have it against those that have it not. classifier: as "
+                    "in the paper. auto: pictures, or classifier where none have it.",
                 ),
                 widget(
                     io.Int,

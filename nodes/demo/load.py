@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.demo.data import DemoData
+from ...core.demo.data import SORTED, DemoData
 from ...core.errors import EditingError
 from ..host.schema import io, schema, widget
 from .comfy_model import load_demo_model, offer_to_loaders
@@ -17,6 +17,8 @@ offer_to_loaders()
 CATEGORY = "semantic editing/demo"
 PORTRAITS = "portraits"
 EVERYONE = "everyone"  # the pictures of all pairs, to learn from
+#: Two folders as a person would sort them: option -> what they are sorted by, and which of the two.
+FOLDERS = {f"{word} {what}": (what, side) for what in SORTED for side, word in enumerate(("with", "without"))}
 
 
 def demo_pictures(pictures: str, number: int, count: int = 1) -> tuple[Any, str, Any, str]:
@@ -28,6 +30,8 @@ def demo_pictures(pictures: str, number: int, count: int = 1) -> tuple[Any, str,
         EditingError: no such set, or pictures past its end.
     """
     data = DemoData()
+    if pictures in FOLDERS:
+        return sorted_pictures(data, pictures, number, count)
     pairs = [] if pictures == PORTRAITS else data.pairs if pictures == EVERYONE else data.pairs_of(pictures)
     size = len(pairs) or len(data.captions)
     if count < 1 or not 0 <= number <= size - count:
@@ -43,6 +47,21 @@ def demo_pictures(pictures: str, number: int, count: int = 1) -> tuple[Any, str,
         )
         return sources, before, targets, after
     images, captions = as_images(list(data.images[rows])), "\n".join(data.captions[rows])
+    return images, captions, images, captions
+
+
+def sorted_pictures(data: DemoData, pictures: str, number: int, count: int) -> tuple[Any, str, Any, str]:
+    """``count`` pictures of one of :data:`FOLDERS` from ``number`` on, and after its last from its first.
+
+    Raises:
+        EditingError: it has fewer.
+    """
+    what, side = FOLDERS[pictures]
+    group = data.sorted_by(what)[side]
+    if not 1 <= count <= len(group):
+        raise EditingError(f"There are no {count} pictures {pictures}; choose a count from 1 to {len(group)}.")
+    chosen = [group[(number + place) % len(group)] for place in range(count)]
+    images, captions = as_images([picture for picture, _ in chosen]), "\n".join(caption for _, caption in chosen)
     return images, captions, images, captions
 
 
@@ -113,10 +132,11 @@ class LoadDemoImage(io.ComfyNode):
                 widget(
                     io.Combo,
                     "pictures",
-                    options=[PORTRAITS, *DemoData().edits, EVERYONE],
+                    options=[PORTRAITS, *DemoData().edits, EVERYONE, *FOLDERS],
                     default=PORTRAITS,
                     tooltip="'portraits': plain demo pictures. An edit, e.g. 'mouth: sad to smile': pairs before and "
-                    "after exactly that edit. 'everyone': the pairs of all edits, to train with.",
+                    "after exactly that edit. 'everyone': the pairs of all edits, to train with. 'with' and 'without' something: "
+                    "a folder each to learn it from, which begins anew after its last picture.",
                 ),
                 widget(
                     io.Int,
