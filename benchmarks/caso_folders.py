@@ -122,7 +122,9 @@ def measured(name: str, options: argparse.Namespace, store: Store, demo: Any) ->
             rows.append(judgement.row(method.name, made))
             save_worst(options.out, f"{name}, {method.name}", rows[-1], pairs, made)
             print(table(rows[-1:]).splitlines()[-1], flush=True)
-    print(f"\n## {name}, kind {attribute.kind}, {attribute.pictures} + {attribute.pictures} pictures\n\n{table(rows)}\n")
+    print(
+        f"\n## {name}, kind {attribute.kind}, {attribute.pictures} + {attribute.pictures} pictures\n\n{table(rows)}\n"
+    )
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..classifiers.base import ImageClassifier
 from ..classifiers.frozen_features import FeatureTrunk
-from ..classifiers.pictures import LabelledPictures, checked, to_bytes
+from ..classifiers.pictures import LabelledPictures, to_bytes
 from ..classifiers.training import TrainingSettings as ClassifierSettings
 from ..classifiers.training import train_classifier, training_size
 from ..denoiser import Denoiser
@@ -27,7 +27,7 @@ from ..inversion import Inversion
 from ..token_vectors import ImageDecoder, TokenVectorEncoder, empty_condition
 from .editing import Window, invert_to_window, semantic_edit
 from .embedding import GuidanceTerm
-from .settings import Kind, TrainingSettings, ValidationResult
+from .settings import Kind, ValidationResult
 
 FOLDS = 3
 SIDE = 96  # pixels that the second opinion sees, where it has no CLIP

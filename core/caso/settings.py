@@ -115,7 +115,9 @@ class TrainingSettings:
                 shown = STORED_NAMES.get(name, name)  # the node's widget has this name, too
                 raise EditingError(f"{shown} is {getattr(self, name):g}; use 0 (off) or a positive number.")
         if bool(self.classification) == self.shown:
-            raise EditingError("Either a classifier teaches or pictures do; give one weight, classification or contrast.")
+            raise EditingError(
+                "Either a classifier teaches or pictures do; give one weight, classification or contrast."
+            )
         if not 0 <= self.averaging < 1:
             raise EditingError(f"averaging is {self.averaging:g}; use 0 (off) or a share below 1, usually 0.95.")
         if self.shown and len(self.targets) > 1:

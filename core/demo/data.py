@@ -32,8 +32,8 @@ PHRASES = {
     "skin": {"pale": "pale skin", "dark": "dark skin"},
 }
 
-#: What pictures are sorted by into two folders, as a person would who wants to teach it: name -> its attribute, its label,
-#: and the labels of the pictures without it. Look-alikes (sunglasses, moustaches) are in neither; () is all others.
+#: What pictures are sorted by into two folders, as a person would who wants to teach it: name -> its attribute, its
+#: label, and the labels of the pictures without it. Look-alikes (sunglasses, moustaches) are in neither; () is all others.
 SORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "glasses": ("glasses", "glasses", ("none",)),
     "a smile": ("mouth", "smile", ()),

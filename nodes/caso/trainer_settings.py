@@ -18,7 +18,7 @@ from .embeddings import CATEGORY
 #: Socket that carries a :class:`TrainingChoices`.
 TrainingSettingsType = io.Custom("SEMEDIT_CASO_TRAINING_SETTINGS")
 DEFAULTS = TrainingSettings("attribute", ("class",))
-#: What teaches: pictures of both kinds, or a classifier as in the paper; auto: pictures where there are some that have it.
+#: What teaches: pictures of both kinds, or a classifier as in the paper; auto: pictures where some have it.
 LOSSES = ("auto", "pictures", "classifier")
 
 

@@ -135,8 +135,8 @@ class LoadDemoImage(io.ComfyNode):
                     options=[PORTRAITS, *DemoData().edits, EVERYONE, *FOLDERS],
                     default=PORTRAITS,
                     tooltip="'portraits': plain demo pictures. An edit, e.g. 'mouth: sad to smile': pairs before and "
-                    "after exactly that edit. 'everyone': the pairs of all edits, to train with. 'with' and 'without' something: "
-                    "a folder each to learn it from, which begins anew after its last picture.",
+                    "after exactly that edit. 'everyone': the pairs of all edits, to train with. 'with' and 'without' "
+                    "something: a folder each to learn it from, which begins anew after its last picture.",
                 ),
                 widget(
                     io.Int,

@@ -14,7 +14,7 @@ from semantic_editing.core.token_vectors import empty_condition
 from semantic_editing.tests.core.caso.tiny_caso import tiny_classifier, tiny_trainer
 from semantic_editing.tests.core.tiny_models import tiny_latent, tiny_unet
 
-KIND = Kind(False, 0.5, 0.0, 0.5, 0.2, 2.0)
+KIND = Kind(0.5, 0.0, 0.005, 0.5, 0.2, 2.0)
 
 
 def bright(count, level, seed):
@@ -146,5 +146,5 @@ def test_the_look_decides_which_step_is_kept(parts):
 def test_every_kind_has_settings_that_a_training_and_an_edit_take():
     for kind in KINDS.values():
         assert Window(kind.start).start == kind.start and 0 < kind.focus <= 1
-        assert kind.settings("a", "b", kind.classifier).shown and not kind.paper("a", ("b", "c")).shown
+        assert kind.settings("a", "b").shown and not kind.paper("a", ("b", "c")).shown
         assert f"focus {kind.focus:g}, strength {kind.strength:g}" in kind.edit

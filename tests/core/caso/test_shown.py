@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from semantic_editing.core.caso.contrast import SCALE, contrast_loss
+from semantic_editing.core.caso.contrast import contrast_loss
 from semantic_editing.core.caso.embedding import SemanticEmbedding
 from semantic_editing.core.caso.look import RealLook, opinion_of_classifier
 from semantic_editing.core.caso.schedule import noisy
@@ -49,32 +49,33 @@ def look_of(network, judge=None, **changes):
     """Edits of two held-out pictures, judged by a tiny classifier."""
     trainer = tiny_trainer(WITHOUT, network=network)
     opinion = opinion_of_classifier(judge or tiny_classifier(), "glasses", ["yes"], 2, "the second opinion wired")
-    given = {"kind": Kind(False, 0.5, 0.0, 0.5, 1.0, 2.0), "steps": 4, "batch": 2, **changes}
+    given = {"kind": Kind(0.5, 0.0, 0.005, 0.5, 1.0, 2.0), "steps": 4, "batch": 2, **changes}
     return RealLook(trainer.denoiser, trainer.vector_encoder, trainer.decoder, opinion, WITHOUT[:2], **given)
 
 
 def test_the_contrast_is_log_two_of_nothing_and_grows_with_what_is_told_wrong():
     nothing = torch.zeros(3)
-    assert float(contrast_loss(nothing, nothing)) == pytest.approx(math.log(2))
+    assert float(contrast_loss(nothing, nothing, 0.004)) == pytest.approx(math.log(2))
     gains = torch.tensor([0.01, -0.002, 0.004])
-    by_hand = sum(math.log1p(math.exp(-gain / SCALE)) for gain in gains.tolist()) / 3
-    assert float(contrast_loss(gains, -gains)) == pytest.approx(by_hand, rel=1e-5), "alike for both kinds"
-    right, wrong = (float(contrast_loss(sign * gains.abs(), -sign * gains.abs())) for sign in (1, -1))
+    by_hand = sum(math.log1p(math.exp(-gain / 0.004)) for gain in gains.tolist()) / 3
+    assert float(contrast_loss(gains, -gains, 0.004)) == pytest.approx(by_hand, rel=1e-5), "alike for both kinds"
+    right, wrong = (float(contrast_loss(sign * gains.abs(), -sign * gains.abs(), 0.004)) for sign in (1, -1))
     assert right < math.log(2) < wrong
+    small, large = (torch.tensor([0.01], requires_grad=True) for _ in range(2))
+    contrast_loss(small, -small, 0.001).backward()
+    contrast_loss(large, -large, 0.02).backward()
+    assert abs(float(small.grad)) < 0.1 < abs(float(large.grad)), "a gain far beyond the scale teaches no more"
 
 
-@pytest.mark.parametrize("taught", [True, False])
-def test_a_step_s_losses_are_those_of_its_pictures_under_one_noise(network, taught):
+def test_a_step_s_loss_is_that_of_its_pictures_under_one_noise(network):
     """By hand: a picture that has it gets the level and the noise of its partner."""
-    settings = {"denoising": 30.0, "contrast": 2.0, "augment": 0.0, "flip": False, "noise_level_jitter": 0.2}
-    classifier = tiny_classifier() if taught else None
-    trainer = trainer_of(network, classifier=classifier, **settings | {"classification": 1.0 if taught else 0.0})
+    trainer = trainer_of(network, contrast=2.0, contrast_scale=0.01, noise_level_jitter=0.2)
     for move in trainer.moves.values():  # away from the neutral start, which explains nothing
         move.data.copy_(torch.randn(move.shape, generator=torch.Generator().manual_seed(5)))
     vectors = trainer.vectors["clip_l"].detach()
     first, second = trainer.schedule.draws(0), trainer.partners.draws(0)
     keys = [(0, "noise", draw.image, draw.noise) for draw in first]
-    gains, ratios = {}, []
+    gains = {}
     for kind, latents in (
         ("without", WITHOUT[[d.image for d in first]]),
         ("having", HAVING[[d.image for d in second]]),
@@ -88,17 +89,12 @@ def test_a_step_s_losses_are_those_of_its_pictures_under_one_noise(network, taug
                     float((trainer.denoiser(x, sigma, cond) - latents[row]).square().mean()) for cond in conds
                 )
             gains[kind].append(plain - learned)
-            if kind == "having":
-                ratios.append(learned / plain)
     progress = trainer.advance()
-    expected = contrast_loss(torch.tensor(gains["having"]), torch.tensor(gains["without"]))
+    expected = contrast_loss(torch.tensor(gains["having"]), torch.tensor(gains["without"]), 0.01)
     assert progress.contrast == pytest.approx(float(expected), rel=1e-4)
-    assert progress.denoising == pytest.approx(sum(ratios) / 2, rel=1e-4)
-    rest = progress.classification + progress.reconstruction if taught else 0.0
-    assert progress.loss == pytest.approx(rest + 2 * progress.contrast + 30 * progress.denoising, rel=1e-4)
-    if not taught:
-        right = [*(gain > 0 for gain in gains["having"]), *(gain < 0 for gain in gains["without"])]
-        assert progress.accuracy == pytest.approx(sum(right) / 4)
+    assert progress.loss == pytest.approx(2 * progress.contrast, rel=1e-6)
+    right = [*(gain > 0 for gain in gains["having"]), *(gain < 0 for gain in gains["without"])]
+    assert progress.accuracy == pytest.approx(sum(right) / 4)
 
 
 def test_a_step_costs_twice_as_much_as_without_pictures_that_have_it(network):
@@ -129,17 +125,17 @@ def test_what_is_kept_is_the_mean_of_the_vectors(network):
 
 @pytest.mark.parametrize("stop", [1, 3])
 def test_gone_on_with_ends_as_if_it_never_stopped(network, tmp_path, stop):
-    whole = trainer_of(network, **STATE, denoising=3.0)
+    whole = trainer_of(network, **STATE)
     (expected,) = whole.run()
-    first = trainer_of(network, **STATE, denoising=3.0)
+    first = trainer_of(network, **STATE)
     for _ in range(stop):
         first.advance()
     path = save_training(first, tmp_path / "state.safetensors")
-    second = trainer_of(network, **STATE, denoising=3.0)
+    second = trainer_of(network, **STATE)
     resume_training(second, path)
     (got,) = second.run()
     assert torch.equal(got.vectors["clip_l"], expected.vectors["clip_l"])
-    figures = [[(entry.loss, entry.contrast, entry.denoising) for entry in run.history] for run in (second, whole)]
+    figures = [[(entry.loss, entry.contrast) for entry in run.history] for run in (second, whole)]
     assert figures[0] == figures[1]
     settings, read = second.settings, SemanticEmbedding.load(got.save(tmp_path / "made.safetensors"))
     assert made_by(read, settings, None) and not made_by(read, settings, tiny_classifier())
@@ -166,7 +162,7 @@ def test_a_state_is_refused_where_another_look_would_decide_what_is_kept(network
     others = {
         "strength": 3.0,
         "steps": 6,
-        "kind": Kind(False, 0.5, 0.0, 0.75, 1.0, 2.0),
+        "kind": Kind(0.5, 0.0, 0.005, 0.75, 1.0, 2.0),
         "judge": tiny_classifier(seed=9),
     }
     for name, value in others.items():
@@ -188,12 +184,14 @@ def test_what_is_missing_is_refused(network):
     with pytest.raises(EditingError, match="no pictures that have it"):
         trainer_of(network, having=None)
     with pytest.raises(EditingError, match="no classifier to learn from"):
-        trainer_of(network, classification=1.0)
+        trainer_of(network, classification=1.0, contrast=0.0)
     for change, said in (
-        ({"classification": 0.0}, "Nothing teaches"),
-        ({"contrast": 1.0, "targets": ("yes", "no")}, "one class is learned at a time"),
+        ({"classification": 0.0}, "Either a classifier teaches or pictures do"),
+        ({"contrast": 1.0}, "Either a classifier teaches or pictures do"),
+        ({"classification": 0.0, "contrast": 1.0, "targets": ("yes", "no")}, "one class is learned at a time"),
+        ({"contrast_scale": 0.0}, "contrast_scale is 0; use a positive number"),
         ({"averaging": 1.0}, "averaging is 1"),
-        ({"denoising": -1.0}, "denoising is -1"),
+        ({"contrast": -1.0}, "contrast is -1"),
     ):
         with pytest.raises(EditingError, match=said):
             TrainingSettings(**{"attribute": "glasses", "targets": ("yes",), **change})
@@ -201,7 +199,8 @@ def test_what_is_missing_is_refused(network):
 
 def test_files_name_the_newer_settings_only_where_they_say_something():
     paper = KINDS["large"].paper("glasses", ("yes",))
-    assert not {"classification", "contrast", "denoising", "averaging"} & set(paper.stored())
-    assert KINDS["fine"].settings("mouth", "smile", False).stored()["contrast"] == 1
-    both = KINDS["large"].settings("glasses", "yes", True, steps=7)
-    assert both.stored()["denoising"] == 30 and both.steps == 7 and both.noise_level_jitter == 0.2
+    assert not {"classification", "contrast", "contrast_scale", "averaging"} & set(paper.stored())
+    folders = KINDS["colour"].settings("hair", "red", steps=7)
+    stored = folders.stored()
+    assert (stored["classification"], stored["contrast"], stored["contrast_scale"]) == (0, 1, 0.02)
+    assert folders.steps == 7 and folders.noise_level_jitter == 0.2

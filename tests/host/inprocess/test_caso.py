@@ -58,11 +58,12 @@ def node(pack, module, name):
 
 def train(pack, demo, images, **changed):
     """In the paper's way, by the demo's classifier, on pictures without labels; ``changed`` are the widgets."""
-    classifier = (
-        node(pack, "caso.classifier_loader", "AttributeClassifierLoader").execute("demo", "", "", 0, "auto").args[0]
-    )
-    given = TRAINING | {"without": images, "attribute_classifier": classifier} | changed
+    given = TRAINING | {"without": images, "attribute_classifier": demo_classifier(pack)} | changed
     return trained(pack, demo, **given)
+
+
+def demo_classifier(pack):
+    return node(pack, "caso.classifier_loader", "AttributeClassifierLoader").execute("demo", "", "", 0, "auto").args[0]
 
 
 def trained(pack, demo, **given):
@@ -432,14 +433,12 @@ def test_two_folders_teach_without_a_classifier_and_the_report_says_what_was_don
 
 
 @torch.inference_mode()
-def test_a_classifier_of_the_folders_is_trained_where_the_kind_wants_one(pack, demo, folders, classes):
-    given = FOLDERS | {"kind": "large", "held_out": 2, "bank": -1, "steps": 2, "cfg": 0.0}
-    first = trained(pack, demo, **given)
-    info = first[0][0][0].info
-    assert info["settings"]["denoising"] == 30 and "classification" not in info["settings"], "which stands for 1"
-    assert len(info["classifier"]) == 16
-    again = trained(pack, demo, **(given | {"resume": True, "steps": 3}))
-    assert again[0][0][0].info["classifier"] == info["classifier"], "else it could not be gone on with"
+def test_a_classifier_that_is_wired_beside_two_folders_teaches_nothing_unless_asked(pack, demo, folders, classes):
+    given = FOLDERS | {"held_out": 2, "bank": -1, "steps": 2}
+    alone = trained(pack, demo, **given)
+    beside = trained(pack, demo, **(given | {"filename": "beside", "attribute_classifier": demo_classifier(pack)}))
+    assert torch.equal(vectors_of(alone[0]), vectors_of(beside[0]))
+    assert "the classifier taught nothing: pictures did" in beside[3] and "taught nothing" not in alone[3]
 
 
 @torch.inference_mode()
@@ -694,7 +693,7 @@ def test_words_that_learning_cannot_begin_from_are_refused_before_anything_is_tr
     pack, demo, images, folders, monkeypatch
 ):
     module = pack("nodes.caso.trainer")
-    for name in ("own_teacher", "second", "encoded"):
+    for name in ("second", "encoded"):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("something was trained or encoded"))
     with pytest.raises(ValueError, match="'a very long face' are 4 tokens, but tokens is 1"):
         trained(pack, demo, **TRAINING | {"having": images, "without": images, "start_words": "a very long face"})
