@@ -3,11 +3,14 @@
 For each attribute and set of pictures, ``demo_caso_train`` runs in a ComfyUI with two folders of bundled pictures (each
 exactly one class, look-alikes in neither, never both pictures of a pair), and then ``demo_caso_edit`` with what it
 learned and the settings that its report names, on unseen pairs. Rows beside it: nothing done, the shipped embedding
-(taught by a classifier of ten attributes), each worst case, n. What the training reported stands below. What is done
-stays in --out, so that a run that was stopped, or one with more sets, goes on from there.
+(taught by a classifier of ten attributes), each worst case, n. What the training reported stands above. With --away the
+pairs are turned round and it is taken away: by what was learned, at a negative strength; by what the same folders teach
+the other way round; and by the second against the first. What is done stays in --out, so that a run that was stopped,
+or one with more sets, goes on from there.
 
-    python benchmarks/caso_folders.py                                  # the table of docs/measured.md
-    python benchmarks/caso_folders.py --attributes glasses --pairs 8   # a quick look
+    python benchmarks/caso_folders.py                                      # the tables of docs/measured.md
+    python benchmarks/caso_folders.py --away --attributes beard "red hair" --sets 0
+    python benchmarks/caso_folders.py --attributes glasses --pairs 8       # a quick look
 """
 
 from __future__ import annotations
@@ -20,17 +23,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from caso_bench import undone
 from demo import Method, Runner, Store, chosen_host, outcomes, running, save_worst, workflow_called
 
-from semantic_editing.core.caso.settings import KINDS, Kind
+from semantic_editing.core.caso.editing import EditSettings
+from semantic_editing.core.caso.settings import KINDS
 from semantic_editing.core.demo.bench import Judgement, Workflow, table, with_settings
-from semantic_editing.core.demo.caso_recipes import RECIPES, DemoRecipe
+from semantic_editing.core.demo.caso_recipes import RECIPES
 from semantic_editing.core.demo.data import FOLDER, SORTED, DemoData
 from semantic_editing.core.demo.model import load_demo_model
 from semantic_editing.core.errors import EditingError
 
 TRAINER, SAMPLER = "SemEdit_CASOEmbeddingTrainer", "SemEdit_CASOEditSampler"
 EMBEDDING = "SemEdit_CASOEmbeddingLoader.embedding_file"
+
+
+@dataclass(frozen=True)
+class Away:
+    """Edits that take something away.
+
+    Attributes:
+        start, focus: where they begin, and of what share of the latent.
+        negative: strengths of what was learned.
+        reverse: of what the folders teach the other way round.
+        against: of that, against what was learned.
+    """
+
+    start: float
+    focus: float
+    negative: tuple[float, ...]
+    reverse: tuple[float, ...]
+    against: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,7 @@ class Attribute:
         edit: whose unseen pairs are edited.
         kind, start_words: of the trainer.
         pictures: in each folder; there are 66 with red hair.
+        away: how edits take it away.
     """
 
     what: str
@@ -49,82 +73,119 @@ class Attribute:
     kind: str
     start_words: str
     pictures: int = 75
+    away: Away | None = None
 
 
+BEARD_OFF, RED_OFF = Away(0.85, 0.05, (-4.0,), (2.0,), (1.5,)), Away(0.7, 0.1, (-2.0,), (2.0,), (1.0,))
 ATTRIBUTES = {
     "glasses": Attribute("glasses", "glasses: none to glasses", "large", "face"),
     "smile": Attribute("a smile", "mouth: sad to smile", "fine", "face"),
-    "beard": Attribute("a beard", "facial hair: none to beard", "large", "face"),
-    "red hair": Attribute("red hair", "hair color: black to red", "colour", "hair", 60),
+    "beard": Attribute("a beard", "facial hair: none to beard", "large", "face", 75, BEARD_OFF),
+    "red hair": Attribute("red hair", "hair color: black to red", "colour", "hair", 60, RED_OFF),
 }
 
 
-def training(attribute: Attribute, number: int, name: str) -> Workflow:
-    """``demo_caso_train`` with two folders that begin at picture ``number``, and a file ``name``."""
+def training(attribute: Attribute, number: int, name: str, turned: bool) -> Workflow:
+    """``demo_caso_train`` with two folders that begin at picture ``number``, the other way round where ``turned``."""
     workflow = workflow_called("demo_caso_train")
     trainer = next(node for node in workflow.values() if node["class_type"] == TRAINER)
-    for side, word in (("having", "with"), ("without", "without")):
+    words = ("without", "with") if turned else ("with", "without")
+    for side, word in zip(("having", "without"), words, strict=True):
         loader = workflow[trainer["inputs"][side][0]]
         own = {"pictures": f"{word} {attribute.what}", "number": number, "count": attribute.pictures}
         loader["inputs"].update(own)
-    own = {"targets": SORTED[attribute.what][1], "kind": attribute.kind, "start_words": attribute.start_words}
-    trainer["inputs"].update(own | {"filename": name})
+    target = f"{'no ' * turned}{SORTED[attribute.what][1]}"
+    own = {"targets": target, "kind": attribute.kind, "start_words": attribute.start_words, "filename": name}
+    trainer["inputs"].update(own)
     return workflow
 
 
-def edit(embedding: str, settings: Kind | DemoRecipe, strength: float) -> Workflow:
-    """``demo_caso_edit`` with another embedding and what is set for its kind."""
-    own = {"window": "custom", "start": settings.start, "focus": settings.focus, "strength": strength, "interpolate": 0}
+def edit(embedding: str, against: str = "", **settings: Any) -> Workflow:
+    """``demo_caso_edit`` with another embedding and the sampler's own defaults, but for ``settings``; ``against`` is a
+    second embedding."""
+    own = {"strength": EditSettings.strength, "window": "learned", "interpolate": 0, **settings}
     changes = {f"{SAMPLER}.{key}": value for key, value in own.items()}
-    return with_settings(workflow_called("demo_caso_edit"), {EMBEDDING: embedding, **changes})
+    workflow = with_settings(workflow_called("demo_caso_edit"), {EMBEDDING: embedding, **changes})
+    if against:
+        loader, sampler = (
+            next(node for node in workflow.values() if node["class_type"] == kind)
+            for kind in (EMBEDDING.partition(".")[0], SAMPLER)
+        )
+        workflow["against"] = {**loader, "inputs": {**loader["inputs"], "embedding_file": against}}
+        sampler["inputs"]["against"] = ["against", 0]
+    return workflow
 
 
-def learned(attribute: Attribute, number: int, runner: Runner, folder: Path) -> tuple[str, str]:
-    """``(file, report)`` of a training; one that ``folder`` has is not done again."""
-    asked = training(attribute, number, "")
+def learned(attribute: Attribute, number: int, runner: Runner, folder: Path, turned: bool = False) -> str:
+    """The file of a training, whose report is printed; one that ``folder`` has is not done again."""
+    asked = training(attribute, number, "", turned)
     mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     name = f"folders_{attribute.what.replace(' ', '_')}_{number}_{mark}"
     kept, report = folder / f"{name}.safetensors", folder / f"{name}.txt"
     place = runner.base / "models" / "embeddings" / kept.name
     if not report.exists():
-        asked = training(attribute, number, name)
+        asked = training(attribute, number, name, turned)
         outputs = runner.execute(asked)["outputs"]
         shown = next(outputs[key]["text"][0] for key, node in asked.items() if node["class_type"] == TRAINER)
         shutil.copyfile(place, kept)
         report.write_text(shown, encoding="utf-8")
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(kept, place)
-    return kept.name, report.read_text(encoding="utf-8")
+    print(f"{'no ' * turned}{attribute.what}, set {number}:\n{report.read_text(encoding='utf-8')}\n", flush=True)
+    return kept.name
+
+
+def edits(name: str, runner: Runner, options: argparse.Namespace) -> list[Method]:
+    """Every row of an attribute's table: the shipped embedding's, and those of each set of pictures."""
+    attribute, recipe = ATTRIBUTES[name], RECIPES[name]
+    kind, away = KINDS[attribute.kind], attribute.away if options.away else None
+    start, strength = (away.start, -recipe.strength) if away else (recipe.start, recipe.strength)
+    shipped = edit(
+        f"demo: {name.replace(' ', '_')}", window="custom", start=start, focus=recipe.focus, strength=strength
+    )
+    found = [Method(f"the shipped embedding, strength {strength:g}", shipped, {})]
+    for number in options.sets:
+        file = learned(attribute, number, runner, options.out)
+        if away is None:
+            for strength in (kind.strength, *options.strengths):
+                workflow = edit(file, strength=strength * EditSettings.strength / kind.strength)
+                found.append(Method(f"two folders, set {number}, strength {strength:g}", workflow, {}))
+            continue
+        other = learned(attribute, number, runner, options.out, turned=True)
+        ways = [("it", file, "", strength) for strength in away.negative]
+        ways += [("the other way round", other, "", strength) for strength in away.reverse]
+        ways += [("that against it", other, file, strength) for strength in away.against]
+        for way, used, against, strength in ways:
+            own = {"window": "custom", "start": away.start, "focus": away.focus}
+            workflow = edit(used, against, strength=strength * EditSettings.strength / kind.strength, **own)
+            found.append(Method(f"{way}, set {number}, strength {strength:g}", workflow, {}))
+    return found
 
 
 def measured(name: str, options: argparse.Namespace, store: Store, demo: Any) -> None:
-    """Train, edit and print the table of one attribute."""
-    attribute, recipe = ATTRIBUTES[name], RECIPES[name]
-    kind = KINDS[attribute.kind]
-    pairs = DemoData(options.data).pairs_of(attribute.edit)[: options.pairs]
-    judgement = Judgement(demo, pairs)
-    rows, told = judgement.bounds(), []
+    """Train, edit and print the table of one attribute.
+
+    Raises:
+        EditingError: no ComfyUI, or nobody says how it is taken away.
+    """
+    attribute = ATTRIBUTES[name]
+    if options.away and attribute.away is None:
+        raise EditingError(f"How {name} is taken away is not settled; leave --away out.")
     host = chosen_host(options.comfyui)
     if host is None:
         raise EditingError("Trainings are measured in a ComfyUI; set COMFYUI_PATH or give --comfyui.")
+    pairs = DemoData(options.data).pairs_of(attribute.edit)[: options.pairs]
+    pairs = [undone(pair) for pair in pairs] if options.away else pairs
+    judgement = Judgement(demo, pairs)
+    rows = judgement.bounds()
     with running(host) as runner:
-        shipped = edit(f"demo: {name.replace(' ', '_')}", recipe, recipe.strength)
-        methods = [Method(f"the shipped embedding, strength {recipe.strength:g}", shipped, {})]
-        for number in options.sets:
-            file, report = learned(attribute, number, runner, options.out)
-            told.append(f"set {number}:\n{report}")
-            print(f"{name}, {told[-1]}\n", flush=True)
-            for strength in (kind.strength, *options.strengths):
-                title = f"two folders, set {number}, strength {strength:g}"
-                methods.append(Method(title, edit(file, kind, strength), {}))
-        for method in methods:
+        for method in edits(name, runner, options):
             made = outcomes(method, pairs, runner, store)
             rows.append(judgement.row(method.name, made))
             save_worst(options.out, f"{name}, {method.name}", rows[-1], pairs, made)
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-    print(
-        f"\n## {name}, kind {attribute.kind}, {attribute.pictures} + {attribute.pictures} pictures\n\n{table(rows)}\n"
-    )
+    what = f"{name} taken away" if options.away else name
+    size = f"{attribute.pictures} + {attribute.pictures}"
+    print(f"\n## {what}, kind {attribute.kind}, {size} pictures\n\n{table(rows)}\n", flush=True)
 
 
 def main() -> None:
@@ -133,6 +194,7 @@ def main() -> None:
     parser.add_argument("--attributes", nargs="+", choices=list(ATTRIBUTES), default=list(ATTRIBUTES))
     parser.add_argument("--sets", type=int, nargs="+", default=[0, 25, 50], help="first picture of each set")
     parser.add_argument("--pairs", type=int, default=40, help="unseen pairs that are edited")
+    parser.add_argument("--away", action="store_true", help="take it away")
     parser.add_argument("--strengths", type=float, nargs="*", default=[], help="besides the kind's")
     parser.add_argument("--data", type=Path, default=FOLDER / "unseen", help="a folder of pairs")
     parser.add_argument("--comfyui", type=Path, help="the ComfyUI to use (default: the first that is found)")

@@ -290,9 +290,9 @@ def sd15_caso_edit(graph: Graph) -> None:
         "`sd15_caso_train`), a published "
         "CASO `.pt`, or any "
         "textual inversion.\n\n1. Load a picture of about 512 x 512; it comes back at its own "
-        "size.\n2. Choose the embedding.\n3. *window* `fine` "
+        "size.\n2. Choose the embedding. One of two folders brings its own *window* (`learned`); for others `fine` is "
         "for details of "
-        "faces, `species` for cat to dog. Too weak: raise *strength*.",
+        "faces, `species` for cat to dog.\n3. Too weak: raise *strength*.",
         0, title="Before you run", height=330,
     )  # fmt: skip
     loaded = graph.add(
@@ -307,7 +307,7 @@ def sd15_caso_edit(graph: Graph) -> None:
         photo=picture.out("IMAGE"),
         vae=loader.out("VAE"),
         strength=5.0,
-        window="fine",
+        window="learned",
         interpolate=5,
         width=330,
     )

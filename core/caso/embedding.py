@@ -34,7 +34,8 @@ class SemanticEmbedding:
         attribute, target: what was learned, e.g. "mouth", "smile"; "" in files of other programs.
         method: how it was learned, "caso" or "" if unknown.
         info: facts of the training for people and programs, JSON-able: classes, level (noise level L), steps,
-            classifier (its fingerprint), base_model (family) and settings (:meth:`~.settings.TrainingSettings.stored`).
+            classifier (its fingerprint), base_model (family), settings (:meth:`~.settings.TrainingSettings.stored`) and
+            edit (how it is used, :attr:`~.settings.Kind.edit`).
         note: what a person should know of a file that holds more than one thing, "" of others.
     """
 
@@ -69,6 +70,17 @@ class SemanticEmbedding:
     def tokens(self) -> int:
         """Number of token vectors n, the largest of an encoder."""
         return max(len(tensor) for tensor in self.vectors.values())
+
+    @property
+    def edit(self) -> dict[str, float]:
+        """How it is meant to be used in edits: start, focus and strength of its :class:`~.settings.Kind`; empty where
+        the file does not say, or says what cannot be."""
+        said = self.info.get("edit")
+        most = {"start": 1.0, "focus": 1.0, "strength": MAX_STRENGTH}
+        known = isinstance(said, Mapping) and set(said) == set(most)
+        if not known or not all(isinstance(said[key], int | float) and 0 < said[key] <= most[key] for key in most):
+            return {}
+        return {key: float(said[key]) for key in most}
 
     def describe(self) -> str:
         """One line for people."""

@@ -167,9 +167,9 @@ class Kind:
         return replace(recipe, **{"noise_level_jitter": self.noise_level_jitter, **changes})
 
     @property
-    def edit(self) -> str:
-        """The edit's settings as a person writes them into CASO Edit Sampler."""
-        return f"window custom from {self.start:g}, focus {self.focus:g}, strength {self.strength:g}"
+    def edit(self) -> dict[str, float]:
+        """How what is learned is used in edits, as its file keeps it."""
+        return {"start": self.start, "focus": self.focus, "strength": self.strength}
 
 
 #: What learning from two folders differs in from the paper's training.

@@ -33,7 +33,7 @@ PHRASES = {
 }
 
 #: What pictures are sorted by into two folders, as a person would who wants to teach it: name -> its attribute, its
-#: label, and the labels of the pictures without it. Look-alikes (sunglasses, moustaches) are in neither; () is all others.
+#: label, and the labels of the pictures without it, where () is all others. Look-alikes (sunglasses) are in neither.
 SORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "glasses": ("glasses", "glasses", ("none",)),
     "a smile": ("mouth", "smile", ()),

@@ -36,11 +36,13 @@ from .embeddings import CATEGORY, Chosen
 from .guidance import (
     ADVICE,
     EMPTY,
+    LEARNED,
     against_input,
     edit_settings,
     focus_input,
     guidance_inputs,
     host_terms,
+    learned_remarks,
     source_inputs,
 )
 
@@ -52,7 +54,7 @@ NO_STRIP = "CASO Edit Sampler made no strip; set interpolate to 2 or more pictur
 def edit_inputs() -> list[Any]:
     """The widgets that sampler and guider share."""
     strength = "How strongly (lambda). 0 rebuilds the image, 3 to 10 is usual, below 0 turns the attribute round."
-    return guidance_inputs(strength, "fine", list(PRESETS))
+    return guidance_inputs(strength, LEARNED, [LEARNED, *PRESETS])
 
 
 class CASOEditSampler(io.ComfyNode):
@@ -170,10 +172,11 @@ class CASOEditSampler(io.ComfyNode):
             )
         if photo is not None and vae is None:
             raise EditingError("A photo is read and painted by a VAE; wire one into CASO Edit Sampler.")
-        settings = edit_settings(strength, window, start, end, single_step, joined, focus)
+        settings = edit_settings(strength, window, start, end, single_step, joined, focus, semantic_embedding)
         terms = host_terms(clip, semantic_embedding, settings, against)
         mask = edit_mask(mask)
         remarks, exact = inversion_remarks(model, inversion, terms.empty)
+        remarks += learned_remarks(window, semantic_embedding, settings)
         if photo is not None:
             latent = encode_images(vae, photo)
         if latent is not None and mask is None and not reads_noise_mask(model):
@@ -256,7 +259,7 @@ class CASOGuider(io.ComfyNode):
         against: Chosen = (),
     ) -> Any:
         """A guider that keeps no state between sampling runs."""
-        settings = edit_settings(strength, window, start, end, single_step, joined, focus)
+        settings = edit_settings(strength, window, start, end, single_step, joined, focus, semantic_embedding)
         terms = host_terms(clip, semantic_embedding, settings, against)
         mask = edit_mask(mask)
         remarks, exact = inversion_remarks(model, inversion, terms.empty)

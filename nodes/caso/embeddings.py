@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...core.caso.editing import EditSettings
 from ...core.caso.embedding import LEGACY_SUFFIXES, MAX_STRENGTH, SemanticEmbedding, check_together
 from ..common.bundled import bundled, bundled_file, bundled_names
 from ..common.reports import file_fingerprint, report_output, shown
@@ -27,6 +28,12 @@ Chosen = tuple[tuple[SemanticEmbedding, float], ...]
 def embedding_names() -> list[str]:
     """The bundled embeddings, then the files of ``models/embeddings``."""
     return [*bundled_names(FOLDER), *list_files(FOLDER)]
+
+
+def chosen_one(embedding: SemanticEmbedding) -> Chosen:
+    """An embedding at its relative strength: a sampler's default strength then is what is measured to do well for its
+    kind."""
+    return ((embedding, embedding.edit.get("strength", EditSettings.strength) / EditSettings.strength),)
 
 
 def embedding_output(tooltip: str) -> Any:
@@ -105,7 +112,7 @@ class CASOEmbeddingLoader(io.ComfyNode):
             text, why = prompt_text(clip, embedding_file, embedding)
             lines += [why] if why else []
         report = "\n".join(lines)
-        return io.NodeOutput(((embedding, 1.0),), conditioning, text, report, ui=shown(report))
+        return io.NodeOutput(chosen_one(embedding), conditioning, text, report, ui=shown(report))
 
 
 def silent_encoders(embedding: SemanticEmbedding, encoder: HostVectorEncoder) -> list[str]:

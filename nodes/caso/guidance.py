@@ -16,6 +16,7 @@ from ..host.tokens import HostVectorEncoder
 from .embeddings import Chosen, SemanticEmbeddingType
 
 CUSTOM = "custom"
+LEARNED = "learned"
 WHOLE = "whole"
 DEFAULTS = EditSettings()
 ADVICE = "lower the image size, the batch size or interpolate"
@@ -41,6 +42,7 @@ def guidance_inputs(strength: str, window: str, windows: list[str]) -> list[Any]
         window, windows: the default and the named choices of steps.
     """
     starts = ", ".join(f"{name} {PRESETS[name].start:g}" for name in windows if name in PRESETS)
+    learned = "learned: window and focus that the embedding was trained for, or fine. " if LEARNED in windows else ""
     return [
         widget(
             io.Float,
@@ -56,8 +58,8 @@ def guidance_inputs(strength: str, window: str, windows: list[str]) -> list[Any]
             "window",
             options=[*windows, CUSTOM],
             default=window,
-            tooltip=f"Which steps are guided, from where to the end: {starts} of the way to noise. custom: start and "
-            "end below.",
+            tooltip=f"Which steps are guided, from where to the end. {learned}{starts} of the way to noise. custom: "
+            "start and end below.",
         ),
         widget(
             io.Float,
@@ -109,7 +111,7 @@ def focus_input() -> Any:
         step=0.01,
         tooltip="Share of the latent that is guided: at each step the part where the embedding pulls most. 1 is all, "
         "as in the paper; 0.03 (a mouth) to 0.2 (hair) changes less beside the attribute and stands a higher "
-        "strength.",
+        "strength. Not used where window is learned and the embedding says one.",
     )
 
 
@@ -126,21 +128,45 @@ def against_input() -> Any:
 
 
 def edit_settings(
-    strength: float, window: str, start: float, end: float, single_step: bool, joined: bool, focus: float
+    strength: float,
+    window: str,
+    start: float,
+    end: float,
+    single_step: bool,
+    joined: bool,
+    focus: float,
+    chosen: Chosen = (),
 ) -> EditSettings:
     """The values of :func:`guidance_inputs` and :func:`focus_input` as settings; old hosts do not check combos.
+
+    Args:
+        chosen: the embeddings, which the window "learned" asks; of several the widest window and focus.
 
     Raises:
         EditingError: no such window, or a start that is not above the end.
     """
-    if window == CUSTOM:
+    if window == LEARNED:
+        known_edits = [embedding.edit for embedding, _ in chosen if embedding.edit]
+        widest = max((edit["start"] for edit in known_edits), default=PRESETS["fine"].start)
+        steps = Window(widest, single_step=single_step)
+        focus = max((edit["focus"] for edit in known_edits), default=focus)
+    elif window == CUSTOM:
         steps = Window(start, end, single_step)
     else:
         known = {**PRESETS, WHOLE: Window(1.0)}
         if window not in known:
-            raise EditingError(f"There is no window {window!r}; use one of {', '.join([*known, CUSTOM])}.")
+            raise EditingError(f"There is no window {window!r}; use one of {', '.join([LEARNED, *known, CUSTOM])}.")
         steps = replace(known[window], single_step=single_step)
     return EditSettings(strength, steps, joined, focus)
+
+
+def learned_remarks(window: str, chosen: Chosen, settings: EditSettings) -> list[str]:
+    """What the window "learned" came to, as lines for people; none for another."""
+    if window != LEARNED:
+        return []
+    if any(embedding.edit for embedding, _ in chosen):
+        return [f"window from {settings.window.start:g}, as the embedding was trained for"]
+    return [f"the embedding does not say which window it was trained for: fine, from {settings.window.start:g}"]
 
 
 def host_terms(clip: Any, chosen: Chosen, settings: EditSettings, against: Chosen = ()) -> Terms:

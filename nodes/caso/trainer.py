@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...core.caso.embedding import SemanticEmbedding
 from ...core.caso.look import Opinion, RealLook, opinion_of_classifier, opinion_of_folders
-from ...core.caso.settings import KINDS, TrainingSettings
+from ...core.caso.settings import KINDS, Kind, TrainingSettings
 from ...core.caso.training import EmbeddingTrainer
 from ...core.caso.training_report import last_pictures, progress_line, sample_contact_sheet, training_plot
 from ...core.caso.training_state import resume_training
@@ -38,12 +38,18 @@ from ..host.session import Session
 from ..host.tokens import HostVectorEncoder, SessionVectorEncoder
 from ..host.vae import SessionDecoder, encode_images
 from .classifier_loader import AttributeClassifierType
-from .embeddings import CATEGORY, embedding_output
+from .embeddings import CATEGORY, chosen_one, embedding_output
 from .trainer_estimate import Estimate, in_time
 from .trainer_files import TrainingFiles
 from .trainer_pictures import TrainingPictures, collected
 from .trainer_settings import TrainingChoices, TrainingSettingsType, chosen_attribute, target_names
 
+#: How to edit with what pictures taught, and with what a classifier did.
+USE = (
+    "to edit with it: CASO Edit Sampler as it is (window learned: from {start:g}, focus {focus:g}; its strength of 5 "
+    "stands for {strength:g})"
+)
+USE_CLASSIFIED = "to edit with it: window custom from {start:g}, focus {focus:g}, strength {strength:g} or more"
 SAVE_EVERY = 10  # steps, besides every validation; the picture that is shown is new then, too
 ADVICE = "lower batch_size in CASO Training Settings or the size of the pictures, or switch checkpointing on"
 
@@ -201,15 +207,18 @@ class Outcome:
     drawn: dict[str, int]
 
     @staticmethod
-    def of(trainer: EmbeddingTrainer, owners: list[str] | None = None, having: str = "") -> Outcome:
+    def of(trainer: EmbeddingTrainer, kind: Kind, owners: list[str] | None = None, having: str = "") -> Outcome:
         """The state of ``trainer``.
 
         Args:
+            kind: what the embeddings are, which says how they are used.
             owners: whose each of its latents is, by name.
             having: what the pictures that have it are called.
         """
         kept = trainer.best_found.step
         judged = trainer.history[kept].validation if 0 <= kept < len(trainer.history) else None
+        # A classifier teaches embeddings that want another strength, which depends on its guidance scale.
+        own = {"edit": kind.edit} if trainer.settings.shown else {}
         drawn: dict[str, int] = {}
         for step in range(trainer.step if owners else 0):
             for draw in trainer.schedule.draws(step):
@@ -217,7 +226,7 @@ class Outcome:
         if having and trainer.having is not None:
             drawn = {having: trainer.step * trainer.settings.batch, **drawn}
         return Outcome(
-            embeddings=trainer.best(),
+            embeddings=[replace(made, info={**made.info, **own}) for made in trainer.best()],
             plot=training_plot(trainer),
             samples=None if last_pictures(trainer) is None else as_tensor(sample_contact_sheet(trainer)),
             validation_count=len(trainer.look.latents) if isinstance(trainer.look, RealLook) else 0,
@@ -423,7 +432,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
                 bar.show(
                     trainer.step,
                     wanted.steps,
-                    Outcome.of(trainer).picture() if saving else None,
+                    Outcome.of(trainer, recipe).picture() if saving else None,
                     progress_line(trainer) + (f"; {in_time(left)} left" if left else ""),
                 )
 
@@ -433,7 +442,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
                 files.save_state(trainer)
                 with bar.catching():
                     trainer.validate_if_never()  # so that there is something to keep and to show
-            outcome = Outcome.of(trainer, owners, "" if pictures.having is None else pictures.having.name)
+            outcome = Outcome.of(trainer, recipe, owners, "" if pictures.having is None else pictures.having.name)
             # Without vectors Cancel was pressed in the first step, or again in that validation.
             return outcome, outcome.save(files) if trainer.best_found.vectors else []
 
@@ -459,14 +468,15 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         )
         told = [part.line for part in saved]
         told += [pictures.sentence(), outcome.report(learned - held, opinion, strength)]
-        told += [pictures.held_out_sentence(held), f"to edit with it: {recipe.edit}", estimate.sentence]
+        told += [pictures.held_out_sentence(held), (USE if wanted.shown else USE_CLASSIFIED).format(**recipe.edit)]
+        told.append(estimate.sentence)
         if attribute_classifier is not None and teacher is None:
             told.append("the classifier taught nothing: pictures did; loss in CASO Training Settings chooses")
         report = "\n".join(filter(None, [*told, files.trouble, skipped_report(pictures.skipped)]))
         samples, plot = outcome.shown()[None], outcome.plot[None]
         text = "\n".join(f"embedding:{Path(part.file).stem}" for part in saved if part.file)
         return io.NodeOutput(
-            ((outcome.embeddings[0], 1.0),), samples, plot, report, text, ui=shown(report, samples, cls)
+            chosen_one(outcome.embeddings[0]), samples, plot, report, text, ui=shown(report, samples, cls)
         )
 
 

@@ -297,3 +297,13 @@ def test_strengths_scale_and_vanish_at_zero():
 def test_too_many_tokens_together_are_refused():
     with pytest.raises(EditingError, match="1 to 75"):
         concatenate([embedding(tokens=40), embedding(tokens=40)])
+
+
+def test_how_it_is_used_in_edits_is_read_where_a_file_says_what_can_be(tmp_path):
+    edit = {"start": 0.5, "focus": 0.1, "strength": 4.0}
+    made = SemanticEmbedding({"clip_l": torch.ones(1, 8)}, info={"edit": edit})
+    assert SemanticEmbedding.load(made.save(tmp_path / "a.safetensors")).edit == edit
+    for wrong in (None, [], "5", {"start": 0.5}, {**edit, "start": 0}, {**edit, "focus": 2}, {**edit, "strength": "5"}):
+        assert SemanticEmbedding({"clip_l": torch.ones(1, 8)}, info={"edit": wrong}).edit == {}
+    nan = {**edit, "strength": float("nan")}
+    assert SemanticEmbedding({"clip_l": torch.ones(1, 8)}, info={"edit": nan}).edit == {}

@@ -427,7 +427,8 @@ def test_two_folders_teach_without_a_classifier_and_the_report_says_what_was_don
     assert int(drawn[1]) == 4 * 2 == sum(counts)
     # backward: 2 + 2 pictures a step
     assert "16 backward" in report and samples.shape[0] == 1
-    assert "to edit with it: window custom from 0.5, focus 0.03" in report
+    assert "window learned: from 0.5, focus 0.03; its strength of 5 stands for 5)" in report
+    assert embedding.info["edit"] == {"start": 0.5, "focus": 0.03, "strength": 5.0}
     whole = trained(pack, demo, **(given | {"filename": "again"}))[0]
     assert torch.equal(vectors_of(chosen), vectors_of(whole)), "the same seed, the same embedding"
 
@@ -687,6 +688,24 @@ def test_combined_strengths_multiply(pack, demo, images):
         combine(first, 1.0, 1.0, 1.0, 1.0, second=((foreign, 1.0),))
     with pytest.raises(ValueError, match="belongs to the text encoder clip_l 768"):
         edit(pack, demo, ((foreign, 1.0),), latent=latent)
+
+
+@torch.inference_mode()
+def test_the_window_learned_is_the_one_a_training_names_and_fine_of_other_embeddings(pack, demo, images):
+    latent = nodes.VAEEncode().encode(demo[2], images[:1])[0]
+    ((embedding, _),) = made_up(pack, demo)
+    knows = dataclasses.replace(embedding, info={"edit": {"start": 0.5, "focus": 0.1, "strength": 4.0}})
+    ((_, relative),) = chosen = pack("nodes.caso.embeddings").chosen_one(knows)
+    assert relative == 4.0 / 5.0, "the sampler's default strength stands for the kind's"
+    asked = {"latent": latent, "strength": 5.0, "window": "learned"}
+    found, _, report, _ = edit(pack, demo, chosen, **asked)
+    wanted = edit(pack, demo, ((embedding, 1.0),), latent=latent, strength=4.0, focus=0.1)[0]
+    torch.testing.assert_close(found["samples"], wanted["samples"], rtol=0, atol=0)
+    assert "window from 0.5, as the embedding was trained for" in report
+    plain, _, report, _ = edit(pack, demo, ((embedding, 1.0),), **asked)
+    fine = edit(pack, demo, ((embedding, 1.0),), latent=latent, strength=5.0, window="fine")[0]
+    torch.testing.assert_close(plain["samples"], fine["samples"], rtol=0, atol=0)
+    assert "does not say which window" in report
 
 
 def test_words_that_learning_cannot_begin_from_are_refused_before_anything_is_trained(
