@@ -20,7 +20,6 @@ from .network import RegionNetwork, gumbel_argmax, region_features
 from .proposals import Box
 from .ranking import LOOKS, Candidate, can_refine, preferences, rank, refine
 from .settings import LearningProgress, LearningSettings
-from .soft_mask import box_masks, soft_mask_loss
 from .table import RewardTable
 
 SLACK = 1e-9  # against rounding of shares such as 1/3
@@ -127,19 +126,15 @@ class RegionTask:
 
     Attributes:
         regions: its boxes' features ``[K, M, D, l, l]``.
-        preview: "soft mask": a guess of the edited image ``[1, 3, H, W]`` in 0..1, see :class:`~.editors.Previewing`.
     """
 
     table: RewardTable
     regions: Tensor
-    preview: Tensor | None = None
 
     @classmethod
-    def of(
-        cls, table: RewardTable, features: Tensor, network: RegionNetwork, preview: Tensor | None = None
-    ) -> RegionTask:
+    def of(cls, table: RewardTable, features: Tensor, network: RegionNetwork) -> RegionTask:
         """From the vision features ``[D, gh, gw]`` of the table's image."""
-        return cls(table, region_features(features, table.proposals, network.bins), preview)
+        return cls(table, region_features(features, table.proposals, network.bins))
 
     @property
     def boxes(self) -> list[Box]:
@@ -161,8 +156,7 @@ class RegionLearner:
         tasks: images with their tables.
 
     Raises:
-        EditingError: no tasks, a budget below one box for each anchor, "soft mask" without a preview, or a network of
-            another shape.
+        EditingError: no tasks, a budget below one box for each anchor, or a network of another shape.
     """
 
     def __init__(self, network: RegionNetwork, tasks: Sequence[RegionTask], settings: LearningSettings):
@@ -173,10 +167,6 @@ class RegionLearner:
             if settings.strategy == "sampled" and settings.budget < min(anchors, len(task.boxes)):
                 raise EditingError(
                     f"budget is {settings.budget} for {anchors} anchors; use at least one render for each anchor."
-                )
-            if settings.strategy == "soft mask" and task.preview is None:
-                raise EditingError(
-                    "Learning through the mask needs a preview of the edit; give one or use another strategy."
                 )
         self.network, self.tasks, self.settings = network, list(tasks), settings
         self.history: list[float] = []
@@ -198,9 +188,7 @@ class RegionLearner:
         self._callback = callback or self._callback
         if self.settings.strategy == "sampled":
             self._sample()
-        elif self.settings.strategy in ("soft mask", "policy"):
-            if self.settings.strategy == "soft mask":
-                self._blend()
+        elif self.settings.strategy == "policy":
             for number in range(len(self.tasks)):
                 self._render_preferred(number, limit=None)
         else:
@@ -313,19 +301,6 @@ class RegionLearner:
         known = {number: losses for number, losses in tables.items() if losses.isfinite().any()}
         for epoch in range(self.settings.epochs if known else 0):
             means = [self._update(number, partial(expected_loss, losses=losses)) for number, losses in known.items()]
-            self._finish_epoch(epoch, means)
-
-    def _blend(self) -> None:
-        """Minimise the loss of previews blended in by soft masks; nothing is rendered."""
-        masks = [box_masks(task.table) for task in self.tasks]
-        for epoch in range(self.settings.epochs):
-            means = []
-            for number, (task, shapes) in enumerate(zip(self.tasks, masks, strict=True)):
-                assert task.preview is not None
-                objective = partial(
-                    soft_mask_loss, table=task.table, preview=task.preview, masks=shapes, generator=self._generator
-                )
-                means.append(self._update(number, objective))
             self._finish_epoch(epoch, means)
 
     def _sample(self) -> None:

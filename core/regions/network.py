@@ -203,22 +203,6 @@ def gumbel_argmax(logits: Tensor, generator: torch.Generator) -> Tensor:
     return (logits.detach().cpu() + _gumbel(logits.shape, generator)).argmax(1)
 
 
-def gumbel_straight_through(logits: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
-    """Straight-through Gumbel-softmax (Jang et al., arXiv 1611.01144): one-hot forward, softmax backward.
-
-    Args:
-        logits: ``[K, M]``, minus infinity where nothing may be chosen.
-        generator: a CPU generator.
-
-    Returns:
-        ``[K, M]``, one-hot; its gradient is that of ``softmax((logits + g) / temperature)``.
-    """
-    noisy = (logits + _gumbel(logits.shape, generator).to(logits.device)) / temperature
-    soft = noisy.softmax(1)
-    hard = functional.one_hot(noisy.argmax(1), logits.shape[1]).to(soft.dtype)
-    return hard - soft.detach() + soft
-
-
 def _gumbel(shape: torch.Size, generator: torch.Generator) -> Tensor:
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64).clamp_min(1e-300)
     return -(-uniform.log()).log().float()

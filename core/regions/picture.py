@@ -14,6 +14,7 @@ from ..images.contact_sheet import to_picture
 from ..images.heat import under_heat
 from .proposals import Box, FoundBy, Proposals
 from .ranking import Candidate
+from .rewards import Verdict
 from .search import RegionSearch
 
 SMALLEST = 512  # pixels of the shorter side; smaller images are enlarged by a whole number
@@ -82,12 +83,15 @@ def _frame(box: Box, scale: int) -> tuple[int, int, int, int]:
     return box.x * scale, box.y * scale, (box.x + box.width) * scale - 1, (box.y + box.height) * scale - 1
 
 
-def score_table(candidates: Sequence[Candidate]) -> str:
+def score_table(candidates: Sequence[Candidate], unedited: Verdict) -> str:
     """A line for each candidate in its order: rank, box, score and its parts, loss and its parts, quality.
 
-    A star marks the box of lowest loss of an anchor.
+    A star marks the box of lowest loss of an anchor. The first line has the scores of the image as it is, which a box
+    must exceed to have helped.
     """
     lines = ["rank  box (x, y, width, height)    S      S_t2i  S_i2i   loss   L_clip L_dir  L_str  render"]
+    plain = (unedited.score, unedited.text_similarity, unedited.image_similarity)
+    lines.append(f"  -   {'the image, unedited':<28} {' '.join(f'{value:6.3f}' for value in plain)}")
     for rank, candidate in enumerate(candidates, start=1):
         verdict, star = candidate.verdict, "*" if candidate.chosen else " "
         box = "{}, {}, {}, {}".format(*candidate.box)

@@ -20,7 +20,7 @@ from ..models.clip import ClipScorer, check_texts
 from ..models.vision_features import FeatureMap, VisionFeatures
 from .cache import RenderCache
 from .changes import DEFAULT_CHANGES, with_changes
-from .editors import Editor, Locating, Previewing, Quality, Sharing
+from .editors import Editor, Locating, Quality, Sharing
 from .learning import RegionLearner, RegionTask
 from .network import RegionNetwork
 from .proposals import DEFAULT_ANCHORS, DEFAULT_SIZES, Box, MaskUse, propose
@@ -100,7 +100,7 @@ class RegionSearch:
         views: what the vision model sees in each image.
         tables: of each image.
         network: learned by :meth:`run`.
-        preview_units, shared_units: u of previews, and u that renders shared (see :class:`~.editors.Sharing`).
+        shared_units: u that renders shared (see :class:`~.editors.Sharing`).
         last_render: the last new render ``[1, 3, H, W]``, until ``watch`` is told of it.
 
     Raises:
@@ -129,7 +129,6 @@ class RegionSearch:
             )
         for example in examples:
             check_texts([example.source_text, example.target_text])
-        self.preview_units = 0.0
         self.shared_units = 0
         self.last_render: Tensor | None = None
         self._watch, self._looked, self._planned = watch, 0, 0
@@ -157,14 +156,12 @@ class RegionSearch:
         """Search.
 
         Raises:
-            EditingError: from the editor or the judge; an editor without preview for the strategy "soft mask".
+            EditingError: from the editor or the judge.
         """
         with self._opened:
-            soft = self.settings.learning.strategy == "soft mask"
-            previews = [self._preview(number) if soft else None for number in range(len(self.tables))]
-            self.learner = self._learner(previews)  # it refuses what cannot work before the whole image is edited
+            self.learner = self._learner()  # it refuses what cannot work before the whole image is edited
             if self._locate():
-                self.learner = self._learner(previews)
+                self.learner = self._learner()
             self._planned = self.learner.planned()
             self.learner.run(self._told)
 
@@ -202,8 +199,8 @@ class RegionSearch:
 
     @property
     def units(self) -> float:
-        """Network sample-evaluations (u) spent so far, previews and inversions included."""
-        return self.preview_units + self.shared_units + sum(table.count.units for table in self.tables)
+        """Network sample-evaluations (u) spent so far, inversions included."""
+        return self.shared_units + sum(table.count.units for table in self.tables)
 
     def _prepared(
         self, example: Example, features: VisionFeatures, scorer: ClipScorer, cache: RenderCache
@@ -227,9 +224,9 @@ class RegionSearch:
         editor = _ImageEditor(self, example.image)
         return view, RewardTable(example.image, proposals, editor, judge, settings.weights, seed, cache)
 
-    def _learner(self, previews: Sequence[Tensor | None]) -> RegionLearner:
-        parts = zip(self.tables, self.views, previews, strict=True)
-        tasks = [RegionTask.of(table, view.features[0], self.network, preview) for table, view, preview in parts]
+    def _learner(self) -> RegionLearner:
+        parts = zip(self.tables, self.views, strict=True)
+        tasks = [RegionTask.of(table, view.features[0], self.network) for table, view in parts]
         return RegionLearner(self.network, tasks, self.settings.learning)
 
     def _locate(self) -> bool:
@@ -247,15 +244,6 @@ class RegionSearch:
         change = table.cache.map(key, lambda: editor.change(table.image))
         table.proposals = with_changes(self._attended, change, wanted)
         return True
-
-    def _preview(self, number: int) -> Tensor:
-        editor = self.editor(self.tables[number].image)
-        if not isinstance(editor, Previewing):
-            raise EditingError(
-                "This editor cannot preview its edit, which the strategy soft mask needs; use an inpainting editor."
-            )
-        self.preview_units += editor.preview_cost
-        return editor.preview(self.tables[number].image, seed=self.settings.learning.seed)
 
     def _closed(self, editor: Editor) -> None:
         self._current = None

@@ -8,8 +8,8 @@ from typing import Literal
 from ..errors import EditingError
 from .ranking import Choice
 
-Strategy = Literal["exact", "sampled", "halving", "soft mask", "policy"]
-STRATEGIES: tuple[Strategy, ...] = ("exact", "sampled", "halving", "soft mask", "policy")
+Strategy = Literal["exact", "sampled", "halving", "policy"]
+STRATEGIES: tuple[Strategy, ...] = ("exact", "sampled", "halving", "policy")
 
 
 @dataclass(frozen=True)

@@ -126,11 +126,12 @@ class RegionBoxGenerator(io.ComfyNode):
                 widget(
                     io.Int,
                     "most_candidates",
-                    default=0,
+                    default=9,
                     min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="Images in the candidates batch, the best ones. 0: all that were rendered.",
+                    tooltip="Images in the candidates batch, the best ones. 0: all that were rendered, which large "
+                    "images make heavy.",
                 ),
                 cancel_input(),
                 widget(
@@ -183,7 +184,9 @@ class RegionBoxGenerator(io.ComfyNode):
             ],
             outputs=[
                 io.Mask.Output(
-                    "best_mask", display_name="mask", tooltip="The best box (white); for any inpainting nodes."
+                    "best_mask",
+                    display_name="mask",
+                    tooltip="The best box (white), for any inpainting nodes; black where no box helped.",
                 ),
                 BoundingBoxType.Output(
                     "boxes",
@@ -198,7 +201,8 @@ class RegionBoxGenerator(io.ComfyNode):
                 io.Image.Output(
                     "edited",
                     display_name="edited",
-                    tooltip="The image with the best edit. Outside the box it is unchanged.",
+                    tooltip="The image with the best edit, outside the box unchanged; where no box helped, the image "
+                    "as it is.",
                 ),
                 io.Image.Output(
                     "candidates",
@@ -314,23 +318,26 @@ class RegionBoxGenerator(io.ComfyNode):
     def outputs(cls, search: RegionSearch, most: int, remarks: list[str]) -> Any:
         """The node's outputs and what it shows."""
         found, table = search.candidates(), search.tables[0]
-        best = found[0]
+        best, before = found[0], table.unedited_score
+        helped = best.score > before
         first = (
             f"best box: {best.box.width} x {best.box.height} pixels at ({best.box.x}, {best.box.y}), score "
-            f"{best.score:.3f}"
+            f"{best.score:.3f}; the unedited image has {before:.3f}"
         )
+        if not helped:
+            first = f"nothing helped: the image comes back as it is, its score is as good as the best box's; {first}"
         report = "\n".join(filter(None, [first, search_report(search), policy_report(search), *remarks]))
         edits = torch.cat([search.edited(candidate) for candidate in (found[:most] if most else found)]).movedim(1, -1)
         picture = region_picture(table.image, search.views[0].attention[0], table.proposals, found, BEST)[None]
         boxes = bounding_boxes(found)
         masks = [search.mask(candidate) for candidate in found]
         return io.NodeOutput(
-            search.mask(best),
+            search.mask(best) if helped else torch.zeros_like(search.mask(best)),
             boxes,
             boxes_json(found, table.proposals.image_size),
-            edits[:1],
+            edits[:1] if helped else table.image.movedim(1, -1),
             edits,
-            score_table(found),
+            score_table(found, table.unedited),
             picture,
             search.network,
             report,

@@ -110,9 +110,7 @@ def strategy_input(default: str, choices: tuple[str, ...]) -> Any:
         default=default,
         tooltip="exact: renders every box. halving: quick renders of every box and full ones of the best, a quarter "
         "of the cost. sampled: "
-        "renders what the network draws, up to budget. soft mask: learns from a one-step preview, then one render a "
-        "place. "
-        "policy: a trained network chooses, one render a place.",
+        "renders what the network draws, up to budget. policy: a trained network chooses, one render a place.",
     )
 
 
@@ -169,12 +167,12 @@ def cancel_input() -> Any:
     return widget(
         io.Combo,
         "on_cancel",
-        options=[KEEP, STOP],
-        default=KEEP,
+        options=[STOP, KEEP],
+        default=STOP,
         advanced=True,
-        tooltip="What Cancel does here. Use the best so far: the search ends and the graph goes on with what it "
-        "found; press again to stop "
-        "everything. Either way the next run goes on where this one was.",
+        tooltip="What Cancel does here. Stop everything: the run ends. Use the best so far: the graph goes on with "
+        "what the search found; press again to stop everything. Either way renders are kept, and the next run goes on "
+        "where this one was.",
     )
 
 

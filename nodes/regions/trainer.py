@@ -218,7 +218,7 @@ class RegionNetworkTrainer(io.ComfyNode):
             crops=crops,
         )
         if settings.learning.strategy == "policy":
-            raise EditingError("The strategy policy learns nothing; use exact, halving, sampled or soft mask to train.")
+            raise EditingError("The strategy policy learns nothing; use exact, halving or sampled to train.")
         pictures, skipped = gathered(folder, images, image_size)
         with torch.inference_mode(False), torch.no_grad():
             examples = examples_of(pictures_of(pictures)[0], source_text, target_text)

@@ -10,7 +10,6 @@ from semantic_editing.core.files import load_tensors, save_tensors
 from semantic_editing.core.regions.network import (
     RegionNetwork,
     gumbel_argmax,
-    gumbel_straight_through,
     region_features,
     roi_align,
 )
@@ -115,20 +114,6 @@ def test_gumbel_draws_follow_the_softmax():
     chosen = gumbel_argmax(logits.expand(40000, 4), generator)
     shares = torch.bincount(chosen, minlength=4) / 40000
     assert (shares - logits.softmax(1)[0]).abs().max() < 4 * math.sqrt(0.25 / 40000)  # four standard deviations
-
-
-def test_straight_through_is_one_hot_forward_and_softmax_backward():
-    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    weights = torch.rand(3, 4, generator=torch.Generator().manual_seed(1))
-    hard = gumbel_straight_through(logits, torch.Generator().manual_seed(2), temperature=0.7)
-    assert torch.equal(hard.detach().round(), torch.nn.functional.one_hot(hard.argmax(1), 4).float())
-    torch.testing.assert_close(hard.detach(), hard.detach().round())
-    (gradient,) = torch.autograd.grad((hard * weights).sum(), logits)
-    assert torch.equal(hard.argmax(1), gumbel_argmax(logits, torch.Generator().manual_seed(2)))
-    uniform = torch.rand(3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    soft = ((logits.detach().double() - (-uniform.log()).log()) / 0.7).softmax(1)
-    expected = soft * (weights - (soft * weights).sum(1, keepdim=True)) / 0.7
-    torch.testing.assert_close(gradient, expected.float(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_seed_makes_the_same_network_and_leaves_the_global_generator_alone():

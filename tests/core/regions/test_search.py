@@ -17,7 +17,6 @@ from semantic_editing.tests.core.regions.tiny_regions import Painter
 from semantic_editing.tests.core.regions.tiny_search import (
     SIZES,
     SPOTS,
-    Previewer,
     Shop,
     WantsBox,
     box_at,
@@ -30,7 +29,6 @@ STRATEGIES = [
     {"strategy": "exact"},
     {"strategy": "sampled", "budget": 9, "epochs": 80},
     {"strategy": "halving"},
-    {"strategy": "soft mask", "epochs": 60, "learning_rate": 0.01},
 ]
 
 
@@ -59,7 +57,7 @@ def state(network):
 def test_it_finds_the_planted_box(learning, planted):
     box = box_at(SPOTS[planted[0]], SIZES[planted[1]])
     image = tiny_image()
-    search = tiny_search(box, Shop(Previewer), image=image, **learning)
+    search = tiny_search(box, Shop(), image=image, **learning)
     search.run()
     best = search.candidates()[0]
     assert best.box == box and (best.anchor, best.slot) == planted and best.quality == "full"
@@ -151,19 +149,16 @@ def test_watch_is_told_of_every_box_and_of_new_renders():
 
 
 @pytest.mark.parametrize("learning", STRATEGIES, ids=lambda options: options["strategy"])
-def test_units_are_those_of_renders_previews_and_inversions(learning):
-    shop = Shop(Previewer)
+def test_units_are_those_of_renders(learning):
+    shop = Shop()
     search = tiny_search(box_at(SPOTS[0], 0.5), shop, **learning)
     search.run()
     renders = sum(20 if quality == "full" else 2 for *_, quality in shop.calls)
-    soft = learning["strategy"] == "soft mask"
-    assert search.units == renders + (2 + 7 if soft else 0)
+    assert search.units == renders
     if learning["strategy"] == "exact":
         assert renders == 9 * 20
     if learning["strategy"] == "halving":
         assert renders <= 9 * 20 / 4
-    if soft:
-        assert renders <= 3 * 20
 
 
 def test_several_images_are_opened_one_at_a_time_and_train_one_network_that_serves_a_new_one():
@@ -238,7 +233,6 @@ def test_the_table_and_the_json_tell_the_ranking():
         ({"examples": [Example(tiny_image(), "the source", "the target", torch.zeros(24, 40))]}, "leaves no patch"),
         ({"learning": LearningSettings("policy")}, "asks a trained region network"),
         ({"learning": LearningSettings("sampled", budget=2)}, "budget is 2 for 3 anchors"),
-        ({"learning": LearningSettings("soft mask")}, "cannot preview"),
         ({"network": RegionNetwork(48, 3, vision="another")}, "trained with another vision model"),
         ({"network": RegionNetwork(48, 5)}, "takes 5 boxes for each anchor"),
     ],
@@ -357,7 +351,6 @@ def test_where_the_edit_acts_is_asked_once_for_an_image_and_an_editor():
     ("learning", "said"),
     [
         ({"strategy": "sampled", "budget": 2}, "budget is 2 for 3 anchors"),
-        ({"strategy": "soft mask"}, "cannot preview"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_whole_image_is_edited(learning, said):

@@ -105,20 +105,6 @@ class Shop:
         return [call for painter in self.painters for call in painter.calls]
 
 
-class Previewer(Painter):
-    """Guesses that all becomes white; says that it inverted the image for 7 u."""
-
-    preview_cost = 2.0
-
-    def __init__(self):
-        super().__init__()
-        self.shared_evaluations, self.screening_cost = 0, 0
-
-    def preview(self, image, *, seed):
-        self.shared_evaluations += 7
-        return torch.ones_like(image)
-
-
 def tiny_search(
     wanted, shop=None, spots=SPOTS, image=None, mask=None, network=None, cache=None, watch=None, boxes=None, **learning
 ):

@@ -212,7 +212,6 @@ def foreign_network():
         ({"given_boxes": [[1, 2, 3, 4]]}, "x, y, width and height"),
         ({"strategy": "sampled", "budget": 2}, "at least one render for each anchor"),
         ({"strategy": "policy"}, "trained region network"),
-        ({"strategy": "soft mask"}, "cannot preview"),
         ({"strategy": "zzz"}, "is unknown"),
         ({"winner": "zzz"}, "no winner"),
         ({"mask_use": "zzz"}, "no mask_use"),
