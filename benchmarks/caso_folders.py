@@ -76,7 +76,10 @@ class Attribute:
     away: Away | None = None
 
 
-BEARD_OFF, RED_OFF = Away(0.85, 0.05, (-4.0,), (2.0,), (1.5,)), Away(0.7, 0.1, (-2.0,), (2.0,), (1.0,))
+BEARD_OFF, RED_OFF = (
+    Away(0.85, 0.05, (-4.0,), (1.0, 2.0), (0.75, 1.0, 1.5)),
+    Away(0.7, 0.1, (-2.0,), (1.0, 2.0), (0.75, 1.0)),
+)
 ATTRIBUTES = {
     "glasses": Attribute("glasses", "glasses: none to glasses", "large", "face"),
     "smile": Attribute("a smile", "mouth: sad to smile", "fine", "face"),
@@ -139,11 +142,14 @@ def edits(name: str, runner: Runner, options: argparse.Namespace) -> list[Method
     """Every row of an attribute's table: the shipped embedding's, and those of each set of pictures."""
     attribute, recipe = ATTRIBUTES[name], RECIPES[name]
     kind, away = KINDS[attribute.kind], attribute.away if options.away else None
-    start, strength = (away.start, -recipe.strength) if away else (recipe.start, recipe.strength)
+    start, strength = (
+        away.start if away else recipe.start,
+        recipe.strength,
+    )  # the bench turns a shipped one round itself
     shipped = edit(
         f"demo: {name.replace(' ', '_')}", window="custom", start=start, focus=recipe.focus, strength=strength
     )
-    found = [Method(f"the shipped embedding, strength {strength:g}", shipped, {})]
+    found = [Method(f"the shipped embedding, strength {-strength if away else strength:g}", shipped, {})]
     for number in options.sets:
         file = learned(attribute, number, runner, options.out)
         if away is None:

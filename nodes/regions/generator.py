@@ -11,10 +11,9 @@ from ...core.errors import EditingError
 from ...core.models.clip import ClipScorer
 from ...core.models.vision_features import VisionFeatures
 from ...core.regions.changes import DEFAULT_CHANGES
-from ...core.regions.network import RegionNetwork
-from ...core.regions.picture import boxes_json, policy_report, region_picture, score_table, search_report
+from ...core.regions.picture import boxes_json, region_picture, score_table, search_report
 from ...core.regions.search import Example, RegionSearch
-from ...core.regions.settings import STRATEGIES, LearningSettings, Strategy
+from ...core.regions.settings import STRATEGIES, Strategy
 from ..common.inputs import seed_input
 from ..common.reports import report_output, shown
 from ..host.schema import io, schema, widget
@@ -22,28 +21,19 @@ from .boxes import ONLY_A_SOCKET, BoundingBoxType, SegsType, bounding_boxes
 from .boxes import given_boxes as boxes_given
 from .boxes import segs as found_segs
 from .editors import RegionEditor
-from .models import RegionNetworkType
 from .search_inputs import (
     CATEGORY,
-    DEFAULTS,
     MOST_SEED,
-    TIGHTEST,
-    WINNERS,
     Stops,
-    advanced_box_inputs,
     box_inputs,
-    budget_input,
-    cancel_input,
-    judging_inputs,
     masks_of,
     model_inputs,
     pictures_of,
     require_editor,
-    search_settings,
     searched,
-    strategy_input,
     wanted_mask,
 )
+from .search_settings import SearchChoices, SearchSettingsType
 
 STOPS = Stops()
 BEST = 3  # drawn strongly
@@ -83,57 +73,24 @@ class RegionBoxGenerator(io.ComfyNode):
                     io.String, "target_text", default="", tooltip="What it should show instead, e.g. a white rabbit."
                 ),
                 *box_inputs(),
-                strategy_input("halving", STRATEGIES),
-                budget_input(),
-                seed_input(
-                    "Of the noise in all renders and of the search. Fix it to go on with a search: another seed "
-                    "renders anew."
-                ),
-                *advanced_box_inputs(),
-                widget(
-                    io.Int,
-                    "epochs",
-                    default=DEFAULTS.epochs,
-                    min=0,
-                    max=10000,
-                    advanced=True,
-                    tooltip="Learning steps of the region network; they cost next to nothing. The paper uses 5.",
-                ),
                 widget(
                     io.Combo,
-                    "winner",
-                    options=list(WINNERS),
-                    default=TIGHTEST,
-                    advanced=True,
-                    tooltip="Who may be first. Best of each anchor: the box of lowest loss of each place, as in the "
-                    "paper. All: every "
-                    "rendered box, by score alone. Tightest of the best: where it is known where the text acts "
-                    "(Region Inversion Editor), a box's share of the best gain in score, how well it frames that "
-                    "place and how much of "
-                    "what it changed lies there decide; else the smallest of those that score about as well as the "
-                    "best.",
+                    "strategy",
+                    options=list(STRATEGIES),
+                    default="halving",
+                    tooltip="exact: renders every box. halving: quick renders of every box and full ones of the best, "
+                    "a quarter of the cost.",
                 ),
-                *judging_inputs(),
-                widget(
-                    io.Combo,
-                    "mask_use",
-                    options=["restrict", "exclude"],
-                    default="restrict",
-                    advanced=True,
-                    tooltip="What a wired mask means. Restrict: edits stay inside it (white). Exclude: they stay out "
-                    "of it.",
-                ),
+                seed_input("Of the noise in all renders. Fix it to go on with a search: another seed renders anew."),
                 widget(
                     io.Int,
                     "most_candidates",
                     default=9,
                     min=0,
                     max=4096,
-                    advanced=True,
                     tooltip="Images in the candidates batch, the best ones. 0: all that were rendered, which large "
                     "images make heavy.",
                 ),
-                cancel_input(),
                 widget(
                     io.Int,
                     "change_anchors",
@@ -141,31 +98,14 @@ class RegionBoxGenerator(io.ComfyNode):
                     min=0,
                     max=64,
                     tooltip="Places to try besides: where the target text pulls at the image most, with boxes that "
-                    "frame them. "
-                    "Only Region Inversion Editor can tell; others pay nothing. Off with strategy policy.",
-                ),
-                widget(
-                    io.Boolean,
-                    "refine",
-                    default=True,
-                    advanced=True,
-                    tooltip="In the end move the sides of the best box while that makes it better, for one more "
-                    "render. Only with "
-                    "Region Inversion Editor (screening_steps 0), change_anchors and the winner tightest of the "
-                    "best; others pay nothing.",
+                    "frame them. Only editors that know what the image shows can tell; others pay nothing.",
                 ),
                 widget(
                     io.Mask,
                     "mask",
                     optional=True,
-                    tooltip="Where edits may be (white), or may not: see mask_use. Of any size and softness.",
-                ),
-                widget(
-                    RegionNetworkType,
-                    "region_network",
-                    optional=True,
-                    tooltip="A trained network to start from, and to choose by with strategy policy. It is not "
-                    "changed.",
+                    tooltip="Where edits may be (white); Region Search Settings can turn it round. Of any size and "
+                    "softness.",
                 ),
                 widget(
                     BoundingBoxType,
@@ -179,7 +119,13 @@ class RegionBoxGenerator(io.ComfyNode):
                     SegsType,
                     "segs",
                     optional=True,
-                    tooltip="The same as SEGS of Impact Pack; their boxes count, mask_use and mask as usual.",
+                    tooltip="The same as SEGS of Impact Pack; their boxes count, and the mask as usual.",
+                ),
+                widget(
+                    SearchSettingsType,
+                    "settings",
+                    optional=True,
+                    tooltip="All else, from Region Search Settings.",
                 ),
             ],
             outputs=[
@@ -221,11 +167,6 @@ class RegionBoxGenerator(io.ComfyNode):
                     display_name="picture",
                     tooltip="What the vision model looks at (red), the places, all boxes, and the best ones.",
                 ),
-                RegionNetworkType.Output(
-                    "network",
-                    display_name="region network",
-                    tooltip="What was learned; for Save Region Network, or another image with strategy policy.",
-                ),
                 report_output(),
                 BoundingBoxType.Output(
                     "best_box", display_name="best box", tooltip="The best one alone; for Crop Image."
@@ -253,63 +194,29 @@ class RegionBoxGenerator(io.ComfyNode):
         anchors: int,
         sizes: str,
         strategy: Strategy,
-        budget: int,
         seed: int,
-        aspect_ratios: str,
-        spread: int,
-        epochs: int,
-        winner: str,
-        clip_weight: float,
-        direction_weight: float,
-        structure_weight: float,
-        crops: int,
-        mask_use: str,
         most_candidates: int,
-        on_cancel: str,
         change_anchors: int,
-        refine: bool,
         mask: Tensor | None = None,
-        region_network: RegionNetwork | None = None,
         given_boxes: Any = None,
         segs: Any = None,
+        settings: SearchChoices | None = None,
     ) -> Any:
         """Search; EditingError for unusable input passes through as it is."""
         require_editor(region_editor)
-        if winner not in WINNERS:
-            raise EditingError(f"There is no winner {winner!r}; use one of: {', '.join(WINNERS)}.")
-        learning = LearningSettings(
-            strategy=strategy,
-            epochs=epochs,
-            budget=budget,
-            choice=WINNERS[winner],
-            refine=refine,
-            seed=seed % MOST_SEED,
-        )
-        settings = search_settings(
-            learning,
-            anchors=anchors,
-            sizes=sizes,
-            aspect_ratios=aspect_ratios,
-            spread=spread,
-            clip_weight=clip_weight,
-            direction_weight=direction_weight,
-            structure_weight=structure_weight,
-            crops=crops,
-            mask_use=mask_use,
-            change_anchors=change_anchors,
-        )
+        choices = settings or SearchChoices()
+        wanted = choices.settings(anchors, sizes, strategy, change_anchors, seed % MOST_SEED)
         pictures, remark = pictures_of(image)
-        masks = masks_of(wanted_mask(mask, mask_use))
+        masks = masks_of(wanted_mask(mask, choices.mask_use))
         if len(pictures) != 1 or len(masks) != 1:
             raise EditingError(
-                f"There are {len(pictures)} images and {len(masks)} masks; wire one image and at most one mask "
-                "(Region Network Trainer takes many)."
+                f"There are {len(pictures)} images and {len(masks)} masks; wire one image and at most one mask."
             )
         with torch.inference_mode(False), torch.no_grad():
             given = boxes_given(given_boxes, segs, (pictures.shape[-2], pictures.shape[-1]))
-            examples = [Example(pictures, source_text, target_text, masks[0], given)]
+            example = Example(pictures, source_text, target_text, masks[0], given)
             search, stopped = searched(
-                STOPS, on_cancel, examples, vision_features, clip_scorer, region_editor, settings, region_network
+                STOPS, choices.on_cancel, example, vision_features, clip_scorer, region_editor, wanted
             )
             remarks = ["stopped: these are the best so far" if stopped else "", region_editor.title, remark]
             return cls.outputs(search, most_candidates, remarks)
@@ -317,7 +224,7 @@ class RegionBoxGenerator(io.ComfyNode):
     @classmethod
     def outputs(cls, search: RegionSearch, most: int, remarks: list[str]) -> Any:
         """The node's outputs and what it shows."""
-        found, table = search.candidates(), search.tables[0]
+        found, table = search.candidates(), search.table
         best, before = found[0], table.unedited_score
         helped = best.score > before
         first = (
@@ -326,9 +233,9 @@ class RegionBoxGenerator(io.ComfyNode):
         )
         if not helped:
             first = f"nothing helped: the image comes back as it is, its score is as good as the best box's; {first}"
-        report = "\n".join(filter(None, [first, search_report(search), policy_report(search), *remarks]))
+        report = "\n".join(filter(None, [first, search_report(search), *remarks]))
         edits = torch.cat([search.edited(candidate) for candidate in (found[:most] if most else found)]).movedim(1, -1)
-        picture = region_picture(table.image, search.views[0].attention[0], table.proposals, found, BEST)[None]
+        picture = region_picture(table.image, search.view.attention[0], table.proposals, found, BEST)[None]
         boxes = bounding_boxes(found)
         masks = [search.mask(candidate) for candidate in found]
         return io.NodeOutput(
@@ -339,7 +246,6 @@ class RegionBoxGenerator(io.ComfyNode):
             edits,
             score_table(found, table.unedited),
             picture,
-            search.network,
             report,
             boxes[0],
             found_segs(found, masks, table.proposals.image_size),

@@ -10,7 +10,7 @@ from semantic_editing.core.models.clip import ImageEmbedding
 from semantic_editing.core.models.vision_features import VisionFeatures
 from semantic_editing.core.regions.proposals import Box
 from semantic_editing.core.regions.search import Example, RegionSearch, SearchSettings
-from semantic_editing.core.regions.settings import LearningSettings
+from semantic_editing.core.regions.settings import StrategySettings
 from semantic_editing.tests.core.regions.tiny_regions import Painter
 
 PATCH, GRID = 4, (6, 10)
@@ -105,11 +105,9 @@ class Shop:
         return [call for painter in self.painters for call in painter.calls]
 
 
-def tiny_search(
-    wanted, shop=None, spots=SPOTS, image=None, mask=None, network=None, cache=None, watch=None, boxes=None, **learning
-):
+def tiny_search(wanted, shop=None, spots=SPOTS, image=None, mask=None, cache=None, watch=None, boxes=None, **strategy):
     image = tiny_image() if image is None else image
-    settings = SearchSettings(**({"anchors": 3, "sizes": SIZES} | (boxes or {})), learning=LearningSettings(**learning))
-    examples = [Example(image, "the source", "the target", mask)]
+    settings = SearchSettings(**({"anchors": 3, "sizes": SIZES} | (boxes or {})), strategy=StrategySettings(**strategy))
+    example = Example(image, "the source", "the target", mask)
     scorer = WantsBox(wanted, tuple(image.shape[-2:]))
-    return RegionSearch(examples, looking(spots), scorer, (shop or Shop()).open, settings, network, cache, watch)
+    return RegionSearch(example, looking(spots), scorer, (shop or Shop()).open, settings, cache, watch)
