@@ -193,9 +193,8 @@ def looked(name: str, options: argparse.Namespace, store: Store, demo: Any) -> N
             made = outcomes(Method(f"{name}, set {number}, held out", edit(file), {}), pairs, runner, store)
             seen = demo.judge.labels(torch.stack([outcome.picture for outcome in made]))
             true = 100 * float(success(seen, {asked: label}).mean())
-            print(
-                f"{name}, set {number}: reported {told[1] if told else '-'} %, seen by the second classifier {true:.0f} %"
-            )
+            said = told[1] if told else "-"
+            print(f"{name}, set {number}: reported {said} %, seen by the second classifier {true:.0f} %", flush=True)
 
 
 def measured(name: str, options: argparse.Namespace, store: Store, demo: Any) -> None:
@@ -218,6 +217,10 @@ def measured(name: str, options: argparse.Namespace, store: Store, demo: Any) ->
         for method in edits(name, runner, options):
             made = outcomes(method, pairs, runner, store)
             rows.append(judgement.row(method.name, made))
+            if options.away:
+                seen = demo.judge.labels(torch.stack([outcome.picture for outcome in made]))
+                gone = 1 - float(success(seen, {pairs[0].attribute: pairs[0].before}).mean())
+                print(f"{method.name}: no longer seen in {gone:.1%}", flush=True)
             save_worst(options.out, f"{name}, {method.name}", rows[-1], pairs, made)
     what = f"{name} taken away" if options.away else name
     size = f"{attribute.pictures} + {attribute.pictures}"

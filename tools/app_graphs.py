@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import caso_graphs
 import delta_graphs
+import region_graphs
 import workflow_graphs
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ APPS: dict[str, tuple[str, Callable[[Graph], None]]] = {
     "04 Turn an Attribute Up or Down - SD 1.5": ("sd15_caso_edit", attribute_with_checkpoint),
     "05 Face, Edit by Text - demo": ("demo_deltaedit_text", delta_graphs.demo_deltaedit_text),
     "06 Face, Edit by Text - FFHQ": ("ffhq_deltaedit", delta_graphs.ffhq_deltaedit),
+    "07 Edit by Words, Place Found - demo": ("demo_edit_by_words", region_graphs.demo_edit_by_words),
+    "08 Edit by Words, Place Found - SD 1.5": ("sd15_inpaint_region_edit", region_graphs.sd15_inpaint_region_edit),
 }
 
 
@@ -92,6 +95,25 @@ def attribute(graph: Graph) -> None:
     graph.give(sampler.out("report"), "report")
 
 
+def place(graph: Graph) -> None:
+    """Model, picture and two texts in, the picture edited where they differ out."""
+    model, clip, vae = graph.edge("model", "MODEL"), graph.edge("clip", "CLIP"), graph.edge("vae", "VAE")
+    photo = graph.edge("image", "IMAGE")
+    edit = graph.add(
+        "SemEdit_EditByWords", 0, model=model, clip=clip, vae=vae, image=photo, change="a dog", into="a white rabbit",
+        cfg=7.5, width=360,
+    )  # fmt: skip
+    shown = graph.add("MaskToImage", 1, mask=edit.out("mask"))
+    graph.enclose(
+        "Edit by Words, Place Found",
+        (edit, "change", "what is there"), (edit, "into", "what you want"), (edit, "cfg"), (edit, "steps"),
+        (edit, "seed"), (edit, "sentence"), (edit, "working_size"),
+    )  # fmt: skip
+    graph.give(edit.out("result"), "image")
+    graph.give(shown.out("IMAGE"), "place")
+    graph.give(edit.out("report"), "report")
+
+
 def face(graph: Graph) -> None:
     """A picture with a face and two texts in, the picture with the face edited out."""
     photo = graph.edge("image", "IMAGE")
@@ -138,6 +160,16 @@ BLUEPRINTS: dict[str, Blueprint] = {
         [
             "edit photo", "attribute slider", "smile", "add glasses", "remove glasses", "add beard", "remove beard",
             "age", "make older", "make younger", "change hair colour", "change hair color", "more or less", "slider",
+        ],
+    ),
+    "Edit by Words, Place Found": Blueprint(
+        place,
+        "Changes one thing in a photo into another without a drawn mask: finds the place by the two texts and inpaints "
+        "there; outside the box no pixel changes.",
+        [
+            "edit photo", "edit image", "replace object", "replace", "swap object", "auto mask", "inpaint by words",
+            "change cat to dog", "turn into", "remove glasses", "add glasses", "smile", "change hair colour",
+            "change hair color", "age",
         ],
     ),
     "Face, Edit by Text": Blueprint(

@@ -171,26 +171,27 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
     edit_report(graph, 7, picture.out("image"), pasted.out("IMAGE"), true_edit=picture.out("edited image"), **judged_by)
 
 
-def by_words(graph: Graph, model: Node, image: Output, texts: tuple[str, str], name: str, **options: Any) -> Node:
-    """The one node, and its result saved."""
+def by_words(graph: Graph, model: Node, picture: Node, texts: tuple[str, str], name: str, **options: Any) -> None:
+    """The one node, and its result saved; as a form, its picture, words, seed and strength of words."""
     edit = graph.add(
         "SemEdit_EditByWords",
         1,
         model=model.out("MODEL"),
         clip=model.out("CLIP"),
         vae=model.out("VAE"),
-        image=image,
+        image=picture.out("IMAGE" if picture.type == "LoadImage" else "image"),
         change=texts[0],
         into=texts[1],
         width=360,
         **options,
     )
-    graph.add(
+    saved = graph.add(
         "SaveImage", 2, title="Edited image", images=edit.out("result"), filename_prefix=f"semantic_editing/{name}"
     )
     shown = graph.add("MaskToImage", 2, mask=edit.out("mask"))
     graph.add("PreviewImage", 2, title="Place that was found", images=shown.out("IMAGE"))
-    return edit
+    own = [(picture, "image")] if picture.type == "LoadImage" else [(picture, "pictures"), (picture, "number")]
+    graph.app([*own, *((edit, widget) for widget in ("change", "into", "cfg", "seed"))], [saved])
 
 
 def demo_edit_by_words(graph: Graph) -> None:
@@ -207,7 +208,7 @@ def demo_edit_by_words(graph: Graph) -> None:
     by_words(
         graph,
         model,
-        picture.out("image"),
+        picture,
         ("clean shaven", "with a beard"),
         "demo_edit_by_words",
         cfg=1.5,
@@ -230,7 +231,7 @@ def sd15_inpaint_region_edit(graph: Graph) -> None:
         "compete, and where none helps the picture comes back as it is.",
         0, title="Before you run", height=330,
     )  # fmt: skip
-    by_words(graph, loader, picture.out("IMAGE"), ("a dog", "a white rabbit"), "sd15_region_edit", cfg=7.5)
+    by_words(graph, loader, picture, ("a dog", "a white rabbit"), "sd15_region_edit", cfg=7.5)
 
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
