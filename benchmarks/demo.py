@@ -56,7 +56,7 @@ WORKFLOWS = (ROOT / "workflows" / "api", ROOT / "benchmarks" / "baselines")
 #: The trivial rules of a box search: boxes as large as the picture at what is attended; frames of the map beside one
 #: large box, no sizes to choose from.
 BOXES = "demo_region_edit@SemEdit_RegionBoxGenerator.sizes="
-LARGEST_BOX = f'{BOXES}"1"@SemEdit_RegionBoxGenerator.change_anchors=0'
+LARGEST_BOX = f'{BOXES}"1"@SemEdit_RegionBoxGenerator.change_anchors=0@SemEdit_RegionBoxGenerator.refine=false'
 MAP_ONLY = f'{BOXES}"1"'
 #: What DeltaEdit's generator or diffusion model drew, before it is pasted into the photo.
 DRAWN = 'demo_deltaedit_text@SaveImage.images=["6", 1]'
@@ -151,7 +151,7 @@ class Method:
 
 
 def method(text: str) -> Method:
-    """``[TRAINING[@...]+]NAME[@CLASS.widget=value]...``; a value is JSON or else a text, in which + is no part.
+    """``[TRAINING+]NAME[@CLASS.widget=value]...``; a value is JSON or else a text.
 
     Raises:
         EditingError: no such workflow, not in the API format, or no such widget.

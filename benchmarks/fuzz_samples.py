@@ -81,6 +81,7 @@ from semantic_editing.core.pix2pix_zero.shift_field import ShiftField
 from semantic_editing.core.prints.weights import weight_print
 from semantic_editing.core.reading.pickles import read_network_pickle, read_table_pickle, read_tensor_pickle
 from semantic_editing.core.regions.edit_tokens import load_token_model
+from semantic_editing.core.regions.network import RegionNetwork
 from semantic_editing.core.training import resume_training as resume_network_training
 from semantic_editing.core.training import save_training as save_network_training
 
@@ -250,6 +251,10 @@ def _own_transformers_classifier(folder: Path) -> Path:
     path = save_image_classifier(net, folder / "a.safetensors", {})
     _remove(source)
     return path
+
+
+def _region_network(folder: Path) -> Path:
+    return RegionNetwork(8, 3, 2, vision="dino").save(folder / "a.safetensors")
 
 
 def _small_generator() -> StyleGAN2:
@@ -866,6 +871,7 @@ SAMPLES: dict[str, Sample] = {
     "StyleGAN2": Sample(_generator, load_generator, ("core.deltaedit.generator_files.load_generator",)),
     "StyleGAN2 of the port": Sample(_port_generator, load_generator, ()),
     "StyleGAN2 of NVIDIA": Sample(_nvidia_generator, load_generator, ("core.reading.pickles.read_snapshot_pickle",)),
+    "region network": Sample(_region_network, RegionNetwork.load, ("core.regions.network.RegionNetwork.load",)),
     "style encoder": Sample(
         _style_encoder, lambda path: load_encoder(path, 4, 8), ("core.deltaedit.encoder_files.load_encoder",)
     ),

@@ -24,12 +24,13 @@ from semantic_editing.core.regions.changes import with_changes
 from semantic_editing.core.regions.edit_inpaint import InpaintEditor, InpaintSettings, inpaint
 from semantic_editing.core.regions.edit_invert import InversionEditor, InversionEditSettings
 from semantic_editing.core.regions.editors import Locating, Quality, Sharing
+from semantic_editing.core.regions.learning import RegionLearner, RegionTask
+from semantic_editing.core.regions.network import RegionNetwork
 from semantic_editing.core.regions.paste import Framing, paste, repainted_cells
 from semantic_editing.core.regions.proposals import Box, Proposals, propose
 from semantic_editing.core.regions.ranking import Candidate, rank
 from semantic_editing.core.regions.rewards import ClipJudge, LossWeights
-from semantic_editing.core.regions.settings import Strategy, StrategySettings
-from semantic_editing.core.regions.strategies import BoxSearch
+from semantic_editing.core.regions.settings import LearningSettings, Strategy
 from semantic_editing.core.regions.table import RewardTable
 
 RANDOM, ATTENDED, OWN_SIZES = (
@@ -264,10 +265,13 @@ class PairBench:
         return self._figures(table, rank(table)[0], ["full"])
 
     def _search(self, strategy: Strategy) -> dict[str, Any]:
-        """The pack's search."""
+        """The pack's search. Its network is not trained: for one picture the ranking does not ask it."""
         table = self._table(self.proposals)
-        settings = StrategySettings(strategy, choice=self.options.choice, refine=self.options.refine)
-        best, *_ = BoxSearch(table, settings).run()
+        features = self.features.features[0]
+        network = RegionNetwork(len(features), len(self.proposals.boxes[0]))
+        task = RegionTask.of(table, features, network)
+        settings = LearningSettings(strategy, epochs=0, choice=self.options.choice, refine=self.options.refine)
+        ((best, *_),) = RegionLearner(network, [task], settings).run()
         qualities: list[Quality] = ["full", "screen"] if table.count.screen else ["full"]
         return self._figures(table, best, qualities, located=bool(self.options.changes))
 

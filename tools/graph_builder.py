@@ -47,6 +47,7 @@ PICTURE_NODES = {
     "SemEdit_AutocorrDDIMInversion",
     "SemEdit_CASOEmbeddingTrainer",
     "SemEdit_RegionBoxGenerator",
+    "SemEdit_RegionNetworkTrainer",
     "SemEdit_EditReport",
     "SemEdit_InvertToStyleCode",
     "SemEdit_DeltaEditMapper",

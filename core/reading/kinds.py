@@ -79,6 +79,7 @@ _progress = table(
         "best_score": maybe(number()),
     }
 )
+_region_shape = table({"channels": whole(1, 65_536), "slots": whole(1, 4096), "bins": whole(1, 64), "vision": text()})
 _stylegan2_shape = table(
     {
         "size": whole(8, LARGEST_SIDE),
@@ -198,6 +199,7 @@ KINDS: dict[str, Kind] = {
         },
         texts={"interpolation": one_of(("bilinear", "bicubic")), "size": text(40)},
     ),
+    "region network": Kind("region network", 256 * MIB, 64, {"shape": _region_shape}),
     "stylegan2": Kind("StyleGAN2 generator", 4 * GIB, json={"shape": _stylegan2_shape}),
     # e4e's published file holds its generator, too: 1.2 GB; a training's with a discriminator and moments twice that
     "style encoder": Kind("style encoder", 4 * GIB, json={"shape": _encoder_shape}),

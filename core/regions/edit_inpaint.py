@@ -19,6 +19,7 @@ from ..sampling import guided, require_negative, sample
 from .editors import Conds, ImageMap, Quality, Sampling, sampling_with
 from .paste import Framing, check_quality, paste, repainted_cells, resized
 from .proposals import Box
+from .soft_mask import one_step_guess
 
 #: What an inpainting model was trained to see where it is to paint.
 GREY = 0.5
@@ -171,7 +172,7 @@ class InpaintEditor:
 
     def cost(self, quality: Quality) -> int:
         """Network evaluations (u) of one render."""
-        return steps_taken(self._steps(quality), self.settings.strength) * (1 if self.settings.cfg == 1.0 else 2)
+        return steps_taken(self._steps(quality), self.settings.strength) * self.preview_cost
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -209,6 +210,29 @@ class InpaintEditor:
 
         known = torch.where(cut.mask[:, None] > 0, GREY, cut.pixels)
         return paste(image, self.decode(self._sampled(source, cells, known, painted)), cut)
+
+    @property
+    def preview_cost(self) -> int:
+        """Network evaluations (u) of one preview."""
+        return 1 if self.settings.cfg == 1.0 else 2
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def preview(self, image: Tensor, *, seed: int = 0) -> Tensor:
+        """A guess of the image ``[1, 3, H, W]`` painted everywhere, see :func:`~.soft_mask.one_step_guess`.
+
+        It works at the size at which a box as large as the image is rendered.
+        """
+        height, width = image.shape[-2:]
+        everything = replace(self.settings.framing, context=float("inf")).crop(height, width, Box(0, 0, width, height))
+        pixels = resized(image, everything.size)
+        source = self.encode(pixels)
+
+        def guessed(denoiser: Denoiser, source: Tensor, cond: Any, uncond: Any) -> Tensor:
+            return one_step_guess(denoiser, source, cond, uncond, cfg=self.settings.cfg, seed=seed)
+
+        guess = self._sampled(source, torch.ones_like(source[:, :1]), torch.full_like(pixels, GREY), guessed)
+        return resized(self.decode(guess).clamp(0, 1), (height, width))
 
     def _sampled(
         self,

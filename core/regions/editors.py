@@ -78,6 +78,20 @@ class Editor(Protocol):
 
 
 @runtime_checkable
+class Previewing(Protocol):
+    """An editor that can also guess its edit of a whole image at once, which learning through the mask needs."""
+
+    @property
+    def preview_cost(self) -> float:
+        """Network sample-evaluations (u) of one preview."""
+        ...
+
+    def preview(self, image: Tensor, *, seed: int) -> Tensor:
+        """A guess of ``image [1, 3, H, W]`` edited everywhere, of the same shape, in 0..1."""
+        ...
+
+
+@runtime_checkable
 class Sharing(Protocol):
     """An editor whose renders of an image share work (its inversion, a whole edit to screen from) that
     :meth:`Editor.cost` leaves out.

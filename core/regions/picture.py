@@ -14,7 +14,6 @@ from ..images.contact_sheet import to_picture
 from ..images.heat import under_heat
 from .proposals import Box, FoundBy, Proposals
 from .ranking import Candidate
-from .rewards import Verdict
 from .search import RegionSearch
 
 SMALLEST = 512  # pixels of the shorter side; smaller images are enlarged by a whole number
@@ -83,15 +82,12 @@ def _frame(box: Box, scale: int) -> tuple[int, int, int, int]:
     return box.x * scale, box.y * scale, (box.x + box.width) * scale - 1, (box.y + box.height) * scale - 1
 
 
-def score_table(candidates: Sequence[Candidate], unedited: Verdict) -> str:
+def score_table(candidates: Sequence[Candidate]) -> str:
     """A line for each candidate in its order: rank, box, score and its parts, loss and its parts, quality.
 
-    A star marks the box of lowest loss of an anchor. The first line has the scores of the image as it is, which a box
-    must exceed to have helped.
+    A star marks the box of lowest loss of an anchor.
     """
     lines = ["rank  box (x, y, width, height)    S      S_t2i  S_i2i   loss   L_clip L_dir  L_str  render"]
-    plain = (unedited.score, unedited.text_similarity, unedited.image_similarity)
-    lines.append(f"  -   {'the image, unedited':<28} {' '.join(f'{value:6.3f}' for value in plain)}")
     for rank, candidate in enumerate(candidates, start=1):
         verdict, star = candidate.verdict, "*" if candidate.chosen else " "
         box = "{}, {}, {}, {}".format(*candidate.box)
@@ -125,21 +121,53 @@ def boxes_json(candidates: Sequence[Candidate], image_size: tuple[int, int]) -> 
 
 
 def search_report(search: RegionSearch) -> str:
-    """A few lines on what was searched and what it cost."""
-    table = search.table
-    boxes = len({box for row in table.proposals.boxes for box in row if box is not None})
-    anchors, count = table.proposals.anchors, table.count
+    """A few lines on what was searched and what it cost, all images together."""
+    counts = [table.count for table in search.tables]
+    boxes = sum(
+        len({box for row in table.proposals.boxes for box in row if box is not None}) for table in search.tables
+    )
+    anchors = [anchor for table in search.tables for anchor in table.proposals.anchors]
     changed = sum(anchor.found_by == "change" for anchor in anchors)
     where = f"{len(anchors)} anchors" + (f" ({changed} of them where the edit acts)" if changed else "")
+    full, screen, reused = (sum(getattr(count, name) for count in counts) for name in ("full", "screen", "reused"))
     lines = [
-        f"{search.settings.strategy.strategy}: {boxes} different boxes around {where}",
-        f"rendered {count.full} fully and {count.screen} as screening; {count.reused} were kept from earlier",
+        f"{search.settings.learning.strategy}: {boxes} different boxes around {where} in {len(counts)} image(s)",
+        f"rendered {full} fully and {screen} as screening; {reused} were kept from earlier",
         f"network evaluations: {search.units:.0f} u",
     ]
-    for best in search.candidates()[:1]:
-        before = table.refined.get(best.box)
-        if before is not None:
-            lines.append(
-                f"the best box's sides were moved from {before.width} x {before.height} at ({before.x}, {before.y})"
-            )
+    for number, table in enumerate(search.tables):
+        for best in search.candidates(number)[:1]:
+            before = table.refined.get(best.box)
+            if before is not None:
+                lines.append(
+                    f"the best box's sides were moved from {before.width} x {before.height} at ({before.x}, {before.y})"
+                )
+    if search.learner is not None and search.learner.history:
+        first, last = search.learner.history[0], search.learner.history[-1]
+        lines.append(f"learned in {len(search.learner.history)} epochs: mean loss {first:.3f} to {last:.3f}")
     return "\n".join(lines)
+
+
+def policy_report(search: RegionSearch) -> str:
+    """How well the network chooses now, in a line: mean loss of its choice at every anchor, of chance and of the best
+    box.
+
+    Only boxes whose loss is known count; empty before anything is.
+    """
+    rows = []
+    for number, table in enumerate(search.tables):
+        losses = table.losses()
+        known = losses.isfinite()
+        if search.learner is None or not known.any():
+            continue
+        choices = search.learner.logits(number).masked_fill(~known, float("-inf")).argmax(1)
+        for row, there, choice in zip(losses, known, choices, strict=True):
+            if there.any():
+                rows.append((float(row[choice]), float(row[there].mean()), float(row[there].min())))
+    if not rows:
+        return ""
+    chosen, chance, best = (sum(values) / len(rows) for values in zip(*rows, strict=True))
+    return (
+        f"mean loss at an anchor: {chosen:.3f} the network's choice, {chance:.3f} a box by chance, {best:.3f} the "
+        "best box"
+    )

@@ -140,14 +140,9 @@ class RewardTable:
         return self._aims[box, quality]
 
     @cached_property
-    def unedited(self) -> Verdict:
-        """The verdict on the image as it is."""
-        return self.judge(self.image)
-
-    @property
     def unedited_score(self) -> float:
         """S (Eq. 7) of the image as it is."""
-        return self.unedited.score
+        return self.judge(self.image).score
 
     def _key(self, box: Box, quality: Quality, draw: int) -> str:
         settings = f"{quality} {self.seed + draw} {tuple(box)}"

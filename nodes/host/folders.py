@@ -21,6 +21,7 @@ ATTRIBUTE_CLASSIFIERS = "attribute_classifiers"
 EMBEDDING_TRAININGS = "embedding_trainings"
 VISION_FEATURES = "vision_features"
 CLIP_SCORER = "clip_scorer"
+REGION_NETWORKS = "region_networks"
 STYLEGAN2 = "stylegan2"
 STYLE_ENCODERS = "style_encoders"
 DELTA_LATENTS = "delta_latents"
@@ -41,6 +42,7 @@ EXTENSIONS = {
     EMBEDDING_TRAININGS: {".safetensors"},
     VISION_FEATURES: {".safetensors"},
     CLIP_SCORER: {".safetensors"},
+    REGION_NETWORKS: {".safetensors"},
     STYLEGAN2: {".safetensors", ".pt", ".pth", ".pkl"},
     STYLE_ENCODERS: {".safetensors", ".pt", ".pth"},
     DELTA_LATENTS: {".safetensors"},

@@ -11,9 +11,10 @@ from ...core.errors import EditingError
 from ...core.models.clip import ClipScorer
 from ...core.models.vision_features import VisionFeatures
 from ...core.regions.changes import DEFAULT_CHANGES
-from ...core.regions.picture import boxes_json, region_picture, score_table, search_report
+from ...core.regions.network import RegionNetwork
+from ...core.regions.picture import boxes_json, policy_report, region_picture, score_table, search_report
 from ...core.regions.search import Example, RegionSearch
-from ...core.regions.settings import STRATEGIES, Strategy
+from ...core.regions.settings import STRATEGIES, LearningSettings, Strategy
 from ..common.inputs import seed_input
 from ..common.reports import report_output, shown
 from ..host.schema import io, schema, widget
@@ -21,19 +22,28 @@ from .boxes import ONLY_A_SOCKET, BoundingBoxType, SegsType, bounding_boxes
 from .boxes import given_boxes as boxes_given
 from .boxes import segs as found_segs
 from .editors import RegionEditor
+from .models import RegionNetworkType
 from .search_inputs import (
     CATEGORY,
+    DEFAULTS,
     MOST_SEED,
+    TIGHTEST,
+    WINNERS,
     Stops,
+    advanced_box_inputs,
     box_inputs,
+    budget_input,
+    cancel_input,
+    judging_inputs,
     masks_of,
     model_inputs,
     pictures_of,
     require_editor,
+    search_settings,
     searched,
+    strategy_input,
     wanted_mask,
 )
-from .search_settings import SearchChoices, SearchSettingsType
 
 STOPS = Stops()
 BEST = 3  # drawn strongly
@@ -73,24 +83,56 @@ class RegionBoxGenerator(io.ComfyNode):
                     io.String, "target_text", default="", tooltip="What it should show instead, e.g. a white rabbit."
                 ),
                 *box_inputs(),
+                strategy_input("halving", STRATEGIES),
+                budget_input(),
+                seed_input(
+                    "Of the noise in all renders and of the search. Fix it to go on with a search: another seed "
+                    "renders anew."
+                ),
+                *advanced_box_inputs(),
+                widget(
+                    io.Int,
+                    "epochs",
+                    default=DEFAULTS.epochs,
+                    min=0,
+                    max=10000,
+                    advanced=True,
+                    tooltip="Learning steps of the region network; they cost next to nothing. The paper uses 5.",
+                ),
                 widget(
                     io.Combo,
-                    "strategy",
-                    options=list(STRATEGIES),
-                    default="halving",
-                    tooltip="exact: renders every box. halving: quick renders of every box and full ones of the best, "
-                    "a quarter of the cost.",
+                    "winner",
+                    options=list(WINNERS),
+                    default=TIGHTEST,
+                    advanced=True,
+                    tooltip="Who may be first. Best of each anchor: the box of lowest loss of each place, as in the "
+                    "paper. All: every "
+                    "rendered box, by score alone. Tightest of the best: where it is known where the text acts "
+                    "(Region Inversion Editor), a box's share of the best gain in score, how well it frames that "
+                    "place and how much of "
+                    "what it changed lies there decide; else the smallest of those that score about as well as the "
+                    "best.",
                 ),
-                seed_input("Of the noise in all renders. Fix it to go on with a search: another seed renders anew."),
+                *judging_inputs(),
+                widget(
+                    io.Combo,
+                    "mask_use",
+                    options=["restrict", "exclude"],
+                    default="restrict",
+                    advanced=True,
+                    tooltip="What a wired mask means. Restrict: edits stay inside it (white). Exclude: they stay out "
+                    "of it.",
+                ),
                 widget(
                     io.Int,
                     "most_candidates",
-                    default=9,
+                    default=0,
                     min=0,
                     max=4096,
-                    tooltip="Images in the candidates batch, the best ones. 0: all that were rendered, which large "
-                    "images make heavy.",
+                    advanced=True,
+                    tooltip="Images in the candidates batch, the best ones. 0: all that were rendered.",
                 ),
+                cancel_input(),
                 widget(
                     io.Int,
                     "change_anchors",
@@ -98,14 +140,31 @@ class RegionBoxGenerator(io.ComfyNode):
                     min=0,
                     max=64,
                     tooltip="Places to try besides: where the target text pulls at the image most, with boxes that "
-                    "frame them. Only editors that know what the image shows can tell; others pay nothing.",
+                    "frame them. "
+                    "Only Region Inversion Editor can tell; others pay nothing. Off with strategy policy.",
+                ),
+                widget(
+                    io.Boolean,
+                    "refine",
+                    default=True,
+                    advanced=True,
+                    tooltip="In the end move the sides of the best box while that makes it better, for one more "
+                    "render. Only with "
+                    "Region Inversion Editor (screening_steps 0), change_anchors and the winner tightest of the "
+                    "best; others pay nothing.",
                 ),
                 widget(
                     io.Mask,
                     "mask",
                     optional=True,
-                    tooltip="Where edits may be (white); Region Search Settings can turn it round. Of any size and "
-                    "softness.",
+                    tooltip="Where edits may be (white), or may not: see mask_use. Of any size and softness.",
+                ),
+                widget(
+                    RegionNetworkType,
+                    "region_network",
+                    optional=True,
+                    tooltip="A trained network to start from, and to choose by with strategy policy. It is not "
+                    "changed.",
                 ),
                 widget(
                     BoundingBoxType,
@@ -119,20 +178,12 @@ class RegionBoxGenerator(io.ComfyNode):
                     SegsType,
                     "segs",
                     optional=True,
-                    tooltip="The same as SEGS of Impact Pack; their boxes count, and the mask as usual.",
-                ),
-                widget(
-                    SearchSettingsType,
-                    "settings",
-                    optional=True,
-                    tooltip="All else, from Region Search Settings.",
+                    tooltip="The same as SEGS of Impact Pack; their boxes count, mask_use and mask as usual.",
                 ),
             ],
             outputs=[
                 io.Mask.Output(
-                    "best_mask",
-                    display_name="mask",
-                    tooltip="The best box (white), for any inpainting nodes; black where no box helped.",
+                    "best_mask", display_name="mask", tooltip="The best box (white); for any inpainting nodes."
                 ),
                 BoundingBoxType.Output(
                     "boxes",
@@ -147,8 +198,7 @@ class RegionBoxGenerator(io.ComfyNode):
                 io.Image.Output(
                     "edited",
                     display_name="edited",
-                    tooltip="The image with the best edit, outside the box unchanged; where no box helped, the image "
-                    "as it is.",
+                    tooltip="The image with the best edit. Outside the box it is unchanged.",
                 ),
                 io.Image.Output(
                     "candidates",
@@ -166,6 +216,11 @@ class RegionBoxGenerator(io.ComfyNode):
                     "picture",
                     display_name="picture",
                     tooltip="What the vision model looks at (red), the places, all boxes, and the best ones.",
+                ),
+                RegionNetworkType.Output(
+                    "network",
+                    display_name="region network",
+                    tooltip="What was learned; for Save Region Network, or another image with strategy policy.",
                 ),
                 report_output(),
                 BoundingBoxType.Output(
@@ -194,29 +249,63 @@ class RegionBoxGenerator(io.ComfyNode):
         anchors: int,
         sizes: str,
         strategy: Strategy,
+        budget: int,
         seed: int,
+        aspect_ratios: str,
+        spread: int,
+        epochs: int,
+        winner: str,
+        clip_weight: float,
+        direction_weight: float,
+        structure_weight: float,
+        crops: int,
+        mask_use: str,
         most_candidates: int,
+        on_cancel: str,
         change_anchors: int,
+        refine: bool,
         mask: Tensor | None = None,
+        region_network: RegionNetwork | None = None,
         given_boxes: Any = None,
         segs: Any = None,
-        settings: SearchChoices | None = None,
     ) -> Any:
         """Search; EditingError for unusable input passes through as it is."""
         require_editor(region_editor)
-        choices = settings or SearchChoices()
-        wanted = choices.settings(anchors, sizes, strategy, change_anchors, seed % MOST_SEED)
+        if winner not in WINNERS:
+            raise EditingError(f"There is no winner {winner!r}; use one of: {', '.join(WINNERS)}.")
+        learning = LearningSettings(
+            strategy=strategy,
+            epochs=epochs,
+            budget=budget,
+            choice=WINNERS[winner],
+            refine=refine,
+            seed=seed % MOST_SEED,
+        )
+        settings = search_settings(
+            learning,
+            anchors=anchors,
+            sizes=sizes,
+            aspect_ratios=aspect_ratios,
+            spread=spread,
+            clip_weight=clip_weight,
+            direction_weight=direction_weight,
+            structure_weight=structure_weight,
+            crops=crops,
+            mask_use=mask_use,
+            change_anchors=change_anchors,
+        )
         pictures, remark = pictures_of(image)
-        masks = masks_of(wanted_mask(mask, choices.mask_use))
+        masks = masks_of(wanted_mask(mask, mask_use))
         if len(pictures) != 1 or len(masks) != 1:
             raise EditingError(
-                f"There are {len(pictures)} images and {len(masks)} masks; wire one image and at most one mask."
+                f"There are {len(pictures)} images and {len(masks)} masks; wire one image and at most one mask "
+                "(Region Network Trainer takes many)."
             )
         with torch.inference_mode(False), torch.no_grad():
             given = boxes_given(given_boxes, segs, (pictures.shape[-2], pictures.shape[-1]))
-            example = Example(pictures, source_text, target_text, masks[0], given)
+            examples = [Example(pictures, source_text, target_text, masks[0], given)]
             search, stopped = searched(
-                STOPS, choices.on_cancel, example, vision_features, clip_scorer, region_editor, wanted
+                STOPS, on_cancel, examples, vision_features, clip_scorer, region_editor, settings, region_network
             )
             remarks = ["stopped: these are the best so far" if stopped else "", region_editor.title, remark]
             return cls.outputs(search, most_candidates, remarks)
@@ -224,28 +313,26 @@ class RegionBoxGenerator(io.ComfyNode):
     @classmethod
     def outputs(cls, search: RegionSearch, most: int, remarks: list[str]) -> Any:
         """The node's outputs and what it shows."""
-        found, table = search.candidates(), search.table
-        best, before = found[0], table.unedited_score
-        helped = best.score > before
+        found, table = search.candidates(), search.tables[0]
+        best = found[0]
         first = (
             f"best box: {best.box.width} x {best.box.height} pixels at ({best.box.x}, {best.box.y}), score "
-            f"{best.score:.3f}; the unedited image has {before:.3f}"
+            f"{best.score:.3f}"
         )
-        if not helped:
-            first = f"nothing helped: the image comes back as it is, its score is as good as the best box's; {first}"
-        report = "\n".join(filter(None, [first, search_report(search), *remarks]))
+        report = "\n".join(filter(None, [first, search_report(search), policy_report(search), *remarks]))
         edits = torch.cat([search.edited(candidate) for candidate in (found[:most] if most else found)]).movedim(1, -1)
-        picture = region_picture(table.image, search.view.attention[0], table.proposals, found, BEST)[None]
+        picture = region_picture(table.image, search.views[0].attention[0], table.proposals, found, BEST)[None]
         boxes = bounding_boxes(found)
         masks = [search.mask(candidate) for candidate in found]
         return io.NodeOutput(
-            search.mask(best) if helped else torch.zeros_like(search.mask(best)),
+            search.mask(best),
             boxes,
             boxes_json(found, table.proposals.image_size),
-            edits[:1] if helped else table.image.movedim(1, -1),
+            edits[:1],
             edits,
-            score_table(found, table.unedited),
+            score_table(found),
             picture,
+            search.network,
             report,
             boxes[0],
             found_segs(found, masks, table.proposals.image_size),

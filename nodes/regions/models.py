@@ -1,21 +1,33 @@
-"""Load Vision Features and Load CLIP Scorer."""
+"""Load Vision Features, Load CLIP Scorer, Save and Load Region Network, and the socket types of this room."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from ...core.models.clip import TowerScorer, load_open_clip, load_transformers_clip
 from ...core.models.vision_features import VisionFeatures, load_vision_features
+from ...core.regions.network import RegionNetwork
+from ...core.writing import check_target
 from ..common.bundled import bundled, bundled_names
-from ..common.reports import model_fingerprint, report_output, shown
+from ..common.inputs import file_input, saved_name_inputs
+from ..common.reports import file_fingerprint, model_fingerprint, report_output, shown
+from ..common.saving import save_or_rescue
 from ..common.sockets import ClipScorerType, VisionFeaturesType
-from ..host.folders import list_models, resolve_model
+from ..host.folders import list_models, output_path, resolve_file, resolve_model
 from ..host.managed_models import manage_scorer, manage_vision
 from ..host.schema import io, schema, widget
 
+#: Socket carrying a ``core.regions.network.RegionNetwork``.
+RegionNetworkType = io.Custom("REGION_NETWORK")
+#: Socket carrying a ``core.regions.search.SearchSettings``: the expert's options of a search in one wire.
+RegionSettingsType = io.Custom("SEMEDIT_REGION_SETTINGS")
+
 CATEGORY = "semantic editing/regions"
 #: Folders in ComfyUI's models folder.
-VISION, CLIPS = "vision_features", "clip_scorer"
+VISION, CLIPS, NETWORKS = "vision_features", "clip_scorer", "region_networks"
 
 
 def model_input(name: str, folder: str, what: str) -> Any:
@@ -147,4 +159,85 @@ class LoadCLIPScorer(io.ComfyNode):
         return io.NodeOutput(manage_scorer(make), report, ui=shown(report))
 
 
-NODES = [LoadVisionFeatures, LoadCLIPScorer]
+class SaveRegionNetwork(io.ComfyNode):
+    """Write a REGION_NETWORK to ``models/region_networks``."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_SaveRegionNetwork",
+            display_name="Save Region Network",
+            category=CATEGORY,
+            description="Saves a trained region network as a safetensors file in ComfyUI's models/region_networks "
+            "folder, to choose boxes "
+            "of new images without searching.",
+            search_aliases=["store region network", "export region network", "learnable regions"],
+            inputs=[
+                widget(RegionNetworkType, "region_network", tooltip="The network to save, from Region Box Generator."),
+                *saved_name_inputs("region network"),
+            ],
+            outputs=[
+                io.String.Output(
+                    "saved_file", display_name="file", tooltip="Name of the file, as Load Region Network lists it."
+                )
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, region_network: RegionNetwork, filename: str, overwrite: bool) -> Any:
+        """Write whole or not at all."""
+        path = check_target(output_path(NETWORKS, filename), overwrite=overwrite)
+
+        def save(target: Path, replacing: bool) -> None:
+            region_network.save(target, overwrite=replacing)
+
+        saved = save_or_rescue(save, path, overwrite, is_output=False)
+        return io.NodeOutput(saved.file, ui=shown(f"{saved.line}\n{network_report(region_network)}"))
+
+
+class LoadRegionNetwork(io.ComfyNode):
+    """Read a REGION_NETWORK from ``models/region_networks``."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
+        return schema(
+            node_id="SemEdit_LoadRegionNetwork",
+            display_name="Load Region Network",
+            category=CATEGORY,
+            description="Loads a region network saved by Save Region Network. It fits the vision model and the "
+            "number of box sizes that it "
+            "was trained with.",
+            search_aliases=["open region network", "import region network", "learnable regions"],
+            inputs=[file_input("network_file", NETWORKS)],
+            outputs=[
+                RegionNetworkType.Output(
+                    "region_network", display_name="region network", tooltip="Wire it into Region Box Generator."
+                ),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, network_file: str) -> str:
+        """Size and time of the file, so that a file saved anew is read anew."""
+        return file_fingerprint(NETWORKS, network_file)
+
+    @classmethod
+    def execute(cls, network_file: str) -> Any:
+        """Read; EditingError for a damaged or foreign file."""
+        path = resolve_file(NETWORKS, network_file)
+        with torch.inference_mode(False):  # it may be trained on
+            network = RegionNetwork.load(path)
+        report = f"{network_file}: {network_report(network)}"
+        return io.NodeOutput(network, report, ui=shown(report))
+
+
+def network_report(network: RegionNetwork) -> str:
+    """What the network takes, in a line."""
+    return f"a region network for {network.slots} boxes at each anchor and {network.channels} vision features"
+
+
+NODES = [LoadVisionFeatures, LoadCLIPScorer, LoadRegionNetwork, SaveRegionNetwork]

@@ -14,7 +14,7 @@ METHODS = {
     "demo_word_edit@SemEdit_SPDInvInversion.steps=5@SemEdit_SPDInvInversion.solver=ddim": 0,
     "demo_word_edit@SemEdit_SPDInvInversion.steps=5": 2,
     "demo_caso_edit@SemEdit_CASOEditSampler.steps=5@SemEdit_CASOEditSampler.interpolate=2": 2,
-    "demo_region_mask_to_inpaint@KSampler.steps=5@SemEdit_RegionBoxGenerator.anchors=1"
+    "demo_region_mask_to_inpaint@KSampler.steps=5@SemEdit_RegionBoxGenerator.budget=4"
     "@SemEdit_RegionInversionEditor.steps=4": 2,
 }
 

@@ -28,7 +28,7 @@ EVERYTHING_BUT_EDITORS = {
         ("nodes.host.managed_models", "caso.classifier_loader", {"demo.load", *WORDS, "caso.edit", "caso.generate"}),
         ("nodes.demo.comfy_model", "demo.load", {*WORDS, "caso.classifier_loader", "caso.edit", "regions.editors"}),
         ("core.demo.data", "demo.load", {*WORDS, "caso.classifier_loader", "caso.embeddings", "regions.models"}),
-        ("core.caso.training", "caso.trainer", {"demo.load", "caso.edit", "caso.embeddings", "regions.generator"}),
+        ("core.caso.training", "caso.trainer", {"demo.load", "caso.edit", "caso.embeddings", "regions.trainer"}),
         ("nodes.host.vae", "caso.trainer", {"demo.load", *WORDS, "caso.classifier_loader", "caso.generate"}),
         ("nodes.host.sampling", "inversion.spdinv", {"demo.load", "pix2pix_zero.directions", "caso.embeddings"}),
     ],

@@ -32,6 +32,7 @@ from semantic_editing.core.models.vision_features import load_vision_features
 from semantic_editing.core.reading import libraries
 from semantic_editing.core.reading.kinds import KINDS
 from semantic_editing.core.reading.pickles import MAX_OPCODES, read_network_pickle
+from semantic_editing.core.regions.network import RegionNetwork
 
 FOLDERS = [
     "classifier folder", "classifier folder, ResNet", "vision folder", "vision folder of two files", "CLIP folder",
@@ -326,6 +327,14 @@ def test_an_index_that_points_elsewhere_is_refused(made, tmp_path):
 
 # Memory and time
 # ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_region_network_that_claims_to_be_large(tmp_path, little_memory):
+    shape = {"channels": 65_536, "slots": 1000, "bins": 7, "vision": ""}
+    metadata = {"format": "semantic_editing.region_network", "shape": json.dumps(shape)}
+    path = save_tensors(tmp_path / "a.safetensors", {}, metadata)
+    with pytest.raises(EditingError, match="do not fit its description"):
+        RegionNetwork.load(path)
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
+from semantic_editing.core.regions.learning import RegionLearner
 from semantic_editing.core.regions.proposals import Box
 from semantic_editing.core.regions.ranking import LOOKS, can_refine, rank
 from semantic_editing.core.regions.rewards import Verdict
-from semantic_editing.core.regions.settings import StrategySettings
-from semantic_editing.core.regions.strategies import BoxSearch
+from semantic_editing.core.regions.settings import LearningSettings
 from semantic_editing.tests.core.regions.tiny_regions import (
     HEIGHT,
     WIDTH,
     Painter,
+    tiny_network,
     tiny_proposals,
     tiny_table,
+    tiny_task,
 )
 
 SIDES = {"right": (0, 0, 2, 0), "upper and right": (0, -1, 2, 1), "smaller": (0, 2, 0, -3)}
@@ -44,7 +46,9 @@ def prepared(planted, editor=None, known=True):
 
 
 def search(table, **options):
-    return BoxSearch(table, StrategySettings(**{"choice": "tightest", **options}))
+    network = tiny_network()
+    settings = LearningSettings(**{"choice": "tightest", "epochs": 2, **options})
+    return RegionLearner(network, [tiny_task(table, network)], settings)
 
 
 @pytest.mark.parametrize("strategy", ["exact", "halving"])
@@ -53,8 +57,8 @@ def test_the_sides_move_to_the_planted_box(moved, strategy):
     planted = near(moved)
     table = prepared(planted)
     learner = search(table, strategy=strategy)
-    ranked = learner.run()
-    assert planted not in learner.boxes, "the proposals do not have it"
+    (ranked,) = learner.run()
+    assert planted not in learner.tasks[0].boxes, "the proposals do not have it"
     first, origin = ranked[0], table.refined[ranked[0].box]
     assert first.box == planted and first.quality == "full" and first.score == pytest.approx(3.0) and not first.chosen
     place = next(candidate for candidate in ranked if candidate.box == origin)
@@ -71,14 +75,15 @@ def test_it_costs_one_full_render_and_tells_its_progress():
     learner.run(told.append)
     assert (table.count.full, table.count.units) == (without.count.full + 1, without.count.units + 20.0)
     assert 0 < table.count.screen <= LOOKS and without.count.screen == 0 and not without.refined
-    assert len(told) <= planned == without.count.full + LOOKS + 1
-    assert all(1 <= progress.done <= progress.total for progress in told)
+    looks = [progress for progress in told if progress.phase != "learn"]
+    assert len(looks) <= planned == without.count.full + LOOKS + 1
+    assert all(1 <= progress.done <= progress.total for progress in looks)
 
 
 def test_halving_keeps_its_share_of_exact():
     """12 boxes of 20 u: 40 % are 96 u, four full renders, of which one is the moved box's."""
     table = prepared(near())
-    boxes = len(search(table).boxes)
+    boxes = len(search(table).tasks[0].boxes)
     search(table, strategy="halving", share=0.4).run()
     assert boxes == 12 and table.count.full == 4 and table.count.units == 80.0
 
@@ -91,15 +96,22 @@ def test_halving_keeps_its_share_of_exact():
         ({"choice": "anchors"}, Cutter, True),
         ({}, Painter, True),
         ({}, Cutter, False),
+        ({"strategy": "sampled", "budget": 3}, Cutter, True),
     ],
-    ids=["not wanted", "by score", "the paper's choice", "screening costs", "not known where it acts"],
+    ids=["not wanted", "by score", "the paper's choice", "screening costs", "not known where it acts", "budget spent"],
 )
 def test_else_nothing_is_moved(options, editor, known):
     table = prepared(near(), editor(), known)
-    ranked = search(table, **{"strategy": "exact", **options}).run()
+    (ranked,) = search(table, **{"strategy": "exact", **options}).run()
     assert not table.refined and table.count.screen == 0
     assert {candidate.box for candidate in ranked} <= {box for row in table.proposals.boxes for box in row}
     assert can_refine(table) == (editor is Cutter and known)
+
+
+def test_a_budget_that_is_not_spent_pays_for_the_render():
+    table = prepared(near())
+    (ranked,) = search(table, strategy="sampled", budget=30, epochs=40).run()
+    assert ranked[0].box in table.refined and len(table.evaluated) <= 30
 
 
 def test_a_moved_box_that_disappoints_stays_behind_the_one_it_came_from():
@@ -111,7 +123,7 @@ def test_a_moved_box_that_disappoints_stays_behind_the_one_it_came_from():
             return image.clone() if quality == "full" and box == near() else edited
 
     table = prepared(near(), Spoiler())
-    ranked = search(table, strategy="exact").run()
+    (ranked,) = search(table, strategy="exact").run()
     order = [candidate.box for candidate in ranked]
     assert near() in order and order.index(near()) > order.index(table.refined[near()]) == 0
 
@@ -160,6 +172,6 @@ def test_cancelling_keeps_the_best_so_far(after):
     learner = search(table, strategy="exact")
     with pytest.raises(KeyboardInterrupt):
         learner.run(stop)
-    ranked = learner.results()
+    (ranked,) = learner.results()
     assert len(ranked) == min(after, 12) and all(candidate.quality == "full" for candidate in ranked)
     assert ranked == rank(table, "tightest")

@@ -2,7 +2,8 @@
 
 import torch
 
-from semantic_editing.core.regions.paper import RegionNetwork
+from semantic_editing.core.regions.learning import RegionTask
+from semantic_editing.core.regions.network import RegionNetwork
 from semantic_editing.core.regions.proposals import Box, propose
 from semantic_editing.core.regions.rewards import Verdict
 from semantic_editing.core.regions.table import RewardTable
@@ -68,3 +69,7 @@ def tiny_table(planted=(1, 1), seed=0, cache=None, editor=None, **options):
     return RewardTable(
         black_image(), proposals, editor or Painter(), HiddenBox(black_image(), box), cache=cache, **options
     )
+
+
+def tiny_task(table, network, seed=0):
+    return RegionTask.of(table, tiny_features(seed), network)

@@ -10,7 +10,7 @@ from semantic_editing.core.models.clip import ImageEmbedding
 from semantic_editing.core.models.vision_features import VisionFeatures
 from semantic_editing.core.regions.proposals import Box
 from semantic_editing.core.regions.search import Example, RegionSearch, SearchSettings
-from semantic_editing.core.regions.settings import StrategySettings
+from semantic_editing.core.regions.settings import LearningSettings
 from semantic_editing.tests.core.regions.tiny_regions import Painter
 
 PATCH, GRID = 4, (6, 10)
@@ -105,9 +105,25 @@ class Shop:
         return [call for painter in self.painters for call in painter.calls]
 
 
-def tiny_search(wanted, shop=None, spots=SPOTS, image=None, mask=None, cache=None, watch=None, boxes=None, **strategy):
+class Previewer(Painter):
+    """Guesses that all becomes white; says that it inverted the image for 7 u."""
+
+    preview_cost = 2.0
+
+    def __init__(self):
+        super().__init__()
+        self.shared_evaluations, self.screening_cost = 0, 0
+
+    def preview(self, image, *, seed):
+        self.shared_evaluations += 7
+        return torch.ones_like(image)
+
+
+def tiny_search(
+    wanted, shop=None, spots=SPOTS, image=None, mask=None, network=None, cache=None, watch=None, boxes=None, **learning
+):
     image = tiny_image() if image is None else image
-    settings = SearchSettings(**({"anchors": 3, "sizes": SIZES} | (boxes or {})), strategy=StrategySettings(**strategy))
-    example = Example(image, "the source", "the target", mask)
+    settings = SearchSettings(**({"anchors": 3, "sizes": SIZES} | (boxes or {})), learning=LearningSettings(**learning))
+    examples = [Example(image, "the source", "the target", mask)]
     scorer = WantsBox(wanted, tuple(image.shape[-2:]))
-    return RegionSearch(example, looking(spots), scorer, (shop or Shop()).open, settings, cache, watch)
+    return RegionSearch(examples, looking(spots), scorer, (shop or Shop()).open, settings, network, cache, watch)

@@ -1,4 +1,4 @@
-"""Region Box Generator in the host, inside a prompt, on the demo model: searched, stopped
+"""Region Box Generator and Region Network Trainer in the host, inside a prompt, on the demo model: searched, stopped
 and gone on with."""
 
 import importlib
@@ -63,7 +63,7 @@ def execute(node, given):
 def generate(pack, wired, **changed):
     node = pack("nodes.regions.generator").RegionBoxGenerator
     out = execute(node, wired[0] | {"anchors": 2, "sizes": SIZES, "strategy": "exact"} | changed)
-    names = ("mask", "boxes", "json", "edited", "candidates", "scores", "picture", "report", "best", "segs")
+    names = ("mask", "boxes", "json", "edited", "candidates", "scores", "picture", "network", "report", "best", "segs")
     return dict(zip(names, out, strict=True))
 
 
@@ -143,7 +143,8 @@ def test_boxes_masks_and_edits_fit_stock_nodes(pack, wired):
     assert latent["noise_mask"].shape[-2:] == image.shape[1:3]
     again = generate(pack, wired)
     assert "rendered 0 fully" in again["report"] and torch.equal(again["candidates"], found["candidates"])
-    assert not any(value.is_inference() for value in found.values() if torch.is_tensor(value))
+    tensors = [value for value in found.values() if torch.is_tensor(value)] + list(found["network"].parameters())
+    assert not any(value.is_inference() for value in tensors)
 
 
 @torch.inference_mode()
@@ -177,10 +178,11 @@ def test_the_inpaint_editor_knows_where_the_text_pulls_once_it_is_told_what_is_t
 
 
 @torch.inference_mode()
-def test_halving_renders_the_best_few_inside_a_prompt(pack, wired):
-    found = generate(pack, wired, strategy="halving")
+@pytest.mark.parametrize(("strategy", "most"), [("halving", 4), ("soft mask", 2), ("sampled", 3)])
+def test_every_strategy_runs_inside_a_prompt(pack, wired, strategy, most):
+    found = generate(pack, wired, strategy=strategy, budget=3, epochs=2)
     full = int(found["report"].split("rendered ")[1].split()[0])
-    assert 1 <= full <= 4 and found["scores"].count("\n") == len(found["boxes"]) + 1
+    assert 1 <= full <= most and found["scores"].count("\n") == len(found["boxes"])
 
 
 @torch.inference_mode()
@@ -195,14 +197,30 @@ def test_cancel_hands_out_the_best_so_far_or_stops(pack, wired, monkeypatch):
 
     monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", press)
     with pytest.raises(mm.InterruptProcessingException):
-        generate(pack, wired)
+        generate(pack, wired, on_cancel=pack("nodes.regions.search_inputs").STOP)
     assert any(preview is not None for preview in previews)
     rest = generate(pack, wired)
     assert "2 were kept from earlier" in rest["report"]
     presses.append(2)
-    choices = pack("nodes.regions.search_settings")
-    found = generate(pack, wired, seed=1, settings=choices.SearchChoices(on_cancel=choices.KEEP))
+    found = generate(pack, wired, seed=1)
     assert "stopped" in found["report"] and 2 <= len(found["boxes"]) < len(rest["boxes"])
+
+
+@torch.inference_mode()
+def test_a_trained_network_serves_the_generator(pack, wired):
+    node, image = pack("nodes.regions.trainer").RegionNetworkTrainer, wired[0]["image"]
+    given = {
+        "images": torch.cat([image, image.flip(2)]),
+        "anchors": 2,
+        "sizes": SIZES,
+        "epochs": 3,
+        "folder": "",
+        "strategy": "halving",
+    }
+    network, plot, report = execute(node, wired[0] | given)
+    assert "2 image(s)" in report and "learned in 3 epochs" in report and plot.shape[0] == 1
+    found = generate(pack, wired, region_network=network, strategy="policy")
+    assert 1 <= len(found["boxes"]) <= 2
 
 
 @torch.inference_mode()
@@ -214,12 +232,13 @@ def test_the_inversion_editor_shows_where_it_acts_and_a_rerun_costs_nothing(pack
     wires = {"model": model, "vae": vae, "source": conds[0], "target": conds[1]}
     settings = {"steps": 4, "cfg": 1.5, "guidance": 0.0, "working_size": 128}
     (editor,) = execute(node, wires | settings)
-    found = generate(pack, wired, region_editor=editor, change_anchors=1, anchors=1)
+    found = generate(pack, wired, region_editor=editor, change_anchors=1, anchors=1, winner="tightest of the best")
     assert "around 2 anchors (1 of them where the edit acts)" in found["report"]
     # The inversion takes some evaluations for each of its 4 long steps, the edit of the whole image 8, each box 8.
     units = int(found["report"].split("evaluations: ")[1].split()[0])
     assert 8 * len(found["boxes"]) + 12 <= units <= 8 * len(found["boxes"]) + 12 + 4 * 12
-    again = generate(pack, wired, region_editor=editor, change_anchors=1, anchors=1)
+    assert not found["network"].state_dict()[next(iter(found["network"].state_dict()))].is_inference()
+    again = generate(pack, wired, region_editor=editor, change_anchors=1, anchors=1, winner="tightest of the best")
     assert "evaluations: 0 u" in again["report"] and again["boxes"] == found["boxes"]
     alone = generate(pack, wired, region_editor=editor, change_anchors=0, anchors=1)
     assert "around 1 anchors" in alone["report"] and set(map(sides, alone["boxes"])) <= set(map(sides, found["boxes"]))

@@ -142,7 +142,7 @@ def test_vision_models_are_the_hosts_and_can_be_evicted(pack):
 
 def test_folders_and_files_are_choices(pack, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    for kind in ("vision_features", "clip_scorer"):
+    for kind in ("vision_features", "clip_scorer", "region_networks"):
         monkeypatch.delitem(folder_paths.folder_names_and_paths, kind, raising=False)
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     home = tmp_path / "vision_features"

@@ -223,13 +223,25 @@ def test_a_render_crosses_six_files_of_ours(pack, demo, plain, nine):
         ),
     ]
     for used, opener in openers:
-        with files_above(used, {"render", "change"}) as seen, opener(image, lambda told: None) as editor:
+        with files_above(used, {"render", "preview", "change"}) as seen, opener(image, lambda told: None) as editor:
             for quality in ("screen", "full"):
                 editor.render(image, box_mask(image), BOX, seed=0, quality=quality)
-            if hasattr(editor, "change"):
-                assert editor.change(image).isfinite().all()
-        assert len(seen) >= 2
+            whole = editor.change(image) if hasattr(editor, "change") else editor.preview(image, seed=0)
+        assert whole.isfinite().all() and len(seen) >= 3
         assert max(len(files) for files in seen) <= 6, " ".join(map(str, max(seen, key=len)))
+
+
+def test_previews_are_whole_images(pack, demo, plain, nine):
+    image = picture()
+    for model, told in ((plain, 4), (nine[1], 9)):
+        with (
+            seen_by(model.model.diffusion_model) as heard,
+            inpaint_editor(pack, model, demo[2])(image, lambda told: None) as editor,
+        ):
+            guess = editor.preview(image, seed=1)
+            assert editor.preview_cost == editor.denoiser.evaluations.forward == 2
+        assert guess.shape == image.shape and 0 <= guess.min() < guess.max() <= 1 and not guess.is_inference()
+        assert heard[0].shape == (2, told, 6, 8) and (told == 4 or bool((heard[0][:, 4] == 1).all()))
 
 
 @pytest.mark.parametrize("inference", [True, False])

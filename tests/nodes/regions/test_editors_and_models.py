@@ -14,6 +14,7 @@ MODELS, EDITORS = host_stand_in.module("nodes.regions.models"), host_stand_in.mo
 host_stand_in.module("nodes.demo.load")  # enters the demo's models into the loaders' lists
 EditingError = host_stand_in.module("core.errors").EditingError
 save_tensors = host_stand_in.module("core.files").save_tensors
+RegionNetwork = host_stand_in.module("core.regions.network").RegionNetwork
 
 
 @pytest.fixture
@@ -23,6 +24,9 @@ def folder(monkeypatch, tmp_path):
         monkeypatch.setattr(MODELS, name, lambda make: make())
     for module in (MODELS, EDITORS, host_stand_in.module("nodes.common.reports")):
         monkeypatch.setattr(module, "resolve_model", lambda kind, name, mark="": tmp_path / name)
+    for module in (MODELS, host_stand_in.module("nodes.common.reports")):
+        monkeypatch.setattr(module, "resolve_file", lambda kind, name: tmp_path / name)
+    monkeypatch.setattr(MODELS, "output_path", lambda kind, name: tmp_path / f"{name}.safetensors")
     return tmp_path
 
 
@@ -39,7 +43,7 @@ def test_all_nodes_load_and_start_with_the_demo():
         node.define_schema().node_id: node.define_schema()
         for node in PACK.load_nodes(("regions.models", "regions.editors"))
     }
-    assert len(nodes) == 5 and all(name.startswith("SemEdit_") for name in nodes)
+    assert len(nodes) == 7 and all(name.startswith("SemEdit_") for name in nodes)
     for name in ("LoadVisionFeatures", "LoadCLIPScorer"):
         assert nodes[f"SemEdit_{name}"].inputs[0].options["default"] == "demo model"
 
@@ -102,20 +106,63 @@ def test_clip_folders_and_files_go_their_own_ways(folder, monkeypatch):
     assert heard == ["clip", ("clip.safetensors", "ViT-L-14")]
 
 
+def test_a_network_comes_back_and_can_be_trained_on(folder):
+    network = RegionNetwork(5, 3, seed=1, vision="eye")
+    saved = {"region_network": network, "filename": "net", "overwrite": False}
+    with torch.inference_mode():
+        assert MODELS.SaveRegionNetwork.execute(**saved).args == ("net.safetensors",)
+        again, report = MODELS.LoadRegionNetwork.execute("net.safetensors").args
+    regions, valid = torch.rand(2, 3, 5, 7, 7), torch.ones(2, 3, dtype=torch.bool)
+    assert torch.equal(again(regions, valid), network(regions, valid)) and again.vision == "eye"
+    again(regions, valid).sum().backward()
+    assert all(parameter.grad is not None for parameter in again.parameters())
+    assert "3 boxes at each anchor and 5 vision features" in report
+    assert "exists already" in refusal(MODELS.SaveRegionNetwork.execute, **saved)
+    assert MODELS.SaveRegionNetwork.execute(**(saved | {"overwrite": True})).args == ("net.safetensors",)
+
+
+def test_a_trained_network_that_the_disk_refuses_is_rescued(folder, monkeypatch):
+    saving, save = host_stand_in.module("nodes.common.saving"), RegionNetwork.save
+
+    def full(network, path, **options):
+        if path.parent.name != "output":
+            raise EditingError(f"{path.name} could not be written (No space left on device); free some.")
+        return save(network, path, **options)
+
+    monkeypatch.setattr(RegionNetwork, "save", full)
+    monkeypatch.setattr(saving, "rescue_folders", lambda: [("the output folder", folder / "output")])
+    network = RegionNetwork(5, 3, seed=1, vision="eye")
+    result = MODELS.SaveRegionNetwork.execute(network, "net", False)
+    assert result.args == ("",) and "kept as net.safetensors in the output folder" in str(result.ui)
+    kept = RegionNetwork.load(folder / "output" / "net.safetensors").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in network.state_dict().items())
+
+
+def test_other_files_are_no_networks(folder):
+    save_tensors(folder / "other.safetensors", {"x": torch.ones(1)}, {"format": "something"})
+    assert "not a semantic_editing.region_network file" in refusal(
+        MODELS.LoadRegionNetwork.execute, network_file="other.safetensors"
+    )
+    assert "was not found" in refusal(MODELS.LoadRegionNetwork.execute, network_file="absent.safetensors")
+
+
 def test_a_model_put_in_anew_is_read_anew(folder):
     (folder / "dino" / "deep").mkdir(parents=True)
     (folder / "dino" / "config.json").write_bytes(b"1")
+    (folder / "net.safetensors").write_bytes(b"1")
 
     def fingerprints():
         return [
             MODELS.LoadVisionFeatures.fingerprint_inputs("dino", 0),
             MODELS.LoadCLIPScorer.fingerprint_inputs("dino", "ViT-B-16"),
             EDITORS.RegionTokenEditor.fingerprint_inputs("dino", text="a face", steps=3),
+            MODELS.LoadRegionNetwork.fingerprint_inputs("net.safetensors"),
         ]
 
     before = fingerprints()
     assert before == fingerprints()
     (folder / "dino" / "deep" / "model.safetensors").write_bytes(b"22")
+    (folder / "net.safetensors").write_bytes(b"22")
     assert all(new != old for new, old in zip(fingerprints(), before, strict=True))
     assert MODELS.LoadVisionFeatures.fingerprint_inputs("demo model") == MODELS.LoadVisionFeatures.fingerprint_inputs(
         "demo model"

@@ -1,6 +1,6 @@
-"""Region Box Generator and its settings with a stand-in for the host: the planted box, stopping, going on, refusals."""
+"""Region Box Generator and Region Network Trainer with a stand-in for the host: the planted box, stopping, going on,
+refusals."""
 
-import dataclasses
 import json
 import re
 
@@ -11,12 +11,11 @@ from semantic_editing.tests.core.regions.tiny_search import SIZES, SPOTS, Shop, 
 from semantic_editing.tests.nodes.stand_ins import Cancelled, stand_in
 from semantic_editing.tools import host_stand_in
 
-generator, choices, widgets = (
-    host_stand_in.module(f"nodes.regions.{name}") for name in ("generator", "search_settings", "search_inputs")
+generator, trainer, widgets = (
+    host_stand_in.module(f"nodes.regions.{name}") for name in ("generator", "trainer", "search_inputs")
 )
 BOX = box_at(SPOTS[0], SIZES[1])
-KEEP, STOP = choices.KEEP, choices.STOP
-RARE = {field.name for field in dataclasses.fields(choices.SearchChoices)}
+KEEP, STOP = widgets.KEEP, widgets.STOP
 
 
 @pytest.fixture(autouse=True)
@@ -36,20 +35,22 @@ def defaults(node, **changed):
 
 @torch.inference_mode()
 def generate(**changed):
-    """The node's outputs; rare widgets go through the settings node."""
     image = tiny_image().movedim(1, -1)
-    rare = {name: changed.pop(name) for name in RARE & set(changed)}
-    if rare:
-        node = choices.RegionSearchSettings
-        (changed["settings"],) = node.execute(**{name: defaults(node)[name] for name in RARE} | rare).args
     out = generator.RegionBoxGenerator.execute(
         **defaults(generator.RegionBoxGenerator, **({"image": image} | changed))
     ).args
-    names = ("mask", "boxes", "json", "edited", "candidates", "scores", "picture", "report", "best", "segs")
+    names = ("mask", "boxes", "json", "edited", "candidates", "scores", "picture", "network", "report", "best", "segs")
     return dict(zip(names, out, strict=True))
 
 
-@pytest.mark.parametrize("strategy", ["exact", "halving"])
+@torch.inference_mode()
+def train(**changed):
+    images = torch.cat([tiny_image(seed) for seed in range(3)]).movedim(1, -1)
+    given = {"images": images, "epochs": 12, "learning_rate": 3e-4, "anchors": 1}
+    return trainer.RegionNetworkTrainer.execute(**defaults(trainer.RegionNetworkTrainer, **(given | changed))).args
+
+
+@pytest.mark.parametrize("strategy", ["exact", "halving", "sampled"])
 def test_the_planted_box_comes_out_of_every_socket(strategy):
     found = generate(strategy=strategy)
     mask = torch.zeros(1, 24, 40)
@@ -63,7 +64,7 @@ def test_the_planted_box_comes_out_of_every_socket(strategy):
     told = json.loads(found["json"])["boxes"]
     assert list(map(sides, told)) == list(map(sides, found["boxes"]))
     assert [box["score"] for box in told[:3]] == sorted((box["score"] for box in told[:3]), reverse=True)
-    assert len(found["scores"].splitlines()) == len(told) + 2 and found["picture"].shape == (1, 528, 880, 3)
+    assert len(found["scores"].splitlines()) == len(told) + 1 and found["picture"].shape == (1, 528, 880, 3)
     assert "paints white" in found["report"] and re.search(r"network evaluations: \d+ u", found["report"])
     assert not any(value.requires_grad or value.is_inference() for value in found.values() if torch.is_tensor(value))
 
@@ -79,25 +80,20 @@ def test_by_default_it_takes_a_quarter_of_exact():
 
 
 def test_the_same_seed_gives_the_same_and_the_batch_can_be_cut():
-    one, two = (generate(strategy="exact", seed=(1 << 64) - 1) for _ in range(2))
-    assert one["boxes"] == two["boxes"] and torch.equal(one["candidates"], two["candidates"]) and len(one["boxes"]) == 9
-    cut = generate(strategy="exact", seed=(1 << 64) - 1, most_candidates=2)
-    assert torch.equal(cut["candidates"], one["candidates"][:2]) and len(cut["boxes"]) == 9
+    one, two = (
+        generate(strategy="sampled", budget=5, seed=(1 << 64) - 1),
+        generate(strategy="sampled", budget=5, seed=(1 << 64) - 1),
+    )
+    assert one["boxes"] == two["boxes"] and torch.equal(one["candidates"], two["candidates"]) and len(one["boxes"]) == 5
+    cut = generate(strategy="sampled", budget=5, seed=(1 << 64) - 1, most_candidates=2)
+    assert torch.equal(cut["candidates"], one["candidates"][:2]) and len(cut["boxes"]) == 5
 
 
-def test_where_no_box_helps_the_image_comes_back_and_it_is_said():
-    class Indifferent(WantsBox):
-        """All pictures please it alike."""
-
-        def embed_images(self, images):
-            return super().embed_images(torch.zeros_like(images) + 0.1)
-
-    found = generate(strategy="exact", clip_scorer=Indifferent(BOX))
-    assert torch.equal(found["edited"], tiny_image().movedim(1, -1)) and not found["mask"].any()
-    assert found["report"].startswith("nothing helped: the image comes back as it is") and len(found["boxes"]) == 9
-    assert "the image, unedited" in found["scores"].splitlines()[1]
-    helped = generate(strategy="exact")
-    assert helped["report"].startswith("best box") and "the unedited image has" in helped["report"]
+def test_a_second_run_with_a_larger_budget_only_adds():
+    first, second = Shop(), Shop()
+    generate(strategy="sampled", budget=4, region_editor=first)
+    report = generate(strategy="sampled", budget=7, region_editor=second)["report"]
+    assert (len(first.calls), len(second.calls)) == (4, 3) and "rendered 3 fully" in report
 
 
 def sides(box):
@@ -111,24 +107,18 @@ def test_the_bar_counts_boxes_and_shows_renders(bar):
     assert pictures == [(done, 9, (40, 24)) for done in range(1, 10)]
 
 
-def test_cancel_hands_out_the_best_so_far_where_that_is_wanted_and_the_next_run_goes_on(bar):
+def test_cancel_hands_out_the_best_so_far_and_the_next_run_goes_on(bar):
     before = generator.RegionBoxGenerator.fingerprint_inputs(seed=0)
     bar.press_at, first = 5, Shop()
-    found = generate(strategy="exact", region_editor=first, on_cancel=KEEP)
+    found = generate(strategy="exact", region_editor=first)
     assert (
         sides(found["best"]) == list(BOX)
         and len(found["boxes"]) == len(first.calls) == 5
         and "stopped" in found["report"]
     )
+    assert "learned in 60 epochs" in found["report"]
     assert generator.RegionBoxGenerator.fingerprint_inputs(seed=0) != before, "the host asks again"
     second = Shop()
-    assert len(generate(strategy="exact", region_editor=second)["boxes"]) == 9 and len(second.calls) == 4
-
-
-def test_by_default_cancel_stops_everything_and_the_next_run_goes_on(bar):
-    bar.press_at, first, second = 5, Shop(), Shop()
-    with pytest.raises(Cancelled):
-        generate(strategy="exact", region_editor=first)
     assert len(generate(strategy="exact", region_editor=second)["boxes"]) == 9 and len(second.calls) == 4
 
 
@@ -172,6 +162,42 @@ def test_a_mask_restricts_or_is_left_alone(use, spot):
     )
 
 
+def test_a_trained_network_chooses_on_a_new_image_with_a_render_a_place():
+    network, plot, report = train()
+    assert plot.shape[0] == 1 and plot.shape[-1] == 3 and "3 image(s)" in report and "learned in 12 epochs" in report
+    figures = [
+        float(value)
+        for value in re.findall(r"anchor: ([\d.]+) .*?, ([\d.]+) a box by chance, ([\d.]+) the best", report)[0]
+    ]
+    assert figures[2] == figures[0] < figures[1]
+    shop = Shop()
+    found = generate(
+        image=tiny_image(9).movedim(1, -1), region_network=network, strategy="policy", anchors=1, region_editor=shop
+    )
+    assert list(map(sides, found["boxes"])) == [list(BOX)] and len(shop.calls) == 1
+
+
+def test_the_papers_schedule_and_lines_of_text():
+    lines = {"source_text": "the source\n\nthe source b\nthe source c", "target_text": "the target"}
+    assert "learned in 5 epochs" in train(schedule=trainer.SCHEDULES[1], **lines)[2]
+
+
+def test_cancelled_training_keeps_what_was_learned_and_goes_on(bar):
+    bar.press_at, first = 4, Shop()
+    fresh = host_stand_in.module("core.regions.network").RegionNetwork(48, 3, vision=looking().identity)
+    network, _, report = train(region_editor=first, region_network=fresh)
+    assert "stopped" in report and len(first.calls) == 4
+    weights = [torch.cat([value.flatten() for value in net.state_dict().values()]) for net in (network, fresh)]
+    assert not torch.equal(*weights)
+    second = Shop()
+    train(region_editor=second)
+    assert len(second.calls) == 5
+
+
+def foreign_network():
+    return host_stand_in.module("core.regions.network").RegionNetwork(48, 3, vision="another")
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -184,6 +210,9 @@ def test_a_mask_restricts_or_is_left_alone(use, spot):
         ({"image": torch.rand(1, 3, 3, 3)}, "smaller than a patch"),
         ({"mask": torch.zeros(1, 24, 40)}, "mask is empty"),
         ({"given_boxes": [[1, 2, 3, 4]]}, "x, y, width and height"),
+        ({"strategy": "sampled", "budget": 2}, "at least one render for each anchor"),
+        ({"strategy": "policy"}, "trained region network"),
+        ({"strategy": "soft mask"}, "cannot preview"),
         ({"strategy": "zzz"}, "is unknown"),
         ({"winner": "zzz"}, "no winner"),
         ({"mask_use": "zzz"}, "no mask_use"),
@@ -191,6 +220,7 @@ def test_a_mask_restricts_or_is_left_alone(use, spot):
         ({"sizes": ""}, "no box sizes"),
         ({"aspect_ratios": "1:2"}, "aspect_ratios"),
         ({"clip_weight": 0.0, "direction_weight": 0.0, "structure_weight": 0.0}, "loss weights"),
+        ({"region_network": foreign_network()}, "another vision model"),
         ({"region_editor": None}, "no region editor"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -202,7 +232,25 @@ def test_what_the_generator_refuses(changed, said):
     assert type(caught.value).__name__ == "EditingError" and sentence.endswith((".", ").")) and "\n" not in sentence
 
 
-@pytest.mark.parametrize("node", [generator.RegionBoxGenerator, choices.RegionSearchSettings])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"images": None}, "no pictures to learn from"),
+        ({"folder": "x"}, "Both a folder and images"),
+        ({"target_text": "the target\nthe target b"}, "2 lines for 3 images"),
+        ({"target_text": "\n"}, "text is empty"),
+        ({"schedule": "zzz"}, "no schedule"),
+        ({"strategy": "policy"}, "learns nothing"),
+        ({"region_editor": None}, "no region editor"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_the_trainer_refuses(changed, said):
+    with pytest.raises(ValueError, match=said):
+        train(**changed)
+
+
+@pytest.mark.parametrize("node", [generator.RegionBoxGenerator, trainer.RegionNetworkTrainer])
 def test_ids_differ_between_inputs_and_outputs(node):
     """0.3.64 refuses the whole node otherwise."""
     schema = node.define_schema()
