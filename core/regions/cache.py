@@ -71,6 +71,18 @@ class RenderCache:
         pixels = (_inside(plain, box) if inside_only else plain).clone()
         self._hold(key, _Kept(pixels, inside_only))
 
+    def tensor(self, key: str) -> Tensor | None:
+        """The tensor that :meth:`keep` put under ``key``, or None."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        self._kept.move_to_end(key)
+        return kept.pixels.clone()
+
+    def keep(self, key: str, tensor: Tensor) -> None:
+        """Keep ``tensor`` of any shape."""
+        self._hold(key, _Kept(tensor.detach().cpu().clone(), False))
+
     def map(self, key: str, make: Callable[[], Tensor]) -> Tensor:
         """The tensor under ``key``, made by ``make`` where it is not kept yet."""
         kept = self._kept.get(key)

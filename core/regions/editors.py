@@ -6,12 +6,16 @@ An editor is anything that fills a masked region of an image. The search never d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ..denoiser import Denoiser
 from .proposals import Box
+
+if TYPE_CHECKING:
+    from .paste import Cut
 
 #: "screen" is a cheap render of few steps that ranks boxes, "full" the one that is shown.
 Quality = Literal["screen", "full"]
@@ -75,6 +79,21 @@ class Editor(Protocol):
             ``[1, 3, H, W]`` in 0..1.
         """
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """A box that is painted but not decoded yet.
+
+    Attributes:
+        cut: where it was cut out of the image.
+        latent: scaled, ``[1, C, h, w]``.
+        new: it was not kept from an earlier run.
+    """
+
+    cut: Cut
+    latent: Tensor
+    new: bool
 
 
 @runtime_checkable

@@ -113,6 +113,25 @@ def feather_input() -> Any:
     )
 
 
+def sampler_inputs() -> list[Any]:
+    """Sockets for the host's own sampler, for models that need one (LCM, lightning)."""
+    return [
+        widget(
+            io.Sampler,
+            "sampler",
+            optional=True,
+            tooltip="Paints in place of the pack's own steps, as in SamplerCustom: LCM and lightning models need 4 to "
+            "8 steps of theirs. Wire sigmas too.",
+        ),
+        widget(
+            io.Sigmas,
+            "sigmas",
+            optional=True,
+            tooltip="The steps of a wired sampler, from a scheduler node; steps is then not used.",
+        ),
+    ]
+
+
 def editor_output() -> Any:
     """The REGION_EDITOR."""
     return RegionEditorType.Output(
@@ -144,8 +163,8 @@ class RegionInpaintEditor(io.ComfyNode):
                 widget(
                     io.Conditioning,
                     "positive",
-                    tooltip="What the box should show, from CLIP Text Encode. Areas and ControlNets in it go by the "
-                    "crop.",
+                    tooltip="What the box should show, from CLIP Text Encode. Areas and ControlNets in it need "
+                    "context 100.",
                 ),
                 widget(
                     io.Conditioning,
@@ -177,6 +196,7 @@ class RegionInpaintEditor(io.ComfyNode):
                     tooltip="What the box shows now, worded as positive is. With it the editor knows where the two "
                     "differ most (12 evaluations), and Region Box Generator tries boxes that frame it.",
                 ),
+                *sampler_inputs(),
             ],
             outputs=[editor_output()],
         )
@@ -196,11 +216,13 @@ class RegionInpaintEditor(io.ComfyNode):
         working_size: int,
         feather: int,
         source: Any = None,
+        sampler: Any = None,
+        sigmas: Any = None,
     ) -> Any:
         """Keep what is wired; EditingError for a model that cannot inpaint, a foreign VAE or values out of range."""
         framing = Framing(context, working_size=working_size or None, feather=feather)
         settings = InpaintSettings(cfg, steps, screening_steps, strength, framing)
-        opener = inpaint_opener(model, vae, positive, negative, settings, source)
+        opener = inpaint_opener(model, vae, positive, negative, settings, source, sampler, sigmas)
         return io.NodeOutput(
             RegionEditor(opener, f"inpainting: {steps} steps ({screening_steps} to screen), cfg {cfg:g}")
         )

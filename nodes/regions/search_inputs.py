@@ -30,6 +30,8 @@ TIGHTEST = "tightest of the best"
 WINNERS = {"best of each anchor": "anchors", "all": "all", TIGHTEST: "tightest"}
 #: Renders of all searches of this process, so that the next one only adds.
 CACHE = RenderCache()
+#: Painted latents of all edits by words of this process: a stopped edit goes on where it was. 64 KiB a box of SD 1.5.
+LATENTS = RenderCache(64 << 20)
 MOST_SEED = 1 << 63
 DEFAULTS = LearningSettings()
 
