@@ -1,17 +1,13 @@
-"""Renders kept by content, so that a second search with a larger budget only adds (table l(k, j))."""
+"""Renders kept by content, so that a second search with a larger budget only adds."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .rewards import Verdict
 
 MAX_BYTES = 1 << 30
 
@@ -25,18 +21,14 @@ class _Kept:
 
 
 class RenderCache:
-    """Rendered edits and maps by key, the longest unused dropped first, and all verdicts.
+    """Rendered edits, latents and maps by key, the longest unused dropped first.
 
     Args:
         max_bytes: of pixels held.
-
-    Attributes:
-        verdicts: by the render's key and the judge's identity.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES):
         self.max_bytes = max_bytes
-        self.verdicts: dict[tuple[str, str], Verdict] = {}
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._bytes = 0
 

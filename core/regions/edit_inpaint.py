@@ -20,7 +20,6 @@ from .cache import RenderCache
 from .editors import Conds, ImageMap, Quality, Sampled, Sampling, sampling_with
 from .paste import Framing, check_quality, paste, repainted_cells, resized
 from .proposals import Box
-from .soft_mask import one_step_guess
 
 #: What an inpainting model was trained to see where it is to paint.
 GREY = 0.5
@@ -182,7 +181,7 @@ class InpaintEditor:
 
     def cost(self, quality: Quality) -> int:
         """Network evaluations (u) of one render."""
-        return steps_taken(self._steps(quality), self.settings.strength) * self.preview_cost
+        return steps_taken(self._steps(quality), self.settings.strength) * (1 if self.settings.cfg == 1.0 else 2)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -279,30 +278,6 @@ class InpaintEditor:
 
         return self._sampled(source, conds, work)
 
-    @property
-    def preview_cost(self) -> int:
-        """Network evaluations (u) of one preview."""
-        return 1 if self.settings.cfg == 1.0 else 2
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def preview(self, image: Tensor, *, seed: int = 0) -> Tensor:
-        """A guess of the image ``[1, 3, H, W]`` painted everywhere, see :func:`~.soft_mask.one_step_guess`.
-
-        It works at the size at which a box as large as the image is rendered.
-        """
-        height, width = image.shape[-2:]
-        everything = replace(self.settings.framing, context=float("inf")).crop(height, width, Box(0, 0, width, height))
-        pixels = resized(image, everything.size)
-        source = self.encode(pixels)
-
-        def guessed(denoiser: Denoiser, source: Tensor, cond: Any, uncond: Any) -> Tensor:
-            return one_step_guess(denoiser, source, cond, uncond, cfg=self.settings.cfg, seed=seed)
-
-        conds = self._shown(torch.ones_like(source[:, :1]), torch.full_like(pixels, GREY))
-        guess = self._sampled(source, conds, guessed)
-        return resized(self.decode(guess).clamp(0, 1), (height, width))
-
     def _shown(self, cells: Tensor, known: Tensor, against: Any | None = None) -> Conds:
         """The conditionings, with what an inpainting model reads besides.
 
@@ -316,9 +291,7 @@ class InpaintEditor:
             conds = {**conds, "negative": against}
         return conds if self.show_known is None else self.show_known(conds, cells, known)
 
-    def _sampled(
-        self, source: Tensor, conds: Conds, sample: Callable[[Denoiser, Tensor, Any, Any], Tensor]
-    ) -> Tensor:
+    def _sampled(self, source: Tensor, conds: Conds, sample: Callable[[Denoiser, Tensor, Any, Any], Tensor]) -> Tensor:
         """What ``sample(denoiser, source, cond, uncond)`` makes of the latent ``source [B, C, h, w]`` inside the
         sampling."""
 
@@ -359,11 +332,6 @@ class LocatingInpaintEditor(InpaintEditor):
 
     def _conds(self) -> tuple[Any, ...]:
         return *super()._conds(), self.source_cond
-
-    @property
-    def screening_cost(self) -> float:
-        """Each box is painted by itself: nothing is shared but the map."""
-        return 0.0
 
     @property
     def locating_cost(self) -> int:

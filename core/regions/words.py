@@ -1,9 +1,9 @@
 """An edit by words alone: where it may go, the boxes painted there, and a CLIP that may say that none helped.
 
-Two ways: ``fast``, the frames of the map that tells where the two texts differ (:mod:`.changes`), and ``thorough``, more
-of those and boxes around what a vision model looks at (section 3.1 of Learnable Regions), all compared by CLIP. All
-boxes are encoded, then sampled, then decoded, then judged, so that a host swaps its models a few times an edit and not
-a few times a box.
+Three ways: ``fast``, the frames of the map that tells where the two texts differ (:mod:`.changes`); ``thorough``, more
+of those and boxes around what a vision model looks at (section 3.1 of Learnable Regions), all compared by CLIP;
+``exact``, every box of both. All boxes are encoded, then sampled, then decoded, then judged, so that a host swaps its
+models a few times an edit and not a few times a box.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..content_hash import content_hash
+from ..denoiser import check_finite
 from ..errors import EditingError
 from ..models.clip import ClipScorer
 from .cache import RenderCache
 from .changes import located
-from .edit_inpaint import LocatingInpaintEditor
+from .editors import Editor, Locating, rendered
 from .paste import Framing
-from .proposals import Box, Proposals, propose, tight
+from .proposals import DEFAULT_SIZES, Box, Proposals, propose, tight
 from .rewards import ClipJudge
 
-Strategy = Literal["fast", "thorough"]
+Strategy = Literal["fast", "thorough", "exact"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 #: Frames of the map that ``fast`` paints where a CLIP compares them; without one only the tightest is painted.
 FRAMES = 3
 #: What ``thorough`` paints: frames of the map, and squares around attended places (sides as shares of the shorter side
 #: of the picture). They are set, not searched.
 THOROUGH_FRAMES, ATTENDED, ATTENDED_SIZES, SPREAD = 4, 2, (0.3, 0.5), 1
+ANCHORS = 3
 #: What a judge sees around a box, as a share of its longer side.
 SURROUNDINGS = 0.5
 
@@ -100,13 +103,15 @@ class WordsEdit:
 
 
 def edit_by_words(
-    editor: LocatingInpaintEditor,
+    editor: Editor,
     image: Tensor,
     *,
     strategy: Strategy = "fast",
     allowed: Tensor | None = None,
     boxes: Sequence[Box] = (),
     attention: Tensor | None = None,
+    anchors: int = ANCHORS,
+    sizes: Sequence[float] = DEFAULT_SIZES,
     scorer: ClipScorer | None = None,
     texts: tuple[str, str] = ("", ""),
     seed: int = 0,
@@ -120,7 +125,9 @@ def edit_by_words(
         image: ``[1, 3, H, W]`` in 0..1.
         allowed: ``[H, W]`` bool, pixels that may change; all by default.
         boxes: places to try in place of the found ones; all of them are painted where a CLIP compares them.
-        attention: ``[heads, gh, gw]``, what a vision model looks at, for ``thorough``; without it only the map counts.
+        attention: ``[heads, gh, gw]``, what a vision model looks at, for ``thorough`` and ``exact``; without it only
+            the map counts.
+        anchors, sizes: of ``exact``, see :func:`~.proposals.propose`.
         scorer: compares the boxes and says whether any helped; without one the tightest is painted and shown.
         texts: what is there and what should be, for the judge.
         seed: of the noise.
@@ -132,34 +139,43 @@ def edit_by_words(
             or from the editor.
     """
     if strategy not in STRATEGIES:
-        raise EditingError(f"There is no strategy {strategy!r}; use {' or '.join(STRATEGIES)}.")
-    if strategy == "thorough" and scorer is None:
-        raise EditingError("The strategy thorough compares its boxes by a CLIP; wire clip_scorer, or use fast.")
+        raise EditingError(f"There is no strategy {strategy!r}; use {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}.")
+    if strategy != "fast" and scorer is None:
+        raise EditingError(f"The strategy {strategy} compares its boxes by a CLIP; wire clip_scorer, or use fast.")
+    check_finite(image, "The image")
     allowed = torch.ones(image.shape[-2:], dtype=torch.bool) if allowed is None else allowed
-    units, places = 0.0, None
+    kept = RenderCache() if kept is None else kept
+    shared, places = getattr(editor, "shared_evaluations", 0), None
     if boxes:
         frames = [box for box in (tight(box, allowed) for box in boxes) if box is not None]
         if not frames:
             raise EditingError("No box lies where the edit is allowed; move the boxes or enlarge the mask.")
     else:
-        places = located(editor.change(image), allowed)
-        units += editor.locating_cost
-        frames = _frames(places, strategy, attention)
+        if isinstance(editor, Locating):
+            key = content_hash("change", image, editor.identity)
+            places = located(kept.map(key, lambda: editor.change(image)), allowed)
+        elif strategy == "fast" or attention is None:
+            raise EditingError(
+                "This editor cannot tell where the text pulls; wire source into Region Inpaint Editor, use Region "
+                "Inversion Editor, or wire vision_features and use another strategy."
+            )
+        frames = _frames(places, allowed, strategy, attention, anchors, sizes)
     frames = list(dict.fromkeys(frames))
     if scorer is None:
         frames = frames[:1]
     masks = [_mask(box, allowed) for box in frames]
-    sampled = editor.sample_all(image, masks, frames, seed=seed, kept=kept)
-    units += editor.cost("full") * sum(one.new for one in sampled)
-    painted = []
-    for number, (box, one) in enumerate(zip(frames, sampled, strict=True)):
-        edited = editor.finish(image, one)
+    painted, new = [], 0
+    for number, (box, (edited, made)) in enumerate(
+        zip(frames, rendered(editor, image, masks, frames, seed, kept), strict=True)
+    ):
+        check_finite(edited, "The edited image")
         x, y, width, height = box
         inside = edited[..., y : y + height, x : x + width].to(image).clone()
-        tightness = 0.0 if places is None else places.tightness(box)
-        painted.append(Painted(image, box, inside, tightness=tightness))
+        painted.append(Painted(image, box, inside, tightness=0.0 if places is None else places.tightness(box)))
+        new += made
         if watch is not None:
             watch(number + 1, len(frames), edited)
+    units = new * editor.cost("full") + getattr(editor, "shared_evaluations", 0) - shared
     if scorer is not None and painted:
         judge = ClipJudge(scorer, image, *texts)
         before = judge(image).score
@@ -167,21 +183,35 @@ def edit_by_words(
     return WordsEdit(image, tuple(_ordered(painted)), scorer is not None, units)
 
 
-def _frames(places: Proposals, strategy: Strategy, attention: Tensor | None) -> list[Box]:
-    """The boxes of a strategy, the tightest of the map first; none where the texts differ nowhere."""
-    found = dict.fromkeys(box for row in places.boxes for box in row if box is not None)
-    frames = sorted(found, key=places.tightness, reverse=True)
-    if strategy == "fast" or attention is None or not frames:
-        return frames[: FRAMES if strategy == "fast" else THOROUGH_FRAMES]
-    anchors = min(ATTENDED, attention.shape[-2] * attention.shape[-1])
-    mask = None if bool(places.allowed.all()) else places.allowed.float()
-    around = propose(attention, places.image_size, anchors, ATTENDED_SIZES, spread=SPREAD, mask=mask)
-    return frames[:THOROUGH_FRAMES] + [box for row in around.boxes for box in row if box is not None]
+def _frames(
+    places: Proposals | None,
+    allowed: Tensor,
+    strategy: Strategy,
+    attention: Tensor | None,
+    anchors: int,
+    sizes: Sequence[float],
+) -> list[Box]:
+    """The boxes of a strategy, the tightest of the map first; none where the texts are known to differ nowhere."""
+    frames: list[Box] = []
+    if places is not None:
+        found = dict.fromkeys(box for row in places.boxes for box in row if box is not None)
+        frames = sorted(found, key=places.tightness, reverse=True)
+        if not frames or strategy == "fast":
+            return frames[:FRAMES]
+    if strategy == "thorough":
+        frames, sizes = frames[:THOROUGH_FRAMES], ATTENDED_SIZES
+        anchors = ATTENDED if attention is None else min(ATTENDED, attention[0].numel())
+    if attention is None:
+        return frames
+    mask = None if bool(allowed.all()) else allowed.float()
+    size = (allowed.shape[0], allowed.shape[1])
+    around = propose(attention, size, anchors, sizes, spread=SPREAD, mask=mask)
+    return frames + [box for row in around.boxes for box in row if box is not None]
 
 
 def _ordered(painted: Sequence[Painted]) -> list[Painted]:
-    """The best first: those that gain in score before those that do not. Among the former a box's share of the best gain
-    and its tightness decide together, because CLIP hardly sees small things."""
+    """The best first: those that gain in score before those that do not. Among the former a box's share of the best
+    gain and its tightness decide together, because CLIP hardly sees small things."""
     most = max((one.gain for one in painted), default=0.0)
     if most <= 0:
         return sorted(painted, key=lambda one: one.gain, reverse=True)  # stable: the tighter first where scores tie

@@ -25,9 +25,8 @@ from ...core.prints.weights import weight_print
 from ...core.regions.edit_inpaint import InpaintEditor, InpaintSettings, LocatingInpaintEditor, Paint, ShowKnown
 from ...core.regions.edit_invert import InversionEditor, InversionEditSettings
 from ...core.regions.edit_tokens import TokenEditor, TokenEditSettings, load_token_model
-from ...core.regions.editors import Conds, Editor, Sampling
+from ...core.regions.editors import Conds, Editor, OpenEditor, Sampling
 from ...core.regions.paste import Framing
-from ...core.regions.search import OpenEditor
 from ..common.recording import own_negative
 from ..host.attention import site_table
 from ..host.conditioning import require_conditioning
@@ -64,8 +63,8 @@ def inpaint_opener(
         sampler, sigmas: SAMPLER and SIGMAS of the host that paint in place of the pack's own steps, both or none.
 
     Raises:
-        EditingError: see :class:`InpaintEditor`, :class:`_ModelAndVae` and :func:`reads_mask`; a sampler without sigmas;
-            places of the whole image in a CONDITIONING where boxes are cut out.
+        EditingError: see :class:`InpaintEditor`, :class:`_ModelAndVae` and :func:`reads_mask`; a sampler without
+            sigmas; places of the whole image in a CONDITIONING where boxes are cut out.
     """
     parts = _ModelAndVae(model, vae)
     show_known = _mask_and_picture(parts) if reads_mask(model) else None

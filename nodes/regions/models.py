@@ -22,8 +22,6 @@ from ..host.schema import io, schema, widget
 
 #: Socket carrying a ``core.regions.network.RegionNetwork``.
 RegionNetworkType = io.Custom("REGION_NETWORK")
-#: Socket carrying a ``core.regions.search.SearchSettings``: the expert's options of a search in one wire.
-RegionSettingsType = io.Custom("SEMEDIT_REGION_SETTINGS")
 
 CATEGORY = "semantic editing/regions"
 #: Folders in ComfyUI's models folder.

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.errors import EditingError
-from ...core.images.contact_sheet import to_picture
 from ...core.models.clip import ClipScorer
 from ...core.models.vision_features import VisionFeatures
-from ...core.regions.edit_inpaint import InpaintSettings, LocatingInpaintEditor
+from ...core.regions.edit_inpaint import InpaintSettings
 from ...core.regions.paste import Framing
-from ...core.regions.proposals import Box, allowed_pixels, clipped
+from ...core.regions.picture import words_report
+from ...core.regions.proposals import allowed_pixels
 from ...core.regions.words import STRATEGIES, Strategy, WordsEdit, edit_by_words
 from ..common.inputs import cfg_input, seed_input
 from ..common.reports import report_output, shown
@@ -22,10 +21,10 @@ from ..common.sockets import ClipScorerType, VisionFeaturesType
 from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
 from ..host.words import encoded_text
-from .boxes import ONLY_A_SOCKET, BoundingBoxType, SegsType, as_bounding_box, given_boxes
+from .boxes import ONLY_A_SOCKET, BoundingBoxType, SegsType, bounding_boxes, boxes_inside, given_boxes
 from .editors import sampler_inputs
 from .host_editors import inpaint_opener
-from .search_inputs import CATEGORY, LATENTS, MOST_SEED, masks_of, pictures_of, wanted_mask
+from .search_inputs import CACHE, CATEGORY, MOST_SEED, masks_of, pictures_of, show_box, wanted_mask, with_alpha
 
 FEATHER = 4
 
@@ -95,7 +94,7 @@ class EditByWords(io.ComfyNode):
                 widget(
                     io.Combo,
                     "strategy",
-                    options=list(STRATEGIES),
+                    options=list(STRATEGIES[:2]),
                     default="fast",
                     tooltip="fast: the tightest frame of the found place; with clip_scorer three frames compete. "
                     "thorough: up to eight boxes compete, around what vision_features looks at too; needs clip_scorer.",
@@ -177,7 +176,7 @@ class EditByWords(io.ComfyNode):
     ) -> Any:
         """Edit; EditingError for unusable input passes through as it is."""
         texts = filled(sentence, change, into)
-        pictures, _ = pictures_of(image)
+        pictures = pictures_of(image)
         masks = masks_of(wanted_mask(mask, "restrict"))
         if len(masks) not in (1, len(pictures)):
             raise EditingError(f"There are {len(pictures)} images and {len(masks)} masks; wire one mask or as many.")
@@ -195,12 +194,11 @@ class EditByWords(io.ComfyNode):
                 one = picture[None]
 
                 def watch(done: int, total: int, edited: Tensor) -> None:
-                    bar.show(done, total, to_picture(edited[0]))
+                    show_box(bar, done, total, edited)
 
                 wanted = strategy == "thorough" and vision_features is not None and not given
                 attention = vision_features(one).attention[0] if wanted and vision_features is not None else None
                 with opener(one, lambda progress: None) as editor:
-                    assert isinstance(editor, LocatingInpaintEditor)
                     found.append(
                         edit_by_words(
                             editor,
@@ -212,23 +210,15 @@ class EditByWords(io.ComfyNode):
                             scorer=clip_scorer,
                             texts=texts,
                             seed=seed % MOST_SEED,
-                            kept=LATENTS,
+                            kept=CACHE,
                             watch=watch,
                         )
                     )
         result = with_alpha(torch.cat([edit.result for edit in found]).movedim(1, -1), image)
         shapes = torch.cat([mask_of(edit) for edit in found])
         report = "\n".join(map(words_report, found))
-        painted = [
-            [as_bounding_box(one.box, 1.0 if one.whole is None else one.whole) for one in edit.painted]
-            for edit in found
-        ]
+        painted = [bounding_boxes(edit.painted) for edit in found]
         return io.NodeOutput(result, shapes, painted, report, ui=shown(report, result[:1, ..., :3], cls))
-
-
-def with_alpha(result: Tensor, image: Tensor) -> Tensor:
-    """``result [B, H, W, 3]`` with the transparency that ``image`` has, if it has any."""
-    return result if image.shape[-1] == 3 else torch.cat([result, image[..., 3:].to(result)], -1)
 
 
 def filled(sentence: str, change: str, into: str) -> tuple[str, str]:
@@ -246,18 +236,6 @@ def filled(sentence: str, change: str, into: str) -> tuple[str, str]:
     return sentence.replace("{}", change.strip()), sentence.replace("{}", into.strip())
 
 
-def boxes_inside(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
-    """Wired boxes cut to an image of ``size`` (height, width).
-
-    Raises:
-        EditingError: there are some and all lie outside.
-    """
-    inside = [box for box in (clipped(box, size) for box in boxes) if box is not None]
-    if boxes and not inside:
-        raise EditingError(f"None of the {len(boxes)} boxes lies in the image; wire boxes of this image, or none.")
-    return inside
-
-
 def mask_of(edit: WordsEdit) -> Tensor:
     """Where the result was edited, ``[1, H, W]``."""
     mask = torch.zeros(1, *edit.image.shape[-2:])
@@ -265,27 +243,6 @@ def mask_of(edit: WordsEdit) -> Tensor:
         x, y, width, height = edit.painted[0].box
         mask[0, y : y + height, x : x + width] = 1
     return mask
-
-
-def words_report(edit: WordsEdit) -> str:
-    """What was found, in lines; the unedited picture's scores stand beside each box's."""
-    if not edit.painted:
-        return "nothing to edit: the two texts mean the same to the model here; the image comes back as it is"
-    x, y, width, height = edit.painted[0].box
-    if edit.helped:
-        first = f"edited: {width} x {height} pixels at ({x}, {y})"
-    else:
-        first = "nothing helped: no box scores above the unedited image, which comes back as it is"
-    lines = [f"{first}; {edit.units:g} u"]
-    if edit.judged:
-        lines.append("box | score of the image, unedited | of a crop around the box, unedited")
-        lines += [
-            f"{list(one.box)} | {one.whole:.3f}, {one.whole_before:.3f} | {one.crop:.3f}, {one.crop_before:.3f}"
-            for one in edit.painted
-        ]
-    else:
-        lines.append("not judged: wire a clip scorer to compare boxes and to be told when none helps")
-    return "\n".join(lines)
 
 
 NODES = [EditByWords]
