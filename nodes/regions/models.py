@@ -168,11 +168,12 @@ class SaveRegionNetwork(io.ComfyNode):
             display_name="Save Region Network",
             category=CATEGORY,
             description="Saves a trained region network as a safetensors file in ComfyUI's models/region_networks "
-            "folder, to choose boxes "
-            "of new images without searching.",
+            "folder, to go on training it later.",
             search_aliases=["store region network", "export region network", "learnable regions"],
             inputs=[
-                widget(RegionNetworkType, "region_network", tooltip="The network to save, from Region Box Generator."),
+                widget(
+                    RegionNetworkType, "region_network", tooltip="The network to save, from Region Network Trainer."
+                ),
                 *saved_name_inputs("region network"),
             ],
             outputs=[
@@ -212,7 +213,7 @@ class LoadRegionNetwork(io.ComfyNode):
             inputs=[file_input("network_file", NETWORKS)],
             outputs=[
                 RegionNetworkType.Output(
-                    "region_network", display_name="region network", tooltip="Wire it into Region Box Generator."
+                    "region_network", display_name="region network", tooltip="Wire it into Region Network Trainer."
                 ),
                 report_output(),
             ],
