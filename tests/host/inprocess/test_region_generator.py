@@ -116,8 +116,8 @@ def test_a_hosts_own_sampler_paints_in_its_own_steps(pack, wired):
         make(sigmas=sigmas)
 
 
-def test_hints_of_the_whole_image_are_refused_where_boxes_are_cut_out(pack, wired):
-    _, make = wired
+def test_hints_of_the_whole_image_are_refused_where_boxes_are_cut_out(pack):
+
     model, _, vae = pack("nodes.demo.comfy_model").load_demo_model()
     placed = [[torch.zeros(1, 77, 256), {"area": (8, 8, 0, 0), "strength": 1.0}]]
     node = pack("nodes.regions.editors").RegionInpaintEditor
