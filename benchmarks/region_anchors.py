@@ -36,7 +36,8 @@ def main() -> None:
         proposals = propose(
             attention, (image.shape[-2], image.shape[-1]), options.anchors, options.sizes, spread=options.spread
         )
-        drawn = region_picture(image, attention, proposals, [])
+        boxes = [box for row in proposals.boxes for box in row if box is not None]
+        drawn = region_picture(image, attention, boxes, 0)
         to_picture(drawn.movedim(-1, 0)).save(options.out / f"{path.stem}.png")
         print(f"{path.name}: " + ", ".join(f"({anchor.x:.0f}, {anchor.y:.0f})" for anchor in proposals.anchors))
 

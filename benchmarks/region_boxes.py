@@ -1,4 +1,4 @@
-"""Boxes of ``region_quality.py``: true regions of pairs, random boxes, and how well two boxes agree."""
+"""Boxes of ``region_words.py``: true regions of pairs, random boxes, and how well two boxes agree."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMFYUI = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview")
 TYPES = (
     "Boolean", "Clip", "Combo", "Conditioning", "Float", "Guider", "Image", "Int", "Latent", "Mask", "Model",
-    "Noise", "Sigmas", "String", "Vae",
+    "Noise", "Sampler", "Sigmas", "String", "Vae",
 )  # fmt: skip
 _FRESH = itertools.count()
 

@@ -29,7 +29,6 @@ def generator(
     image: Output,
     editor: Output,
     texts: tuple[str, str],
-    anchors: int,
 ) -> tuple[Node, dict[str, Any]]:
     """Vision model and judge in the column before, then the Region Box Generator with its tables; returns it and what
     the report on the edit takes besides pictures."""
@@ -44,7 +43,6 @@ def generator(
         region_editor=editor,
         source_text=texts[0],
         target_text=texts[1],
-        anchors=anchors,
         width=360,
     )
     graph.add("PreviewAny", column, title="Scores", source=found.out("scores"), width=360, height=220)
@@ -79,14 +77,10 @@ def demo_region_edit(graph: Graph) -> None:
     pictures, number, texts = BEARD
     picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=pictures, number=number)
     graph.note(
-        "# The edit finds its own place\n\n**Region Box Generator** tries boxes around what the picture shows, lets "
-        "the **editor** fill "
-        "each, and ranks the results by CLIP: does it look like the target text, does the rest stay?\n\nThe red parts "
-        "of its picture are "
-        "what the vision model looks at; blue points are where the edit itself acts; the strong frames are the best "
-        "boxes. "
-        "Outside the best box no pixel changes.\n\nThe demo world "
-        "knows the true answer; it is shown beside the edit.",
+        "# The edit finds its own place\n\n**Region Box Generator** frames where the two prompts differ, lets the "
+        "**editor** fill three boxes, and compares them by CLIP with the picture as it is: does it look like the "
+        "target text, does the rest stay?\n\nThe strong frames are the best boxes. Outside the best box no pixel "
+        "changes.\n\nThe demo world knows the true answer; it is shown beside the edit.",
         0, title="What this shows", height=330,
     )  # fmt: skip
     prompts = [
@@ -97,7 +91,7 @@ def demo_region_edit(graph: Graph) -> None:
         )
     ]
     editor = searching(graph, model, *prompts)
-    found, judged_by = generator(graph, 3, picture.out("image"), editor.out("region editor"), texts, 2)
+    found, judged_by = generator(graph, 3, picture.out("image"), editor.out("region editor"), texts)
     graph.add(
         "SaveImage",
         4,
@@ -131,7 +125,7 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
     prompts = {"positive": target.out("CONDITIONING"), "negative": empty.out("CONDITIONING")}
     source = graph.add("CLIPTextEncode", 1, title="Source prompt", clip=model.out("CLIP"), text=picture.out("caption"))
     editor = searching(graph, model, source.out("CONDITIONING"), target.out("CONDITIONING"))
-    found, judged_by = generator(graph, 3, picture.out("image"), editor.out("region editor"), texts, 2)
+    found, judged_by = generator(graph, 3, picture.out("image"), editor.out("region editor"), texts)
     encoded = graph.add("VAEEncode", 4, pixels=picture.out("image"), vae=model.out("VAE"))
     masked = graph.add("SetLatentNoiseMask", 4, samples=encoded.out("LATENT"), mask=found.out("mask"))
     sampled = graph.add(

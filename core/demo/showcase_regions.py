@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from ..denoiser import Callback
 from ..metrics.image import attributes_kept, psnr
 from ..regions.edit_invert import InversionEditor, InversionEditSettings
-from ..regions.editors import Editor
 from ..regions.picture import region_picture
-from ..regions.search import Example, RegionSearch, SearchSettings
-from ..regions.settings import LearningSettings
+from ..regions.words import edit_by_words
 from .builders import demo_scorer, demo_vision_features
 from .data import DemoPair
 from .model import DemoModel
@@ -27,7 +21,6 @@ EDITS = {"glasses: none to glasses": 5, "facial hair: none to beard": 4}
 STEPS, CFG = 12, 1.5
 DRAWN = 256  # pixels of the drawn boxes on the sheet
 SENTENCE = "a portrait of a person, {}"  # what CLIP reads, around the words of the edit
-SEARCH = SearchSettings(anchors=2, spread=1, learning=LearningSettings("halving", choice="tightest"))
 
 
 def demo_region_editor(demo: DemoModel, pair: DemoPair, steps: int = STEPS) -> InversionEditor:
@@ -52,30 +45,25 @@ def show_regions(demo: DemoModel, steps: int, number: int, result: Showcase) -> 
         pairs = demo.pairs_of(edit)
         pair = pairs[(number + further) % len(pairs)]
         before, after = (SENTENCE.format(words) for words in pair.words)
-        example = Example(pair.source[None], before, after)
-        editor = demo_region_editor(demo, pair, min(steps, STEPS))
-        search = RegionSearch([example], features, scorer, partial(_opened, editor), SEARCH)
-        search.run()
-        found = search.candidates()
-        edited = search.edited(found[0])
+        editor, image = demo_region_editor(demo, pair, min(steps, STEPS)), pair.source[None]
+        found = edit_by_words(editor, image, scorer=scorer, texts=(before, after))
+        if not found.painted:
+            continue
+        edited = found.painted[0].edited
         entry = _judged(demo, pair, edited)
-        figures[edit] = {"box": list(found[0].box), "score": found[0].score, "u": search.units, **entry}
+        best = found.painted[0]
+        figures[edit] = {"box": list(best.box), "score": best.whole, "u": found.units, **entry}
         stem = "region_" + edit.replace(": ", "_").replace(" ", "_")
-        drawn = region_picture(example.image, search.views[0].attention[0], search.tables[0].proposals, found).movedim(
-            -1, 0
-        )
+        attention = features(image).attention[0]
+        drawn = region_picture(image, attention, [one.box for one in found.painted]).movedim(-1, 0)
         drawn = avg_pool2d(drawn, drawn.shape[-1] // DRAWN)
         cells = [
             result.show(f"{stem}_source", pair.source, f"source\n{pair.source_caption}"),
             result.show(f"{stem}_true", pair.target, "the true edited picture"),
             result.show(f"{stem}_boxes", drawn, "what was looked at (red)\nand the best boxes"),
-            result.judged(f"{stem}_edited", edited[0], f"edited inside the best box\n{search.units:.0f} u", entry),
+            result.judged(f"{stem}_edited", edited[0], f"edited inside the best box\n{found.units:.0f} u", entry),
         ]
-        result.rows.append((f"{edit}: the edit finds its own place (Learnable Regions)", cells))
-
-
-def _opened(editor: Editor, image: Tensor, step: Callback) -> AbstractContextManager[Editor]:
-    return nullcontext(editor)
+        result.rows.append((f"{edit}: the edit finds its own place (Edit by Words)", cells))
 
 
 def _judged(demo: DemoModel, pair: DemoPair, edited: Tensor) -> dict[str, float]:

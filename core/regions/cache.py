@@ -1,17 +1,13 @@
-"""Renders kept by content, so that a second search with a larger budget only adds (table l(k, j))."""
+"""Renders kept by content, so that a second search with a larger budget only adds."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .rewards import Verdict
 
 MAX_BYTES = 1 << 30
 
@@ -25,18 +21,14 @@ class _Kept:
 
 
 class RenderCache:
-    """Rendered edits and maps by key, the longest unused dropped first, and all verdicts.
+    """Rendered edits, latents and maps by key, the longest unused dropped first.
 
     Args:
         max_bytes: of pixels held.
-
-    Attributes:
-        verdicts: by the render's key and the judge's identity.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES):
         self.max_bytes = max_bytes
-        self.verdicts: dict[tuple[str, str], Verdict] = {}
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._bytes = 0
 
@@ -70,6 +62,18 @@ class RenderCache:
             )
         pixels = (_inside(plain, box) if inside_only else plain).clone()
         self._hold(key, _Kept(pixels, inside_only))
+
+    def tensor(self, key: str) -> Tensor | None:
+        """The tensor that :meth:`keep` put under ``key``, or None."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        self._kept.move_to_end(key)
+        return kept.pixels.clone()
+
+    def keep(self, key: str, tensor: Tensor) -> None:
+        """Keep ``tensor`` of any shape."""
+        self._hold(key, _Kept(tensor.detach().cpu().clone(), False))
 
     def map(self, key: str, make: Callable[[], Tensor]) -> Tensor:
         """The tensor under ``key``, made by ``make`` where it is not kept yet."""

@@ -67,9 +67,9 @@ def with_changes(proposals: Proposals, change: Tensor, count: int) -> Proposals:
     return Proposals(proposals.image_size, tuple(anchors), tuple(rows), proposals.allowed, counted)
 
 
-def change_frames(change: Tensor, allowed: Tensor, places: int = DEFAULT_CHANGES) -> list[Box]:
-    """Boxes that frame where an edit acts, the tightest first (see :meth:`~.proposals.Proposals.tightness`); none where
-    it acts nowhere.
+def located(change: Tensor, allowed: Tensor, places: int = DEFAULT_CHANGES) -> Proposals:
+    """Boxes that frame where an edit acts, and how tight any box is (:meth:`~.proposals.Proposals.tightness`); no box
+    where it acts nowhere.
 
     Args:
         change: see :func:`with_changes`.
@@ -81,9 +81,7 @@ def change_frames(change: Tensor, allowed: Tensor, places: int = DEFAULT_CHANGES
     """
     size = (allowed.shape[0], allowed.shape[1])
     nowhere = Anchor(0, 0, 0.0, 0.0, 0.0)
-    found = with_changes(Proposals(size, (nowhere,), ((None,) * len(DEFAULT_SIZES),), allowed), change, places)
-    boxes = dict.fromkeys(box for row in found.boxes for box in row if box is not None)
-    return sorted(boxes, key=found.tightness, reverse=True)
+    return with_changes(Proposals(size, (nowhere,), ((None,) * len(DEFAULT_SIZES),), allowed), change, places)
 
 
 def shares(count: int) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..content_hash import fingerprint
+from ..content_hash import content_hash, fingerprint
 from ..denoiser import Callback, Denoiser, Progress, unit_scale
 from ..errors import EditingError
 from ..images.difference import difference_map
 from ..inversion import check_latent
 from ..sampling import guided, require_negative, sample
-from .editors import Conds, ImageMap, Quality, Sampling, sampling_with
+from .cache import RenderCache
+from .editors import Conds, ImageMap, Quality, Sampled, Sampling, sampling_with
 from .paste import Framing, check_quality, paste, repainted_cells, resized
 from .proposals import Box
-from .soft_mask import one_step_guess
 
 #: What an inpainting model was trained to see where it is to paint.
 GREY = 0.5
@@ -27,6 +27,13 @@ GREY = 0.5
 #: Noise levels of :meth:`LocatingInpaintEditor.change`, as shares of the model's steps, and draws at each; they are
 #: set, not searched.
 LOCATING_LEVELS, LOCATING_DRAWS, LOCATING_GRID = (0.4, 0.6, 0.8), 2, 20
+
+#: Boxes painted in one network call at most; more take memory and save no time.
+BATCH = 4
+
+#: A host's own sampler in place of :func:`inpaint`: ``(source, cells, noise, conds, seed, callback) -> latent``, all
+#: ``[B, C, h, w]`` in model units, ``cells [B, 1, h, w]``.
+Paint = Callable[[Tensor, Tensor, Tensor, Conds, int, "Callback | None"], Tensor]
 
 #: Adds what an inpainting model reads besides the latent to its conditionings: ``(conds, cells, known) -> conds`` with
 #: ``cells [1, 1, h, w]``, 1 where to paint, and ``known``, the crop ``[1, 3, H, W]`` in 0..1, grey where it is to be
@@ -143,6 +150,7 @@ class InpaintEditor:
         callback: told after each step; an exception it raises ends the run.
         sampling: see :class:`~.editors.Sampling`; without one ``denoiser`` is called directly.
         show_known: for an inpainting model, see :data:`ShowKnown`.
+        paint: a host's own sampler, see :data:`Paint`; the settings' steps are then its own, and strength is not used.
 
     Raises:
         EditingError: cfg without ``uncond``.
@@ -158,6 +166,7 @@ class InpaintEditor:
     callback: Callback | None = None
     sampling: Sampling | None = None
     show_known: ShowKnown | None = None
+    paint: Paint | None = None
 
     def __post_init__(self) -> None:
         require_negative(self.settings.cfg, self.uncond)
@@ -172,7 +181,7 @@ class InpaintEditor:
 
     def cost(self, quality: Quality) -> int:
         """Network evaluations (u) of one render."""
-        return steps_taken(self._steps(quality), self.settings.strength) * self.preview_cost
+        return steps_taken(self._steps(quality), self.settings.strength) * (1 if self.settings.cfg == 1.0 else 2)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -188,13 +197,72 @@ class InpaintEditor:
         Raises:
             EditingError: see :meth:`~.paste.Framing.cut`, :func:`~.paste.paste` and :func:`inpaint`.
         """
-        steps = self._steps(quality)
-        cut = self.settings.framing.cut(image, mask, box)
-        source = self.encode(cut.pixels)
-        cells = repainted_cells(cut.mask, (source.shape[-2], source.shape[-1]))
-        noise = torch.randn(source.shape, generator=torch.Generator().manual_seed(seed))
+        (sampled,) = self.sample_all(image, [mask], [Box(*box)] if len(box) == 4 else [box], seed=seed, quality=quality)
+        return self.finish(image, sampled)
 
-        def painted(denoiser: Denoiser, source: Tensor, cond: Any, uncond: Any) -> Tensor:
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def sample_all(
+        self,
+        image: Tensor,
+        masks: Sequence[Tensor],
+        boxes: Sequence[Box],
+        *,
+        seed: int,
+        quality: Quality = "full",
+        kept: RenderCache | None = None,
+    ) -> list[Sampled]:
+        """Paint every box as a latent, :data:`BATCH` in a network call: first all are encoded, then all sampled, so
+        that a host swaps its models once. :meth:`finish` makes the pictures.
+
+        Args:
+            image, masks, boxes, seed: see :meth:`render`; all boxes get the same noise.
+            kept: latents of earlier calls, by content; what is sampled here joins it box by box, so that a stopped run
+                goes on where it was.
+
+        Raises:
+            EditingError: see :meth:`render`.
+        """
+        steps = self._steps(quality)
+        cuts = [self.settings.framing.cut(image, mask, box) for mask, box in zip(masks, boxes, strict=True)]
+        keys = [
+            content_hash(cut.pixels, cut.mask, f"{self.identity} {quality} {seed}") if kept is not None else ""
+            for cut in cuts
+        ]
+        made: dict[int, Tensor] = {}
+        if kept is not None:
+            made = {number: latent for number, key in enumerate(keys) if (latent := kept.tensor(key)) is not None}
+        sources = {number: self.encode(cut.pixels) for number, cut in enumerate(cuts) if number not in made}
+        known = set(made)
+        jobs = []
+        for group in _alike(sources):
+            source = torch.cat([sources[number] for number in group])
+            cells = torch.cat([repainted_cells(cuts[number].mask, _plane(source)) for number in group])
+            seen = torch.cat([torch.where(cuts[n].mask[:, None] > 0, GREY, cuts[n].pixels) for n in group])
+            jobs.append((group, source, cells, self._shown(cells, seen)))
+        for group, source, cells, conds in jobs:
+            latents = self._painted(source, cells, conds, seed, steps)
+            for number, latent in zip(group, latents.split(1), strict=True):
+                made[number] = latent
+                if kept is not None:
+                    kept.keep(keys[number], latent)
+        return [Sampled(cut, made[number], number not in known) for number, cut in enumerate(cuts)]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def finish(self, image: Tensor, sampled: Sampled) -> Tensor:
+        """The picture ``[1, 3, H, W]`` of one painted box, see :meth:`render`."""
+        return paste(image, self.decode(sampled.latent), sampled.cut)
+
+    def _painted(self, source: Tensor, cells: Tensor, conds: Conds, seed: int, steps: int) -> Tensor:
+        """Painted latents ``[B, C, h, w]``; all get the same noise."""
+        noise = torch.randn((1, *source.shape[1:]), generator=torch.Generator().manual_seed(seed))
+        noise = noise.expand_as(source)
+        if self.paint is not None:
+            painted = self.paint(source, cells, noise, conds, seed, self.callback)
+            return torch.where(cells.to(painted.device) > 0.5, painted, source.to(painted))
+
+        def work(denoiser: Denoiser, source: Tensor, cond: Any, uncond: Any) -> Tensor:
             return inpaint(
                 denoiser,
                 source,
@@ -208,42 +276,10 @@ class InpaintEditor:
                 callback=self.callback,
             )
 
-        known = torch.where(cut.mask[:, None] > 0, GREY, cut.pixels)
-        return paste(image, self.decode(self._sampled(source, cells, known, painted)), cut)
+        return self._sampled(source, conds, work)
 
-    @property
-    def preview_cost(self) -> int:
-        """Network evaluations (u) of one preview."""
-        return 1 if self.settings.cfg == 1.0 else 2
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def preview(self, image: Tensor, *, seed: int = 0) -> Tensor:
-        """A guess of the image ``[1, 3, H, W]`` painted everywhere, see :func:`~.soft_mask.one_step_guess`.
-
-        It works at the size at which a box as large as the image is rendered.
-        """
-        height, width = image.shape[-2:]
-        everything = replace(self.settings.framing, context=float("inf")).crop(height, width, Box(0, 0, width, height))
-        pixels = resized(image, everything.size)
-        source = self.encode(pixels)
-
-        def guessed(denoiser: Denoiser, source: Tensor, cond: Any, uncond: Any) -> Tensor:
-            return one_step_guess(denoiser, source, cond, uncond, cfg=self.settings.cfg, seed=seed)
-
-        guess = self._sampled(source, torch.ones_like(source[:, :1]), torch.full_like(pixels, GREY), guessed)
-        return resized(self.decode(guess).clamp(0, 1), (height, width))
-
-    def _sampled(
-        self,
-        source: Tensor,
-        cells: Tensor,
-        known: Tensor,
-        sample: Callable[[Denoiser, Tensor, Any, Any], Tensor],
-        against: Any | None = None,
-    ) -> Tensor:
-        """What ``sample(denoiser, source, cond, uncond)`` makes of the latent ``source [1, C, h, w]`` inside the
-        sampling.
+    def _shown(self, cells: Tensor, known: Tensor, against: Any | None = None) -> Conds:
+        """The conditionings, with what an inpainting model reads besides.
 
         Args:
             cells, known: see :data:`ShowKnown`.
@@ -253,8 +289,11 @@ class InpaintEditor:
         against = self.uncond if against is None else against
         if against is not None:
             conds = {**conds, "negative": against}
-        if self.show_known is not None:
-            conds = self.show_known(conds, cells, known)
+        return conds if self.show_known is None else self.show_known(conds, cells, known)
+
+    def _sampled(self, source: Tensor, conds: Conds, sample: Callable[[Denoiser, Tensor, Any, Any], Tensor]) -> Tensor:
+        """What ``sample(denoiser, source, cond, uncond)`` makes of the latent ``source [B, C, h, w]`` inside the
+        sampling."""
 
         def work(denoiser: Denoiser, latent: Tensor, conds: Conds) -> Tensor:
             # A host's own scaling rounds, and what is not painted must keep its bits: the source itself, not
@@ -295,11 +334,6 @@ class LocatingInpaintEditor(InpaintEditor):
         return *super()._conds(), self.source_cond
 
     @property
-    def screening_cost(self) -> float:
-        """Each box is painted by itself: nothing is shared but the map."""
-        return 0.0
-
-    @property
     def locating_cost(self) -> int:
         """Network evaluations (u) of one :meth:`change`."""
         return 2 * len(LOCATING_LEVELS) * LOCATING_DRAWS
@@ -322,9 +356,8 @@ class LocatingInpaintEditor(InpaintEditor):
         def pulls(denoiser: Denoiser, latent: Tensor, cond: Any, source: Any) -> Tensor:
             return noised_pulls(denoiser, latent, source, cond, self.callback)
 
-        found = self._sampled(
-            latent, torch.ones_like(latent[:, :1]), torch.full_like(pixels, GREY), pulls, self.source_cond
-        )
+        conds = self._shown(torch.ones_like(latent[:, :1]), torch.full_like(pixels, GREY), self.source_cond)
+        found = self._sampled(latent, conds, pulls)
         self.shared_evaluations += self.locating_cost
         plain, found = self.decode(latent), found.to(latent.device)
         return torch.stack([difference_map(self.decode(latent + pull), plain)[0] for pull in found]).mean(0)
@@ -357,3 +390,15 @@ def _noised(denoiser: Denoiser, source: Tensor, noise: Tensor, sigma: float) -> 
     """The source at a level: ``x0 + sigma * noise``, for flow models ``(1 - sigma) * x0 + sigma * noise``."""
     clean = source * (1 - sigma) if denoiser.identity.prediction == "flow" else source
     return clean + sigma * noise
+
+
+def _alike(sources: Mapping[int, Tensor]) -> list[list[int]]:
+    """Numbers of latents that one network call can take: of one shape, at most :data:`BATCH`."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for number, source in sources.items():
+        by_shape.setdefault(source.shape, []).append(number)
+    return [same[start : start + BATCH] for same in by_shape.values() for start in range(0, len(same), BATCH)]
+
+
+def _plane(latent: Tensor) -> tuple[int, int]:
+    return latent.shape[-2], latent.shape[-1]

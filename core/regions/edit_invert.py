@@ -125,12 +125,6 @@ class InversionEditor:
         return self.settings.steps * (3 + branches if self.settings.guidance > 0 else branches)
 
     @property
-    def screening_cost(self) -> int:
-        """u that screening a picture costs once, whatever the number of boxes: its inversion, more where a solver
-        iterates, the edit of the whole picture if there is one, and what :meth:`change` has cost."""
-        return self.located + (self.settings.screen_steps or self.settings.steps * (1 + self._branches))
-
-    @property
     def _branches(self) -> int:
         return 1 if self.settings.cfg == 1.0 else 2
 

@@ -5,13 +5,20 @@ An editor is anything that fills a masked region of an image. The search never d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..denoiser import Denoiser
+from ..content_hash import content_hash
+from ..denoiser import Denoiser, Progress
+from .cache import RenderCache
 from .proposals import Box
+
+if TYPE_CHECKING:
+    from .paste import Cut
 
 #: "screen" is a cheap render of few steps that ranks boxes, "full" the one that is shown.
 Quality = Literal["screen", "full"]
@@ -77,35 +84,38 @@ class Editor(Protocol):
         ...
 
 
-@runtime_checkable
-class Previewing(Protocol):
-    """An editor that can also guess its edit of a whole image at once, which learning through the mask needs."""
-
-    @property
-    def preview_cost(self) -> float:
-        """Network sample-evaluations (u) of one preview."""
-        ...
-
-    def preview(self, image: Tensor, *, seed: int) -> Tensor:
-        """A guess of ``image [1, 3, H, W]`` edited everywhere, of the same shape, in 0..1."""
-        ...
-
-
-@runtime_checkable
-class Sharing(Protocol):
-    """An editor whose renders of an image share work (its inversion, a whole edit to screen from) that
-    :meth:`Editor.cost` leaves out.
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """A box that is painted but not decoded yet.
 
     Attributes:
-        shared_evaluations: u of that so far.
+        cut: where it was cut out of the image.
+        latent: scaled, ``[1, C, h, w]``.
+        new: it was not kept from an earlier run.
     """
 
-    shared_evaluations: int
+    cut: Cut
+    latent: Tensor
+    new: bool
 
-    @property
-    def screening_cost(self) -> float:
-        """u that screening any number of boxes of an image costs once, besides each box's own."""
+
+@runtime_checkable
+class Batching(Protocol):
+    """An editor that paints many boxes at once and decodes them afterwards."""
+
+    def sample_all(
+        self, image: Tensor, masks: Sequence[Tensor], boxes: Sequence[Box], *, seed: int, kept: RenderCache | None
+    ) -> list[Sampled]:
+        """Every box as a latent; what is sampled joins ``kept``, by content."""
         ...
+
+    def finish(self, image: Tensor, sampled: Sampled) -> Tensor:
+        """The picture ``[1, 3, H, W]`` of one painted box."""
+        ...
+
+
+#: Makes an editor ready for an image ``[1, 3, H, W]`` in 0..1; the function is told of every step of its renders.
+OpenEditor = Callable[[Tensor, Callable[[Progress], None]], AbstractContextManager[Editor]]
 
 
 @runtime_checkable
@@ -115,3 +125,23 @@ class Locating(Protocol):
     def change(self, image: Tensor) -> Tensor:
         """How much an edit of all of ``image [1, 3, H, W]`` acts at each place, ``[h, w]`` of any size, 0 or more."""
         ...
+
+
+def rendered(
+    editor: Editor, image: Tensor, masks: Sequence[Tensor], boxes: Sequence[Box], seed: int, kept: RenderCache
+) -> Iterator[tuple[Tensor, bool]]:
+    """Each box's edit ``[1, 3, H, W]``, and whether it had to be made; what is made is kept as soon as it is there."""
+    if isinstance(editor, Batching):
+        for sampled in editor.sample_all(image, masks, boxes, seed=seed, kept=kept):
+            yield editor.finish(image, sampled), sampled.new
+        return
+    picture = content_hash(image)
+    for mask, box in zip(masks, boxes, strict=True):
+        key = content_hash(picture, mask, f"{editor.identity} {seed}")
+        found = kept.get(key, image, box)
+        if found is not None:
+            yield found, False
+            continue
+        edited = editor.render(image, mask, box, seed=seed, quality="full").detach().cpu()
+        kept.put(key, edited, image, box)
+        yield edited, True

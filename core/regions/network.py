@@ -198,11 +198,6 @@ def region_features(features: Tensor, proposals: Proposals, bins: int = BINS) ->
     return regions
 
 
-def gumbel_argmax(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw of each row's softmax, by the Gumbel-max trick (section 3.1): ``logits [K, M]`` -> indices ``[K]``."""
-    return (logits.detach().cpu() + _gumbel(logits.shape, generator)).argmax(1)
-
-
 def gumbel_straight_through(logits: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
     """Straight-through Gumbel-softmax (Jang et al., arXiv 1611.01144): one-hot forward, softmax backward.
 

@@ -1,46 +1,71 @@
-"""An edit by words alone: the map says where, at most three boxes are painted, and a CLIP may say that none helped.
+"""An edit by words alone: where it may go, the boxes painted there, and a CLIP that may say that none helped.
 
-The pack's short way. What the long one (:mod:`.search`) adds is told in ``docs/measured.md``.
+Three ways: ``fast``, the frames of the map that tells where the two texts differ (:mod:`.changes`); ``thorough``, more
+of those and boxes around what a vision model looks at (section 3.1 of Learnable Regions), all compared by CLIP;
+``exact``, every box of both. All boxes are encoded, then sampled, then decoded, then judged, so that a host swaps its
+models a few times an edit and not a few times a box.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..content_hash import content_hash
+from ..denoiser import check_finite
 from ..errors import EditingError
 from ..models.clip import ClipScorer
-from .changes import change_frames
-from .edit_inpaint import LocatingInpaintEditor
+from .cache import RenderCache
+from .changes import located
+from .editors import Editor, Locating, rendered
 from .paste import Framing
-from .proposals import Box, tight
+from .proposals import DEFAULT_SIZES, Box, Proposals, propose, tight
 from .rewards import ClipJudge
 
-#: Boxes painted where a CLIP compares them; without one only the first is painted.
+Strategy = Literal["fast", "thorough", "exact"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+#: Frames of the map that ``fast`` paints where a CLIP compares them; without one only the tightest is painted.
 FRAMES = 3
+#: What ``thorough`` paints: frames of the map, and squares around attended places (sides as shares of the shorter side
+#: of the picture). They are set, not searched.
+THOROUGH_FRAMES, ATTENDED, ATTENDED_SIZES, SPREAD = 4, 2, (0.3, 0.5), 1
+ANCHORS = 3
 #: What a judge sees around a box, as a share of its longer side.
 SURROUNDINGS = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Painted:
-    """One box after the edit.
+    """One box after the edit; of the picture only what lies in the box is held.
 
     Attributes:
-        edited: ``[1, 3, H, W]`` in 0..1.
+        image: ``[1, 3, H, W]`` in 0..1, the picture as it is.
+        inside: ``[1, 3, height, width]``, what the box shows now.
         whole, crop: score S (Eq. 7) of the picture and of a crop around the box, None without a judge.
         whole_before, crop_before: the same of the unedited picture.
+        tightness: how well the box frames where the texts differ, see :meth:`~.proposals.Proposals.tightness`.
     """
 
+    image: Tensor
     box: Box
-    edited: Tensor
+    inside: Tensor
     whole: float | None = None
     whole_before: float | None = None
     crop: float | None = None
     crop_before: float | None = None
+    tightness: float = 0.0
+
+    @property
+    def edited(self) -> Tensor:
+        """The whole picture ``[1, 3, H, W]``."""
+        x, y, width, height = self.box
+        edited = self.image.clone()
+        edited[..., y : y + height, x : x + width] = self.inside
+        return edited
 
     @property
     def gain(self) -> float:
@@ -78,14 +103,19 @@ class WordsEdit:
 
 
 def edit_by_words(
-    editor: LocatingInpaintEditor,
+    editor: Editor,
     image: Tensor,
     *,
+    strategy: Strategy = "fast",
     allowed: Tensor | None = None,
     boxes: Sequence[Box] = (),
+    attention: Tensor | None = None,
+    anchors: int = ANCHORS,
+    sizes: Sequence[float] = DEFAULT_SIZES,
     scorer: ClipScorer | None = None,
     texts: tuple[str, str] = ("", ""),
     seed: int = 0,
+    kept: RenderCache | None = None,
     watch: Callable[[int, int, Tensor], None] | None = None,
 ) -> WordsEdit:
     """Find the place, paint it, and choose.
@@ -94,56 +124,120 @@ def edit_by_words(
         editor: holds both texts.
         image: ``[1, 3, H, W]`` in 0..1.
         allowed: ``[H, W]`` bool, pixels that may change; all by default.
-        boxes: places to try in place of the map's; all of them are painted where a CLIP compares them.
+        boxes: places to try in place of the found ones; all of them are painted where a CLIP compares them.
+        attention: ``[heads, gh, gw]``, what a vision model looks at, for ``thorough`` and ``exact``; without it only
+            the map counts.
+        anchors, sizes: of ``exact``, see :func:`~.proposals.propose`.
         scorer: compares the boxes and says whether any helped; without one the tightest is painted and shown.
         texts: what is there and what should be, for the judge.
         seed: of the noise.
-        watch: told of boxes painted, of how many they will be, and of the last edit. What it raises ends the edit.
+        kept: painted latents of earlier edits, so that a stopped one goes on where it was.
+        watch: told of boxes decoded, of how many they will be, and of the last edit. What it raises ends the edit.
 
     Raises:
-        EditingError: a box outside what may change, texts the judge cannot tell apart, or from the editor.
+        EditingError: ``thorough`` without a scorer, a box outside what may change, texts the judge cannot tell apart,
+            or from the editor.
     """
+    if strategy not in STRATEGIES:
+        raise EditingError(f"There is no strategy {strategy!r}; use {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}.")
+    if strategy != "fast" and scorer is None:
+        raise EditingError(f"The strategy {strategy} compares its boxes by a CLIP; wire clip_scorer, or use fast.")
+    check_finite(image, "The image")
     allowed = torch.ones(image.shape[-2:], dtype=torch.bool) if allowed is None else allowed
-    units = 0.0
+    kept = RenderCache() if kept is None else kept
+    shared, places = getattr(editor, "shared_evaluations", 0), None
     if boxes:
-        framed = [tight(box, allowed) for box in boxes]
-        frames = [box for box in framed if box is not None]
+        frames = [box for box in (tight(box, allowed) for box in boxes) if box is not None]
         if not frames:
             raise EditingError("No box lies where the edit is allowed; move the boxes or enlarge the mask.")
     else:
-        frames = change_frames(editor.change(image), allowed)[:FRAMES]
-        units += editor.locating_cost
+        if isinstance(editor, Locating):
+            key = content_hash("change", image, editor.identity)
+            places = located(kept.map(key, lambda: editor.change(image)), allowed)
+        elif strategy == "fast" or attention is None:
+            raise EditingError(
+                "This editor cannot tell where the text pulls; wire source into Region Inpaint Editor, use Region "
+                "Inversion Editor, or wire vision_features and use another strategy."
+            )
+        frames = _frames(places, allowed, strategy, attention, anchors, sizes)
     frames = list(dict.fromkeys(frames))
     if scorer is None:
         frames = frames[:1]
-    judge = None if scorer is None else ClipJudge(scorer, image, *texts)
-    painted: list[Painted] = []
-    for number, box in enumerate(frames):
+    masks = [_mask(box, allowed) for box in frames]
+    painted, new = [], 0
+    for number, (box, (edited, made)) in enumerate(
+        zip(frames, rendered(editor, image, masks, frames, seed, kept), strict=True)
+    ):
+        check_finite(edited, "The edited image")
         x, y, width, height = box
-        mask = torch.zeros(1, *image.shape[-2:])
-        mask[0, y : y + height, x : x + width] = allowed[y : y + height, x : x + width].float()
-        edited = editor.render(image, mask, box, seed=seed)
-        units += editor.cost("full")
-        made = Painted(box, edited)
-        if judge is not None and scorer is not None:
-            made = _judged(made, judge, scorer, image, texts)
-        painted.append(made)
+        inside = edited[..., y : y + height, x : x + width].to(image).clone()
+        painted.append(Painted(image, box, inside, tightness=0.0 if places is None else places.tightness(box)))
+        new += made
         if watch is not None:
             watch(number + 1, len(frames), edited)
-    painted.sort(key=lambda one: one.gain, reverse=True)  # stable: the tighter first where scores tie
-    return WordsEdit(image, tuple(painted), judge is not None, units)
+    units = new * editor.cost("full") + getattr(editor, "shared_evaluations", 0) - shared
+    if scorer is not None and painted:
+        judge = ClipJudge(scorer, image, *texts)
+        before = judge(image).score
+        painted = [_judged(made, judge, before, scorer, texts) for made in painted]
+    return WordsEdit(image, tuple(_ordered(painted)), scorer is not None, units)
 
 
-def _judged(made: Painted, judge: ClipJudge, scorer: ClipScorer, image: Tensor, texts: tuple[str, str]) -> Painted:
+def _frames(
+    places: Proposals | None,
+    allowed: Tensor,
+    strategy: Strategy,
+    attention: Tensor | None,
+    anchors: int,
+    sizes: Sequence[float],
+) -> list[Box]:
+    """The boxes of a strategy, the tightest of the map first; none where the texts are known to differ nowhere."""
+    frames: list[Box] = []
+    if places is not None:
+        found = dict.fromkeys(box for row in places.boxes for box in row if box is not None)
+        frames = sorted(found, key=places.tightness, reverse=True)
+        if not frames or strategy == "fast":
+            return frames[:FRAMES]
+    if strategy == "thorough":
+        frames, sizes = frames[:THOROUGH_FRAMES], ATTENDED_SIZES
+        anchors = ATTENDED if attention is None else min(ATTENDED, attention[0].numel())
+    if attention is None:
+        return frames
+    mask = None if bool(allowed.all()) else allowed.float()
+    size = (allowed.shape[0], allowed.shape[1])
+    around = propose(attention, size, anchors, sizes, spread=SPREAD, mask=mask)
+    return frames + [box for row in around.boxes for box in row if box is not None]
+
+
+def _ordered(painted: Sequence[Painted]) -> list[Painted]:
+    """The best first: those that gain in score before those that do not. Among the former a box's share of the best
+    gain and its tightness decide together, because CLIP hardly sees small things."""
+    most = max((one.gain for one in painted), default=0.0)
+    if most <= 0:
+        return sorted(painted, key=lambda one: one.gain, reverse=True)  # stable: the tighter first where scores tie
+    return sorted(painted, key=lambda one: (one.gain > 0, one.gain / most + one.tightness), reverse=True)
+
+
+def _mask(box: Box, allowed: Tensor) -> Tensor:
+    x, y, width, height = box
+    mask = torch.zeros(1, *allowed.shape)
+    mask[0, y : y + height, x : x + width] = allowed[y : y + height, x : x + width].float()
+    return mask
+
+
+def _judged(made: Painted, judge: ClipJudge, before: float, scorer: ClipScorer, texts: tuple[str, str]) -> Painted:
     """``made`` with its scores: CLIP hardly sees a small thing in a large picture, so a crop is judged beside it."""
+    image, edited = made.image, made.edited
     left, top, width, height = Framing(SURROUNDINGS).crop(image.shape[-2], image.shape[-1], made.box).window
     part = (..., slice(top, top + height), slice(left, left + width))
     near = ClipJudge(scorer, image[part], *texts)
     return Painted(
+        image,
         made.box,
-        made.edited,
-        judge(made.edited).score,
-        judge(image).score,
-        near(made.edited[part]).score,
+        made.inside,
+        judge(edited).score,
+        before,
+        near(edited[part]).score,
         near(image[part]).score,
+        made.tightness,
     )

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ...core.errors import EditingError
-from ...core.regions.proposals import Box
-from ...core.regions.ranking import Candidate
+from ...core.regions.proposals import Box, clipped
+from ...core.regions.words import Painted
 from ..host.schema import io
 
 #: A dict of x, y, width and height in pixels, a list of those, or a list for each image of a batch; hosts before the
@@ -30,9 +30,19 @@ Seg = namedtuple(
 )
 
 
-def bounding_boxes(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+def bounding_boxes(painted: Sequence[Painted]) -> list[dict[str, Any]]:
     """The boxes of one image, as the host's own nodes read them."""
-    return [as_bounding_box(each.box, each.score) for each in candidates]
+    return [as_bounding_box(each.box, score_of(each)) for each in painted]
+
+
+def bounding_boxes_of(boxes: Sequence[Box]) -> list[dict[str, Any]]:
+    """Boxes that nothing scored."""
+    return [as_bounding_box(box, 1.0) for box in boxes]
+
+
+def score_of(painted: Painted) -> float:
+    """S of the picture; 1 where nothing judged it."""
+    return 1.0 if painted.whole is None else painted.whole
 
 
 def as_bounding_box(box: Box, score: float) -> dict[str, Any]:
@@ -40,7 +50,7 @@ def as_bounding_box(box: Box, score: float) -> dict[str, Any]:
     return {**box._asdict(), "label": LABEL, "score": score}
 
 
-def segs(candidates: Sequence[Candidate], masks: Sequence[Tensor], size: tuple[int, int]) -> tuple[Any, list[Any]]:
+def segs(painted: Sequence[Painted], masks: Sequence[Tensor], size: tuple[int, int]) -> tuple[Any, list[Any]]:
     """The boxes of one image as SEGS.
 
     Args:
@@ -48,11 +58,11 @@ def segs(candidates: Sequence[Candidate], masks: Sequence[Tensor], size: tuple[i
         size: ``(H, W)`` of the image in pixels.
     """
     found = []
-    for each, mask in zip(candidates, masks, strict=True):
+    for each, mask in zip(painted, masks, strict=True):
         x, y, width, height = each.box
         corners = [x, y, x + width, y + height]
         inside = mask[0, y : y + height, x : x + width].float().cpu().numpy()
-        found.append(Seg(None, inside, each.score, corners, corners, LABEL, None))
+        found.append(Seg(None, inside, score_of(each), corners, corners, LABEL, None))
     return size, found
 
 
@@ -66,6 +76,18 @@ def given_boxes(boxes: Any, found: Any, size: tuple[int, int]) -> list[Box]:
         EditingError: something else, or boxes of more than one image.
     """
     return [*_of_dicts(boxes), *_of_segs(found, size)]
+
+
+def boxes_inside(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
+    """Wired boxes cut to an image of ``size`` (height, width).
+
+    Raises:
+        EditingError: there are some and all lie outside.
+    """
+    inside = [box for box in (clipped(box, size) for box in boxes) if box is not None]
+    if boxes and not inside:
+        raise EditingError(f"None of the {len(boxes)} boxes lies in the image; wire boxes of this image, or none.")
+    return inside
 
 
 def _of_dicts(boxes: Any) -> list[Box]:

@@ -9,8 +9,8 @@ from ...core.inversion import Inversion
 from ...core.regions.edit_inpaint import InpaintSettings
 from ...core.regions.edit_invert import InversionEditSettings
 from ...core.regions.edit_tokens import TokenEditSettings
+from ...core.regions.editors import OpenEditor
 from ...core.regions.paste import Framing
-from ...core.regions.search import OpenEditor
 from ..common.inputs import cfg_input
 from ..common.recording import changed_remarks
 from ..common.reports import model_fingerprint
@@ -45,28 +45,16 @@ class RegionEditor:
 TOKEN_MODELS, TOKEN_MARK = "diffusers", "model_index.json"
 
 
-def steps_inputs(steps: int, screening: int, unit: str, none: str = "") -> list[Any]:
-    """Steps of full renders and of renders that only rank; ``none`` says what 0 of the latter means, where they may be
-    0."""
-    return [
-        widget(
-            io.Int,
-            "steps",
-            default=steps,
-            min=1,
-            max=999,
-            tooltip=f"{unit} of a full render, which is shown. More is finer and slower.",
-        ),
-        widget(
-            io.Int,
-            "screening_steps",
-            default=screening,
-            min=0 if none else 1,
-            max=999,
-            tooltip=f"{unit} of a quick render that only ranks boxes (strategy halving). "
-            f"{none or 'A tenth of steps is good.'}",
-        ),
-    ]
+def steps_input(steps: int, unit: str) -> Any:
+    """How fine a render is."""
+    return widget(
+        io.Int,
+        "steps",
+        default=steps,
+        min=1,
+        max=999,
+        tooltip=f"{unit} of a render. More is finer and slower.",
+    )
 
 
 def context_input() -> Any:
@@ -113,6 +101,25 @@ def feather_input() -> Any:
     )
 
 
+def sampler_inputs() -> list[Any]:
+    """Sockets for the host's own sampler, for models that need one (LCM, lightning)."""
+    return [
+        widget(
+            io.Sampler,
+            "sampler",
+            optional=True,
+            tooltip="Paints in place of the pack's own steps, as in SamplerCustom: LCM and lightning models need 4 to "
+            "8 steps of theirs. Wire sigmas too.",
+        ),
+        widget(
+            io.Sigmas,
+            "sigmas",
+            optional=True,
+            tooltip="The steps of a wired sampler, from a scheduler node; steps is then not used.",
+        ),
+    ]
+
+
 def editor_output() -> Any:
     """The REGION_EDITOR."""
     return RegionEditorType.Output(
@@ -144,15 +151,15 @@ class RegionInpaintEditor(io.ComfyNode):
                 widget(
                     io.Conditioning,
                     "positive",
-                    tooltip="What the box should show, from CLIP Text Encode. Areas and ControlNets in it go by the "
-                    "crop.",
+                    tooltip="What the box should show, from CLIP Text Encode. Areas and ControlNets in it need "
+                    "context 100.",
                 ),
                 widget(
                     io.Conditioning,
                     "negative",
                     tooltip="What to steer away from; an empty prompt does. Not used at cfg 1.",
                 ),
-                *steps_inputs(20, 2, "Steps"),
+                steps_input(20, "Steps"),
                 cfg_input(
                     "How strongly the prompt pulls. 1 is no extra pull; 3 to 8 is usual; higher follows the prompt "
                     "more closely."
@@ -177,6 +184,7 @@ class RegionInpaintEditor(io.ComfyNode):
                     tooltip="What the box shows now, worded as positive is. With it the editor knows where the two "
                     "differ most (12 evaluations), and Region Box Generator tries boxes that frame it.",
                 ),
+                *sampler_inputs(),
             ],
             outputs=[editor_output()],
         )
@@ -189,21 +197,21 @@ class RegionInpaintEditor(io.ComfyNode):
         positive: Any,
         negative: Any,
         steps: int,
-        screening_steps: int,
         cfg: float,
         strength: float,
         context: float,
         working_size: int,
         feather: int,
         source: Any = None,
+        sampler: Any = None,
+        sigmas: Any = None,
     ) -> Any:
         """Keep what is wired; EditingError for a model that cannot inpaint, a foreign VAE or values out of range."""
         framing = Framing(context, working_size=working_size or None, feather=feather)
-        settings = InpaintSettings(cfg, steps, screening_steps, strength, framing)
-        opener = inpaint_opener(model, vae, positive, negative, settings, source)
-        return io.NodeOutput(
-            RegionEditor(opener, f"inpainting: {steps} steps ({screening_steps} to screen), cfg {cfg:g}")
-        )
+        settings = InpaintSettings(cfg, steps, strength=strength, framing=framing)
+        opener = inpaint_opener(model, vae, positive, negative, settings, source, sampler, sigmas)
+        count = steps if sigmas is None else len(sigmas) - 1
+        return io.NodeOutput(RegionEditor(opener, f"inpainting: {count} steps, cfg {cfg:g}"))
 
 
 class RegionInversionEditor(io.ComfyNode):
@@ -230,9 +238,7 @@ class RegionInversionEditor(io.ComfyNode):
                 widget(io.Vae, "vae", tooltip="The model's own VAE."),
                 widget(io.Conditioning, "source", tooltip="What the image shows; it is inverted with this prompt."),
                 widget(io.Conditioning, "target", tooltip="What the box should show instead, in about the same words."),
-                *steps_inputs(
-                    20, 0, "Steps", "0: the boxes are cut out of one edit of the whole image, which is best."
-                ),
+                steps_input(20, "Steps"),
                 cfg_input(
                     "How strongly the target prompt pulls. 1 is no extra pull; 3 to 7.5 is usual; higher edits more."
                 ),
@@ -275,7 +281,6 @@ class RegionInversionEditor(io.ComfyNode):
         source: Any,
         target: Any,
         steps: int,
-        screening_steps: int,
         cfg: float,
         guidance: float,
         working_size: int,
@@ -285,14 +290,11 @@ class RegionInversionEditor(io.ComfyNode):
     ) -> Any:
         """Keep what is wired; EditingError for a model, VAE or inversion that cannot be used so, or values out of
         range."""
-        settings = InversionEditSettings(
-            cfg, guidance, steps, screening_steps, working_size=working_size or None, feather=feather
-        )
+        settings = InversionEditSettings(cfg, guidance, steps, working_size=working_size or None, feather=feather)
         opener = inversion_opener(model, vae, source, target, negative, inversion, settings)
         remarks = [] if inversion is None else changed_remarks(inversion, identity(model), source, negative, cfg)
         steps = steps if inversion is None else inversion.steps
-        screening = f"{screening_steps} to screen" if screening_steps else "screened by one whole edit"
-        title = f"along the inversion: {steps} steps ({screening}), cfg {cfg:g}, guidance {guidance:g}"
+        title = f"along the inversion: {steps} steps, cfg {cfg:g}, guidance {guidance:g}"
         return io.NodeOutput(RegionEditor(opener, "; ".join([title, *remarks])))
 
 
@@ -328,7 +330,7 @@ class RegionTokenEditor(io.ComfyNode):
                     multiline=True,
                     tooltip="What to steer away from; empty is usual.",
                 ),
-                *steps_inputs(12, 2, "Rounds"),
+                steps_input(12, "Rounds"),
                 widget(
                     io.Float,
                     "cfg",
@@ -351,7 +353,6 @@ class RegionTokenEditor(io.ComfyNode):
         text: str = "",
         negative_text: str = "",
         steps: int = 0,
-        screening_steps: int = 0,
         cfg: float = 0.0,
         context: float = 0.0,
         feather: int = 0,
@@ -366,16 +367,15 @@ class RegionTokenEditor(io.ComfyNode):
         text: str,
         negative_text: str,
         steps: int,
-        screening_steps: int,
         cfg: float,
         context: float,
         feather: int,
     ) -> Any:
         """Read; EditingError for a damaged or foreign model, no text, or values out of range."""
         folder = resolve_model(TOKEN_MODELS, token_model, TOKEN_MARK)
-        settings = TokenEditSettings(cfg, steps, screening_steps)
+        settings = TokenEditSettings(cfg, steps)
         opener = token_opener(folder, text, negative_text, settings, context, feather)
-        title = f"{token_model}, masked tokens: {steps} rounds ({screening_steps} to screen), cfg {cfg:g}"
+        title = f"{token_model}, masked tokens: {steps} rounds, cfg {cfg:g}"
         return io.NodeOutput(RegionEditor(opener, title))
 
 

@@ -1,8 +1,8 @@
-"""Region Box Generator: the edit finds its own place."""
+"""Region Box Generator: the edit finds its own place, with whatever editor is wired."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,47 +10,46 @@ from torch import Tensor
 from ...core.errors import EditingError
 from ...core.models.clip import ClipScorer
 from ...core.models.vision_features import VisionFeatures
-from ...core.regions.changes import DEFAULT_CHANGES
-from ...core.regions.network import RegionNetwork
-from ...core.regions.picture import boxes_json, policy_report, region_picture, score_table, search_report
-from ...core.regions.search import Example, RegionSearch
-from ...core.regions.settings import STRATEGIES, LearningSettings, Strategy
+from ...core.regions.picture import boxes_json, region_picture, score_table, words_report
+from ...core.regions.proposals import allowed_pixels
+from ...core.regions.words import Strategy, edit_by_words
 from ..common.inputs import seed_input
 from ..common.reports import report_output, shown
+from ..common.sockets import ClipScorerType, VisionFeaturesType
+from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
-from .boxes import ONLY_A_SOCKET, BoundingBoxType, SegsType, bounding_boxes
+from .boxes import ONLY_A_SOCKET, BoundingBoxType, SegsType, bounding_boxes, boxes_inside
 from .boxes import given_boxes as boxes_given
 from .boxes import segs as found_segs
-from .editors import RegionEditor
-from .models import RegionNetworkType
+from .editors import RegionEditor, RegionEditorType
 from .search_inputs import (
+    CACHE,
     CATEGORY,
-    DEFAULTS,
     MOST_SEED,
-    TIGHTEST,
-    WINNERS,
-    Stops,
-    advanced_box_inputs,
     box_inputs,
-    budget_input,
-    cancel_input,
-    judging_inputs,
     masks_of,
-    model_inputs,
+    numbers_in,
     pictures_of,
     require_editor,
-    search_settings,
-    searched,
-    strategy_input,
+    show_box,
     wanted_mask,
+    with_alpha,
 )
 
-STOPS = Stops()
+#: The node's names of the core's strategies.
+STRATEGIES: dict[str, Strategy] = {"map": "fast", "thorough": "thorough", "exact": "exact"}
+#: What workflows of earlier versions may hold, and what does their work now.
+GONE = {
+    "halving": "thorough",
+    "sampled": "thorough",
+    "soft mask": "map",
+    "policy": "map, or Region Network Trainer for the network's own choice",
+}
 BEST = 3  # drawn strongly
 
 
 class RegionBoxGenerator(io.ComfyNode):
-    """Learnable Regions (Lin et al., arXiv 2311.16432) for one image."""
+    """Where an edit belongs, found with a wired editor."""
 
     @classmethod
     def define_schema(cls) -> Any:
@@ -59,9 +58,9 @@ class RegionBoxGenerator(io.ComfyNode):
             node_id="SemEdit_RegionBoxGenerator",
             display_name="Region Box Generator",
             category=CATEGORY,
-            description="Finds where an edit belongs, without a drawn mask: tries boxes around what the image shows, "
-            "and ranks the edits "
-            "by CLIP. Gives the best box as MASK for any inpainting nodes, and the edited image.",
+            description="Finds where an edit belongs, without a drawn mask, with the editor that is wired. Gives the "
+            "best box as MASK for any inpainting nodes, and the edited image. For a sentence and a checkpoint alone "
+            "take Edit by Words, Place Found.",
             search_aliases=[
                 "learnable regions",
                 "auto mask",
@@ -72,48 +71,35 @@ class RegionBoxGenerator(io.ComfyNode):
             ],
             inputs=[
                 widget(io.Image, "image", tooltip="The image to edit, one. Any size and shape."),
-                *model_inputs(),
+                widget(
+                    RegionEditorType,
+                    "region_editor",
+                    tooltip="Paints inside a box, from Region Inpaint Editor (wire its source), Region Inversion "
+                    "Editor or Region Token Editor. Its prompt should say what target_text says.",
+                ),
                 widget(
                     io.String,
                     "source_text",
                     default="",
-                    tooltip="What the image shows where it is to change, e.g. a dog.",
+                    tooltip="What the image shows where it is to change, e.g. a dog. Only the clip scorer reads it.",
                 ),
                 widget(
-                    io.String, "target_text", default="", tooltip="What it should show instead, e.g. a white rabbit."
-                ),
-                *box_inputs(),
-                strategy_input("halving", STRATEGIES),
-                budget_input(),
-                seed_input(
-                    "Of the noise in all renders and of the search. Fix it to go on with a search: another seed "
-                    "renders anew."
-                ),
-                *advanced_box_inputs(),
-                widget(
-                    io.Int,
-                    "epochs",
-                    default=DEFAULTS.epochs,
-                    min=0,
-                    max=10000,
-                    advanced=True,
-                    tooltip="Learning steps of the region network; they cost next to nothing. The paper uses 5.",
+                    io.String,
+                    "target_text",
+                    default="",
+                    tooltip="What it should show instead, e.g. a white rabbit. Only the clip scorer reads it.",
                 ),
                 widget(
                     io.Combo,
-                    "winner",
-                    options=list(WINNERS),
-                    default=TIGHTEST,
-                    advanced=True,
-                    tooltip="Who may be first. Best of each anchor: the box of lowest loss of each place, as in the "
-                    "paper. All: every "
-                    "rendered box, by score alone. Tightest of the best: where it is known where the text acts "
-                    "(Region Inversion Editor), a box's share of the best gain in score, how well it frames that "
-                    "place and how much of "
-                    "what it changed lies there decide; else the smallest of those that score about as well as the "
-                    "best.",
+                    "strategy",
+                    options=list(STRATEGIES),
+                    default="map",
+                    tooltip="map: the tightest frame of where the two texts differ; three compete with clip_scorer. "
+                    "thorough: up to eight boxes compete. exact: every box of every place and size is painted and "
+                    "judged. The last two need clip_scorer.",
                 ),
-                *judging_inputs(),
+                *box_inputs(),
+                seed_input("Of the noise in all renders. Another seed paints anew."),
                 widget(
                     io.Combo,
                     "mask_use",
@@ -126,32 +112,11 @@ class RegionBoxGenerator(io.ComfyNode):
                 widget(
                     io.Int,
                     "most_candidates",
-                    default=0,
-                    min=0,
+                    default=8,
+                    min=1,
                     max=4096,
                     advanced=True,
-                    tooltip="Images in the candidates batch, the best ones. 0: all that were rendered.",
-                ),
-                cancel_input(),
-                widget(
-                    io.Int,
-                    "change_anchors",
-                    default=DEFAULT_CHANGES,
-                    min=0,
-                    max=64,
-                    tooltip="Places to try besides: where the target text pulls at the image most, with boxes that "
-                    "frame them. "
-                    "Only Region Inversion Editor can tell; others pay nothing. Off with strategy policy.",
-                ),
-                widget(
-                    io.Boolean,
-                    "refine",
-                    default=True,
-                    advanced=True,
-                    tooltip="In the end move the sides of the best box while that makes it better, for one more "
-                    "render. Only with "
-                    "Region Inversion Editor (screening_steps 0), change_anchors and the winner tightest of the "
-                    "best; others pay nothing.",
+                    tooltip="Images in the candidates batch, the best ones.",
                 ),
                 widget(
                     io.Mask,
@@ -160,19 +125,12 @@ class RegionBoxGenerator(io.ComfyNode):
                     tooltip="Where edits may be (white), or may not: see mask_use. Of any size and softness.",
                 ),
                 widget(
-                    RegionNetworkType,
-                    "region_network",
-                    optional=True,
-                    tooltip="A trained network to start from, and to choose by with strategy policy. It is not "
-                    "changed.",
-                ),
-                widget(
                     BoundingBoxType,
                     "given_boxes",
                     optional=True,
                     extra_dict=ONLY_A_SOCKET,
-                    tooltip="Boxes to try in place of those around what the vision model looks at: a detector's "
-                    "(RT-DETR, SAM, GroundingDINO, YOLO).",
+                    tooltip="Boxes to try in place of the found ones: a detector's (RT-DETR, SAM, "
+                    "GroundingDINO, YOLO).",
                 ),
                 widget(
                     SegsType,
@@ -180,15 +138,29 @@ class RegionBoxGenerator(io.ComfyNode):
                     optional=True,
                     tooltip="The same as SEGS of Impact Pack; their boxes count, mask_use and mask as usual.",
                 ),
+                widget(
+                    VisionFeaturesType,
+                    "vision_features",
+                    optional=True,
+                    tooltip="For thorough and exact: boxes around what a vision model looks at (DINO is good).",
+                ),
+                widget(
+                    ClipScorerType,
+                    "clip_scorer",
+                    optional=True,
+                    tooltip="Compares the boxes against the texts, and says when none helped.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
-                    "best_mask", display_name="mask", tooltip="The best box (white); for any inpainting nodes."
+                    "best_mask",
+                    display_name="mask",
+                    tooltip="The best box (white), also where it did not help; for any inpainting nodes.",
                 ),
                 BoundingBoxType.Output(
                     "boxes",
                     display_name="boxes",
-                    tooltip="Every rendered box, the best first; for Draw BBoxes, SAM and others that read them.",
+                    tooltip="Every painted box, the best first; for Draw BBoxes, SAM and others that read them.",
                 ),
                 io.String.Output(
                     "boxes_json",
@@ -198,146 +170,119 @@ class RegionBoxGenerator(io.ComfyNode):
                 io.Image.Output(
                     "edited",
                     display_name="edited",
-                    tooltip="The image with the best edit. Outside the box it is unchanged.",
+                    tooltip="The image with the best edit; as it is where no box helped.",
                 ),
                 io.Image.Output(
                     "candidates",
                     display_name="candidates",
-                    tooltip="The edits of all rendered boxes as a batch, the best first.",
+                    tooltip="The edits of the best boxes as a batch, the best first.",
                 ),
                 io.String.Output(
                     "scores",
                     display_name="scores",
-                    tooltip="A table: rank, box, score S = 2 S_t2i + S_i2i with its parts, loss with its parts. A "
-                    "star marks the best box "
-                    "of a place.",
+                    tooltip="A table: rank, box, score S = 2 S_t2i + S_i2i of the image and of a crop around the "
+                    "box, each beside the unedited one.",
                 ),
                 io.Image.Output(
                     "picture",
                     display_name="picture",
-                    tooltip="What the vision model looks at (red), the places, all boxes, and the best ones.",
-                ),
-                RegionNetworkType.Output(
-                    "network",
-                    display_name="region network",
-                    tooltip="What was learned; for Save Region Network, or another image with strategy policy.",
+                    tooltip="What the vision model looks at (red), all boxes, and the best ones.",
                 ),
                 report_output(),
                 BoundingBoxType.Output(
                     "best_box", display_name="best box", tooltip="The best one alone; for Crop Image."
                 ),
                 SegsType.Output(
-                    "segs_found", display_name="SEGS", tooltip="Every rendered box as SEGS, for nodes of Impact Pack."
+                    "segs_found", display_name="SEGS", tooltip="Every painted box as SEGS, for nodes of Impact Pack."
                 ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs: Any) -> int:
-        """Another number after a stopped search, which is to go on when it is asked for again."""
-        return STOPS.count
-
-    @classmethod
     def execute(
         cls,
         image: Tensor,
-        vision_features: VisionFeatures,
-        clip_scorer: ClipScorer,
         region_editor: RegionEditor,
         source_text: str,
         target_text: str,
+        strategy: str,
         anchors: int,
         sizes: str,
-        strategy: Strategy,
-        budget: int,
         seed: int,
-        aspect_ratios: str,
-        spread: int,
-        epochs: int,
-        winner: str,
-        clip_weight: float,
-        direction_weight: float,
-        structure_weight: float,
-        crops: int,
-        mask_use: str,
+        mask_use: Literal["restrict", "exclude"],
         most_candidates: int,
-        on_cancel: str,
-        change_anchors: int,
-        refine: bool,
         mask: Tensor | None = None,
-        region_network: RegionNetwork | None = None,
         given_boxes: Any = None,
         segs: Any = None,
+        vision_features: VisionFeatures | None = None,
+        clip_scorer: ClipScorer | None = None,
     ) -> Any:
-        """Search; EditingError for unusable input passes through as it is."""
+        """Search; EditingError for unusable input passes through as it is. A press of Cancel stops everything; what is
+        painted by then is kept for the next run."""
         require_editor(region_editor)
-        if winner not in WINNERS:
-            raise EditingError(f"There is no winner {winner!r}; use one of: {', '.join(WINNERS)}.")
-        learning = LearningSettings(
-            strategy=strategy,
-            epochs=epochs,
-            budget=budget,
-            choice=WINNERS[winner],
-            refine=refine,
-            seed=seed % MOST_SEED,
-        )
-        settings = search_settings(
-            learning,
-            anchors=anchors,
-            sizes=sizes,
-            aspect_ratios=aspect_ratios,
-            spread=spread,
-            clip_weight=clip_weight,
-            direction_weight=direction_weight,
-            structure_weight=structure_weight,
-            crops=crops,
-            mask_use=mask_use,
-            change_anchors=change_anchors,
-        )
-        pictures, remark = pictures_of(image)
-        masks = masks_of(wanted_mask(mask, mask_use))
+        if strategy not in STRATEGIES:
+            instead = f"; choose {GONE[strategy]}" if strategy in GONE else f"; choose {', '.join(STRATEGIES)}"
+            raise EditingError(f"There is no strategy {strategy!r} (any more){instead}.")
+        if mask_use not in ("restrict", "exclude"):
+            raise EditingError(f"There is no mask_use {mask_use!r}; use restrict or exclude.")
+        pictures, masks = pictures_of(image), masks_of(wanted_mask(mask, mask_use))
         if len(pictures) != 1 or len(masks) != 1:
             raise EditingError(
-                f"There are {len(pictures)} images and {len(masks)} masks; wire one image and at most one mask "
-                "(Region Network Trainer takes many)."
+                f"There are {len(pictures)} images and {len(masks)} masks; wire one image and at most one mask (Edit "
+                "by Words, Place Found takes batches)."
             )
+        size, bar = (pictures.shape[-2], pictures.shape[-1]), StoppableBar()
         with torch.inference_mode(False), torch.no_grad():
-            given = boxes_given(given_boxes, segs, (pictures.shape[-2], pictures.shape[-1]))
-            examples = [Example(pictures, source_text, target_text, masks[0], given)]
-            search, stopped = searched(
-                STOPS, on_cancel, examples, vision_features, clip_scorer, region_editor, settings, region_network
-            )
-            remarks = ["stopped: these are the best so far" if stopped else "", region_editor.title, remark]
-            return cls.outputs(search, most_candidates, remarks)
+            given = boxes_inside(boxes_given(given_boxes, segs, size), size)
+            wanted = vision_features is not None and strategy != "map" and not given
+            attention = vision_features(pictures).attention[0] if wanted and vision_features is not None else None
 
-    @classmethod
-    def outputs(cls, search: RegionSearch, most: int, remarks: list[str]) -> Any:
-        """The node's outputs and what it shows."""
-        found, table = search.candidates(), search.tables[0]
-        best = found[0]
-        first = (
-            f"best box: {best.box.width} x {best.box.height} pixels at ({best.box.x}, {best.box.y}), score "
-            f"{best.score:.3f}"
-        )
-        report = "\n".join(filter(None, [first, search_report(search), policy_report(search), *remarks]))
-        edits = torch.cat([search.edited(candidate) for candidate in (found[:most] if most else found)]).movedim(1, -1)
-        picture = region_picture(table.image, search.views[0].attention[0], table.proposals, found, BEST)[None]
-        boxes = bounding_boxes(found)
-        masks = [search.mask(candidate) for candidate in found]
-        return io.NodeOutput(
-            search.mask(best),
-            boxes,
-            boxes_json(found, table.proposals.image_size),
-            edits[:1],
-            edits,
-            score_table(found),
-            picture,
-            search.network,
-            report,
-            boxes[0],
-            found_segs(found, masks, table.proposals.image_size),
-            ui=shown(report, picture, cls),
-        )
+            def watch(done: int, total: int, edited: Tensor) -> None:
+                show_box(bar, done, total, edited)
+
+            with region_editor.open(pictures, lambda progress: None) as editor:
+                edit = edit_by_words(
+                    editor,
+                    pictures,
+                    strategy=STRATEGIES[strategy],
+                    allowed=allowed_pixels(masks[0], mask_use, size),
+                    boxes=given,
+                    attention=attention,
+                    anchors=anchors,
+                    sizes=numbers_in(sizes, "sizes"),
+                    scorer=clip_scorer,
+                    texts=(source_text, target_text),
+                    seed=seed % MOST_SEED,
+                    kept=CACHE,
+                    watch=watch,
+                )
+            if not edit.painted:
+                raise EditingError(
+                    "The two texts mean the same to the editor here, so no place was found; word them differently, or "
+                    "wire boxes."
+                )
+            report = f"{words_report(edit)}\n{region_editor.title}"
+            edits = torch.cat([one.edited for one in edit.painted[:most_candidates]]).movedim(1, -1)
+            picture = region_picture(pictures, attention, [one.box for one in edit.painted], BEST)[None]
+            shapes = [torch.zeros(1, *size) for _ in edit.painted]
+            for shape, one in zip(shapes, edit.painted, strict=True):
+                x, y, width, height = one.box
+                inside = (slice(None), slice(y, y + height), slice(x, x + width))
+                shape[inside] = allowed_pixels(masks[0], mask_use, size)[None][inside].float()
+            boxes = bounding_boxes(edit.painted)
+            return io.NodeOutput(
+                shapes[0],
+                boxes,
+                boxes_json(edit),
+                with_alpha(edit.result.movedim(1, -1), image),
+                with_alpha(edits, image),
+                score_table(edit),
+                picture,
+                report,
+                boxes[0],
+                found_segs(edit.painted, shapes, size),
+                ui=shown(report, picture, cls),
+            )
 
 
 NODES = [RegionBoxGenerator]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import comfy.sample
 import torch
 from torch import Tensor, nn
 
@@ -21,12 +22,11 @@ from ...core.denoiser import Callback, Evaluations, ModelIdentity, Progress
 from ...core.errors import EditingError
 from ...core.inversion import Inversion
 from ...core.prints.weights import weight_print
-from ...core.regions.edit_inpaint import InpaintEditor, InpaintSettings, LocatingInpaintEditor, ShowKnown
+from ...core.regions.edit_inpaint import InpaintEditor, InpaintSettings, LocatingInpaintEditor, Paint, ShowKnown
 from ...core.regions.edit_invert import InversionEditor, InversionEditSettings
 from ...core.regions.edit_tokens import TokenEditor, TokenEditSettings, load_token_model
-from ...core.regions.editors import Conds, Editor, Sampling
+from ...core.regions.editors import Conds, Editor, OpenEditor, Sampling
 from ...core.regions.paste import Framing
-from ...core.regions.search import OpenEditor
 from ..common.recording import own_negative
 from ..host.attention import site_table
 from ..host.conditioning import require_conditioning
@@ -40,22 +40,48 @@ from ..host.vae import decode_images, encode_images
 
 #: What to do when memory runs out.
 ADVICE = "lower working_size"
+#: Of a box's longer side: from here on a crop is the whole image.
+WHOLE = 100.0
+#: What a CONDITIONING says about places of the whole image, which a crop does not have.
+PLACED = {"control": "a ControlNet hint", "area": "an area", "mask": "a mask", "gligen": "GLIGEN boxes"}
 
 
 def inpaint_opener(
-    model: Any, vae: Any, positive: Any, negative: Any, settings: InpaintSettings, source: Any = None
+    model: Any,
+    vae: Any,
+    positive: Any,
+    negative: Any,
+    settings: InpaintSettings,
+    source: Any = None,
+    sampler: Any = None,
+    sigmas: Tensor | None = None,
 ) -> OpenEditor:
     """Opens an :class:`InpaintEditor`; the ``multiple`` of the settings' framing becomes the VAE's.
 
     Args:
         source: what the picture shows; with it the editor also tells where its text pulls.
+        sampler, sigmas: SAMPLER and SIGMAS of the host that paint in place of the pack's own steps, both or none.
 
     Raises:
-        EditingError: see :class:`InpaintEditor`, :class:`_ModelAndVae` and :func:`reads_mask`.
+        EditingError: see :class:`InpaintEditor`, :class:`_ModelAndVae` and :func:`reads_mask`; a sampler without
+            sigmas; places of the whole image in a CONDITIONING where boxes are cut out.
     """
     parts = _ModelAndVae(model, vae)
     show_known = _mask_and_picture(parts) if reads_mask(model) else None
-    require_conditioning(model, {"positive": positive, "negative": negative, "source": source or []})
+    conds = {"positive": positive, "negative": negative, "source": source or []}
+    require_conditioning(model, conds)
+    if settings.framing.context < WHOLE:
+        _refuse_places(conds)
+    paint, label = None, parts.label
+    if (sampler is None) != (sigmas is None):
+        raise EditingError("Only one of sampler and sigmas is wired; wire both (KSampler Select, a scheduler) or none.")
+    if sigmas is not None:
+        if len(sigmas) < 2:
+            raise EditingError("sigmas holds no step; wire a scheduler with at least one step.")
+        settings = replace(settings, steps=len(sigmas) - 1, screen_steps=len(sigmas) - 1, strength=1.0)
+        paint = _own_sampler(parts, sampler, sigmas, settings.cfg)
+        name = getattr(getattr(sampler, "sampler_function", sampler), "__qualname__", type(sampler).__name__)
+        label = fingerprint(label, name, str(getattr(sampler, "extra_options", {})), sigmas)
     settings = replace(settings, framing=replace(settings.framing, multiple=parts.multiple))
 
     def make(callback: Callback | None = None) -> Editor:
@@ -66,14 +92,60 @@ def inpaint_opener(
             positive,
             negative,
             settings,
-            parts.label,
+            label,
             callback,
             parts.sampling(),
             show_known,
+            paint,
         )
         return editor if source is None else LocatingInpaintEditor.of(editor, source)
 
     return _opener(make)
+
+
+def _refuse_places(conds: dict[str, Any]) -> None:
+    for name, cond in conds.items():
+        for _, options in cond:
+            for key, told in PLACED.items():
+                if options.get(key) is not None:
+                    raise EditingError(
+                        f"{name} holds {told} for the whole image, and boxes are cut out of it; set context to 100 "
+                        "(the whole image in view) or take it out of the prompt."
+                    )
+
+
+def _own_sampler(parts: _ModelAndVae, sampler: Any, sigmas: Tensor, cfg: float) -> Paint:
+    """The host's SamplerCustom with a noise mask."""
+
+    def paint(
+        source: Tensor, cells: Tensor, noise: Tensor, conds: Conds, seed: int, callback: Callback | None
+    ) -> Tensor:
+        def told(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
+            if callback is not None:
+                callback(Progress(step, total, 0, 1, denoised))
+
+        def sampled() -> Tensor:
+            samples = latent_from_model(parts.model, source)["samples"]
+            positive = conds["positive"]
+            made = comfy.sample.sample_custom(
+                parts.model,
+                noise.to(samples),
+                cfg,
+                sampler,
+                sigmas,
+                positive,
+                conds.get("negative", positive),
+                samples,
+                noise_mask=cells,
+                callback=told,
+                disable_pbar=True,
+                seed=seed,
+            )
+            return latent_to_model(parts.model, {"samples": made})
+
+        return _as_in_a_node(sampled)
+
+    return paint
 
 
 def inversion_opener(

@@ -22,8 +22,6 @@ from ..host.schema import io, schema, widget
 
 #: Socket carrying a ``core.regions.network.RegionNetwork``.
 RegionNetworkType = io.Custom("REGION_NETWORK")
-#: Socket carrying a ``core.regions.search.SearchSettings``: the expert's options of a search in one wire.
-RegionSettingsType = io.Custom("SEMEDIT_REGION_SETTINGS")
 
 CATEGORY = "semantic editing/regions"
 #: Folders in ComfyUI's models folder.
@@ -170,11 +168,12 @@ class SaveRegionNetwork(io.ComfyNode):
             display_name="Save Region Network",
             category=CATEGORY,
             description="Saves a trained region network as a safetensors file in ComfyUI's models/region_networks "
-            "folder, to choose boxes "
-            "of new images without searching.",
+            "folder, to go on training it later.",
             search_aliases=["store region network", "export region network", "learnable regions"],
             inputs=[
-                widget(RegionNetworkType, "region_network", tooltip="The network to save, from Region Box Generator."),
+                widget(
+                    RegionNetworkType, "region_network", tooltip="The network to save, from Region Network Trainer."
+                ),
                 *saved_name_inputs("region network"),
             ],
             outputs=[
@@ -214,7 +213,7 @@ class LoadRegionNetwork(io.ComfyNode):
             inputs=[file_input("network_file", NETWORKS)],
             outputs=[
                 RegionNetworkType.Output(
-                    "region_network", display_name="region network", tooltip="Wire it into Region Box Generator."
+                    "region_network", display_name="region network", tooltip="Wire it into Region Network Trainer."
                 ),
                 report_output(),
             ],

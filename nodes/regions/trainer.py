@@ -1,4 +1,4 @@
-"""Region Network Trainer: what suits an edit, learned from many images, to be used on new ones without a search."""
+"""Region Network Trainer: Learnable Regions' own network, for research."""
 
 from __future__ import annotations
 
@@ -13,51 +13,38 @@ from ...core.images.files import skipped_report
 from ...core.models.clip import ClipScorer
 from ...core.models.vision_features import VisionFeatures
 from ...core.regions.network import RegionNetwork
-from ...core.regions.picture import policy_report, search_report
-from ...core.regions.search import Example
-from ...core.regions.settings import STRATEGIES, LearningSettings, Strategy
+from ...core.regions.paper import SIGNALS, Example, PaperSettings, Signal, best, comparison, new_network, study, train
+from ...core.regions.rewards import LossWeights
 from ..common.image_inputs import gathered
 from ..common.inputs import seed_input
 from ..common.reports import plot_output, report_output, shown
+from ..common.sockets import ClipScorerType, VisionFeaturesType
+from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
-from .editors import RegionEditor
+from .boxes import BoundingBoxType, bounding_boxes_of
+from .editors import RegionEditor, RegionEditorType
 from .models import RegionNetworkType
-from .search_inputs import (
-    CATEGORY,
-    DEFAULTS,
-    MOST_SEED,
-    Stops,
-    advanced_box_inputs,
-    box_inputs,
-    budget_input,
-    cancel_input,
-    judging_inputs,
-    model_inputs,
-    pictures_of,
-    require_editor,
-    search_settings,
-    searched,
-    strategy_input,
-)
+from .search_inputs import CACHE, CATEGORY, MOST_SEED, box_inputs, numbers_in, pictures_of, require_editor, show_box
 
-STOPS = Stops()
-OFFICIAL = LearningSettings.official()
-SCHEDULES = ("as set below", f"paper: {OFFICIAL.epochs} epochs, Adam {OFFICIAL.learning_rate:g}")
+DEFAULTS = PaperSettings()
+FINDING = (
+    'Experimental: on unseen pictures the trained network equals "the largest box" to three digits, so no other node '
+    "asks it."
+)
 
 
 class RegionNetworkTrainer(io.ComfyNode):
-    """Learnable Regions (Lin et al., arXiv 2311.16432), amortised over images."""
+    """Learnable Regions (Lin et al., arXiv 2311.16432) as the paper has it."""
 
     @classmethod
     def define_schema(cls) -> Any:
         """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
         return schema(
             node_id="SemEdit_RegionNetworkTrainer",
-            display_name="Region Network Trainer",
+            display_name="Region Network Trainer (experimental)",
             category=CATEGORY,
-            description="Trains a region network on many images for one kind of edit. Region Box Generator then "
-            "chooses the box of a new "
-            "image by strategy policy, with one render a place instead of a search. Cancel keeps what was learned.",
+            description="The network of Learnable Regions: squares around attended places are all painted and judged, "
+            "and a network learns from their losses which to choose. " + FINDING,
             search_aliases=[
                 "learnable regions",
                 "train region proposal",
@@ -65,7 +52,9 @@ class RegionNetworkTrainer(io.ComfyNode):
                 "auto mask training",
             ],
             inputs=[
-                *model_inputs(),
+                widget(VisionFeaturesType, "vision_features", tooltip="Finds the places (the paper has DINO)."),
+                widget(ClipScorerType, "clip_scorer", tooltip="Judges every edit against the texts."),
+                widget(RegionEditorType, "region_editor", tooltip="Paints inside a box, one prompt for all."),
                 widget(
                     io.String,
                     "source_text",
@@ -79,9 +68,7 @@ class RegionNetworkTrainer(io.ComfyNode):
                     "target_text",
                     default="",
                     multiline=True,
-                    tooltip="What they should show instead: one line for all, or one for each image. The editor's "
-                    "prompt is the same "
-                    "for all.",
+                    tooltip="What they should show instead: one line for all, or one for each image.",
                 ),
                 widget(
                     io.String,
@@ -100,29 +87,24 @@ class RegionNetworkTrainer(io.ComfyNode):
                     "square. Wired images stay.",
                 ),
                 widget(
-                    io.Combo,
-                    "schedule",
-                    options=list(SCHEDULES),
-                    default=SCHEDULES[0],
-                    tooltip="How long and how fast to learn: by the widgets epochs and learning_rate, or as the "
-                    "paper does.",
-                ),
-                widget(
                     io.Int,
                     "epochs",
                     default=DEFAULTS.epochs,
                     min=1,
                     max=10000,
-                    tooltip="Passes over the images; they cost little.",
+                    tooltip="Passes over the images; they cost little. The paper uses 5.",
                 ),
-                strategy_input("exact", tuple(name for name in STRATEGIES if name != "policy")),
-                *box_inputs(),
-                budget_input(),
-                seed_input(
-                    "Of the noise in all renders, of the first weights and of the search. Fix it to go on with a "
-                    "training."
+                *box_inputs(only_exact=False),
+                seed_input("Of the noise in all renders, of the first weights and of the choices."),
+                widget(
+                    io.Combo,
+                    "signal",
+                    options=list(SIGNALS),
+                    default=SIGNALS[0],
+                    advanced=True,
+                    tooltip="What is learned from. Expected loss: of all boxes, by their chances. Gumbel: of the box "
+                    "drawn (straight-through), as in the paper.",
                 ),
-                *advanced_box_inputs(),
                 widget(
                     io.Float,
                     "learning_rate",
@@ -132,10 +114,25 @@ class RegionNetworkTrainer(io.ComfyNode):
                     step=0.0001,
                     round=0.000001,
                     advanced=True,
-                    tooltip="Of Adam; 0.003 is the paper's. Lower it when the loss jumps.",
+                    tooltip="Of Adam; 0.003 is the paper's.",
                 ),
-                *judging_inputs(),
-                cancel_input(),
+                *(
+                    widget(
+                        io.Float,
+                        name,
+                        default=1.0,
+                        min=0.0,
+                        max=100.0,
+                        step=0.1,
+                        advanced=True,
+                        tooltip=f"How much it counts that {what}. 1 is the paper's, 0 is off.",
+                    )
+                    for name, what in (
+                        ("clip_weight", "the edit looks like the target text"),
+                        ("direction_weight", "the image changes the way the texts do"),
+                        ("structure_weight", "the image keeps its structure"),
+                    )
+                ),
                 widget(
                     io.Image,
                     "images",
@@ -153,18 +150,19 @@ class RegionNetworkTrainer(io.ComfyNode):
                 RegionNetworkType.Output(
                     "network",
                     display_name="region network",
-                    tooltip="The trained network; wire it into Region Box Generator or Save Region Network.",
+                    tooltip="The trained network; for Save Region Network, or to go on with.",
                 ),
                 plot_output(),
                 report_output(),
+                BoundingBoxType.Output(
+                    "chosen_boxes",
+                    display_name="boxes",
+                    tooltip="Of each image the box that the network chose, the best of all places by score.",
+                ),
             ],
             is_output_node=True,
+            is_experimental=True,
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, **inputs: Any) -> int:
-        """Another number after a stopped training, which is to go on when it is asked for again."""
-        return STOPS.count
 
     @classmethod
     def execute(
@@ -176,67 +174,64 @@ class RegionNetworkTrainer(io.ComfyNode):
         target_text: str,
         folder: str,
         image_size: int,
-        schedule: str,
         epochs: int,
         anchors: int,
         sizes: str,
-        strategy: Strategy,
-        budget: int,
         seed: int,
-        aspect_ratios: str,
-        spread: int,
+        signal: Signal,
         learning_rate: float,
         clip_weight: float,
         direction_weight: float,
         structure_weight: float,
-        crops: int,
-        on_cancel: str,
         images: Tensor | None = None,
         region_network: RegionNetwork | None = None,
     ) -> Any:
-        """Train; EditingError for unusable input passes through as it is."""
+        """Train; EditingError for unusable input passes through as it is. Cancel keeps what was painted for the next
+        run."""
         require_editor(region_editor)
-        if schedule not in SCHEDULES:
-            raise EditingError(f"There is no schedule {schedule!r}; use one of: {'; '.join(SCHEDULES)}.")
-        official = schedule == SCHEDULES[1]
-        learning = LearningSettings(
-            strategy=strategy,
-            epochs=OFFICIAL.epochs if official else epochs,
-            learning_rate=OFFICIAL.learning_rate if official else learning_rate,
-            budget=budget,
+        settings = PaperSettings(
+            anchors=anchors,
+            sizes=numbers_in(sizes, "sizes"),
+            weights=LossWeights(clip_weight, direction_weight, structure_weight),
+            epochs=epochs,
+            learning_rate=learning_rate,
+            signal=signal,
             seed=seed % MOST_SEED,
         )
-        settings = search_settings(
-            learning,
-            anchors=anchors,
-            sizes=sizes,
-            aspect_ratios=aspect_ratios,
-            spread=spread,
-            clip_weight=clip_weight,
-            direction_weight=direction_weight,
-            structure_weight=structure_weight,
-            crops=crops,
-        )
-        if settings.learning.strategy == "policy":
-            raise EditingError("The strategy policy learns nothing; use exact, halving, sampled or soft mask to train.")
         pictures, skipped = gathered(folder, images, image_size)
+        bar, studied = StoppableBar(), []
         with torch.inference_mode(False), torch.no_grad():
-            examples = examples_of(pictures_of(pictures)[0], source_text, target_text)
-            search, stopped = searched(
-                STOPS, on_cancel, examples, vision_features, clip_scorer, region_editor, settings, region_network
+            if region_network is not None:
+                region_network.check_vision(vision_features.identity)
+            examples = examples_of(pictures_of(pictures), source_text, target_text)
+            for number, example in enumerate(examples):
+
+                def watch(done: int, total: int, edited: Tensor, number: int = number) -> None:
+                    show_box(bar, number * total + done, len(examples) * total, edited)
+
+                with region_editor.open(example.image, lambda progress: None) as editor:
+                    studied.append(study(example, vision_features, clip_scorer, editor, settings, CACHE, watch))
+            network = (
+                new_network(studied[0], vision_features, settings.seed)
+                if region_network is None
+                else region_network.copy()
             )
-            assert search.learner is not None
-            plot = curves_plot({"expected loss": {"training": search.learner.history}})[None]
-            remark = "stopped: this is what was learned so far" if stopped else ""
+            history = train(network, studied, settings)
+            plot = curves_plot({"expected loss": {"training": history}})[None]
+            chosen = [[best(network, one)] for one in studied]
+            units = sum(one.units for one in studied)
             told = [
-                search_report(search),
-                policy_report(search),
+                f"{sum(len(one.verdicts) for one in studied)} boxes of {len(studied)} images; {units:g} u",
+                f"learned in {len(history)} epochs: mean loss {history[0]:.3f} to {history[-1]:.3f}",
+                comparison(network, studied),
+                FINDING,
                 region_editor.title,
                 skipped_report(skipped),
-                remark,
             ]
         report = "\n".join(filter(None, told))
-        return io.NodeOutput(search.network, plot, report, ui=shown(report, plot, cls))
+        return io.NodeOutput(
+            network, plot, report, [bounding_boxes_of(boxes) for boxes in chosen], ui=shown(report, plot, cls)
+        )
 
 
 def examples_of(pictures: Tensor, source_text: str, target_text: str) -> list[Example]:

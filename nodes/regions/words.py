@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.errors import EditingError
-from ...core.images.contact_sheet import to_picture
 from ...core.models.clip import ClipScorer
-from ...core.regions.edit_inpaint import InpaintSettings, LocatingInpaintEditor
+from ...core.models.vision_features import VisionFeatures
+from ...core.regions.edit_inpaint import InpaintSettings
 from ...core.regions.paste import Framing
-from ...core.regions.proposals import Box, allowed_pixels, clipped
-from ...core.regions.words import WordsEdit, edit_by_words
+from ...core.regions.picture import words_report
+from ...core.regions.proposals import allowed_pixels
+from ...core.regions.words import STRATEGIES, Strategy, WordsEdit, edit_by_words
 from ..common.inputs import cfg_input, seed_input
 from ..common.reports import report_output, shown
-from ..common.sockets import ClipScorerType
+from ..common.sockets import ClipScorerType, VisionFeaturesType
 from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
 from ..host.words import encoded_text
-from .boxes import ONLY_A_SOCKET, BoundingBoxType, SegsType, as_bounding_box, given_boxes
+from .boxes import ONLY_A_SOCKET, BoundingBoxType, SegsType, bounding_boxes, boxes_inside, given_boxes
+from .editors import sampler_inputs
 from .host_editors import inpaint_opener
-from .search_inputs import CATEGORY, MOST_SEED, masks_of, pictures_of, wanted_mask
+from .search_inputs import CACHE, CATEGORY, MOST_SEED, masks_of, pictures_of, show_box, wanted_mask, with_alpha
 
 FEATHER = 4
 
@@ -40,8 +41,8 @@ class EditByWords(io.ComfyNode):
             category=CATEGORY,
             description="Changes one thing into another without a drawn mask: compares what the model predicts for the "
             "two texts at noised copies of the image, frames the place where they differ most, and inpaints there. "
-            "Plain and inpainting models work. With a CLIP scorer three boxes compete, and where none helps the image "
-            "comes back as it is.",
+            "Plain and inpainting models work. With a CLIP scorer several boxes compete, and where none helps the "
+            "image comes back as it is.",
             search_aliases=["auto mask", "diffedit", "text driven mask", "replace object", "learnable regions"],
             inputs=[
                 widget(io.Model, "model", tooltip="What paints: an inpainting model (best) or a plain one."),
@@ -91,6 +92,14 @@ class EditByWords(io.ComfyNode):
                     "1024 for SDXL, 128 for the demo. 0: as it is in the image.",
                 ),
                 widget(
+                    io.Combo,
+                    "strategy",
+                    options=list(STRATEGIES[:2]),
+                    default="fast",
+                    tooltip="fast: the tightest frame of the found place; with clip_scorer three frames compete. "
+                    "thorough: up to eight boxes compete, around what vision_features looks at too; needs clip_scorer.",
+                ),
+                widget(
                     io.Mask,
                     "mask",
                     optional=True,
@@ -115,6 +124,13 @@ class EditByWords(io.ComfyNode):
                     optional=True,
                     tooltip="The same as SEGS of Impact Pack; their boxes count.",
                 ),
+                widget(
+                    VisionFeaturesType,
+                    "vision_features",
+                    optional=True,
+                    tooltip="For thorough: boxes around what a vision model looks at compete too.",
+                ),
+                *sampler_inputs(),
             ],
             outputs=[
                 io.Image.Output(
@@ -149,14 +165,18 @@ class EditByWords(io.ComfyNode):
         sentence: str,
         context: float,
         working_size: int,
+        strategy: Strategy = "fast",
         mask: Tensor | None = None,
         boxes: Any = None,
         clip_scorer: ClipScorer | None = None,
         segs: Any = None,
+        vision_features: VisionFeatures | None = None,
+        sampler: Any = None,
+        sigmas: Tensor | None = None,
     ) -> Any:
         """Edit; EditingError for unusable input passes through as it is."""
         texts = filled(sentence, change, into)
-        pictures, remark = pictures_of(image)
+        pictures = pictures_of(image)
         masks = masks_of(wanted_mask(mask, "restrict"))
         if len(masks) not in (1, len(pictures)):
             raise EditingError(f"There are {len(pictures)} images and {len(masks)} masks; wire one mask or as many.")
@@ -165,7 +185,8 @@ class EditByWords(io.ComfyNode):
         given = boxes_inside(given_boxes(boxes, segs, size), size)
         source, target = (encoded_text(clip, text) for text in texts)
         framing = Framing(context, working_size=working_size or None, feather=FEATHER)
-        opener = inpaint_opener(model, vae, target, source, InpaintSettings(cfg, steps, framing=framing), source)
+        settings = InpaintSettings(cfg, steps, framing=framing)
+        opener = inpaint_opener(model, vae, target, source, settings, source, sampler, sigmas)
         found: list[WordsEdit] = []
         bar = StoppableBar()
         with torch.inference_mode(False), torch.no_grad():
@@ -173,30 +194,31 @@ class EditByWords(io.ComfyNode):
                 one = picture[None]
 
                 def watch(done: int, total: int, edited: Tensor) -> None:
-                    bar.show(done, total, to_picture(edited[0]))
+                    show_box(bar, done, total, edited)
 
+                wanted = strategy == "thorough" and vision_features is not None and not given
+                attention = vision_features(one).attention[0] if wanted and vision_features is not None else None
                 with opener(one, lambda progress: None) as editor:
-                    assert isinstance(editor, LocatingInpaintEditor)
                     found.append(
                         edit_by_words(
                             editor,
                             one,
                             allowed=None if allowed is None else allowed_pixels(allowed, "restrict", size),
+                            strategy=strategy,
                             boxes=given,
+                            attention=attention,
                             scorer=clip_scorer,
                             texts=texts,
                             seed=seed % MOST_SEED,
+                            kept=CACHE,
                             watch=watch,
                         )
                     )
-        result = torch.cat([edit.result for edit in found]).movedim(1, -1)
+        result = with_alpha(torch.cat([edit.result for edit in found]).movedim(1, -1), image)
         shapes = torch.cat([mask_of(edit) for edit in found])
-        report = "\n".join(filter(None, [*map(words_report, found), remark]))
-        painted = [
-            [as_bounding_box(one.box, 1.0 if one.whole is None else one.whole) for one in edit.painted]
-            for edit in found
-        ]
-        return io.NodeOutput(result, shapes, painted, report, ui=shown(report, result[:1], cls))
+        report = "\n".join(map(words_report, found))
+        painted = [bounding_boxes(edit.painted) for edit in found]
+        return io.NodeOutput(result, shapes, painted, report, ui=shown(report, result[:1, ..., :3], cls))
 
 
 def filled(sentence: str, change: str, into: str) -> tuple[str, str]:
@@ -214,18 +236,6 @@ def filled(sentence: str, change: str, into: str) -> tuple[str, str]:
     return sentence.replace("{}", change.strip()), sentence.replace("{}", into.strip())
 
 
-def boxes_inside(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
-    """Wired boxes cut to an image of ``size`` (height, width).
-
-    Raises:
-        EditingError: there are some and all lie outside.
-    """
-    inside = [box for box in (clipped(box, size) for box in boxes) if box is not None]
-    if boxes and not inside:
-        raise EditingError(f"None of the {len(boxes)} boxes lies in the image; wire boxes of this image, or none.")
-    return inside
-
-
 def mask_of(edit: WordsEdit) -> Tensor:
     """Where the result was edited, ``[1, H, W]``."""
     mask = torch.zeros(1, *edit.image.shape[-2:])
@@ -233,27 +243,6 @@ def mask_of(edit: WordsEdit) -> Tensor:
         x, y, width, height = edit.painted[0].box
         mask[0, y : y + height, x : x + width] = 1
     return mask
-
-
-def words_report(edit: WordsEdit) -> str:
-    """What was found, in lines; the unedited picture's scores stand beside each box's."""
-    if not edit.painted:
-        return "nothing to edit: the two texts mean the same to the model here; the image comes back as it is"
-    x, y, width, height = edit.painted[0].box
-    if edit.helped:
-        first = f"edited: {width} x {height} pixels at ({x}, {y})"
-    else:
-        first = "nothing helped: no box scores above the unedited image, which comes back as it is"
-    lines = [f"{first}; {edit.units:g} u"]
-    if edit.judged:
-        lines.append("box | score of the image, unedited | of a crop around the box, unedited")
-        lines += [
-            f"{list(one.box)} | {one.whole:.3f}, {one.whole_before:.3f} | {one.crop:.3f}, {one.crop_before:.3f}"
-            for one in edit.painted
-        ]
-    else:
-        lines.append("not judged: wire a clip scorer to compare boxes and to be told when none helps")
-    return "\n".join(lines)
 
 
 NODES = [EditByWords]

@@ -171,15 +171,6 @@ def test_bad_settings_are_refused():
         render(editor(), box=(5, 5, 0, 5))
 
 
-@pytest.mark.parametrize("options", [{"screen_steps": 0}, {"screen_steps": 2}, {"screen_steps": 0, "cfg": 1.0}])
-def test_what_screening_is_said_to_cost_is_what_it_costs(options):
-    edit = editor(**options)
-    for box in (BOX, (0, 0, 8, 8)):
-        render(edit, quality="screen", box=box)
-    spent = edit.denoiser.evaluations.forward + edit.denoiser.evaluations.backward
-    assert spent == edit.screening_cost + 2 * edit.cost("screen")
-
-
 @pytest.mark.parametrize("options", [{"screen_steps": 0}, {"screen_steps": 2}, {"screen_steps": 0, "working_size": 48}])
 def test_the_change_is_what_the_target_text_pulls_at_along_the_inversion_seen_through_the_decoder(options):
     edit = editor(**options)
@@ -199,12 +190,13 @@ def test_the_change_is_what_the_target_text_pulls_at_along_the_inversion_seen_th
         torch.testing.assert_close(change, sum(seen) / len(seen), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"screen_steps": 0}, {"screen_steps": 2}])
-def test_looking_where_the_edit_acts_shares_the_inversion_with_screening_and_counts_with_it(options):
-    edit = editor(**options)
+def test_looking_where_the_edit_acts_shares_the_inversion_with_renders_and_counts_with_it():
+    edit = editor(screen_steps=0)
     edit.change(picture())
-    render(edit, quality="screen")
-    assert edit.denoiser.evaluations.forward == edit.screening_cost + edit.cost("screen")
+    looked = edit.shared_evaluations
+    render(edit)
+    spent = edit.denoiser.evaluations.forward + edit.denoiser.evaluations.backward
+    assert edit.shared_evaluations == looked and spent == looked + edit.cost("full")
 
 
 def test_no_text_pulls_anywhere_where_both_say_the_same():

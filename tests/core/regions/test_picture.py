@@ -7,16 +7,13 @@ import torch
 from semantic_editing.core.images.heat import HEAT
 from semantic_editing.core.regions.picture import (
     FAINTNESS,
-    PLACES,
     SMALLEST,
     STRENGTH,
     colour_of,
     heated,
     region_picture,
 )
-from semantic_editing.core.regions.proposals import Box, propose
-from semantic_editing.core.regions.ranking import Candidate
-from semantic_editing.core.regions.rewards import Verdict
+from semantic_editing.core.regions.proposals import Box
 
 SIZE = (96, 160)
 SCALE = -(-SMALLEST // SIZE[0])
@@ -30,10 +27,6 @@ def attention(peak=(2, 7)):
     values = torch.zeros(2, 6, 10)
     values[:, peak[0], peak[1]] = 1.0
     return values
-
-
-def candidates(*boxes):
-    return [Candidate(box, 0, 0, "full", Verdict(0, 0, 0, 0, 0), 0.0, True) for box in boxes]
 
 
 def pixel(picture, x, y):
@@ -57,8 +50,7 @@ def test_the_heat_is_highest_at_the_attended_patch_and_nothing_far_from_it():
 
 @pytest.mark.parametrize("box", [Box(10, 20, 40, 30), Box(0, 0, 160, 96), Box(120, 66, 40, 30)])
 def test_the_best_boxes_are_framed_on_their_own_border_pixels(box):
-    proposals = propose(attention(), SIZE, anchors=1, sizes=(0.5,))
-    picture = region_picture(grey(), attention(), proposals, candidates(box))
+    picture = region_picture(grey(), attention(), [box])
     assert picture.shape == (SIZE[0] * SCALE, SIZE[1] * SCALE, 3) and picture.min() >= 0 and picture.max() <= 1
     right, bottom = (box.x + box.width) * SCALE - 1, (box.y + box.height) * SCALE - 1
     for x, y in (
@@ -74,15 +66,12 @@ def test_the_best_boxes_are_framed_on_their_own_border_pixels(box):
             assert pixel(picture, x, y) != list(colour_of(1))
 
 
-def test_anchors_faint_boxes_and_ranks():
-    proposals = propose(attention(), SIZE, anchors=1, sizes=(0.25, 0.5))
-    (anchor,) = proposals.anchors
+def test_faint_boxes_and_ranks():
     boxes = [Box(2, 2, 30, 30), Box(40, 40, 30, 30), Box(90, 50, 30, 30), Box(20, 60, 20, 20)]
-    picture = region_picture(grey(), attention(), proposals, candidates(*boxes), best=3)
-    assert pixel(picture, int(anchor.x * SCALE), int(anchor.y * SCALE)) == list(PLACES["attention"])
-    faint = proposals.box(0, 1)
+    picture = region_picture(grey(), None, boxes, best=3)
+    faint = boxes[3]
     x, y = faint.x * SCALE, (faint.y + faint.height) * SCALE - 1
-    bare = pixel(region_picture(grey(), attention(), propose(attention(), SIZE, anchors=1, sizes=(0.1,)), []), x, y)
+    bare = pixel(region_picture(grey(), None, []), x, y)
     expected = [round(old * (1 - FAINTNESS) + 255 * FAINTNESS) for old in bare]
     assert pixel(picture, x, y) == pytest.approx(expected, abs=1) and expected != bare
     for rank, box in enumerate(boxes[:3], start=1):
@@ -98,5 +87,5 @@ def test_anchors_faint_boxes_and_ranks():
 
 def test_a_large_image_is_not_enlarged_and_nothing_found_is_no_error():
     image, looked = torch.rand(1, 3, 520, 600), torch.rand(1, 5, 6)
-    picture = region_picture(image, looked, propose(looked, (520, 600), anchors=2), [])
+    picture = region_picture(image, looked, [])
     assert picture.shape == (520, 600, 3)

@@ -78,11 +78,11 @@ def test_the_token_editor_node(pack, amused):
     renders."""
     node, tokens = pack("nodes.regions.editors").RegionTokenEditor, pack("core.regions.edit_tokens")
     assert node.define_schema().inputs[0].options == ["more/amused"]
-    widgets = {"steps": 3, "screening_steps": 1, "cfg": 4.0, "context": 0.5, "feather": 2}
+    widgets = {"steps": 3, "cfg": 4.0, "context": 0.5, "feather": 2}
     image, text = picture(), "a face with glasses"
     with torch.inference_mode():
         (editor,) = node.execute("more/amused", text, "", **widgets).result
-    assert editor.title == "more/amused, masked tokens: 3 rounds (1 to screen), cfg 4"
+    assert editor.title == "more/amused, masked tokens: 3 rounds, cfg 4"
     result = render(editor.open, image)
     assert_only_the_box_changed(result, image)
     mm.unload_all_models()

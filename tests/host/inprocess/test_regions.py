@@ -223,25 +223,13 @@ def test_a_render_crosses_six_files_of_ours(pack, demo, plain, nine):
         ),
     ]
     for used, opener in openers:
-        with files_above(used, {"render", "preview", "change"}) as seen, opener(image, lambda told: None) as editor:
+        with files_above(used, {"render", "change"}) as seen, opener(image, lambda told: None) as editor:
             for quality in ("screen", "full"):
                 editor.render(image, box_mask(image), BOX, seed=0, quality=quality)
-            whole = editor.change(image) if hasattr(editor, "change") else editor.preview(image, seed=0)
-        assert whole.isfinite().all() and len(seen) >= 3
+            if hasattr(editor, "change"):
+                assert editor.change(image).isfinite().all()
+        assert len(seen) >= 2
         assert max(len(files) for files in seen) <= 6, " ".join(map(str, max(seen, key=len)))
-
-
-def test_previews_are_whole_images(pack, demo, plain, nine):
-    image = picture()
-    for model, told in ((plain, 4), (nine[1], 9)):
-        with (
-            seen_by(model.model.diffusion_model) as heard,
-            inpaint_editor(pack, model, demo[2])(image, lambda told: None) as editor,
-        ):
-            guess = editor.preview(image, seed=1)
-            assert editor.preview_cost == editor.denoiser.evaluations.forward == 2
-        assert guess.shape == image.shape and 0 <= guess.min() < guess.max() <= 1 and not guess.is_inference()
-        assert heard[0].shape == (2, told, 6, 8) and (told == 4 or bool((heard[0][:, 4] == 1).all()))
 
 
 @pytest.mark.parametrize("inference", [True, False])
@@ -345,12 +333,12 @@ def test_what_cannot_be_used_is_said_at_once(pack, demo, plain, nine, flow, monk
 def test_the_other_editor_nodes(pack, demo, plain):
     editors = pack("nodes.regions.editors")
     conds = [conditioning("sd1", seed) for seed in (1, 2)]
-    shared = {"steps": 2, "screening_steps": 1, "cfg": 3.0, "working_size": 0, "feather": 2}
+    shared = {"steps": 2, "cfg": 3.0, "working_size": 0, "feather": 2}
     with torch.inference_mode():
         (inpaint,) = editors.RegionInpaintEditor.execute(
             plain, demo[2], *conds, strength=1.0, context=100.0, **shared
         ).result
         (invert,) = editors.RegionInversionEditor.execute(plain, demo[2], *conds, guidance=0.0, **shared).result
     assert_only_the_box_changed(render(inpaint.open, picture(), quality="screen"), picture())
-    assert inpaint.title == "inpainting: 2 steps (1 to screen), cfg 3"
-    assert invert.title == "along the inversion: 2 steps (1 to screen), cfg 3, guidance 0"
+    assert inpaint.title == "inpainting: 2 steps, cfg 3"
+    assert invert.title == "along the inversion: 2 steps, cfg 3, guidance 0"

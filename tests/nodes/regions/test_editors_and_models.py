@@ -191,7 +191,7 @@ def openers(monkeypatch, folder):
 
 
 def test_editors_pass_on_what_is_wired_and_open_when_asked(openers, folder):
-    steps = {"steps": 9, "screening_steps": 2, "cfg": 3.5, "feather": 1}
+    steps = {"steps": 9, "cfg": 3.5, "feather": 1}
     made = [
         EDITORS.RegionInpaintEditor.execute(
             "m", "v", "p", "n", strength=0.5, context=1.0, working_size=64, source="now", **steps
@@ -201,11 +201,11 @@ def test_editors_pass_on_what_is_wired_and_open_when_asked(openers, folder):
     ]
     room = host_stand_in.module
     framing = room("core.regions.paste").Framing(1.0, working_size=64, feather=1)
-    paint = room("core.regions.edit_inpaint").InpaintSettings(3.5, 9, 2, 0.5, framing)
-    edit = room("core.regions.edit_invert").InversionEditSettings(3.5, 0.2, 9, 2, working_size=64, feather=1)
-    tokens = room("core.regions.edit_tokens").TokenEditSettings(3.5, 9, 2)
+    paint = room("core.regions.edit_inpaint").InpaintSettings(3.5, 9, strength=0.5, framing=framing)
+    edit = room("core.regions.edit_invert").InversionEditSettings(3.5, 0.2, 9, working_size=64, feather=1)
+    tokens = room("core.regions.edit_tokens").TokenEditSettings(3.5, 9)
     assert openers == {
-        "inpaint_opener": ("m", "v", "p", "n", paint, "now"),
+        "inpaint_opener": ("m", "v", "p", "n", paint, "now", None, None),
         "inversion_opener": ("m", "v", "s", "t", "n", None, edit),
         "token_opener": (folder / "amused", "a cat", "blurred", tokens, 1.0, 1),
     }
@@ -214,7 +214,7 @@ def test_editors_pass_on_what_is_wired_and_open_when_asked(openers, folder):
         with editor.open(torch.zeros(1, 3, 8, 8), lambda progress: None) as opened:
             assert opened == name
         line = editor.title
-        assert "9 " in line and "(2 to screen)" in line and "cfg 3.5" in line and "\n" not in line
+        assert "9 " in line and "cfg 3.5" in line and "\n" not in line
 
 
 def test_a_ready_inversion_brings_its_steps_and_what_changed_since(openers, monkeypatch):
@@ -226,7 +226,7 @@ def test_a_ready_inversion_brings_its_steps_and_what_changed_since(openers, monk
     ready = Inversion(
         torch.zeros(4, 1, 4, 8, 8), torch.arange(4.0), torch.zeros(3, 1), ones, ones * 0, identity, "ddim"
     )
-    inputs = {"steps": 20, "screening_steps": 2, "cfg": 3.0, "guidance": 0.1, "working_size": 64, "feather": 1}
+    inputs = {"steps": 20, "cfg": 3.0, "guidance": 0.1, "working_size": 64, "feather": 1}
     monkeypatch.setattr(EDITORS, "identity", lambda model: identity)
     monkeypatch.setattr(EDITORS, "changed_remarks", lambda *given: [f"asked {given[0] is ready} {given[2:]}"])
     (editor,) = EDITORS.RegionInversionEditor.execute("m", "v", "s", "t", inversion=ready, **inputs).args
