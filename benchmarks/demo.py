@@ -53,11 +53,11 @@ from semantic_editing.core.images.files import read_picture, save_picture
 from semantic_editing.tools.comfy_server import ROOT, ComfyServer, Host, PromptFailed, find_hosts
 
 WORKFLOWS = (ROOT / "workflows" / "api", ROOT / "benchmarks" / "baselines")
-#: The trivial rules of a box search: boxes as large as the picture at what is attended; frames of the map beside one
-#: large box, no sizes to choose from.
-BOXES = "demo_region_edit@SemEdit_RegionBoxGenerator.sizes="
-LARGEST_BOX = f'{BOXES}"1"@SemEdit_RegionBoxGenerator.change_anchors=0@SemEdit_RegionBoxGenerator.refine=false'
-MAP_ONLY = f'{BOXES}"1"'
+#: Every box as large as the picture, or as what the map frames: no sizes to choose from.
+LARGEST_BOX = (
+    'demo_region_edit@SemEdit_RegionBoxGenerator.strategy=exact@SemEdit_RegionBoxGenerator.sizes="1"'
+    "@SemEdit_RegionBoxGenerator.anchors=1"
+)
 #: What DeltaEdit's generator or diffusion model drew, before it is pasted into the photo.
 DRAWN = 'demo_deltaedit_text@SaveImage.images=["6", 1]'
 DRAWN_BY_DIFFUSION = 'demo_deltaedit_diffusion@SaveImage.images=["11", 0]'
@@ -84,7 +84,6 @@ METHODS = (
     "demo_caso_train+demo_caso_edit@SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors",
     "demo_region_mask_to_inpaint",
     LARGEST_BOX,
-    MAP_ONLY,
     "demo_region_edit",
     "demo_caso_multi",
     "demo_invert_reconstruct@SemEdit_SPDInvInversion.solver=ddim",

@@ -43,7 +43,7 @@ def test_every_shipped_method_is_in_a_table_of_its_own_edit(unseen):
         ["word_swap", "demo_word_edit", "demo_distil_edit", "demo_prompt_to_prompt", "demo_caso_edit", TRAINED,
          "demo_region_mask_to_inpaint"],
         ["word_swap", "demo_distil_edit"],
-        ["word_swap", bench.LARGEST_BOX, bench.MAP_ONLY, "demo_region_edit"],
+        ["word_swap", bench.LARGEST_BOX, "demo_region_edit"],
         ["demo_caso_multi"],
         ["demo_invert_reconstruct@SemEdit_SPDInvInversion.solver=ddim", "demo_invert_reconstruct",
          "demo_noise_regularised"],
