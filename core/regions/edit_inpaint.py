@@ -17,8 +17,8 @@ from ..images.difference import difference_map
 from ..inversion import check_latent
 from ..sampling import guided, require_negative, sample
 from .cache import RenderCache
-from .editors import Conds, ImageMap, Quality, Sampled, Sampling, sampling_with
-from .paste import Framing, check_quality, paste, repainted_cells, resized
+from .editors import Conds, ImageMap, Sampled, Sampling, sampling_with
+from .paste import Framing, paste, repainted_cells, resized
 from .proposals import Box
 
 #: What an inpainting model was trained to see where it is to paint.
@@ -115,7 +115,7 @@ class InpaintSettings:
 
     Attributes:
         cfg: guidance scale; 1 needs no negative conditioning and costs half.
-        steps, screen_steps: steps of a full render and of one that only ranks.
+        steps: of a render.
         strength: see :func:`inpaint`.
         framing: how a box is cut out; its ``multiple`` is the VAE's.
 
@@ -125,13 +125,11 @@ class InpaintSettings:
 
     cfg: float = 5.0
     steps: int = 20
-    screen_steps: int = 4
     strength: float = 1.0
     framing: Framing = field(default_factory=Framing)
 
     def __post_init__(self) -> None:
-        for steps in (self.steps, self.screen_steps):
-            steps_taken(steps, self.strength)
+        steps_taken(self.steps, self.strength)
 
 
 @dataclass(eq=False)
@@ -173,21 +171,19 @@ class InpaintEditor:
 
     @cached_property
     def identity(self) -> str:
-        """Key of everything but the image, mask, box, seed and quality that decides the picture."""
+        """Key of everything but the image, mask, box and seed that decides the picture."""
         return f"inpaint/{fingerprint(self.denoiser.identity, self._conds(), self.settings, self.label)}"
 
     def _conds(self) -> tuple[Any, ...]:
         return self.cond, self.uncond
 
-    def cost(self, quality: Quality) -> int:
+    def cost(self) -> int:
         """Network evaluations (u) of one render."""
-        return steps_taken(self._steps(quality), self.settings.strength) * (1 if self.settings.cfg == 1.0 else 2)
+        return steps_taken(self.settings.steps, self.settings.strength) * (1 if self.settings.cfg == 1.0 else 2)
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def render(
-        self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full"
-    ) -> Tensor:
+    def render(self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int) -> Tensor:
         """The image ``[1, 3, H, W]`` with the box repainted, bit-equal outside it; a normal tensor without gradients.
 
         Args:
@@ -197,7 +193,7 @@ class InpaintEditor:
         Raises:
             EditingError: see :meth:`~.paste.Framing.cut`, :func:`~.paste.paste` and :func:`inpaint`.
         """
-        (sampled,) = self.sample_all(image, [mask], [Box(*box)] if len(box) == 4 else [box], seed=seed, quality=quality)
+        (sampled,) = self.sample_all(image, [mask], [box], seed=seed)
         return self.finish(image, sampled)
 
     @torch.inference_mode(False)
@@ -206,10 +202,9 @@ class InpaintEditor:
         self,
         image: Tensor,
         masks: Sequence[Tensor],
-        boxes: Sequence[Box],
+        boxes: Sequence[Sequence[int]],
         *,
         seed: int,
-        quality: Quality = "full",
         kept: RenderCache | None = None,
     ) -> list[Sampled]:
         """Paint every box as a latent, :data:`BATCH` in a network call: first all are encoded, then all sampled, so
@@ -223,11 +218,9 @@ class InpaintEditor:
         Raises:
             EditingError: see :meth:`render`.
         """
-        steps = self._steps(quality)
         cuts = [self.settings.framing.cut(image, mask, box) for mask, box in zip(masks, boxes, strict=True)]
         keys = [
-            content_hash(cut.pixels, cut.mask, f"{self.identity} {quality} {seed}") if kept is not None else ""
-            for cut in cuts
+            content_hash(cut.pixels, cut.mask, f"{self.identity} {seed}") if kept is not None else "" for cut in cuts
         ]
         made: dict[int, Tensor] = {}
         if kept is not None:
@@ -241,7 +234,7 @@ class InpaintEditor:
             seen = torch.cat([torch.where(cuts[n].mask[:, None] > 0, GREY, cuts[n].pixels) for n in group])
             jobs.append((group, source, cells, self._shown(cells, seen)))
         for group, source, cells, conds in jobs:
-            latents = self._painted(source, cells, conds, seed, steps)
+            latents = self._painted(source, cells, conds, seed)
             for number, latent in zip(group, latents.split(1), strict=True):
                 made[number] = latent
                 if kept is not None:
@@ -254,7 +247,7 @@ class InpaintEditor:
         """The picture ``[1, 3, H, W]`` of one painted box, see :meth:`render`."""
         return paste(image, self.decode(sampled.latent), sampled.cut)
 
-    def _painted(self, source: Tensor, cells: Tensor, conds: Conds, seed: int, steps: int) -> Tensor:
+    def _painted(self, source: Tensor, cells: Tensor, conds: Conds, seed: int) -> Tensor:
         """Painted latents ``[B, C, h, w]``; all get the same noise."""
         noise = torch.randn((1, *source.shape[1:]), generator=torch.Generator().manual_seed(seed))
         noise = noise.expand_as(source)
@@ -271,7 +264,7 @@ class InpaintEditor:
                 cond,
                 uncond,
                 cfg=self.settings.cfg,
-                steps=steps,
+                steps=self.settings.steps,
                 strength=self.settings.strength,
                 callback=self.callback,
             )
@@ -301,10 +294,6 @@ class InpaintEditor:
             return sample(denoiser, source.to(latent.device), conds["positive"], conds.get("negative"))
 
         return (self.sampling or sampling_with(self.denoiser))(source, conds, work)
-
-    def _steps(self, quality: Quality) -> int:
-        check_quality(quality)
-        return self.settings.steps if quality == "full" else self.settings.screen_steps
 
 
 @dataclass(eq=False)

@@ -18,8 +18,8 @@ from ..inversion import Inversion
 from ..pix2pix_zero.guided_edit import CrossAttentionGuidance, CrossAttentionSettings
 from ..spdinv.invert import invert
 from ..spdinv.solvers import Solver
-from .editors import Conds, ImageMap, Quality, Sampling, Work, sampling_with
-from .paste import Framing, check_quality, paste, repainted_cells, resized
+from .editors import Conds, ImageMap, Sampling, Work, sampling_with
+from .paste import Framing, paste, repainted_cells, resized
 from .proposals import Box
 
 #: :meth:`InversionEditor.change` looks at every second point of the inversion.
@@ -32,9 +32,7 @@ class InversionEditSettings:
 
     Attributes:
         cfg, guidance: see :class:`~..pix2pix_zero.guided_edit.CrossAttentionSettings`; its preset is "carried".
-        steps: of the inversion and of a full render.
-        screen_steps: of a screening render, along an inversion of its own; equal to ``steps`` it needs none. 0: it is
-            cut out of one edit of the whole picture, made once with ``steps``, and costs no evaluations of its own.
+        steps: of the inversion and of a render.
         solver: of the inversion, see :func:`~..spdinv.invert.invert`.
         working_size, feather: see :class:`~.paste.Framing`.
 
@@ -45,14 +43,13 @@ class InversionEditSettings:
     cfg: float = 5.0
     guidance: float = 0.1
     steps: int = 20
-    screen_steps: int = 0
     solver: Solver = "auto"
     working_size: int | None = None
     feather: int = 4
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.screen_steps < 0:
-            raise EditingError(f"steps is {self.steps} and screen_steps {self.screen_steps}; use 1 or more, 0 or more.")
+        if self.steps < 1:
+            raise EditingError(f"steps is {self.steps}; use 1 or more.")
 
 
 @dataclass(eq=False)
@@ -60,9 +57,8 @@ class InversionEditor:
     """Edits a box by the pack's own sampler, :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
 
     The picture is inverted once, whole, and its inversion kept for all boxes, until another picture comes. A latent
-    pixel is edited when the mask touches it; all others follow the source's trajectory. ``screen`` renders are not
-    guided. The edit draws no random numbers, so one edit of the whole picture tells much of what any box will show: by
-    default screening pastes it into the boxes.
+    pixel is edited when the mask touches it; all others follow the source's trajectory. The edit draws no random
+    numbers.
 
     Attributes:
         denoiser: the network. With a host's ``sampling`` only its ``identity`` and ``evaluations`` are asked.
@@ -73,7 +69,7 @@ class InversionEditor:
             its own.
         multiple: see :class:`~.paste.Framing`.
         label, callback, sampling: see :class:`~.edit_inpaint.InpaintEditor`.
-        shared_evaluations: forward and backward evaluations spent so far on inversions, edits of the whole picture and
+        shared_evaluations: forward and backward evaluations spent so far on inversions and
             :meth:`change`, which :meth:`cost` leaves out.
         located: those of the last :meth:`change` among them, without the inversion.
 
@@ -96,7 +92,6 @@ class InversionEditor:
     shared_evaluations: int = field(default=0, init=False)
     located: int = field(default=0, init=False)
     _kept: dict[tuple[str, int], Inversion] = field(default_factory=dict, init=False, repr=False)
-    _whole: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.framing = Framing(float("inf"), self.multiple, self.settings.working_size, self.settings.feather)
@@ -110,17 +105,14 @@ class InversionEditor:
 
     @cached_property
     def identity(self) -> str:
-        """Key of everything but the image, mask, box and quality that decides the picture."""
+        """Key of everything but the image, mask and box that decides the picture."""
         conds = (self.source_cond, self.target_cond, self.uncond)
         given = None if self.given is None else (self.given.latents, self.given.sigmas)
         return f"inversion/{fingerprint(self.denoiser.identity, conds, self.settings, given, self.framing, self.label)}"
 
-    def cost(self, quality: Quality) -> int:
+    def cost(self) -> int:
         """Network evaluations (u) of one render, forward and backward passes together, without what all boxes share."""
-        check_quality(quality)
         branches = self._branches
-        if quality == "screen":
-            return self.settings.screen_steps * branches
         # A guided step: maps of the source, maps of the edit and their gradient, then the prediction.
         return self.settings.steps * (3 + branches if self.settings.guidance > 0 else branches)
 
@@ -130,9 +122,7 @@ class InversionEditor:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def render(
-        self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int = 0, quality: Quality = "full"
-    ) -> Tensor:
+    def render(self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int = 0) -> Tensor:
         """The image ``[1, 3, H, W]`` with the box edited, bit-equal outside it; a normal tensor without gradients.
 
         Args:
@@ -143,14 +133,11 @@ class InversionEditor:
             EditingError: see :meth:`~.paste.Framing.cut`, :func:`~.paste.paste`, :meth:`inversion` and
                 :class:`~..pix2pix_zero.guided_edit.CrossAttentionGuidance`.
         """
-        check_quality(quality)
         cut = self.framing.cut(image, mask, box)
         picture = fingerprint(cut.pixels)
         latent = self._latent(cut.pixels, picture)
-        if quality == "screen" and self.settings.screen_steps == 0:
-            return paste(image, self._edited_whole(latent, picture), cut)
         cells = repainted_cells(cut.mask, (latent.shape[-2], latent.shape[-1]))[0]
-        return paste(image, self.decode(self._edited(latent, picture, cells, quality)), cut)
+        return paste(image, self.decode(self._edited(latent, picture, cells)), cut)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -176,10 +163,8 @@ class InversionEditor:
         seen = [difference_map(self.decode(latent + pull), plain)[0] for pull in pulls]
         return torch.stack(seen).mean(0)
 
-    def inversion(
-        self, denoiser: Denoiser, latent: Tensor, source_cond: Any, picture: str, quality: Quality
-    ) -> Inversion:
-        """The picture's inversion for renders of a quality, made once; to be called inside the sampling.
+    def inversion(self, denoiser: Denoiser, latent: Tensor, source_cond: Any, picture: str) -> Inversion:
+        """The picture's inversion made once; to be called inside the sampling.
 
         Args:
             latent: the picture's scaled latent ``[1, C, h, w]``.
@@ -189,7 +174,7 @@ class InversionEditor:
         Raises:
             EditingError: a given inversion of another picture or size; see :func:`~..spdinv.invert.invert`.
         """
-        steps = self.settings.steps if quality == "full" else self.settings.screen_steps or self.settings.steps
+        steps = self.settings.steps
         key = (picture, steps)
         if key in self._kept:
             return self._kept[key]
@@ -202,7 +187,7 @@ class InversionEditor:
         self._kept = {other: kept for other, kept in self._kept.items() if other[0] == picture} | {key: inversion}
         return inversion
 
-    def _edited(self, latent: Tensor, picture: str, cells: Tensor, quality: Quality) -> Tensor:
+    def _edited(self, latent: Tensor, picture: str, cells: Tensor) -> Tensor:
         """The edited latent ``[1, C, h, w]``.
 
         Args:
@@ -211,28 +196,19 @@ class InversionEditor:
         """
 
         def work(denoiser: Denoiser, latent: Tensor, conds: Conds) -> Tensor:
-            inversion = self.inversion(denoiser, latent, conds["source"], picture, quality)
-            guidance = self.settings.guidance if quality == "full" else 0.0
+            inversion = self.inversion(denoiser, latent, conds["source"], picture)
             edit = CrossAttentionGuidance(
                 denoiser,
                 inversion,
                 conds["source"],
                 conds["positive"],
                 conds.get("negative"),
-                CrossAttentionSettings(self.settings.cfg, guidance, preset="carried", local_fraction=0.0),
+                CrossAttentionSettings(self.settings.cfg, self.settings.guidance, preset="carried", local_fraction=0.0),
                 cells,
             )
             return edit.run(inversion.steps, self.callback)
 
         return self._sampled(latent, work)
-
-    def _edited_whole(self, latent: Tensor, picture: str) -> Tensor:
-        """The picture ``[1, 3, h, w]`` edited everywhere, kept until another picture comes."""
-        if picture not in self._whole:
-            edited = self._edited(latent, picture, torch.ones(1, *latent.shape[-2:]), "screen")
-            self.shared_evaluations += (self.settings.screen_steps or self.settings.steps) * self._branches
-            self._whole = {picture: self.decode(edited)}
-        return self._whole[picture]
 
     def _pulls(self, latent: Tensor, picture: str) -> Tensor:
         """Prediction for the target text minus that for the source text at points of the inversion, ``[n, 1, C, h,
@@ -243,7 +219,7 @@ class InversionEditor:
         """
 
         def work(denoiser: Denoiser, latent: Tensor, conds: Conds) -> Tensor:
-            inversion = self.inversion(denoiser, latent, conds["source"], picture, "screen")
+            inversion = self.inversion(denoiser, latent, conds["source"], picture)
             compared = [conds["source"], conds["positive"]]
             levels = range(inversion.steps, 0, -LOCATE_EVERY)
             pulls = []

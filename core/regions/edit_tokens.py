@@ -29,8 +29,7 @@ from ..models.model_folder import (
 )
 from ..prints.weights import WeightPrint, weight_print
 from ..token_vectors import warn_of_cut
-from .editors import Quality
-from .paste import Framing, check_quality, paste, repainted_cells
+from .paste import Framing, paste, repainted_cells
 
 PIPELINES = ("AmusedPipeline", "AmusedInpaintPipeline", "AmusedImg2ImgPipeline")
 AESTHETIC_SCORE = 6  # aMUSEd's size conditioning ends with it; its pipelines' default
@@ -165,7 +164,7 @@ class TokenEditSettings:
 
     Attributes:
         cfg: guidance scale; 1 is off and costs half.
-        steps, screen_steps: rounds of a full render and of one that only ranks.
+        steps: rounds of a render.
         framing: None is the model's own size with half the box as context.
 
     Raises:
@@ -174,12 +173,11 @@ class TokenEditSettings:
 
     cfg: float = 10.0
     steps: int = 12
-    screen_steps: int = 4
     framing: Framing | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.screen_steps < 1:
-            raise EditingError(f"steps is {self.steps} and screen_steps {self.screen_steps}; use 1 or more.")
+        if self.steps < 1:
+            raise EditingError(f"steps is {self.steps}; use 1 or more.")
         if not self.cfg >= 1:
             raise EditingError(f"cfg is {self.cfg:g}; use 1 (off) or more, usually 10.")
 
@@ -222,7 +220,7 @@ class TokenEditor:
 
     @cached_property
     def identity(self) -> str:
-        """Key of everything but the image, mask, box, seed and quality that decides the picture."""
+        """Key of everything but the image, mask, box and seed that decides the picture."""
         settings = (self.text, self.negative, self.settings, self._frame, self.label)
         return f"tokens/{fingerprint(self.model.weights(), settings)}"
 
@@ -230,15 +228,13 @@ class TokenEditor:
     def _encoded_text(self) -> tuple[Tensor, Tensor]:
         return self.model.encode_text([self.text] if self.settings.cfg == 1.0 else [self.negative, self.text])
 
-    def cost(self, quality: Quality) -> int:
+    def cost(self) -> int:
         """Network evaluations (u) of one render: passes of the transformer."""
-        return self._steps(quality) * (1 if self.settings.cfg == 1.0 else 2)
+        return self.settings.steps * (1 if self.settings.cfg == 1.0 else 2)
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def render(
-        self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int, quality: Quality = "full"
-    ) -> Tensor:
+    def render(self, image: Tensor, mask: Tensor, box: Sequence[int], *, seed: int) -> Tensor:
         """The image ``[1, 3, H, W]`` with the box repainted, bit-equal outside it; a normal tensor without gradients.
 
         Args:
@@ -250,7 +246,6 @@ class TokenEditor:
         """
         if self.load is not None:
             self.load()
-        steps = self._steps(quality)
         cut = self._frame.cut(image, mask, box)
         (x, y, width, height), (left, top, window_width, window_height) = map(int, box), cut.window
         whole = torch.zeros(1, window_height, window_width)
@@ -263,15 +258,11 @@ class TokenEditor:
             cells,
             self._encoded_text,
             cfg=self.settings.cfg,
-            steps=steps,
+            steps=self.settings.steps,
             generator=generator,
             callback=self.callback,
         )
         return paste(image, self.model.decode(painted), cut)
-
-    def _steps(self, quality: Quality) -> int:
-        check_quality(quality)
-        return self.settings.steps if quality == "full" else self.settings.screen_steps
 
 
 def load_token_model(

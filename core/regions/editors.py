@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -19,9 +19,6 @@ from .proposals import Box
 
 if TYPE_CHECKING:
     from .paste import Cut
-
-#: "screen" is a cheap render of few steps that ranks boxes, "full" the one that is shown.
-Quality = Literal["screen", "full"]
 
 #: ``[1, 3, h, w]`` in 0..1 to a scaled latent ``[1, C, h / 8, w / 8]``, or back: one half of a VAE.
 ImageMap = Callable[[Tensor], Tensor]
@@ -65,11 +62,11 @@ class Editor(Protocol):
         feather."""
         ...
 
-    def cost(self, quality: Quality) -> float:
+    def cost(self) -> float:
         """Network sample-evaluations (u) of one render."""
         ...
 
-    def render(self, image: Tensor, mask: Tensor, box: Box, *, seed: int, quality: Quality) -> Tensor:
+    def render(self, image: Tensor, mask: Tensor, box: Box, *, seed: int) -> Tensor:
         """The edited image.
 
         Args:
@@ -142,6 +139,6 @@ def rendered(
         if found is not None:
             yield found, False
             continue
-        edited = editor.render(image, mask, box, seed=seed, quality="full").detach().cpu()
+        edited = editor.render(image, mask, box, seed=seed).detach().cpu()
         kept.put(key, edited, image, box)
         yield edited, True

@@ -135,7 +135,7 @@ def study(
         [float("nan") if box is None else verdicts[box].loss(settings.weights) for box in row]
         for row in proposals.boxes
     ]
-    units = new * editor.cost("full") + getattr(editor, "shared_evaluations", 0) - shared
+    units = new * editor.cost() + getattr(editor, "shared_evaluations", 0) - shared
     regions = region_features(view.features[0], proposals)
     return Studied(example, proposals, verdicts, regions, torch.tensor(losses), units)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from torch.nn import functional
 
 from ..denoiser import check_finite
 from ..errors import EditingError
-from .editors import Quality
 from .proposals import Box
 
 
@@ -179,12 +177,6 @@ def check_request(image: Tensor, mask: Tensor, box: Sequence[int]) -> Box:
             "The mask is empty within the box, so there is nothing to edit; use a box over the masked part."
         )
     return Box(x, y, box_width, box_height)
-
-
-def check_quality(quality: str) -> None:
-    """Raise :class:`EditingError` unless ``quality`` is one of :data:`~.editors.Quality`."""
-    if quality not in get_args(Quality):
-        raise EditingError(f"There is no quality {quality!r}; use screen or full.")
 
 
 def box_mask(mask: Tensor, box: Box) -> Tensor:

@@ -175,7 +175,7 @@ def edit_by_words(
         new += made
         if watch is not None:
             watch(number + 1, len(frames), edited)
-    units = new * editor.cost("full") + getattr(editor, "shared_evaluations", 0) - shared
+    units = new * editor.cost() + getattr(editor, "shared_evaluations", 0) - shared
     if scorer is not None and painted:
         judge = ClipJudge(scorer, image, *texts)
         before = judge(image).score

@@ -13,12 +13,13 @@ from typing import Any, Generic, TypeVar
 
 import comfy.model_management as model_management
 import comfy.patcher_extension
+import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...core.denoiser import Denoiser, Evaluations
+from ...core.denoiser import Callback, Denoiser, Evaluations, Progress
 from ...core.errors import EditingError
 from ...core.gradient_checkpointing import blocks_of, checkpointed
 from .attention import WRAPPER_KEY
@@ -131,6 +132,50 @@ def sampling_on(
             return made.clone()
 
     return sampling
+
+
+def painted_by(
+    model: Any,
+    sampler: Any,
+    sigmas: Tensor,
+    cfg: float,
+    source: Tensor,
+    cells: Tensor,
+    noise: Tensor,
+    conds: Mapping[str, Any],
+    seed: int,
+    callback: Callback | None,
+) -> Tensor:
+    """The host's SamplerCustom with a noise mask: ``source [B, C, h, w]`` in model units painted where ``cells
+    [B, 1, h, w]`` is 1.
+
+    Args:
+        sampler, sigmas: SAMPLER and SIGMAS.
+        noise: ``[B, C, h, w]``, unit variance.
+        conds: CONDITIONING by name, "positive" and, unless ``cfg`` is 1, "negative".
+    """
+
+    def told(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
+        if callback is not None:
+            callback(Progress(step, total, 0, 1, denoised))
+
+    samples = latent_from_model(model, source)["samples"]
+    negative = conds.get("negative", conds["positive"])
+    made = comfy.sample.sample_custom(
+        model,
+        noise.to(samples),
+        cfg,
+        sampler,
+        sigmas,
+        conds["positive"],
+        negative,
+        samples,
+        noise_mask=cells,
+        callback=told,
+        disable_pbar=True,
+        seed=seed,
+    )
+    return latent_to_model(model, {"samples": made})
 
 
 class _Work(comfy.samplers.Sampler, Generic[T]):

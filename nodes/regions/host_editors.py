@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import comfy.sample
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +34,7 @@ from ..host.inpainting import reads_mask
 from ..host.latents import latent_from_model, latent_to_model
 from ..host.managed_models import load_to_device, managed_patcher, preferred_dtype
 from ..host.progress import stop_if_cancelled
-from ..host.sampling import sampling_on
+from ..host.sampling import painted_by, sampling_on
 from ..host.vae import decode_images, encode_images
 
 #: What to do when memory runs out.
@@ -78,7 +77,7 @@ def inpaint_opener(
     if sigmas is not None:
         if len(sigmas) < 2:
             raise EditingError("sigmas holds no step; wire a scheduler with at least one step.")
-        settings = replace(settings, steps=len(sigmas) - 1, screen_steps=len(sigmas) - 1, strength=1.0)
+        settings = replace(settings, steps=len(sigmas) - 1, strength=1.0)
         paint = _own_sampler(parts, sampler, sigmas, settings.cfg)
         name = getattr(getattr(sampler, "sampler_function", sampler), "__qualname__", type(sampler).__name__)
         label = fingerprint(label, name, str(getattr(sampler, "extra_options", {})), sigmas)
@@ -115,35 +114,12 @@ def _refuse_places(conds: dict[str, Any]) -> None:
 
 
 def _own_sampler(parts: _ModelAndVae, sampler: Any, sigmas: Tensor, cfg: float) -> Paint:
-    """The host's SamplerCustom with a noise mask."""
-
     def paint(
         source: Tensor, cells: Tensor, noise: Tensor, conds: Conds, seed: int, callback: Callback | None
     ) -> Tensor:
-        def told(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
-            if callback is not None:
-                callback(Progress(step, total, 0, 1, denoised))
-
-        def sampled() -> Tensor:
-            samples = latent_from_model(parts.model, source)["samples"]
-            positive = conds["positive"]
-            made = comfy.sample.sample_custom(
-                parts.model,
-                noise.to(samples),
-                cfg,
-                sampler,
-                sigmas,
-                positive,
-                conds.get("negative", positive),
-                samples,
-                noise_mask=cells,
-                callback=told,
-                disable_pbar=True,
-                seed=seed,
-            )
-            return latent_to_model(parts.model, {"samples": made})
-
-        return _as_in_a_node(sampled)
+        return _as_in_a_node(
+            lambda: painted_by(parts.model, sampler, sigmas, cfg, source, cells, noise, conds, seed, callback)
+        )
 
     return paint
 

@@ -64,7 +64,7 @@ def picture(height=40, width=56):
 def editor(denoiser=None, **options):
     """``options`` are the editor's fields and those of its settings."""
     conds = {"cond": torch.ones(1, 1, 1), "uncond": torch.full((1, 1, 1), 0.8)}
-    chosen = conds | {"cfg": 2.0, "steps": 5, "screen_steps": 2} | options
+    chosen = conds | {"cfg": 2.0, "steps": 5} | options
     own = {field.name for field in fields(InpaintSettings)}
     settings = InpaintSettings(**{name: value for name, value in chosen.items() if name in own})
     others = {name: value for name, value in chosen.items() if name not in own}
@@ -73,7 +73,7 @@ def editor(denoiser=None, **options):
 
 def render(edit, image=None, box=BOX, **options):
     image = picture() if image is None else image
-    return edit.render(image, torch.ones(1, *image.shape[-2:]), box, **({"seed": 3, "quality": "full"} | options))
+    return edit.render(image, torch.ones(1, *image.shape[-2:]), box, **({"seed": 3} | options))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "flow"])
@@ -117,18 +117,14 @@ def test_painting_everything_is_plain_sampling_and_nothing_is_the_source():
     )
 
 
-@pytest.mark.parametrize("quality", ["screen", "full"])
 @pytest.mark.parametrize("options", [{}, {"cfg": 1.0}, {"strength": 0.5}, {"uncond": None, "cfg": 1.0}])
-def test_cost_is_what_is_spent(quality, options):
+def test_cost_is_what_is_spent(options):
     denoiser, heard = GaussianDenoiser(STD), []
     edit = editor(denoiser, callback=heard.append, **options)
-    render(edit, quality=quality)
-    assert denoiser.evaluations.forward == edit.cost(quality) and denoiser.evaluations.backward == 0
+    render(edit)
+    assert denoiser.evaluations.forward == edit.cost() and denoiser.evaluations.backward == 0
     assert [p.step for p in heard] == list(range(heard[0].steps)) and set(denoiser.calls) == {1}
-    assert (
-        edit.cost("screen") < edit.cost("full") == 5 * (1 if edit.settings.cfg == 1 else 2)
-        or edit.settings.strength == 0.5
-    )
+    assert edit.cost() == 5 * (1 if edit.settings.cfg == 1 else 2) or edit.settings.strength == 0.5
 
 
 @pytest.mark.parametrize("box", [BOX, (0, 0, 5, 40), (54, 38, 2, 2), (20, 9, 3, 2), (0, 0, 56, 40)])
@@ -150,7 +146,7 @@ def test_same_seed_same_picture_and_the_global_generator_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
     assert torch.equal(render(edit), first) and torch.equal(render(editor()), first)
-    assert not torch.equal(render(edit, seed=4), first) and not torch.equal(render(edit, quality="screen"), first)
+    assert not torch.equal(render(edit, seed=4), first)
 
 
 def test_identity_names_what_decides_the_picture():
@@ -209,7 +205,7 @@ def test_inpainting_model_in_the_editor_never_sees_what_it_paints():
     known = other.clone()
     known[..., :8, 8:16] = 0  # inside the window
     first = render(edit, image, aligned)
-    assert denoiser.evaluations.forward == edit.cost("full") == 10
+    assert denoiser.evaluations.forward == edit.cost() == 10
     assert torch.equal(first, render(edit, other, aligned))
     changed = render(edit, known, aligned)[..., 8:24, 16:32]
     assert not torch.equal(changed, first[..., 8:24, 16:32])  # what it knows, it does see
@@ -219,12 +215,10 @@ def test_bad_settings_are_refused():
     with pytest.raises(EditingError, match="negative conditioning"):
         editor(uncond=None)
     with pytest.raises(EditingError, match="steps is 0"):
-        editor(screen_steps=0)
+        editor(steps=0)
     for strength in (0.0, 1.5, float("nan")):
         with pytest.raises(EditingError, match="strength"):
             editor(strength=strength)
-    with pytest.raises(EditingError, match="quality 'best'"):
-        render(editor(), quality="best")
     with pytest.raises(EditingError, match="negative conditioning"):
         inpaint(GaussianDenoiser(STD), noise(), torch.ones(1, 1, 8, 8), noise(), None)
     with pytest.raises(EditingError, match="own VAE"):
@@ -242,10 +236,10 @@ def test_the_demo_model_paints_the_box_of_a_portrait_of_any_size():
         demo.denoiser(), demo.encode_image, demo.decode, cond, uncond, InpaintSettings(2.0, 20, 1, framing=framing)
     )
     image = functional.interpolate(demo.images[:1], (150, 180), mode="bilinear")
-    result = render(edit, image, (60, 40, 70, 30), quality="screen")
+    result = render(edit, image, (60, 40, 70, 30))
     changed = (result != image).any(1)[0]
     assert changed[40:70, 60:130].float().mean() > 0.9 and int(changed.sum()) == int(changed[40:70, 60:130].sum())
-    assert edit.denoiser.evaluations.forward == edit.cost("screen") == 2
+    assert edit.denoiser.evaluations.forward == edit.cost()
 
 
 class Cancelled(Exception):

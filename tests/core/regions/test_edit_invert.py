@@ -19,7 +19,7 @@ BOX = (16, 8, 24, 16)
 
 def editor(denoiser=None, **options):
     source, target, uncond = tiny_conds()
-    given = {"uncond": uncond, "cfg": 3.0, "steps": 3, "screen_steps": 2, "solver": "ddim", "guidance": 0.3}
+    given = {"uncond": uncond, "cfg": 3.0, "steps": 3, "solver": "ddim", "guidance": 0.3}
     chosen = given | options
     own = {field.name for field in fields(InversionEditSettings)}
     settings = InversionEditSettings(**{name: value for name, value in chosen.items() if name in own})
@@ -30,7 +30,7 @@ def editor(denoiser=None, **options):
 
 def render(edit, image=None, box=BOX, **options):
     image = picture() if image is None else image
-    return edit.render(image, torch.ones(1, *image.shape[-2:]), box, **({"quality": "full"} | options))
+    return edit.render(image, torch.ones(1, *image.shape[-2:]), box, **options)
 
 
 def test_is_the_guided_edit_with_the_box_as_its_mask():
@@ -61,15 +61,13 @@ def test_is_the_guided_edit_with_the_box_as_its_mask():
         {"guidance": 0.0, "cfg": 1.0},
     ],
 )
-@pytest.mark.parametrize("quality", ["screen", "full"])
-def test_cost_is_what_is_spent_beside_the_inversion(options, quality):
+def test_cost_is_what_is_spent_beside_the_inversion(options):
     denoiser = tiny_denoiser()
     edit = editor(denoiser, **options)
-    render(edit, quality=quality)
+    render(edit)
     spent = denoiser.evaluations.forward + denoiser.evaluations.backward
-    assert spent - edit.shared_evaluations == edit.cost(quality)
-    assert edit.shared_evaluations == (3 if quality == "full" else 2)  # plain DDIM: one evaluation a step
-    assert edit.cost("screen") <= edit.cost("full")
+    assert spent - edit.shared_evaluations == edit.cost()
+    assert edit.shared_evaluations == 3  # plain DDIM: one evaluation a step
 
 
 def test_one_inversion_for_all_boxes_until_another_picture_comes():
@@ -77,42 +75,9 @@ def test_one_inversion_for_all_boxes_until_another_picture_comes():
     for box in (BOX, (0, 0, 8, 8), (50, 30, 6, 10)):
         render(edit, box=box)
     assert edit.shared_evaluations == 3
-    render(edit, quality="screen")
-    render(edit, quality="screen", box=(0, 0, 8, 8))
-    render(edit)
-    assert edit.shared_evaluations == 5
     render(edit, 1 - picture())
     render(edit)
-    assert edit.shared_evaluations == 11 and len(edit._kept) == 1
-
-
-def test_equal_steps_share_the_inversion_and_only_full_is_guided():
-    edit = editor(screen_steps=3)
-    full, screen = render(edit), render(edit, quality="screen")
-    assert edit.shared_evaluations == 3 and not torch.equal(full, screen)
-    assert torch.equal(screen, render(editor(guidance=0.0)))
-
-
-def test_without_steps_of_its_own_screening_cuts_boxes_out_of_one_unguided_edit_of_the_picture():
-    denoiser, image = tiny_denoiser(), picture()
-    edit = editor(denoiser, screen_steps=0, feather=0)
-    assert edit.cost("screen") == 0
-    whole = render(editor(guidance=0.0, feather=0), image, (0, 0, 56, 40))
-    for x, y, width, height in (BOX, (0, 0, 8, 8), (50, 30, 6, 10)):
-        expected = image.clone()
-        expected[..., y : y + height, x : x + width] = whole[..., y : y + height, x : x + width]
-        torch.testing.assert_close(
-            render(edit, image, (x, y, width, height), quality="screen"), expected, rtol=1e-4, atol=1e-5
-        )
-    assert (
-        denoiser.evaluations.forward == edit.shared_evaluations == 3 + 3 * 2
-    )  # the inversion, the edit with two branches
-    render(edit, image)
-    assert denoiser.evaluations.forward + denoiser.evaluations.backward - edit.shared_evaluations == edit.cost("full")
-    render(edit, 1 - image, quality="screen")
-    assert edit.shared_evaluations == 18 and not torch.equal(
-        render(edit, 1 - image, quality="screen"), render(edit, quality="screen")
-    )
+    assert edit.shared_evaluations == 9 and len(edit._kept) == 1
 
 
 def test_a_ready_inversion_is_used():
@@ -161,21 +126,17 @@ def test_identity_and_determinism():
 def test_bad_settings_are_refused():
     with pytest.raises(EditingError, match="steps is 0"):
         editor(steps=0)
-    with pytest.raises(EditingError, match="screen_steps -1"):
-        editor(screen_steps=-1)
-    with pytest.raises(EditingError, match="quality 'best'"):
-        render(editor(), quality="best")
     with pytest.raises(EditingError, match="guidance is -1"):
         render(editor(guidance=-1.0))
     with pytest.raises(EditingError, match="box is empty"):
         render(editor(), box=(5, 5, 0, 5))
 
 
-@pytest.mark.parametrize("options", [{"screen_steps": 0}, {"screen_steps": 2}, {"screen_steps": 0, "working_size": 48}])
+@pytest.mark.parametrize("options", [{}, {"steps": 2}, {"working_size": 48}])
 def test_the_change_is_what_the_target_text_pulls_at_along_the_inversion_seen_through_the_decoder(options):
     edit = editor(**options)
     change = edit.change(picture())
-    steps = options["screen_steps"] or 3
+    steps = options.get("steps", 3)
     levels = [steps, *([1] if steps == 3 else [])]  # every second one
     assert edit.denoiser.evaluations.forward == edit.shared_evaluations == steps + 2 * len(levels)
     assert edit.located == 2 * len(levels) and bool((change >= 0).all()) and float(change.max()) > 0
@@ -191,12 +152,12 @@ def test_the_change_is_what_the_target_text_pulls_at_along_the_inversion_seen_th
 
 
 def test_looking_where_the_edit_acts_shares_the_inversion_with_renders_and_counts_with_it():
-    edit = editor(screen_steps=0)
+    edit = editor()
     edit.change(picture())
     looked = edit.shared_evaluations
     render(edit)
     spent = edit.denoiser.evaluations.forward + edit.denoiser.evaluations.backward
-    assert edit.shared_evaluations == looked and spent == looked + edit.cost("full")
+    assert edit.shared_evaluations == looked and spent == looked + edit.cost()
 
 
 def test_no_text_pulls_anywhere_where_both_say_the_same():

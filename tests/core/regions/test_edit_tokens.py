@@ -92,7 +92,7 @@ def picture(height=24, width=24):
 
 def render(edit, image=None, box=BOX, **options):
     image = picture() if image is None else image
-    return edit.render(image, torch.ones(1, *image.shape[-2:]), box, **({"seed": 3, "quality": "full"} | options))
+    return edit.render(image, torch.ones(1, *image.shape[-2:]), box, **({"seed": 3} | options))
 
 
 def whole(**options):
@@ -179,12 +179,11 @@ def test_a_forgotten_token_has_no_influence(model):
     assert not torch.equal(*logits)
 
 
-@pytest.mark.parametrize("quality", ["screen", "full"])
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
-def test_cost_is_what_is_spent(model, quality, cfg):
-    edit = TokenEditor(model, TEXT, settings=TokenEditSettings(cfg=cfg, steps=4, screen_steps=2))
-    render(edit, quality=quality)
-    assert model.evaluations.forward == edit.cost(quality) == (4 if quality == "full" else 2) * (1 if cfg == 1 else 2)
+def test_cost_is_what_is_spent(model, cfg):
+    edit = TokenEditor(model, TEXT, settings=TokenEditSettings(cfg=cfg, steps=4))
+    render(edit)
+    assert model.evaluations.forward == edit.cost() == 4 * (1 if cfg == 1 else 2)
 
 
 @pytest.mark.parametrize("box", [(0, 0, 5, 30), (49, 28, 1, 2), (21, 9, 3, 2), (0, 0, 50, 30)])
@@ -205,7 +204,7 @@ def test_same_seed_same_picture_and_the_global_generator_is_left_alone(model):
     first = render(edit)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    render(edit, quality="screen")
+    render(edit)
     assert torch.equal(render(edit), first) and not torch.equal(render(edit, seed=4), first)
 
 
@@ -256,7 +255,6 @@ def test_a_saved_model_comes_back(components, model, tmp_path):
 def test_bad_settings_are_refused(model):
     for options, words in [
         ({"steps": 0}, "steps is 0"),
-        ({"screen_steps": 0}, "screen_steps 0"),
         ({"cfg": 0.5}, "cfg is 0.5"),
         ({"framing": Framing(multiple=6)}, "multiple of 4 pixels"),
     ]:
@@ -264,8 +262,6 @@ def test_bad_settings_are_refused(model):
             TokenEditor(model, TEXT, settings=TokenEditSettings(**options))
     with pytest.raises(EditingError, match="target text is empty"):
         TokenEditor(model, "  ")
-    with pytest.raises(EditingError, match="quality 'best'"):
-        render(TokenEditor(model, TEXT), quality="best")
     with pytest.raises(EditingError, match="outside the image"):
         render(TokenEditor(model, TEXT), box=(20, 0, 10, 10))
     with pytest.raises(EditingError, match="empty within the box"):

@@ -86,7 +86,7 @@ def test_one_box_without_a_judge_and_outside_it_every_bit():
     outside[y : y + height, x : x + width] = False
     assert edit.helped and not torch.equal(edit.result, picture())
     assert torch.equal(edit.result[..., outside], picture()[..., outside])
-    assert edit.units == editor.locating_cost + editor.cost("full") == sum(editor.denoiser.calls)
+    assert edit.units == editor.locating_cost + editor.cost() == sum(editor.denoiser.calls)
 
 
 def test_given_boxes_need_no_map_and_stay_inside_the_mask():

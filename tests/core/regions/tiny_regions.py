@@ -48,11 +48,11 @@ class Painter:
     def __init__(self):
         self.calls = []
 
-    def cost(self, quality):
+    def cost(self):
         return 20.0
 
-    def render(self, image, mask, box, *, seed, quality):
-        self.calls.append((box, seed, quality))
+    def render(self, image, mask, box, *, seed):
+        self.calls.append((box, seed))
         return torch.where(mask[:, None] > 0, torch.ones_like(image), image)
 
 

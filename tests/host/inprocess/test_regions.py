@@ -17,9 +17,9 @@ from conftest import PACK, comfy_model, conditioning, diffusers_unet
 import nodes
 
 BOX = (16, 8, 24, 16)
-INPAINT = {"steps": 3, "screen_steps": 1, "cfg": 3.0}
+INPAINT = {"steps": 3, "cfg": 3.0}
 #: Random networks invert badly: plain DDIM, which always ends.
-INVERT = {"steps": 3, "screen_steps": 2, "cfg": 3.0, "guidance": 0.3, "feather": 2, "solver": "ddim"}
+INVERT = {"steps": 3, "cfg": 3.0, "guidance": 0.3, "feather": 2, "solver": "ddim"}
 
 
 pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
@@ -81,10 +81,10 @@ def inversion_editor(pack, model, vae, inversion=None, **options):
         return pack("nodes.regions.host_editors").inversion_opener(model, vae, *conds, inversion, settings)
 
 
-def render(opener, image=None, box=BOX, quality="full", seed=5, progress=lambda told: None):
+def render(opener, image=None, box=BOX, seed=5, progress=lambda told: None):
     image = picture() if image is None else image
     with opener(image, progress) as editor:
-        return editor.render(image, box_mask(image, box), box, seed=seed, quality=quality)
+        return editor.render(image, box_mask(image, box), box, seed=seed)
 
 
 def assert_only_the_box_changed(result, image, box=BOX):
@@ -159,11 +159,10 @@ def test_open_tells_progress_costs_and_names(pack, demo, plain):
     heard = []
     opener, image = inpaint_editor(pack, plain, demo[2]), picture()
     with opener(image, heard.append) as editor:
-        assert (editor.cost("full"), editor.cost("screen")) == (6, 2)
-        editor.render(image, box_mask(image), BOX, seed=1, quality="full")
+        assert editor.cost() == 6
+        editor.render(image, box_mask(image), BOX, seed=1)
         assert [told.step for told in heard] == [0, 1, 2]
-        editor.render(image, box_mask(image), BOX, seed=1, quality="screen")
-        assert len(heard) == 4 and editor.denoiser.evaluations.forward == 8
+        assert editor.denoiser.evaluations.forward == 6
         same = editor.identity
 
     def name(model=plain, **options):
@@ -217,15 +216,11 @@ def test_a_render_crosses_six_files_of_ours(pack, demo, plain, nine):
     openers = [
         (network, inpaint_editor(pack, plain, demo[2])),
         (nine[1].model.diffusion_model, inpaint_editor(pack, nine[1], demo[2])),
-        *(
-            (network, inversion_editor(pack, plain, demo[2], screen_steps=screening, solver=solver))
-            for screening, solver in ((0, "auto"), (2, "ddim"), (2, "gradient"))
-        ),
+        *((network, inversion_editor(pack, plain, demo[2], solver=solver)) for solver in ("auto", "ddim", "gradient")),
     ]
     for used, opener in openers:
         with files_above(used, {"render", "change"}) as seen, opener(image, lambda told: None) as editor:
-            for quality in ("screen", "full"):
-                editor.render(image, box_mask(image), BOX, seed=0, quality=quality)
+            editor.render(image, box_mask(image), BOX, seed=0)
             if hasattr(editor, "change"):
                 assert editor.change(image).isfinite().all()
         assert len(seen) >= 2
@@ -237,14 +232,12 @@ def test_the_inversion_editor_takes_gradients_and_inverts_once(pack, demo, plain
     image = picture()
     opener = inversion_editor(pack, plain, demo[2])
     with torch.inference_mode(inference), opener(image, lambda told: None) as editor:
-        result = editor.render(image, box_mask(image), BOX, seed=0, quality="full")
+        result = editor.render(image, box_mask(image), BOX, seed=0)
         once = editor.shared_evaluations
         assert once > 0 and editor.denoiser.evaluations.backward >= 3  # a guided step each
-        other = editor.render(image, box_mask(image, (0, 0, 16, 16)), (0, 0, 16, 16), seed=0, quality="full")
+        other = editor.render(image, box_mask(image, (0, 0, 16, 16)), (0, 0, 16, 16), seed=0)
         assert editor.shared_evaluations == once
-        screened = editor.render(image, box_mask(image), BOX, seed=0, quality="screen")
-        assert editor.shared_evaluations > once
-    for made, box in ((result, BOX), (other, (0, 0, 16, 16)), (screened, BOX)):
+    for made, box in ((result, BOX), (other, (0, 0, 16, 16))):
         assert_only_the_box_changed(made, image, box)
     unguided = render(inversion_editor(pack, plain, demo[2], guidance=0.0), image)
     assert not torch.allclose(result, unguided, atol=1e-3)
@@ -263,7 +256,7 @@ def test_a_ready_inversion_is_used(pack, demo, plain):
 
         ready = pack("nodes.host.sampling").run(plain, latent, {"source": conditioning("sd1", 1)}, work, gradients=True)
     with inversion_editor(pack, plain, demo[2], ready, steps=9)(image, lambda told: None) as editor:
-        result = editor.render(image, box_mask(image), BOX, seed=0, quality="full")
+        result = editor.render(image, box_mask(image), BOX, seed=0)
         assert editor.shared_evaluations == 0 and editor.settings.steps == 3
     torch.testing.assert_close(result, render(inversion_editor(pack, plain, demo[2]), image), rtol=0, atol=1e-3)
     foreign = replace(ready, identity=replace(ready.identity, family="sd2"))
@@ -339,6 +332,6 @@ def test_the_other_editor_nodes(pack, demo, plain):
             plain, demo[2], *conds, strength=1.0, context=100.0, **shared
         ).result
         (invert,) = editors.RegionInversionEditor.execute(plain, demo[2], *conds, guidance=0.0, **shared).result
-    assert_only_the_box_changed(render(inpaint.open, picture(), quality="screen"), picture())
+    assert_only_the_box_changed(render(inpaint.open, picture()), picture())
     assert inpaint.title == "inpainting: 2 steps, cfg 3"
     assert invert.title == "along the inversion: 2 steps, cfg 3, guidance 0"
