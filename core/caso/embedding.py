@@ -77,8 +77,9 @@ class SemanticEmbedding:
         the file does not say, or says what cannot be."""
         said = self.info.get("edit")
         most = {"start": 1.0, "focus": 1.0, "strength": MAX_STRENGTH}
-        known = isinstance(said, Mapping) and set(said) == set(most)
-        if not known or not all(isinstance(said[key], int | float) and 0 < said[key] <= most[key] for key in most):
+        if not isinstance(said, Mapping) or set(said) != set(most):
+            return {}
+        if not all(isinstance(said[key], int | float) and 0 < said[key] <= most[key] for key in most):
             return {}
         return {key: float(said[key]) for key in most}
 
