@@ -81,7 +81,8 @@ METHODS = (
     "demo_distil_edit",
     "demo_prompt_to_prompt",
     "demo_caso_edit",
-    "demo_caso_train+demo_caso_edit@SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors",
+    "demo_caso_train+demo_caso_edit@SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors"
+    "@SemEdit_CASOEditSampler.window=learned@SemEdit_CASOEditSampler.strength=5",
     "demo_region_mask_to_inpaint",
     LARGEST_BOX,
     "demo_region_edit",

@@ -11,7 +11,10 @@ from semantic_editing.core.demo.bench import Outcome
 from semantic_editing.core.demo.data import FOLDER, DemoData
 from semantic_editing.core.errors import EditingError
 
-TRAINED = "demo_caso_train+demo_caso_edit@SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors"
+TRAINED = (
+    "demo_caso_train+demo_caso_edit@SemEdit_CASOEmbeddingLoader.embedding_file=demo_glasses.safetensors"
+    "@SemEdit_CASOEditSampler.window=learned@SemEdit_CASOEditSampler.strength=5"
+)
 GLASSES, BEARD = "glasses: none to glasses", "facial hair: none to beard"
 
 
