@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from semantic_editing.tools import host_stand_in
 from semantic_editing.tools import node_contract as contract
 from semantic_editing.tools.gallery import GALLERY, template_name
 
+#: Of a help page, without the list of its sockets, which the tool makes.
+MOST_WORDS = 400
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("snapshot.json")
 LANGUAGES = ("en", "zh", "ja")
@@ -106,6 +109,9 @@ def test_help_page(schema):
     gone = [name for name in GALLERY if f"`{name}`" in text]
     assert gone == [], "a person reads the gallery's names"
     assert all(f"**{slot.id}**" in text for slot in schema.inputs)
+    own = re.sub(r"<!-- sockets.*?<!-- end -->", "", text, flags=re.DOTALL)
+    assert len(re.findall(r"\w[\w'-]*", own)) <= MOST_WORDS, "a page that nobody reads to its end"
+    assert not re.search(r"^\|", own, flags=re.MULTILINE), "the panel is narrower than a table"
 
 
 SAVING = [schema for schema in SCHEMAS.values() if any(slot.id == "overwrite" for slot in schema.inputs)]
