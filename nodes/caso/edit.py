@@ -75,7 +75,11 @@ class CASOEditSampler(io.ComfyNode):
                 "concept slider",
                 "caso",
                 "add glasses",
+                "remove glasses",
                 "remove beard",
+                "smile",
+                "age",
+                "change hair colour",
             ],
             inputs=[
                 *source_inputs(),

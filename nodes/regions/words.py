@@ -43,7 +43,20 @@ class EditByWords(io.ComfyNode):
             "two texts at noised copies of the image, frames the place where they differ most, and inpaints there. "
             "Plain and inpainting models work. With a CLIP scorer several boxes compete, and where none helps the "
             "image comes back as it is.",
-            search_aliases=["auto mask", "diffedit", "text driven mask", "replace object", "learnable regions"],
+            search_aliases=[
+                "edit photo",
+                "edit image",
+                "replace object",
+                "change cat to dog",
+                "remove glasses",
+                "smile",
+                "change hair colour",
+                "auto mask",
+                "diffedit",
+                "text driven mask",
+                "inpaint by words",
+                "learnable regions",
+            ],
             inputs=[
                 widget(io.Model, "model", tooltip="What paints: an inpainting model (best) or a plain one."),
                 widget(io.Clip, "clip", tooltip="The model's own text encoder; both prompts are made here."),

@@ -13,6 +13,8 @@ from semantic_editing.tools.gallery import GALLERY, template_name
 
 #: Of a help page, without the list of its sockets, which the tool makes.
 MOST_WORDS = 400
+#: What a person types who wants to edit a photo.
+ARTISTS = ("edit photo", "replace", "remove glasses", "smile", "age", "change hair colour", "change cat to dog")
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("snapshot.json")
 LANGUAGES = ("en", "zh", "ja")
@@ -97,6 +99,19 @@ def test_locales_cover_every_input_and_output(schema, language):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_locales_name_no_node_that_does_not_exist(language):
     assert set(json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))) == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("words", ARTISTS)
+def test_what_artists_type_finds_nodes_that_edit_and_no_guider(words):
+    """A GUIDER is for experts; the search lists what has the words in its name or aliases."""
+    whole = re.compile(rf"\b{words}\b")
+    found = [
+        schema
+        for schema in SCHEMAS.values()
+        if any(whole.search(text.lower()) for text in (schema.display_name, *(schema.search_aliases or [])))
+    ]
+    assert len(found) >= 2, [schema.node_id for schema in found]
+    assert not [schema.node_id for schema in found if any(slot.type == "GUIDER" for slot in schema.outputs)]
 
 
 @each_node
