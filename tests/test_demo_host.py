@@ -4,6 +4,7 @@ That the pictures and u are ComfyUI's own is tested with one, in tests/host/test
 """
 
 import copy
+import dataclasses
 import json
 import shutil
 
@@ -20,7 +21,7 @@ from semantic_editing.core.sampling import plain_negative, reconstruct
 from semantic_editing.core.spdinv.invert import spdinv
 from semantic_editing.core.spdinv.null_text import NullTextSettings, null_text
 from semantic_editing.core.spdinv.solvers import SPDInvSettings
-from semantic_editing.tools import demo_host
+from semantic_editing.tools import demo_host, host_stand_in
 
 GLASSES, STEPS = "glasses: none to glasses", 3
 SHIPPED = {path.stem for path in bench.WORKFLOWS[0].glob("*.json")}
@@ -154,11 +155,16 @@ def test_what_was_not_made_is_not_shown(pair, runner):
 
 def test_a_training_leaves_a_file_which_is_read_anew_when_it_changes(pair, runner):
     training = short("demo_caso_train")
-    node_of(training, "SemEdit_LoadDemoImage")["count"] = 8
+    for node in training.values():
+        if node["class_type"] == "SemEdit_LoadDemoImage":
+            node["inputs"]["count"] = 8
+    few = host_stand_in.module("nodes.caso.trainer_settings").TrainingChoices(steps=STEPS, held_out=2)
+    training["few"] = {"class_type": "SemEdit_CASOTrainingSettings", "inputs": dataclasses.asdict(few)}
+    node_of(training, "SemEdit_CASOEmbeddingTrainer")["settings"] = ["few", 0]
     before = dict(runner.counts)
     made = runner.execute(training)
     assert "embedding:demo_glasses" in [value for (value, *_) in made.values() if isinstance(value, str)]
-    assert runner.counts["backward"] - before["backward"] == STEPS * 4  # batches of four
+    assert runner.counts["backward"] - before["backward"] == STEPS * 8  # batches of four of each kind
     workflow = aimed("demo_caso_edit@SemEdit_CASOEditSampler.interpolate=0", pair, runner)
     loader = node_of(workflow, "SemEdit_CASOEmbeddingLoader")
     loader["embedding_file"] = "demo_glasses.safetensors"

@@ -240,7 +240,8 @@ class RegionBoxGenerator(io.ComfyNode):
             def watch(done: int, total: int, edited: Tensor) -> None:
                 show_box(bar, done, total, edited)
 
-            with region_editor.open(pictures, lambda progress: None) as editor:
+            opened = region_editor.open  # an editor, not a file
+            with opened(pictures, lambda progress: None) as editor:
                 edit = edit_by_words(
                     editor,
                     pictures,

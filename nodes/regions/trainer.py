@@ -209,7 +209,8 @@ class RegionNetworkTrainer(io.ComfyNode):
                 def watch(done: int, total: int, edited: Tensor, number: int = number) -> None:
                     show_box(bar, number * total + done, len(examples) * total, edited)
 
-                with region_editor.open(example.image, lambda progress: None) as editor:
+                opened = region_editor.open  # an editor, not a file
+                with opened(example.image, lambda progress: None) as editor:
                     studied.append(study(example, vision_features, clip_scorer, editor, settings, CACHE, watch))
             network = (
                 new_network(studied[0], vision_features, settings.seed)

@@ -147,4 +147,4 @@ def test_every_kind_has_settings_that_a_training_and_an_edit_take():
     for kind in KINDS.values():
         assert Window(kind.start).start == kind.start and 0 < kind.focus <= 1
         assert kind.settings("a", "b").shown and not kind.paper("a", ("b", "c")).shown
-        assert f"focus {kind.focus:g}, strength {kind.strength:g}" in kind.edit
+        assert kind.edit == {"start": kind.start, "focus": kind.focus, "strength": kind.strength}
