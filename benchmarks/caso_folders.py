@@ -149,13 +149,9 @@ def edits(name: str, runner: Runner, options: argparse.Namespace) -> list[Method
     """Every row of an attribute's table: the shipped embedding's, and those of each set of pictures."""
     attribute, recipe = ATTRIBUTES[name], RECIPES[name]
     kind, away = KINDS[attribute.kind], attribute.away if options.away else None
-    start, strength = (
-        away.start if away else recipe.start,
-        recipe.strength,
-    )  # the bench turns a shipped one round itself
-    shipped = edit(
-        f"demo: {name.replace(' ', '_')}", window="custom", start=start, focus=recipe.focus, strength=strength
-    )
+    start, strength = away.start if away else recipe.start, recipe.strength
+    # The bench turns a bundled embedding round itself where the pair's edit takes it away.
+    shipped = edit(f"demo: {name}", window="custom", start=start, focus=recipe.focus, strength=strength)
     found = [Method(f"the shipped embedding, strength {-strength if away else strength:g}", shipped, {})]
     for number in options.sets:
         file = learned(attribute, number, runner, options.out)
