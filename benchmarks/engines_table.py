@@ -40,6 +40,7 @@ from semantic_editing.benchmarks.pix2pix_zero_table import EDITS, INVERTS, SAMPL
 from semantic_editing.core.demo.bench import NOTHING, NOTHING_DECODED, Judgement, Outcome, Workflow, number, share
 from semantic_editing.core.demo.data import FOLDER, DemoData, DemoPair
 from semantic_editing.core.demo.model import load_demo_model
+from semantic_editing.core.engines.prompt_to_prompt import PromptToPromptSettings
 from semantic_editing.core.errors import EditingError
 from semantic_editing.core.spdinv.null_text import NullTextSettings
 
@@ -55,6 +56,11 @@ INVERSIONS: dict[str, tuple[dict[str, object], bool]] = {
     # Its negatives make up for what is left over. The iterations say nothing to DDIM: they only keep a host that still
     # has another row's inversion from charging nothing for this one.
     NULL_TEXT: ({"solver": "ddim", "max_iterations": 1}, False),
+}
+#: Widgets of Guider Settings at their defaults.
+SETTINGS: dict[str, object] = {
+    name: getattr(PromptToPromptSettings, name)
+    for name in ("stored_shift", "proximal", "background_keep", "blend_threshold")
 }
 #: Inversions in the order they are made: what shall be compared first stands first.
 ORDER = (
@@ -108,8 +114,13 @@ def cell(row: str, engine: str, steps: int) -> Method | None:
             one(workflow, SAMPLES)[1].update({"guidance": 0.0, "local_fraction": 0.0})
         use_negatives(workflow, one(workflow, SAMPLES)[1], row)
     else:
-        (guider,) = (node["inputs"] for node in workflow.values() if "stored_shift" in node["inputs"])
-        guider["stored_shift"] = shifted
+        (guider,) = (node["inputs"] for node in workflow.values() if node["class_type"].endswith("Guider"))
+        if "stored_shift" in guider:
+            guider["stored_shift"] = shifted
+        else:
+            options = SETTINGS | {"stored_shift": shifted}
+            workflow["settings"] = {"class_type": "SemEdit_GuiderSettings", "inputs": options}
+            guider["settings"] = ["settings", 0]
         if "edits" in guider:  # the workflow shows two edits at once; the node's own threshold in place of theirs
             guider["edits"] = guider["edits"].partition("@")[0].strip()
         use_negatives(workflow, guider, row)

@@ -73,7 +73,8 @@ def test_a_cell_differs_from_the_shipped_workflow_in_what_it_says():
     shipped = inputs(workflow_called("demo_prompt_to_prompt"), "SemEdit_PromptToPromptGuider")
     for row, shift in (("DDIM", False), ("direct (DDIM + stored shift)", True), ("SPDInv gradient", True)):
         cell = engines_table.cell(row, "Prompt-to-Prompt", 20).workflow
-        assert inputs(cell, "SemEdit_PromptToPromptGuider") == {**shipped, "stored_shift": shift}
+        assert inputs(cell, "SemEdit_PromptToPromptGuider") == {**shipped, "settings": ["settings", 0]}
+        assert inputs(cell, "SemEdit_GuiderSettings") == {**engines_table.SETTINGS, "stored_shift": shift}
         solver = "gradient" if "gradient" in row else "ddim"
         assert inputs(cell, engines_table.INVERTS)["solver"] == solver
         assert inputs(cell, engines_table.INVERTS)["steps"] == 20

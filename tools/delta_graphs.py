@@ -225,8 +225,8 @@ def ffhq_deltaedit(graph: Graph) -> None:
     paste = pasted(graph, photo, inversion, edit, "ffhq_deltaedit")
     graph.note(
         "# Your photo\n\nNeeds four files, see *Models for the other workflows* in the README: FFHQ's StyleGAN2, e4e's "
-        "encoder, DeltaEdit's mapper and CLIP ViT-B/32. With `fs3.npy` beside the mapper choose it as "
-        "*relevance_file* and *disentangle_by* `threshold`.",
+        "encoder, DeltaEdit's mapper and CLIP ViT-B/32. With `fs3.npy` beside the mapper, wire **DeltaEdit "
+        "Settings** into the mapper, inside, and choose it there with *disentangle_by* `threshold`.",
         0, title="What this shows", height=240,
     )  # fmt: skip
     edit_report(

@@ -58,6 +58,7 @@ def demo_distil_train(graph: Graph) -> None:
     )  # fmt: skip
     inversion.inputs["steps"] = EDIT_STEPS
     scorer = graph.add("SemEdit_LoadCLIPScorer", 4, clip_model="demo model")
+    settings = graph.add("SemEdit_DistilTrainingSettings", 4, check_every=10)
     trainer = graph.add(
         "SemEdit_DistilEditTrainer",
         5,
@@ -66,10 +67,10 @@ def demo_distil_train(graph: Graph) -> None:
         source_text=TEXTS[0],
         target_text=TEXTS[1],
         steps=TRAIN_STEPS,
-        check_every=10,
         before=pictures.out("image"),
         after=decoded,
         clip_scorer=scorer.out("clip scorer"),
+        settings=settings.out("settings"),
         width=330,
     )
     graph.add("PreviewAny", 5, title="Training", source=trainer.out("report"), width=330, height=220)

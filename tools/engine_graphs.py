@@ -131,11 +131,12 @@ def sd15_concept_edit(graph: Graph) -> None:
         "SemEdit_SPDInvInversion", 2, model=loader.out("MODEL"), positive=prompt.out("CONDITIONING"),
         latent=encoded.out("LATENT"), width=330,
     )  # fmt: skip
+    settings = graph.add("SemEdit_GuiderSettings", 2, background_keep=0.5)
     guider = graph.add(
         "SemEdit_PromptToPromptGuider", 3, model=concept.out("MODEL"), clip=concept.out("CLIP"),
         inversion=inversion.out("inversion"), source_text=source, target_text="a photo of a embedding:my_concept",
-        cfg=5.0, self_fraction=0.4, mode="replace", blend_words="cat, embedding:my_concept", background_keep=0.5,
-        width=330,
+        cfg=5.0, self_fraction=0.4, mode="replace", blend_words="cat, embedding:my_concept",
+        settings=settings.out("settings"), width=330,
     )  # fmt: skip
     sampler = graph.add("KSamplerSelect", 3, sampler_name="euler")
     sampled = graph.add(
@@ -150,7 +151,7 @@ def sd15_concept_edit(graph: Graph) -> None:
     graph.enclose(
         "Put Your Concept in",
         (guider, "source_text"), (guider, "target_text"), (guider, "blend_words"), (guider, "cfg"),
-        (guider, "self_fraction"), (guider, "background_keep"),
+        (guider, "self_fraction"), (settings, "background_keep"),
         also=(prompt, concept),
     )  # fmt: skip
 

@@ -84,7 +84,8 @@ def load_mapper(path: str | Path) -> DeltaMapper:
     source = Path(path)
     if source.suffix == ".npy":
         raise EditingError(
-            f"{shown_name(source.name)} is an array and no mapper; a relevance matrix goes into relevance_file."
+            f"{shown_name(source.name)} is an array and no mapper; a relevance matrix goes into relevance_file of "
+            "DeltaEdit Settings."
         )
     mapper = _own(source) if source.suffix == ".safetensors" else _published(source)
     return mapper.eval().requires_grad_(False)

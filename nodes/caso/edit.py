@@ -151,7 +151,6 @@ class CASOEditSampler(io.ComfyNode):
         window: str,
         start: float,
         end: float,
-        single_step: bool,
         joined: bool,
         steps: int,
         interpolate: int,
@@ -176,7 +175,7 @@ class CASOEditSampler(io.ComfyNode):
             )
         if photo is not None and vae is None:
             raise EditingError("A photo is read and painted by a VAE; wire one into CASO Edit Sampler.")
-        settings = edit_settings(strength, window, start, end, single_step, joined, focus, semantic_embedding)
+        settings = edit_settings(strength, window, start, end, joined, focus, semantic_embedding)
         terms = host_terms(clip, semantic_embedding, settings, against)
         mask = edit_mask(mask)
         remarks, exact = inversion_remarks(model, inversion, terms.empty)
@@ -256,14 +255,13 @@ class CASOGuider(io.ComfyNode):
         window: str,
         start: float,
         end: float,
-        single_step: bool,
         joined: bool,
         focus: float = EditSettings.focus,
         mask: Any = None,
         against: Chosen = (),
     ) -> Any:
         """A guider that keeps no state between sampling runs."""
-        settings = edit_settings(strength, window, start, end, single_step, joined, focus, semantic_embedding)
+        settings = edit_settings(strength, window, start, end, joined, focus, semantic_embedding)
         terms = host_terms(clip, semantic_embedding, settings, against)
         mask = edit_mask(mask)
         remarks, exact = inversion_remarks(model, inversion, terms.empty)

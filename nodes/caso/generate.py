@@ -67,7 +67,6 @@ class CASOGenerate(io.ComfyNode):
         window: str,
         start: float,
         end: float,
-        single_step: bool,
         joined: bool,
         steps: int,
         seed: int,
@@ -75,7 +74,7 @@ class CASOGenerate(io.ComfyNode):
         base: Any = None,
     ) -> Any:
         """Generate; EditingError for unusable input passes through as it is."""
-        settings = edit_settings(strength, window, start, end, single_step, joined, focus)
+        settings = edit_settings(strength, window, start, end, joined, focus)
         terms = host_terms(clip, semantic_embedding, settings)
 
         def work(session: Session) -> tuple[Tensor, str]:

@@ -77,17 +77,11 @@ def guidance_inputs(strength: str, window: str, windows: list[str]) -> list[Any]
             "end",
             default=DEFAULTS.window.end,
             min=0.0,
-            max=0.99,
+            max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="For window custom: where guidance ends, 0 is the finished image.",
-        ),
-        widget(
-            io.Boolean,
-            "single_step",
-            default=DEFAULTS.window.single_step,
-            advanced=True,
-            tooltip="Guide the first step of the window only: quicker and weaker, so raise strength.",
+            tooltip="For window custom: where guidance ends, 0 is the finished image. The same as start: only the "
+            "first step is guided, quicker and weaker, so raise strength.",
         ),
         widget(
             io.Boolean,
@@ -132,7 +126,6 @@ def edit_settings(
     window: str,
     start: float,
     end: float,
-    single_step: bool,
     joined: bool,
     focus: float,
     chosen: Chosen = (),
@@ -143,20 +136,20 @@ def edit_settings(
         chosen: the embeddings, which the window "learned" asks; of several the widest window and focus.
 
     Raises:
-        EditingError: no such window, or a start that is not above the end.
+        EditingError: no such window, or an end above the start.
     """
     if window == LEARNED:
         known_edits = [embedding.edit for embedding, _ in chosen if embedding.edit]
         widest = max((edit["start"] for edit in known_edits), default=PRESETS["fine"].start)
-        steps = Window(widest, single_step=single_step)
+        steps = Window(widest)
         focus = max((edit["focus"] for edit in known_edits), default=focus)
     elif window == CUSTOM:
-        steps = Window(start, end, single_step)
+        steps = Window(start, single_step=True) if end == start else Window(start, end)
     else:
         known = {**PRESETS, WHOLE: Window(1.0)}
         if window not in known:
             raise EditingError(f"There is no window {window!r}; use one of {', '.join([LEARNED, *known, CUSTOM])}.")
-        steps = replace(known[window], single_step=single_step)
+        steps = known[window]
     return EditSettings(strength, steps, joined, focus)
 
 

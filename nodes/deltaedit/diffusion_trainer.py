@@ -29,7 +29,6 @@ from ...core.errors import EditingError
 from ...core.images.curves import curves_plot
 from ...core.images.files import picture_files, read_picture
 from ..common.claimed_files import ClaimedFiles
-from ..common.inputs import seed_input
 from ..common.reports import plot_output, report_output, shown
 from ..common.saving import Saved, save_or_rescue
 from ..host.folders import STYLE_DIFFUSION, STYLE_DIFFUSION_TRAININGS, input_folder, output_path
@@ -37,6 +36,7 @@ from ..host.managed_models import training_scope
 from ..host.progress import StoppableBar, counting_bar
 from ..host.schema import io, schema, widget
 from .sockets import CATEGORY, DeltaLatentsType, Managed, StyleDiffusionType, StyleGAN2Type
+from .training_settings import DEFAULTS, TrainingChoices, training_settings_input
 
 SMALL, PAPER = "small, 64 pixels", "paper, 128 pixels"
 #: Name -> network and training.
@@ -119,7 +119,6 @@ class StyleDiffusionTrainer(io.ComfyNode):
                     default=True,
                     tooltip="Go on with the training of this name where it was stopped, if there is one.",
                 ),
-                seed_input("Of the first weights and of all that is drawn at random.", advanced=True),
                 widget(
                     io.Float,
                     "minutes",
@@ -127,27 +126,7 @@ class StyleDiffusionTrainer(io.ComfyNode):
                     min=0.0,
                     max=100_000.0,
                     step=1.0,
-                    advanced=True,
                     tooltip="Stop after so long, even before the last step; the next run goes on. 0: no limit.",
-                ),
-                widget(
-                    io.Float,
-                    "learning_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.00001,
-                    advanced=True,
-                    tooltip="Of AdamW. 0: the preset's, 0.001 or the paper's 0.0001.",
-                ),
-                widget(
-                    io.Int,
-                    "check_every",
-                    default=250,
-                    min=1,
-                    max=100_000,
-                    advanced=True,
-                    tooltip="Steps between looks at up to 64 held-out pictures, by which the best is chosen.",
                 ),
                 widget(
                     StyleGAN2Type,
@@ -156,6 +135,7 @@ class StyleDiffusionTrainer(io.ComfyNode):
                     tooltip="The generator of the latents, to draw their generated samples anew. Unwired: samples "
                     "among them are left out.",
                 ),
+                training_settings_input(),
             ],
             outputs=[
                 StyleDiffusionType.Output(
@@ -185,26 +165,24 @@ class StyleDiffusionTrainer(io.ComfyNode):
         steps: int,
         batch_size: int,
         resume: bool,
-        seed: int,
         minutes: float,
-        learning_rate: float,
-        check_every: int,
         stylegan2: Managed[StyleGAN2] | None = None,
+        settings: TrainingChoices = DEFAULTS,
     ) -> Any:
         """Train and save; Cancel saves the best so far, and the state to go on from, before it ends the run."""
-        shape, settings = chosen(preset, steps, batch_size, learning_rate, check_every, seed)
+        shape, training = chosen(preset, steps, batch_size, settings)
         path, state = (output_path(kind, filename) for kind in (STYLE_DIFFUSION, STYLE_DIFFUSION_TRAININGS))
         going_on, files = resume and state.exists(), ClaimedFiles(state)
-        files.claim(path, overwrite, (lambda file: _made_by(file, settings)) if going_on else None)
+        files.claim(path, overwrite, (lambda file: _made_by(file, training)) if going_on else None)
         files.claim(state, overwrite, (lambda file: True) if going_on else None)  # compared when it is read
         data, left_out = styled_pictures(latents, folder, shape.size, stylegan2)
         bar, began = StoppableBar(), time.monotonic()
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-            torch.manual_seed(seed % 2**63)
+            torch.manual_seed(training.seed % 2**63)
             network = StyleDiffusion(shape, data.layout, data.generator)
         weights = sum(value.numel() * value.element_size() for value in network.parameters())
         with training_scope(weights) as device:
-            trainer = DiffusionTrainer(network.to(device), data, settings)
+            trainer = DiffusionTrainer(network.to(device), data, training)
             if going_on:
                 resume_training(trainer, state)
             saved_at = began
@@ -215,13 +193,13 @@ class StyleDiffusionTrainer(io.ComfyNode):
             def report(progress: DiffusionProgress) -> None:
                 nonlocal saved_at
                 now = time.monotonic()
-                if progress.step % settings.check_every == 0 and now - saved_at > SAVE_EVERY:
+                if progress.step % training.check_every == 0 and now - saved_at > SAVE_EVERY:
                     files.save_state(save_state)
                     saved_at = time.monotonic()
                 text = f"step {progress.step}, loss {progress.loss:.4f}"
                 if trainer.best_step:
                     text += f", held out {trainer.best_score:.4f} at step {trainer.best_step}"
-                bar.show(progress.step, settings.steps, None, text)
+                bar.show(progress.step, training.steps, None, text)
 
             with bar.catching():
                 for progress in trainer.steps():
@@ -246,10 +224,8 @@ class StyleDiffusionTrainer(io.ComfyNode):
         return io.NodeOutput(managed, plot, text, saved.file, ui=shown(text, plot, cls))
 
 
-def chosen(
-    preset: str, steps: int, batch_size: int, learning_rate: float, check_every: int, seed: int
-) -> tuple[UNetShape, DiffusionSettings]:
-    """Network and training of a preset with the widgets' changes; 0 leaves the preset's own.
+def chosen(preset: str, steps: int, batch_size: int, given: TrainingChoices) -> tuple[UNetShape, DiffusionSettings]:
+    """Network and training of a preset with the changes of widgets and settings; 0 leaves the preset's own.
 
     Raises:
         EditingError: there is no such preset, or a value is unusable.
@@ -261,9 +237,9 @@ def chosen(
         settings,
         steps=steps,
         batch=batch_size or settings.batch,
-        learning_rate=learning_rate or settings.learning_rate,
-        check_every=check_every,
-        seed=seed,
+        learning_rate=given.learning_rate or settings.learning_rate,
+        check_every=given.check_every or settings.check_every,
+        seed=given.seed,
     )
     return shape, settings
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...core.deltaedit.edit import (
     SHARE,
-    THRESHOLD,
     EditSettings,
     delta_edit,
     differences_of_pictures,
@@ -23,7 +22,6 @@ from ...core.deltaedit.mapper_files import load_mapper, load_relevance
 from ...core.deltaedit.relevance import Relevance
 from ...core.deltaedit.style_code import StyleCode
 from ...core.deltaedit.stylegan2 import StyleGAN2
-from ...core.deltaedit.text import NONE, TEMPLATES
 from ...core.errors import EditingError
 from ...core.images.difference import difference_map, difference_picture, full_heat
 from ...core.models.clip import ClipScorer
@@ -34,11 +32,11 @@ from ..host.folders import DELTA_MAPPERS, list_files, resolve_file
 from ..host.memory import memory_advice
 from ..host.progress import StoppableBar, stop_if_cancelled
 from ..host.schema import io, schema, widget
+from .mapper_settings import DEFAULTS, OWN_MATRIX, DeltaEditSettingsType, MapperOptions
 from .sockets import CATEGORY, DeltaMapperType, Managed, RelevanceType, StyleCodeType, StyleGAN2Type
 
-#: In place of a mapper's file, where a mapper is wired; of a matrix's file, for the one that the mapper brings.
-NO_FILE, OWN_MATRIX = "none", "the mapper's own"
-BY_SHARE, BY_THRESHOLD = "share", "threshold"
+#: In place of a mapper's file, where a mapper is wired.
+NO_FILE = "none"
 #: Pixels that are drawn together, at most, and pictures.
 PIXELS, PICTURES = 2**20, 16
 #: The mapper of the last run, so that other words do not read 300 MB anew; the host may evict it.
@@ -53,10 +51,6 @@ class DeltaEditMapper(io.ComfyNode):
         """Sockets and texts; widgets are saved by position in workflows, so new ones go to the end."""
         files = [name for name in list_files(DELTA_MAPPERS) if not name.endswith(".npy")]
         mappers = [*bundled_names(DELTA_MAPPERS), *files, NO_FILE]
-        matrices = [
-            OWN_MATRIX,
-            *(name for name in list_files(DELTA_MAPPERS) if name.endswith((".npy", ".safetensors"))),
-        ]
         return schema(
             node_id="SemEdit_DeltaEditMapper",
             display_name="DeltaEdit Mapper",
@@ -139,52 +133,6 @@ class DeltaEditMapper(io.ComfyNode):
                     "stronger but other things change too; 0.5 if too little happens.",
                 ),
                 widget(
-                    io.Combo,
-                    "disentangle_by",
-                    options=[BY_SHARE, BY_THRESHOLD],
-                    default=BY_SHARE,
-                    advanced=True,
-                    tooltip="Which channels may move: the share of them set by disentangle, or all whose relevance "
-                    "reaches the threshold, as the paper has it.",
-                ),
-                widget(
-                    io.Float,
-                    "threshold",
-                    default=THRESHOLD,
-                    min=0.0,
-                    max=2.0,
-                    step=0.005,
-                    advanced=True,
-                    tooltip="Least relevance (tau) of a channel that may move, with disentangle_by threshold. 0: all; "
-                    "0.03 suits fs3.npy; for other matrices try more.",
-                ),
-                widget(
-                    io.Combo,
-                    "relevance_file",
-                    options=matrices,
-                    default=OWN_MATRIX,
-                    advanced=True,
-                    tooltip="Relevance of the channels: what the mapper's file holds, or a file of "
-                    "models/delta_mappers such as fs3.npy. A wired matrix takes its place.",
-                ),
-                widget(
-                    io.Boolean,
-                    "subtract_idle",
-                    default=True,
-                    advanced=True,
-                    tooltip="Take away what the mapper does when nothing is asked of it, a pull towards the average "
-                    "face: other things stay better, the edit is a little weaker. Off: as the paper has it.",
-                ),
-                widget(
-                    io.Combo,
-                    "templates",
-                    options=list(TEMPLATES),
-                    default=NONE,
-                    advanced=True,
-                    tooltip="Sentences that the texts are put into before CLIP reads them. none: as typed; imagenet: "
-                    "the mean over 79, as DeltaEdit's own program does.",
-                ),
-                widget(
                     DeltaMapperType,
                     "mapper",
                     optional=True,
@@ -194,7 +142,7 @@ class DeltaEditMapper(io.ComfyNode):
                     RelevanceType,
                     "relevance",
                     optional=True,
-                    tooltip="From Relevance Matrix, in place of relevance_file.",
+                    tooltip="From Relevance Matrix, in place of the mapper's own.",
                 ),
                 widget(
                     io.Image,
@@ -214,6 +162,12 @@ class DeltaEditMapper(io.ComfyNode):
                     "condition_to",
                     optional=True,
                     tooltip="See condition_from. A batch gives an edit for each pair.",
+                ),
+                widget(
+                    DeltaEditSettingsType,
+                    "settings",
+                    optional=True,
+                    tooltip="What is rarely changed, from DeltaEdit Settings. Unwired: as there by default.",
                 ),
             ],
             outputs=[
@@ -239,10 +193,9 @@ class DeltaEditMapper(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, mapper_file: str = NO_FILE, relevance_file: str = OWN_MATRIX, **others: Any) -> str:
-        """Sizes and times of the files, so that a file saved anew is read anew."""
-        files = [name for name in (mapper_file, relevance_file) if name not in (NO_FILE, OWN_MATRIX)]
-        return " ".join(map(fingerprint_of, files))
+    def fingerprint_inputs(cls, mapper_file: str = NO_FILE, **others: Any) -> str:
+        """Size and time of the file, so that one saved anew is read anew."""
+        return "" if mapper_file == NO_FILE else fingerprint_of(mapper_file)
 
     @classmethod
     def execute(
@@ -255,28 +208,23 @@ class DeltaEditMapper(io.ComfyNode):
         target_text: str,
         strength: float,
         disentangle: float,
-        disentangle_by: str = BY_SHARE,
-        threshold: float = THRESHOLD,
-        relevance_file: str = OWN_MATRIX,
-        subtract_idle: bool = True,
-        templates: str = NONE,
         mapper: Managed[DeltaMapper] | None = None,
         relevance: Relevance | None = None,
         image: Tensor | None = None,
         condition_from: Tensor | None = None,
         condition_to: Tensor | None = None,
+        settings: MapperOptions = DEFAULTS,
     ) -> Any:
         """Edit, draw, compare; EditingError for whatever does not belong together."""
-        tau = threshold if disentangle_by == BY_THRESHOLD else None
-        settings = EditSettings(strength, disentangle, tau, subtract_idle)
+        chosen = EditSettings(strength, disentangle, settings.least_relevance, settings.subtract_idle)
         stylegan2.network.check(style_code)
         if (condition_from is None) != (condition_to is None):
             raise EditingError("Wire both condition_from and condition_to, or none of them to edit by texts.")
         with torch.inference_mode(False), torch.no_grad(), memory_advice("edit fewer faces or targets at once"):
             managed = mapper_named(mapper_file) if mapper is None else mapper
             network = managed.network
-            if relevance is None and relevance_file != OWN_MATRIX:
-                relevance = load_relevance(resolve_file(DELTA_MAPPERS, relevance_file))
+            if relevance is None and settings.relevance_file != OWN_MATRIX:
+                relevance = load_relevance(resolve_file(DELTA_MAPPERS, settings.relevance_file))
             bar = StoppableBar()
 
             def look(_: int) -> None:
@@ -286,7 +234,7 @@ class DeltaEditMapper(io.ComfyNode):
                 pictures = (channels_first(part) for part in (condition_from, condition_to))
                 wanted = differences_of_pictures(clip_scorer, *pictures, network.preprocessing)
             else:
-                wanted = differences_of_texts(clip_scorer, source_text, target_text, templates)
+                wanted = differences_of_texts(clip_scorer, source_text, target_text, settings.templates)
             # before the drawing, which takes long
             network.check(style_code, clip_scorer.identity, wanted.rows.shape[1])
             faces = len(style_code)
@@ -294,7 +242,7 @@ class DeltaEditMapper(io.ComfyNode):
             before = drawn(stylegan2, style_code, lambda done: bar.show(done, total))
             seen = before if image is None else channels_first(image)
             features = features_of(clip_scorer, seen, network.preprocessing, look)
-            edit = delta_edit(managed.loaded(), style_code, features, wanted, settings, relevance, clip_scorer.identity)
+            edit = delta_edit(managed.loaded(), style_code, features, wanted, chosen, relevance, clip_scorer.identity)
             unedited = before.repeat(len(wanted.rows), 1, 1, 1)
             moved = edit.moved.any(1).nonzero()[:, 0]  # the others are the pictures before, to the bit
             after, drawn_before = unedited.clone(), total - len(moved)
@@ -314,7 +262,7 @@ class DeltaEditMapper(io.ComfyNode):
             )
             report = "\n".join(
                 [
-                    *notes(network, relevance or network.relevance, settings, condition_from is not None),
+                    *notes(network, relevance or network.relevance, chosen, condition_from is not None),
                     edit_sentences(edit, own, edited_features, unedited, after),
                     f"full heat is a difference of {100 * full:.0f} %",
                 ]
@@ -369,7 +317,10 @@ def notes(mapper: DeltaMapper, relevance: Relevance | None, settings: EditSettin
     if by_pictures:
         lines.append("by the difference of the condition pictures; the texts are not used")
     if settings.masks and relevance is None:
-        lines.append("no relevance matrix: all style channels may move; wire one or choose its file to disentangle")
+        lines.append(
+            "no relevance matrix: all style channels may move; wire one, or choose its file in DeltaEdit Settings"
+            " to disentangle"
+        )
     elif settings.masks and relevance is not None:
         which = f"of at least {settings.threshold:g}" if settings.threshold is not None else "that is greatest"
         share = "" if settings.threshold is not None else f": {100 * settings.share:.0f} % of them"

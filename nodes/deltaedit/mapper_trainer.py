@@ -10,15 +10,14 @@ from ...core.deltaedit.mapper_files import load_mapper, save_mapper
 from ...core.deltaedit.relevance_probe import by_covariance
 from ...core.deltaedit.training import PRESETS, MapperSettings, MapperTrainer
 from ...core.errors import EditingError
-from ..common.inputs import saved_name_inputs, seed_input
+from ..common.inputs import saved_name_inputs
 from ..common.reports import plot_output, report_output, shown
 from ..common.training import TrainingRun
 from ..host.folders import DELTA_MAPPERS, MAPPER_TRAININGS, output_path
 from ..host.managed_models import training_scope
 from ..host.schema import io, schema, widget
 from .sockets import CATEGORY, DeltaLatentsType, DeltaMapperType, Managed
-
-DEFAULTS = MapperSettings()
+from .training_settings import DEFAULTS, TrainingChoices, training_settings_input
 
 
 def trainer_settings(preset: str, **chosen: Any) -> MapperSettings:
@@ -59,7 +58,7 @@ class DeltaEditMapperTrainer(io.ComfyNode):
                 widget(
                     io.Int,
                     "steps",
-                    default=DEFAULTS.steps,
+                    default=MapperSettings.steps,
                     min=1,
                     max=1_000_000,
                     tooltip="Steps of learning. 4000 suit fast; released wants 20,000 and more (the authors took "
@@ -73,7 +72,6 @@ class DeltaEditMapperTrainer(io.ComfyNode):
                     max=8192,
                     tooltip="Pairs of faces in one step. 0: the preset's, 256 for fast and 64 for released.",
                 ),
-                seed_input("Of first weights, pairs, dropout, and which faces are held out."),
                 widget(
                     io.Boolean,
                     "resume",
@@ -81,37 +79,7 @@ class DeltaEditMapperTrainer(io.ComfyNode):
                     tooltip="Go on where a training of this name, these faces and settings stopped; it ends as if it "
                     "never had. It replaces only what that training saved.",
                 ),
-                widget(
-                    io.Float,
-                    "learning_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.0001,
-                    round=0.000001,
-                    advanced=True,
-                    tooltip="0: the preset's, 0.003 for fast and 0.5 for released (whose layers multiply it by 0.01). "
-                    "Lower it when the loss jumps.",
-                ),
-                widget(
-                    io.Int,
-                    "hidden",
-                    default=DEFAULTS.hidden,
-                    min=8,
-                    max=4096,
-                    advanced=True,
-                    tooltip="Width of the modules of fast; more learns slower and can hold more.",
-                ),
-                widget(
-                    io.Int,
-                    "check_every",
-                    default=DEFAULTS.check_every,
-                    min=1,
-                    max=100_000,
-                    advanced=True,
-                    tooltip="Steps between looks at the held-out faces, by which the best is chosen; curves and saved "
-                    "progress are new then.",
-                ),
+                training_settings_input(),
             ],
             outputs=[
                 DeltaMapperType.Output(
@@ -135,27 +103,16 @@ class DeltaEditMapperTrainer(io.ComfyNode):
         preset: str,
         steps: int,
         batch_size: int,
-        seed: int,
         resume: bool,
-        learning_rate: float,
-        hidden: int,
-        check_every: int,
+        settings: TrainingChoices = DEFAULTS,
     ) -> Any:
         """Train and save; Cancel saves the best so far, and the state to go on from, before it ends the run."""
-        settings = trainer_settings(
-            preset,
-            steps=steps,
-            batch=batch_size,
-            seed=seed,
-            learning_rate=learning_rate,
-            hidden=hidden,
-            check_every=check_every,
-        )
+        chosen = trainer_settings(preset, steps=steps, batch=batch_size, **vars(settings))
         path, state = (output_path(kind, filename) for kind in (DELTA_MAPPERS, MAPPER_TRAININGS))
         run = TrainingRun(path, state, overwrite, resume, lambda file: load_mapper(file).facts)
         size = sum(part.numel() * part.element_size() for part in (delta_latents.offsets, delta_latents.image_features))
         with training_scope(size // 2, "lower batch_size or hidden") as device:
-            trainer = MapperTrainer(delta_latents, settings, device)
+            trainer = MapperTrainer(delta_latents, chosen, device)
             mapper = run.train(trainer, trainer.plot)
             mapper.relevance = by_covariance(delta_latents, device=device)
             plot, told = trainer.plot()[None], trainer.report(mapper)

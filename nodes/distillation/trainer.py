@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ...core.content_hash import content_hash
 from ...core.distillation.files import load_editor, save_editor
-from ...core.distillation.network import SHAPES, weight_bytes
+from ...core.distillation.network import weight_bytes
 from ...core.distillation.pairs import EditPairs, PairFilter, as_bytes, filter_pairs, read_pairs
-from ...core.distillation.training import DistillationSettings, DistillationTrainer
+from ...core.distillation.training import DistillationTrainer
 from ...core.errors import EditingError
 from ...core.images.files import picture_files, skipped_report
 from ...core.models.clip import ClipScorer
 from ..common.image_inputs import channels_first
-from ..common.inputs import saved_name_inputs, seed_input
+from ..common.inputs import saved_name_inputs
 from ..common.managed import Managed
 from ..common.reports import plot_output, report_output, shown
 from ..common.sockets import ClipScorerType
@@ -26,8 +26,8 @@ from ..host.managed_models import training_scope
 from ..host.progress import counting_bar
 from ..host.schema import io, schema, widget
 from .sockets import CATEGORY, DistilledEditType
+from .trainer_settings import DEFAULTS, RECIPE, TrainingChoices, TrainingSettingsType
 
-DEFAULTS, FILTER = DistillationSettings(), PairFilter()
 ADVICE = "lower batch_size, or give smaller pictures"
 
 
@@ -72,21 +72,12 @@ class DistilEditTrainer(io.ComfyNode):
                 widget(
                     io.Int,
                     "steps",
-                    default=DEFAULTS.steps,
+                    default=RECIPE.steps,
                     min=1,
                     max=1_000_000,
                     tooltip="Steps of learning. 600 suit a hundred pairs, more pairs want more; what does best on "
                     "held-out pairs is kept.",
                 ),
-                widget(
-                    io.Int,
-                    "batch_size",
-                    default=DEFAULTS.batch,
-                    min=1,
-                    max=1024,
-                    tooltip="Pairs in one step. Lower it when memory runs out.",
-                ),
-                seed_input("Of first weights, order, augmentation, and which pairs are held out."),
                 widget(
                     io.Boolean,
                     "resume",
@@ -95,18 +86,9 @@ class DistilEditTrainer(io.ComfyNode):
                     "never had. It replaces only what that training saved.",
                 ),
                 widget(
-                    io.Combo,
-                    "network",
-                    options=list(SHAPES),
-                    default="small",
-                    advanced=True,
-                    tooltip="small: a million weights, for 128 pixels on a CPU. large: for photographs, on a GPU.",
-                ),
-                widget(
                     io.String,
                     "before_folder",
                     default="",
-                    advanced=True,
                     tooltip="In place of before and after: a folder of pictures inside ComfyUI's input folder. The "
                     "n-th by name belongs to the n-th of after_folder.",
                 ),
@@ -114,87 +96,7 @@ class DistilEditTrainer(io.ComfyNode):
                     io.String,
                     "after_folder",
                     default="",
-                    advanced=True,
                     tooltip="The folder of the edited pictures, as many as in before_folder.",
-                ),
-                widget(
-                    io.Int,
-                    "image_size",
-                    default=512,
-                    min=8,
-                    max=2048,
-                    step=8,
-                    advanced=True,
-                    tooltip="Side in pixels to which the folders' pictures are scaled and cut. Wired images keep their "
-                    "size.",
-                ),
-                widget(
-                    io.Float,
-                    "clip_gain",
-                    default=FILTER.clip_gain,
-                    min=-2.0,
-                    max=2.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="With a CLIP scorer: how much nearer (cosine) to target_text a picture must come to be "
-                    "learned from. 0: nearer at all; the paper takes 0.1.",
-                ),
-                widget(
-                    io.Float,
-                    "overlap",
-                    default=FILTER.overlap,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    advanced=True,
-                    tooltip="Least share of a picture that must stay as it is for the pair to be learned from. 0: off; "
-                    "0.7 for edits of a small part.",
-                ),
-                widget(
-                    io.Boolean,
-                    "keep_outside",
-                    default=DEFAULTS.keep_outside,
-                    advanced=True,
-                    tooltip="Learn to leave the photo's own pixels where the edit changed nothing to be seen. Off: "
-                    "copy the edit with what its VAE lost.",
-                ),
-                widget(
-                    io.Boolean,
-                    "flip",
-                    default=DEFAULTS.flip,
-                    advanced=True,
-                    tooltip="Mirror half of the pairs. Switch it off for edits that tell left from right, or texts.",
-                ),
-                widget(
-                    io.Float,
-                    "augmentation",
-                    default=DEFAULTS.augment,
-                    min=0.0,
-                    max=4.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip="How much pairs are shifted, recoloured and made noisy, so that few say more. 0 is off.",
-                ),
-                widget(
-                    io.Float,
-                    "learning_rate",
-                    default=DEFAULTS.learning_rate,
-                    min=0.000001,
-                    max=1.0,
-                    step=0.0001,
-                    round=0.000001,
-                    advanced=True,
-                    tooltip="Of AdamW. Lower it when the loss jumps.",
-                ),
-                widget(
-                    io.Int,
-                    "check_every",
-                    default=DEFAULTS.check_every,
-                    min=1,
-                    max=100_000,
-                    advanced=True,
-                    tooltip="Steps between looks at the held-out pairs, by which the best is chosen; curves and saved "
-                    "progress are new then.",
                 ),
                 widget(io.Image, "before", optional=True, tooltip="Pictures before the edit, a batch."),
                 widget(
@@ -209,6 +111,12 @@ class DistilEditTrainer(io.ComfyNode):
                     optional=True,
                     tooltip="From Load CLIP Scorer: leaves out pairs in which the edit did not happen. Unwired: all "
                     "pairs are learned from.",
+                ),
+                widget(
+                    TrainingSettingsType,
+                    "settings",
+                    optional=True,
+                    tooltip="All else, from Distil Training Settings. Unwired: the measured recipe.",
                 ),
             ],
             outputs=[
@@ -247,47 +155,23 @@ class DistilEditTrainer(io.ComfyNode):
         source_text: str,
         target_text: str,
         steps: int,
-        batch_size: int,
-        seed: int,
         resume: bool,
-        network: str,
         before_folder: str,
         after_folder: str,
-        image_size: int,
-        clip_gain: float,
-        overlap: float,
-        keep_outside: bool,
-        flip: bool,
-        augmentation: float,
-        learning_rate: float,
-        check_every: int,
         before: Tensor | None = None,
         after: Tensor | None = None,
         clip_scorer: ClipScorer | None = None,
+        settings: TrainingChoices = DEFAULTS,
     ) -> Any:
         """Train and save; Cancel saves the best so far, and the state to go on from, before it ends the run."""
-        if network not in SHAPES:
-            raise EditingError(f"There is no network {network[:40]!r}; use one of: {', '.join(SHAPES)}.")
-        settings = DistillationSettings(
-            steps=steps,
-            batch=batch_size,
-            learning_rate=learning_rate,
-            keep_outside=keep_outside,
-            flip=flip,
-            augment=augmentation,
-            check_every=check_every,
-            seed=seed,
-        )
-        settings.check()
+        shape, chosen = settings.shape, settings.settings(steps)
         path, state = (output_path(kind, filename) for kind in (DISTILLED_EDITS, DISTILLATION_TRAININGS))
         run = TrainingRun(path, state, overwrite, resume, lambda file: load_editor(file).facts)
-        pairs, skipped = gathered_pairs(before, after, before_folder, after_folder, image_size)
-        wanted = PairFilter(source_text, target_text, clip_gain, overlap)
+        pairs, skipped = gathered_pairs(before, after, before_folder, after_folder, settings.image_size)
+        wanted = PairFilter(source_text, target_text, settings.clip_gain, settings.overlap)
         found = filter_pairs(pairs, wanted, clip_scorer, counting_bar())
-        with training_scope(weight_bytes(SHAPES[network]), ADVICE) as device:
-            trainer = DistillationTrainer(
-                found.pairs, SHAPES[network], settings, device, source_text.strip(), target_text.strip()
-            )
+        with training_scope(weight_bytes(shape), ADVICE) as device:
+            trainer = DistillationTrainer(found.pairs, shape, chosen, device, source_text.strip(), target_text.strip())
             editor = run.train(trainer, lambda: sample_strip(trainer))
             samples, plot, told = sample_strip(trainer)[None], trainer.plot()[None], trainer.report(editor)
         lines = [run.save(save_editor, editor), found.report(), told, run.files.trouble, skipped_report(skipped)]

@@ -71,45 +71,16 @@ def share_input(name: str, default: float, tooltip: str) -> Any:
     return widget(io.Float, name, default=default, min=0.0, max=1.0, step=0.05, tooltip=tooltip)
 
 
-def shift_input() -> Any:
+def shift_input(*, advanced: bool = False) -> Any:
     """Whether what the inversion left over is added back."""
     return widget(
         io.Boolean,
         "stored_shift",
         default=EngineSettings.stored_shift,
-        advanced=True,
+        advanced=advanced,
         tooltip="Add back what the inversion left over of each step (direct inversion), so that the source is exact "
         "whatever inverted it. Costs one evaluation on steps that take nothing from the source.",
     )
-
-
-def option_inputs() -> list[Any]:
-    """What keeps more of the source, off by default."""
-    return [
-        widget(
-            io.Float,
-            "proximal",
-            default=EngineSettings.proximal,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            advanced=True,
-            tooltip="Proximal guidance (ProxEdit): this share of the difference between target and negative, the "
-            "smallest values, is dropped and the rest shrunk by as much, so that the edit acts where it differs most. "
-            "0: off; 0.4 to 0.7 is usual. No use at cfg 1.",
-        ),
-        widget(
-            io.Float,
-            "background_keep",
-            default=EngineSettings.background_keep,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            advanced=True,
-            tooltip="Share of the steps, from the clean end, in which places that the edit leaves nearly alone go back "
-            "to the source. 0: off; 0.4 to 0.6 is usual.",
-        ),
-    ]
 
 
 def back_inputs() -> list[Any]:

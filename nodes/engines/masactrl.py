@@ -14,10 +14,9 @@ from .front import (
     engine_guider,
     front_inputs,
     guider_output,
-    option_inputs,
     share_input,
-    shift_input,
 )
+from .settings import DEFAULTS, GuiderOptions, settings_input
 
 
 class MasaCtrlGuider(io.ComfyNode):
@@ -58,9 +57,8 @@ class MasaCtrlGuider(io.ComfyNode):
                     tooltip="Words for the thing that changes, parted by commas, at least one in each text: it then "
                     "looks at the source's foreground only, the rest at its background. Empty: no mask.",
                 ),
-                shift_input(),
-                *option_inputs(),
                 *back_inputs(),
+                settings_input(),
             ],
             outputs=[guider_output()],
         )
@@ -72,20 +70,16 @@ class MasaCtrlGuider(io.ComfyNode):
         start_step: float,
         start_layer: int,
         foreground_words: str,
-        stored_shift: bool,
-        proximal: float = 0.0,
-        background_keep: float = 0.0,
+        settings: GuiderOptions = DEFAULTS,
         **wired: Any,
     ) -> Any:
         """A guider that keeps no state between sampling runs; ``wired``: the texts and what ``front`` reads."""
-        settings = MasaCtrlSettings(
-            cfg, stored_shift, start_step, start_layer, proximal=proximal, background_keep=background_keep
-        )
+        own = MasaCtrlSettings(cfg, start_step=start_step, start_layer=start_layer, **settings.shared)
 
         def of_words(source: str, target: str, read: ReadPrompt) -> Any:
             return partial(MasaCtrl, foreground=foreground_places(foreground_words, source, target, read))
 
-        return engine_guider(of_words, settings, needed=bool(foreground_words.strip()), **wired)
+        return engine_guider(of_words, own, needed=bool(foreground_words.strip()), **wired)
 
 
 NODES = [MasaCtrlGuider]

@@ -13,10 +13,9 @@ from .front import (
     front_inputs,
     guider_output,
     no_words,
-    option_inputs,
     share_input,
-    shift_input,
 )
+from .settings import DEFAULTS, GuiderOptions, settings_input
 
 
 class PlugAndPlayGuider(io.ComfyNode):
@@ -48,9 +47,8 @@ class PlugAndPlayGuider(io.ComfyNode):
                     "Share of the steps with the source's self-attention. More keeps more of the layout (the paper's "
                     "is 0.5).",
                 ),
-                shift_input(),
-                *option_inputs(),
                 *back_inputs(),
+                settings_input(),
             ],
             outputs=[guider_output()],
         )
@@ -61,16 +59,14 @@ class PlugAndPlayGuider(io.ComfyNode):
         cfg: float,
         feature_fraction: float,
         attention_fraction: float,
-        stored_shift: bool,
-        proximal: float = 0.0,
-        background_keep: float = 0.0,
+        settings: GuiderOptions = DEFAULTS,
         **wired: Any,
     ) -> Any:
         """A guider that keeps no state between sampling runs; ``wired``: the texts and what ``front`` reads."""
-        settings = PlugAndPlaySettings(
-            cfg, stored_shift, feature_fraction, attention_fraction, proximal=proximal, background_keep=background_keep
+        own = PlugAndPlaySettings(
+            cfg, feature_fraction=feature_fraction, attention_fraction=attention_fraction, **settings.shared
         )
-        return engine_guider(no_words(PlugAndPlay), settings, **wired)
+        return engine_guider(no_words(PlugAndPlay), own, **wired)
 
 
 NODES = [PlugAndPlayGuider]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from ...core.engines.prompt_to_prompt import (
     MODES,
@@ -22,26 +22,12 @@ from .front import (
     engine_guider,
     front_inputs,
     guider_output,
-    option_inputs,
     share_input,
-    shift_input,
 )
+from .settings import DEFAULTS, GuiderOptions, settings_input
 
-OWN, RELEASED = "own", "released_spdinv"
-
-
-def preset_input() -> Any:
-    """Whose settings are used."""
-    return widget(
-        io.Combo,
-        "preset",
-        options=[OWN, RELEASED],
-        default=OWN,
-        advanced=True,
-        tooltip="released_spdinv: the editing engine of SPDInv's released code in place of cfg, fractions, mode and "
-        "options (cfg 7.5, proximal guidance, background kept; leave negative unwired); words stay yours. own: the "
-        "settings of this node.",
-    )
+#: In place of a mode: all settings are those of the editing engine in SPDInv's released code.
+RELEASED = "released_spdinv"
 
 
 class PromptToPromptGuider(io.ComfyNode):
@@ -90,10 +76,11 @@ class PromptToPromptGuider(io.ComfyNode):
                 widget(
                     io.Combo,
                     "mode",
-                    options=list(MODES),
+                    options=[*MODES, RELEASED],
                     default=defaults.mode,
                     tooltip="refine: changed and added words go their own way. replace: changed words stand exactly "
-                    "where the words were that they replace (cat to dog).",
+                    "where the words were that they replace (cat to dog). released_spdinv: the editing engine of "
+                    "SPDInv's released code in place of cfg, fractions and settings (cfg 7.5; leave negative unwired).",
                 ),
                 widget(
                     io.String,
@@ -109,21 +96,8 @@ class PromptToPromptGuider(io.ComfyNode):
                     tooltip="Words of the target with a factor on their attention, e.g. 'glasses: 2, hair: 0.5'. "
                     "Empty: none.",
                 ),
-                shift_input(),
-                widget(
-                    io.Float,
-                    "blend_threshold",
-                    default=defaults.blend_threshold,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    advanced=True,
-                    tooltip="Share of the highest attention from which a place belongs to the blend words. Higher: a "
-                    "smaller place is edited.",
-                ),
-                *option_inputs(),
-                preset_input(),
                 *back_inputs(),
+                settings_input(),
             ],
             outputs=[guider_output()],
         )
@@ -134,36 +108,32 @@ class PromptToPromptGuider(io.ComfyNode):
         cfg: float,
         cross_fraction: float,
         self_fraction: float,
-        mode: Mode,
+        mode: str,
         blend_words: str,
         word_weights: str,
-        stored_shift: bool,
-        blend_threshold: float,
-        proximal: float = 0.0,
-        background_keep: float = 0.0,
-        preset: str = OWN,
+        settings: GuiderOptions = DEFAULTS,
         **wired: Any,
     ) -> Any:
         """A guider that keeps no state between sampling runs; ``wired``: the texts and what ``front`` reads."""
-        settings = PromptToPromptSettings(
-            cfg,
-            stored_shift,
-            cross_fraction,
-            self_fraction,
-            mode,
-            blend_threshold,
-            proximal=proximal,
-            background_keep=background_keep,
+        released = mode == RELEASED
+        own = (
+            released_spdinv()
+            if released
+            else PromptToPromptSettings(
+                cfg,
+                cross_fraction=cross_fraction,
+                self_fraction=self_fraction,
+                mode=cast(Mode, mode),
+                blend_threshold=settings.blend_threshold,
+                **settings.shared,
+            )
         )
-        released = preset == RELEASED
-        if released:
-            settings = released_spdinv()
 
         def of_words(source: str, target: str, read: ReadPrompt) -> Any:
-            words = word_map(source, target, read, settings.mode, word_weights, blend_words)
+            words = word_map(source, target, read, own.mode, word_weights, blend_words)
             return partial(PromptToPrompt, words=released_words(words) if released else words)
 
-        return engine_guider(of_words, settings, needed=True, **wired)
+        return engine_guider(of_words, own, needed=True, **wired)
 
 
 NODES = [PromptToPromptGuider]

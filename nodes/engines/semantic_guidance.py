@@ -106,7 +106,7 @@ class SemanticGuidanceGuider(io.ComfyNode):
                     "words add to it. Empty: the words in the inversion, if any. A lone '-': the edits' words alone, "
                     "as in LEDITS++.",
                 ),
-                shift_input(),
+                shift_input(advanced=True),
                 widget(
                     io.Conditioning,
                     "source",

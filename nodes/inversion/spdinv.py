@@ -8,13 +8,15 @@ from torch import Tensor
 
 from ...core.sampling import require_negative
 from ...core.spdinv.invert import spdinv
-from ...core.spdinv.solvers import OPTIMIZERS, SOLVERS, Optimizer, Solver, SPDInvSettings
+from ...core.spdinv.solvers import SOLVERS, SPDInvSettings
 from ..common.inputs import steps_input, words_inputs
 from ..common.inverting import image_inputs, invert_image, inverting_outputs, sigmas_input
 from ..host.schema import io, schema, widget
 
 #: Carries a ``core.spdinv.solvers.SPDInvSettings``.
 SPDInvSettingsType = io.Custom("SEMEDIT_SPDINV_SETTINGS")
+#: In place of a solver: the paper's descent as it is printed; "gradient" has the optimizer of the released code.
+AS_PRINTED = "gradient_descent"
 
 
 class SPDInvInversion(io.ComfyNode):
@@ -52,10 +54,11 @@ class SPDInvInversion(io.ComfyNode):
                 widget(
                     io.Combo,
                     "solver",
-                    options=list(SOLVERS),
+                    options=[*SOLVERS, AS_PRINTED],
                     default=SPDInvSettings.solver,
                     tooltip="auto: solves each step as far as the rebuilt image needs it. fixed_point, anderson: plain "
-                    "iterations, as in AIDI. gradient: the paper's descent, slow. ddim: plain DDIM inversion, no "
+                    "iterations, as in AIDI. gradient: the paper's descent, slow (AdamW, as its released code); "
+                    "gradient_descent: the same as the paper prints it. ddim: plain DDIM inversion, no "
                     "solving at all; with the engines' stored_shift it is direct inversion. one_evaluation: auto "
                     "stopped after one evaluation a step.",
                 ),
@@ -82,15 +85,6 @@ class SPDInvInversion(io.ComfyNode):
                     "when it runs out.",
                 ),
                 widget(
-                    io.Combo,
-                    "optimizer",
-                    options=list(OPTIMIZERS),
-                    default=SPDInvSettings.optimizer,
-                    advanced=True,
-                    tooltip="For solver 'gradient': adamw as in the released code, gradient_descent as printed in the "
-                    "paper.",
-                ),
-                widget(
                     io.Float,
                     "learning_rate",
                     default=SPDInvSettings.learning_rate,
@@ -99,7 +93,7 @@ class SPDInvInversion(io.ComfyNode):
                     step=1e-4,
                     round=1e-9,
                     advanced=True,
-                    tooltip="Step size of solver 'gradient'. 0.001 is the paper's; other solvers ignore it.",
+                    tooltip="Step size of gradient and gradient_descent. 0.001 is the paper's; others ignore it.",
                 ),
                 sigmas_input(),
                 widget(
@@ -141,10 +135,9 @@ class SPDInvInversion(io.ComfyNode):
         positive: Any,
         latent: dict[str, Any],
         steps: int,
-        solver: Solver,
+        solver: str,
         tolerance: float,
         max_iterations: int,
-        optimizer: Optimizer,
         learning_rate: float,
         sigmas: Tensor | None = None,
         check: bool = False,
@@ -156,7 +149,14 @@ class SPDInvInversion(io.ComfyNode):
     ) -> Any:
         """Invert, with every residual measured; EditingError for unusable input passes through as it is."""
         require_negative(cfg, negative)
-        settings = SPDInvSettings(solver, tolerance, max_iterations, optimizer, learning_rate, check_residual=True)
+        descent: Any = {"solver": "gradient", "optimizer": AS_PRINTED} if solver == AS_PRINTED else {"solver": solver}
+        settings = SPDInvSettings(
+            **descent,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+            learning_rate=learning_rate,
+            check_residual=True,
+        )
         gradients, line = settings.may_descend, settings.tolerance
         return invert_image(
             cls,

@@ -100,7 +100,6 @@ def test_pack_nodes_on_stock_loaded_weights_in_a_prompt(server, checkpoint):
                 "solver": "gradient",
                 "tolerance": 0.0,
                 "max_iterations": 2,
-                "optimizer": "adamw",
                 "learning_rate": 1e-3,
             },
         },

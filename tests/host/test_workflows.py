@@ -373,7 +373,8 @@ def test_distillation_from_pairs_of_the_edit_itself(server):
     prompt = api("demo_distil_train")
     prompt[node_of(prompt, "SemEdit_SPDInvInversion")]["inputs"]["steps"] = 2
     trainer = node_of(prompt, "SemEdit_DistilEditTrainer")
-    prompt[trainer]["inputs"] |= {"steps": 2, "check_every": 1}
+    prompt[trainer]["inputs"]["steps"] = 2
+    prompt[node_of(prompt, "SemEdit_DistilTrainingSettings")]["inputs"]["check_every"] = 1
     del prompt[trainer]["inputs"]["clip_scorer"]
     (several,) = [
         node for node in prompt.values() if node["inputs"].get("count", 1) > 1 and "pictures" in node["inputs"]

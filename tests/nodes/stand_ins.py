@@ -42,6 +42,16 @@ class Bar:
             raise self.cancelled
 
 
+def on_settings(choices, given):
+    """``given`` with those widgets that stand on a technique's settings node as what that node hands on.
+
+    Args:
+        choices: the dataclass that it hands on.
+    """
+    own = {name: value for name, value in given.items() if name in choices.__dataclass_fields__}
+    return {name: value for name, value in given.items() if name not in own} | {"settings": choices(**own)}
+
+
 class Held:
     """A ``Managed`` network."""
 

@@ -13,6 +13,13 @@ from semantic_editing.tools.gallery import GALLERY, template_name
 
 #: Of a help page, without the list of its sockets, which the tool makes.
 MOST_WORDS = 400
+#: Of a node that is no technique's Settings node: the default renderer shows advanced widgets as well.
+MOST_WIDGETS = 8
+#: Nodes with more, and why.
+BIGGER = {
+    "SemEdit_EditByWords": 9,  # three are for its words, and every one of the others changes every edit
+    "SemEdit_RegionNetworkTrainer": 13,  # experimental: the settings of a paper's training, which only it has
+}
 #: What a person types who wants to edit a photo.
 ARTISTS = ("edit photo", "replace", "remove glasses", "smile", "age", "change hair colour", "change cat to dog")
 ROOT = Path(__file__).parents[2]
@@ -58,6 +65,29 @@ def test_ids(schema):
     assert all(id.isascii() and "." not in id for id in ids), "dots break the keys of locales"
     assert schema.node_id.startswith("SemEdit_") and schema.node_id.isascii()
     assert schema.category.startswith("semantic editing/")
+
+
+def widgets_of(schema):
+    return [slot.id for slot in schema.inputs if slot.type in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")]
+
+
+@each_node
+def test_a_node_has_few_widgets_but_for_settings(schema):
+    if not schema.display_name.endswith(" Settings"):
+        assert len(widgets_of(schema)) <= BIGGER.get(schema.node_id, MOST_WIDGETS), widgets_of(schema)
+
+
+def test_the_exceptions_are_as_large_as_they_say():
+    assert {name: len(widgets_of(SCHEMAS[name])) for name in BIGGER} == BIGGER
+
+
+@each_node
+def test_every_settings_node_has_a_socket_to_go_to(schema):
+    """All that it hands on is the type of an optional input of some other node."""
+    if schema.display_name.endswith(" Settings"):
+        (output,) = schema.outputs
+        sockets = [slot for other in SCHEMAS.values() for slot in other.inputs if slot.type == output.type]
+        assert sockets and all(slot.options.get("optional") for slot in sockets)
 
 
 @each_node

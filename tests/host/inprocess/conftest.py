@@ -190,6 +190,16 @@ def flow():
     return flow_model()
 
 
+def on_settings(choices, given):
+    """``given`` with those widgets that stand on a technique's settings node as what that node hands on.
+
+    Args:
+        choices: the dataclass that it hands on.
+    """
+    own = {name: value for name, value in given.items() if name in choices.__dataclass_fields__}
+    return {name: value for name, value in given.items() if name not in own} | {"settings": choices(**own)}
+
+
 def node(pack, module, name, **given):
     """Outputs of a node of the pack, with its defaults and what is given."""
     cls = getattr(pack(f"nodes.{module}"), name)

@@ -27,7 +27,7 @@ CHOICES = {
     "steps": 4, "batch_size": 1, "seed": 1, "tokens": 1, "learning_rate": 0.05, "cfg": 5.0, "noise_level": 0.3,
     "band": 0.0, "attribute": "mouth", "bank": 1, "held_out": 1, "check_every": 2, "keep_others": 1.0, "look_steps": 4,
 }  # fmt: skip
-WINDOW = {"window": "custom", "start": 0.5, "end": 0.0, "single_step": False, "joined": True}
+WINDOW = {"window": "custom", "start": 0.5, "end": 0.0, "joined": True}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import comfy.model_management as mm
 import folder_paths
 import pytest
 import torch
+from conftest import on_settings
 from PIL import Image
 
 
@@ -50,8 +51,9 @@ def train(world, steps, **changed):
         "folder": "faces", "filename": "a", "overwrite": False, "preset": world.trainer.SMALL, "steps": steps,
         "batch_size": 2, "resume": True, "seed": 0, "minutes": 0.0, "learning_rate": 0.0, "check_every": 2,
     }  # fmt: skip
+    given = on_settings(world.trainer.TrainingChoices, given | changed)
     with torch.inference_mode():
-        return world.trainer.StyleDiffusionTrainer.execute(world.latents, **given | changed).args
+        return world.trainer.StyleDiffusionTrainer.execute(world.latents, **given).args
 
 
 def test_a_network_trained_inside_a_prompt_is_loaded_encodes_decodes_and_can_be_evicted(world):

@@ -1,10 +1,13 @@
 """DeltaEdit Mapper in the host: files, sockets, pictures and what the report says, on tiny random networks."""
 
+import sys
+
 import comfy.model_management as mm
 import folder_paths
 import numpy as np
 import pytest
 import torch
+from conftest import on_settings
 
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8, 64: 6}
 WIDTH = 6
@@ -83,6 +86,7 @@ def run(node, parts, *changed, file="none", texts=TEXTS, strength=1.0, share=0.3
     if file == "none":
         wired = options.pop("mapper", mapper)
         options["mapper"] = type(generator).make(lambda: wired)
+    options = on_settings(sys.modules[node.__module__].MapperOptions, options)
     with torch.inference_mode():
         return node.execute(generator, code, scorer, file, *texts, strength, share, **options).result
 
@@ -209,10 +213,11 @@ def test_files(pack, node, parts, folder):
             parts[3].mean.sub_(1)
     assert not torch.equal(run(node, parts, file="own.safetensors")[0].convs, wired.convs)
     assert list(kept.values()) != [read]
-    before = node.fingerprint_inputs(mapper_file="own.safetensors", relevance_file="fs3.npy")
+    settings = pack("nodes.deltaedit.mapper_settings").DeltaEditSettings
+    before = settings.fingerprint_inputs(relevance_file="fs3.npy")
     np.save(folder / "fs3.npy", rows[:, :3])
-    assert node.fingerprint_inputs(mapper_file="own.safetensors", relevance_file="fs3.npy") != before
-    assert node.fingerprint_inputs(mapper_file="none") == ""
+    assert settings.fingerprint_inputs(relevance_file="fs3.npy") != before
+    assert settings.fingerprint_inputs() == node.fingerprint_inputs(mapper_file="none") == ""
     assert "made with another CLIP (3 features" in refusal(node, parts, relevance_file="fs3.npy")
     assert "is not in ComfyUI's models/delta_mappers folder" in refusal(node, parts, file="../own.safetensors")
     with (

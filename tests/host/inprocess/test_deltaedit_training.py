@@ -6,7 +6,7 @@ import comfy.model_management as mm
 import folder_paths
 import pytest
 import torch
-from conftest import PACK
+from conftest import PACK, on_settings
 from PIL import Image
 
 pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
@@ -80,8 +80,12 @@ def test_samples_and_a_folder_become_latents(pack, nodes, wires, tmp_path):
     assert picture.shape == (1, 3, 64, 64) and picture.isfinite().all()
 
 
+def trainer(pack, **changed):
+    return on_settings(pack("nodes.deltaedit.training_settings").TrainingChoices, TRAINER | changed)
+
+
 def test_a_mapper_is_trained_and_stopped_and_gone_on_with(pack, nodes, latents, tmp_path, monkeypatch):
-    whole, plot, report = run(nodes.DeltaEditMapperTrainer, delta_latents=latents, **(TRAINER | {"filename": "whole"}))
+    whole, plot, report = run(nodes.DeltaEditMapperTrainer, delta_latents=latents, **trainer(pack, filename="whole"))
     assert plot.ndim == 4 and "cosine" in report and "saved whole.safetensors" in report
     state = pack("nodes.host.progress").StoppableBar
     show = state.show
@@ -93,10 +97,10 @@ def test_a_mapper_is_trained_and_stopped_and_gone_on_with(pack, nodes, latents, 
 
     monkeypatch.setattr(state, "show", pressing)
     with pytest.raises(mm.InterruptProcessingException):
-        run(nodes.DeltaEditMapperTrainer, delta_latents=latents, **TRAINER)
+        run(nodes.DeltaEditMapperTrainer, delta_latents=latents, **trainer(pack))
     monkeypatch.setattr(state, "show", show)
     assert (tmp_path / "delta_mappers" / "mine.safetensors").exists()
-    made = run(nodes.DeltaEditMapperTrainer, delta_latents=latents, **(TRAINER | {"resume": True}))[0].network
+    made = run(nodes.DeltaEditMapperTrainer, delta_latents=latents, **trainer(pack, resume=True))[0].network
     assert all(torch.equal(value, whole.network.state_dict()[name]) for name, value in made.state_dict().items())
     assert not any(value.is_inference() or value.requires_grad for value in made.state_dict().values())
 

@@ -4,6 +4,7 @@ import comfy.model_management as mm
 import folder_paths
 import pytest
 import torch
+from conftest import on_settings
 from PIL import Image
 
 WIDGETS = {
@@ -19,7 +20,11 @@ SIDE = 32
 def nodes(pack, tmp_path, monkeypatch):
     """(trainer, edit) over the host's folders, which lie in a temporary one."""
     trainer, edit = pack("nodes.distillation.trainer"), pack("nodes.distillation.edit")
-    monkeypatch.setitem(trainer.SHAPES, "tiny", pack("core.distillation.network").EditorShape(2, (8, 8), 1))
+    monkeypatch.setitem(
+        pack("nodes.distillation.trainer_settings").SHAPES,
+        "tiny",
+        pack("core.distillation.network").EditorShape(2, (8, 8), 1),
+    )
     for kind in ("distilled_edits", "distillation_trainings"):
         (tmp_path / kind).mkdir()
         monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path / kind)], {".safetensors"}))
@@ -41,8 +46,9 @@ def pairs(count=6):
 
 
 def train(trainer, before, after, **options):
+    given = on_settings(trainer.TrainingChoices, WIDGETS | options)
     with torch.inference_mode():
-        return trainer.DistilEditTrainer.execute(before=before, after=after, **(WIDGETS | options)).args
+        return trainer.DistilEditTrainer.execute(before=before, after=after, **given).args
 
 
 def test_trained_saved_listed_and_used(nodes):

@@ -11,7 +11,7 @@ import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
-from conftest import comfy_model, conditioning, diffusers_unet, noise
+from conftest import comfy_model, conditioning, diffusers_unet, noise, on_settings
 from test_composition import with_cfg_patches, with_controlnet, with_lora, with_model_function, with_regions
 from test_recording import node
 
@@ -285,7 +285,10 @@ def guider(pack, name, demo, inversion, **given):
         each.id: each.default for each in cls.define_schema().inputs if getattr(each, "default", None) is not None
     }
     texts = {"source_text": SOURCE, "target_text": TARGET} if "source_text" in values else {}
-    return cls.execute(**(values | texts | {"model": demo[0], "clip": demo[1], "inversion": inversion} | given)).args[0]
+    values |= texts | {"model": demo[0], "clip": demo[1], "inversion": inversion} | given
+    if "edits" not in values:
+        values = on_settings(pack("nodes.engines.settings").GuiderOptions, values)
+    return cls.execute(**values).args[0]
 
 
 def invert(pack, demo, steps=3, text=SOURCE, batch=1, **more):
@@ -471,15 +474,15 @@ def told(pack, parts, inversion, **given):
     return cls.execute(**(values | wired | given)).ui
 
 
-def test_options_and_preset_reach_the_edit(pack, demo):
+def test_options_and_the_released_engine_reach_the_edit(pack, demo):
     outputs = invert(pack, demo)
     name = "prompt_to_prompt.PromptToPromptGuider"
     plain, *others = (
         sample(guider(pack, name, demo, outputs[0], **given), outputs)
-        for given in ({}, {"proximal": 0.7}, {"background_keep": 1.0}, {"preset": "released_spdinv"})
+        for given in ({}, {"proximal": 0.7}, {"background_keep": 1.0}, {"mode": "released_spdinv"})
     )
     assert all(float((made - plain).abs().max()) > 1e-3 for made in others)
-    read = {"preset": "released_spdinv", "cfg": 1.0, "cross_fraction": 0.0, "self_fraction": 0.0, "proximal": 0.9}
+    read = {"mode": "released_spdinv", "cfg": 1.0, "cross_fraction": 0.0, "self_fraction": 0.0, "proximal": 0.9}
     assert torch.equal(sample(guider(pack, name, demo, outputs[0], **read), outputs), others[2])
     for other in ("masactrl.MasaCtrlGuider", "plug_and_play.PlugAndPlayGuider"):
         off, on = (

@@ -18,7 +18,6 @@ NODES = {
             "solver": "auto",
             "tolerance": TOLERANCE,
             "max_iterations": 25,
-            "optimizer": "adamw",
             "learning_rate": 1e-3,
         },
     ),

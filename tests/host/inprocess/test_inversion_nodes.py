@@ -7,7 +7,7 @@ import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 from conftest import comfy_model, conditioning, diffusers_unet, noise
 
-WIDGETS = {"steps": 5, "solver": "auto", "tolerance": 5e-6, "max_iterations": 25, "optimizer": "adamw"}
+WIDGETS = {"steps": 5, "solver": "auto", "tolerance": 5e-6, "max_iterations": 25}
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semantic_editing.tests.nodes.stand_ins import Cancelled, EditingError, Held, stand_in
+from semantic_editing.tests.nodes.stand_ins import Cancelled, EditingError, Held, on_settings, stand_in
 from semantic_editing.tools import host_stand_in
 
 nodes, training = (host_stand_in.module(f"nodes.deltaedit.{name}") for name in ("diffusion", "diffusion_trainer"))
@@ -176,6 +176,7 @@ def train(latents, **changed):
     node = training.StyleDiffusionTrainer
     given = {slot.id: slot.options["default"] for slot in node.define_schema().inputs if "default" in slot.options}
     given |= {"folder": "faces", "filename": "a", "steps": 4, "batch_size": 2, "check_every": 2} | changed
+    given = on_settings(training.TrainingChoices, given)
     with torch.inference_mode():
         out = node.execute(latents, **given).args
     return dict(zip(("network", "plot", "report", "file"), out, strict=True))
@@ -290,8 +291,10 @@ def test_a_loss_that_is_not_a_number_is_told_and_what_was_good_is_saved(host, mo
 
 
 def test_zeros_choose_the_presets_own():
-    shape, settings = training.chosen(training.PAPER, 5, 0, 0.0, 7, 3)
+    shape, settings = training.chosen(training.PAPER, 5, 0, training.TrainingChoices(3, 0.0, 7))
     assert shape == UNetShape() and settings == DiffusionSettings.paper(steps=5, check_every=7, seed=3)
-    assert training.chosen(training.PAPER, 5, 8, 0.5, 7, 3)[1].batch == 8
+    plain = training.chosen(training.SMALL, 5, 8, training.TrainingChoices())[1]
+    assert plain == replace(training.PRESETS[training.SMALL][1], steps=5, batch=8)
+    assert training.chosen(training.PAPER, 5, 8, training.TrainingChoices(3, 0.5, 7))[1].learning_rate == 0.5
     with pytest.raises(EditingError, match="There is no preset 'x'"):
-        training.chosen("x", 5, 0, 0.0, 7, 3)
+        training.chosen("x", 5, 0, training.TrainingChoices())

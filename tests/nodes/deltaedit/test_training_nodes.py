@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from semantic_editing.tests.nodes.stand_ins import Cancelled, EditingError, Held, same, stand_in
+from semantic_editing.tests.nodes.stand_ins import Cancelled, EditingError, Held, on_settings, same, stand_in
 from semantic_editing.tests.refusals import refusal
 from semantic_editing.tools import host_stand_in
 
@@ -62,8 +62,9 @@ def make_latents(generator, clip=CLIP, **options):
 
 
 def train(latents, **options):
+    given = on_settings(TRAIN.TrainingChoices, TRAINER | options)
     with torch.inference_mode():
-        mapper, *others = TRAIN.DeltaEditMapperTrainer.execute(delta_latents=latents, **(TRAINER | options)).args
+        mapper, *others = TRAIN.DeltaEditMapperTrainer.execute(delta_latents=latents, **given).args
     return mapper.network, *others
 
 

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from semantic_editing.tests.nodes.stand_ins import Cancelled, Held, same, stand_in
+from semantic_editing.tests.nodes.stand_ins import Cancelled, Held, on_settings, same, stand_in
 from semantic_editing.tests.refusals import refusal
 from semantic_editing.tools import host_stand_in
 
-TRAINER, EDIT, TRAINING = (
-    host_stand_in.module(f"nodes.{name}") for name in ("distillation.trainer", "distillation.edit", "common.training")
+TRAINER, SETTINGS, EDIT, TRAINING = (
+    host_stand_in.module(f"nodes.{name}")
+    for name in ("distillation.trainer", "distillation.trainer_settings", "distillation.edit", "common.training")
 )
 network = host_stand_in.module("core.distillation.network")
 files = host_stand_in.module("core.distillation.files")
@@ -44,15 +45,16 @@ class Colours:
 @pytest.fixture
 def host(monkeypatch, tmp_path):
     """The host's folders and functions, over a temporary folder; ``host.bar.press_at`` presses Cancel."""
-    monkeypatch.setitem(TRAINER.SHAPES, "tiny", network.EditorShape(2, (8, 8), 1))
+    monkeypatch.setitem(SETTINGS.SHAPES, "tiny", network.EditorShape(2, (8, 8), 1))
     bar = stand_in(monkeypatch, tmp_path, TRAINER, TRAINING, EDIT)
     monkeypatch.setattr(EDIT, "file_fingerprint", lambda kind, name: str((tmp_path / kind / name).stat().st_mtime_ns))
     return SimpleNamespace(bar=bar, path=tmp_path)
 
 
 def train(before=BEFORE, after=AFTER, **options):
+    given = on_settings(SETTINGS.TrainingChoices, WIDGETS | options)
     with torch.inference_mode():
-        made, *others = TRAINER.DistilEditTrainer.execute(before=before, after=after, **(WIDGETS | options)).args
+        made, *others = TRAINER.DistilEditTrainer.execute(before=before, after=after, **given).args
     return made.network, *others
 
 
