@@ -183,15 +183,19 @@ def test_the_photo_is_what_clip_sees(node, parts):
     assert "There are 2 pictures for 3 faces" in refusal(node, parts, image=torch.rand(2, 64, 64, 3))
 
 
+def combos(node):
+    return {slot.id: slot.options for slot in node.define_schema().inputs if hasattr(slot, "options")}
+
+
 def test_files(pack, node, parts, folder):
     files = pack("core.deltaedit.mapper_files")
     bundled = pack("nodes.common.bundled").bundled_names("delta_mappers")
-    options = {slot.id: slot.options for slot in node.define_schema().inputs if hasattr(slot, "options")}
+    options = combos(node) | combos(pack("nodes.deltaedit.mapper_settings").DeltaEditSettings)
     assert options["mapper_file"] == [*bundled, "none"] and options["relevance_file"] == ["the mapper's own"]
     files.save_mapper(folder / "own.safetensors", parts[3])
     rows = seeded(parts[1].layout.width, WIDTH, seed=8).numpy()
     np.save(folder / "fs3.npy", rows)
-    options = {slot.id: slot.options for slot in node.define_schema().inputs if hasattr(slot, "options")}
+    options = combos(node) | combos(pack("nodes.deltaedit.mapper_settings").DeltaEditSettings)
     assert options["mapper_file"] == [*bundled, "own.safetensors", "none"]
     assert options["relevance_file"] == ["the mapper's own", "fs3.npy", "own.safetensors"]
     wired = run(node, parts)[0]
