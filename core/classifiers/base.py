@@ -202,6 +202,10 @@ class ImageClassifier(nn.Module):
                 parts = parts[taken:]
         return list(found)
 
+    def sentence(self) -> str:
+        """What it is for, in a sentence."""
+        return f"It is ready and tells apart: {'; '.join(named(list(names)) for names in self.heads.values())}."
+
     def describe(self) -> str:
         """One line for people: classes, input size and normalisation, fingerprint."""
         classes = "; ".join(f"{attribute}: {named(names)}" for attribute, names in self.heads.items())

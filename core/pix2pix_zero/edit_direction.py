@@ -87,6 +87,12 @@ class EditDirection:
         norms = self.embeds[0].norm(dim=-1)
         return bool(norms[0] > 0.5 * norms.mean() > 0)
 
+    def sentence(self) -> str:
+        """What it does, in a sentence."""
+        if self.is_mean_embedding:
+            return f"It is the mean of {self.target!r} alone, one half of a direction."
+        return f"It leads from {self.source!r} to {self.target!r}."
+
     def describe(self) -> str:
         """One line for people: what it does, of which encoder, how large."""
         size = f"{self.embeds.shape[1]} tokens x {self.embeds.shape[2]}, norm {float(self.embeds.norm()):.4g}"

@@ -7,7 +7,7 @@ from typing import Any
 from ...core.classifiers.loaders import AUTO, load_image_classifier
 from ...core.models.transformers_files import NORMALISATIONS
 from ..common.bundled import bundled, bundled_file, bundled_names
-from ..common.reports import file_fingerprint, report_output, shown
+from ..common.reports import file_fingerprint, report_output, report_text, shown
 from ..common.sockets import ClipScorerType
 from ..host.feature_trunks import clip_trunk
 from ..host.folders import list_files, resolve_file
@@ -148,7 +148,7 @@ class AttributeClassifierLoader(io.ComfyNode):
             ),
             *handles,
         )
-        report = f"{classifier_file}: {managed.classifier.describe()}"
+        report = report_text(managed.classifier.sentence(), f"{classifier_file}: {managed.classifier.describe()}")
         return io.NodeOutput(managed, report, ui=shown(report))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core.classifiers.base import ImageClassifier
 from ...core.classifiers.frozen_features import YES_NO, FeatureClassifier, attributes_in, classifier_from_texts, joined
 from ...core.errors import EditingError
-from ..common.reports import report_output, shown
+from ..common.reports import report_output, report_text, shown
 from ..common.sockets import ClipScorerType
 from ..host.feature_trunks import clip_trunk
 from ..host.managed_models import ManagedClassifier, load_to_device, manage_classifier
@@ -117,7 +117,7 @@ class AttributeClassifierFromTexts(io.ComfyNode):
         if attribute_classifier is not None:
             handles += [other for other in attribute_classifier.patchers if other is not handle]
         managed = manage_classifier(make, *handles)
-        report = managed.classifier.describe()
+        report = report_text(managed.classifier.sentence(), managed.classifier.describe())
         if images is not None:
             load_to_device(*managed.patchers)
             report += f"\n{answers(managed.classifier, images)}"

@@ -15,7 +15,7 @@ from ...core.classifiers.training import TrainedClassifier, TrainingSettings, tr
 from ...core.errors import EditingError
 from ...core.writing import check_target
 from ..common.inputs import seed_input
-from ..common.reports import plot_output, report_output, shown
+from ..common.reports import plot_output, report_output, report_text, shown
 from ..common.saving import Saved, save_or_rescue
 from ..common.sockets import ClipScorerType
 from ..host.feature_trunks import clip_trunk
@@ -200,7 +200,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
     @classmethod
     def outputs(cls, trained: TrainedClassifier, saved: Saved, handles: tuple[Any, ...] = ()) -> Any:
         """The node's outputs and what it shows; ``handles`` are of networks that the classifier computes with."""
-        report, plot = f"{saved.line}\n{trained.report()}", trained.plot()[None]
+        first = f"It is right about {trained.accuracy:.0%} of the pictures that it did not learn from."
+        report, plot = report_text(saved.first(first), saved.line, trained.report()), trained.plot()[None]
         managed = manage_classifier(lambda: trained.classifier, *handles)
         return io.NodeOutput(managed, trained.accuracy, plot, report, saved.file, ui=shown(report, plot, cls))
 

@@ -22,7 +22,7 @@ from ...core.rebuilding import left_over, settled
 from ..common.image_inputs import channels_first
 from ..common.inputs import mask_input
 from ..common.recording import as_lines, reads_noise_mask
-from ..common.reports import report_output, shown
+from ..common.reports import READY, report_output, report_text, shown
 from ..common.sockets import InversionType
 from ..common.trajectory_edit import EulerOnly, edit_mask, on_device, refuse_noise_mask, source_latent
 from ..host.conditioning import conditioning_print, conditioning_tensors
@@ -197,7 +197,7 @@ class CASOEditSampler(io.ComfyNode):
             step = SemanticStep(session.denoiser, source, uncond, own, guided, mask, accurate)
             edited = step.run(step.first_level, session.callback())
             rows = strip_of(session, step, mask, interpolate) if interpolate else edited
-            return edited, rows, terms.report(session, len(edited)) + as_lines(left_over(step))
+            return edited, rows, terms.report(session, len(edited), "Edited") + as_lines(left_over(step))
 
         place = latent if inversion is None else source_latent(model, inversion)
         sigmas = None if inversion is None else sigmas_out(inversion.sigmas)
@@ -275,7 +275,7 @@ class CASOGuider(io.ComfyNode):
             )
 
         guider = DenoiserGuider(model, terms.conds, prepare, advice=ADVICE)
-        return io.NodeOutput(guider, ui=shown("\n".join(remarks)) if remarks else None)
+        return io.NodeOutput(guider, ui=shown(report_text(READY, *remarks)) if remarks else None)
 
 
 def strip_of(session: Session, step: SemanticStep, mask: Any, count: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from ...core.caso.editing import EditSettings
 from ...core.caso.embedding import LEGACY_SUFFIXES, MAX_STRENGTH, SemanticEmbedding, check_together
 from ..common.bundled import bundled, bundled_file, bundled_names
-from ..common.reports import file_fingerprint, report_output, shown
+from ..common.reports import file_fingerprint, report_output, report_text, shown
 from ..host.folders import list_files, resolve_file
 from ..host.schema import io, schema, widget
 from ..host.tokens import HostVectorEncoder, vectors_read
@@ -111,7 +111,7 @@ class CASOEmbeddingLoader(io.ComfyNode):
         if not bundled(FOLDER, embedding_file):
             text, why = prompt_text(clip, embedding_file, embedding)
             lines += [why] if why else []
-        report = "\n".join(lines)
+        report = report_text(f"It is ready to turn {embedding.target or 'an attribute'} up and down.", *lines)
         return io.NodeOutput(chosen_one(embedding), conditioning, text, report, ui=shown(report))
 
 
@@ -232,7 +232,11 @@ class CASOCombine(io.ComfyNode):
         groups = zip((first, second, third, fourth), strengths, strict=True)
         chosen: Chosen = tuple((embedding, own * factor) for group, factor in groups for embedding, own in group or ())
         check_together([embedding for embedding, _ in chosen])
-        report = "\n".join(f"{strength:+g} x {embedding.describe()}" for embedding, strength in chosen)
+        names = ", ".join(f"{embedding.target or 'embedding'} at {strength:+g}" for embedding, strength in chosen)
+        report = report_text(
+            f"{len(chosen)} embedding(s) together: {names}.",
+            *(f"{strength:+g} x {embedding.describe()}" for embedding, strength in chosen),
+        )
         return io.NodeOutput(chosen, report, ui=shown(report))
 
 

@@ -88,7 +88,7 @@ class CASOGenerate(io.ComfyNode):
                 settings.window,
                 callback=session.callback(),
             )
-            return made, terms.report(session, len(made))
+            return made, terms.report(session, len(made), "Made")
 
         conds = terms.conds if base is None else terms.conds | {EMPTY: base}
         made, report = run(model, empty_latent, conds, work, seed=seed, advice=ADVICE)

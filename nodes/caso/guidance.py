@@ -10,6 +10,7 @@ from ...core.caso.editing import PRESETS, EditSettings, Window, guidance_terms
 from ...core.caso.embedding import MAX_STRENGTH, GuidanceTerm
 from ...core.errors import EditingError
 from ...core.token_vectors import empty_condition
+from ..common.reports import report_text
 from ..host.schema import io, widget
 from ..host.session import Session
 from ..host.tokens import HostVectorEncoder
@@ -197,8 +198,12 @@ class Terms:
             for number, term in enumerate(self.terms)
         ]
 
-    def report(self, session: Session, images: int) -> str:
-        """What was done to ``images`` images and what it cost."""
+    def report(self, session: Session, images: int, done: str) -> str:
+        """What was done to ``images`` images and what it cost.
+
+        Args:
+            done: what it was, e.g. "Edited".
+        """
         cost = session.denoiser.evaluations.forward / images
         parts = [f"{term.label or 'embedding'} {term.strength:+g}" for term in self.terms] or [
             "nothing: the image is rebuilt"
@@ -206,4 +211,6 @@ class Terms:
         parts += [f"away from {' and '.join(self.against)}"] if self.terms and self.against else []
         focus = min((term.focus for term in self.terms), default=1.0)
         parts += [f"guided where it pulls most ({100 * focus:.0f} %)"] if focus < 1 else []
-        return f"{', '.join(parts)}\n{images} image(s), {cost:.0f} network evaluations per image"
+        turned = [f"{term.label or 'embedding'} turned {'up' if term.strength > 0 else 'down'}" for term in self.terms]
+        first = f"{done} {images} picture(s): {' and '.join(turned)}." if turned else "Nothing was to be guided."
+        return report_text(first, ", ".join(parts), f"{images} image(s), {cost:.0f} network evaluations per image")

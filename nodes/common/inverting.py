@@ -27,6 +27,7 @@ from .reports import (
     plot_image,
     plot_output,
     report_output,
+    report_text,
     shown,
     step_report,
 )
@@ -152,7 +153,7 @@ def invert_image(
         plot = torch.cat([plot, drawing], 1)
     highest = float(model.get_model_object("model_sampling").sigma_max)
     remarks = [line for line in (*remarks, short_of_noise(inversion, highest)) if line]
-    report = "\n".join([inversion_report(inversion, first), *remarks]) + noted + step_report(inversion)
+    report = report_text(inversion_report(inversion, first), *remarks) + noted + step_report(inversion)
     return io.NodeOutput(*inversion_values(model, inversion), plot, report, ui=shown(report, plot, cls))
 
 

@@ -70,11 +70,14 @@ def inversion_report(inversion: Inversion, first: str | None = None) -> str:
     Args:
         first: the first sentence; None takes the inversion's own estimate.
     """
-    if first is None and inversion.method != "generated":
+    if first is None and inversion.method == "generated":
+        first = "A generated picture with the way it came about, which every edit can follow."
+    elif first is None:
         decibels = estimated_decibels(inversion)
-        first = None if decibels is None else plain_sentence(decibels, about=True)
+        unknown = "The way from the picture to noise is known; how exactly it leads back is not."
+        first = unknown if decibels is None else plain_sentence(decibels, about=True)
     lines = [
-        *([] if first is None else [first]),
+        first,
         f"{inversion.method}: {inversion.steps} steps, {inversion.latents.shape[1]} image(s)",
         f"network evaluations per image: {inversion.evaluations:.0f} forward, {inversion.backward_passes:.0f} backward",
         f"noise: mean {float(inversion.noise.mean()):+.3f}, standard deviation {float(inversion.noise.std()):.3f} (1 "
@@ -158,13 +161,27 @@ def plot_image(inversion: Inversion, tolerance: float | None = None) -> Any:
     return inversion_plot(inversion, tolerance)[None]
 
 
+#: What a guider says that has remarks; without any it says nothing.
+READY = "It is ready to sample; what it does not find as it expects stands below."
+
+
+def report_text(sentence: str, *details: str) -> str:
+    """A report: one plain sentence for people, then a line or several of each of ``details`` that says more."""
+    return "\n".join([sentence, *(part for part in details if part not in ("", sentence))])
+
+
+def is_sentence(line: str) -> bool:
+    """Whether a line is meant for people: several words and a full stop."""
+    return line.endswith(".") and " " in line.strip()
+
+
 def shown(report: str, image: Any = None, cls: Any = None) -> dict[str, Any]:
     """A node's UI: ``report`` as text, and ``image [B, H, W, 3]`` as a preview when given.
 
     The report's first line, where it is a sentence, is also written on the node itself.
     """
     first = report.strip().partition("\n")[0]
-    if first.endswith("."):
+    if is_sentence(first):
         progress_text(first)
     fields: dict[str, Any] = ui.PreviewText(report).as_dict()
     if image is not None:

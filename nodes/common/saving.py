@@ -24,6 +24,10 @@ class Saved:
     file: str
     line: str
 
+    def first(self, sentence: str) -> str:
+        """What a report begins with: ``sentence``, or why the result is not where it belongs."""
+        return sentence if self.file else self.line
+
 
 def save_or_rescue(
     save: Callable[[Path, bool], object], path: Path, overwrite: bool, *, is_output: bool = True
@@ -46,7 +50,7 @@ def save_or_rescue(
     except EditingError as error:
         reason = str(error)
     else:
-        return Saved(path.name, f"saved {path.name}")
+        return Saved(path.name, f"Saved {path.name}.")
     for place, folder in rescue_folders():
         name = _saved_in(folder, path, save)
         if name:

@@ -14,7 +14,7 @@ from ...core.training import Trainer, made_with, resume_training, save_training
 from ...core.writing import Pace
 from ..host.progress import StoppableBar
 from .claimed_files import ClaimedFiles
-from .saving import save_or_rescue
+from .saving import Saved, save_or_rescue
 
 SHOW_EVERY = 10  # steps between moves of the bar
 
@@ -81,11 +81,11 @@ class TrainingRun:
                     trainer.validate()
         return trainer.best()
 
-    def save(self, write: Callable[..., object], made: Any) -> str:
+    def save(self, write: Callable[..., object], made: Any) -> Saved:
         """Save ``made`` by ``write(path, made, overwrite=)``, and obey Cancel where nothing is lost by it.
 
         Returns:
-            What to tell the person of the file.
+            What became of the file, and what to tell the person of it.
         """
 
         def save(target: Path, replacing: bool) -> None:
@@ -94,7 +94,7 @@ class TrainingRun:
         saved = save_or_rescue(save, self.path, self.path in self.files.replaceable)
         if saved.file and not self.files.trouble:
             self.bar.finish()  # else it would be lost, or nobody would hear where it went
-        return saved.line
+        return saved
 
     def _made_by(self, path: Path, trainer: Trainer[Any]) -> bool:
         try:

@@ -16,7 +16,7 @@ from ...core.images.files import read_picture, skipped_report
 from ...core.models.clip import ClipScorer, embed_pictures, embed_texts
 from ..common.bundled import bundled, bundled_names
 from ..common.inputs import seed_input
-from ..common.reports import report_output, shown
+from ..common.reports import report_output, report_text, shown
 from ..common.sockets import ClipScorerType
 from ..host.folders import input_folder, list_picture_folders
 from ..host.progress import StoppableBar
@@ -109,7 +109,7 @@ class DeltaSpaceAnalysis(io.ComfyNode):
         if len(listed) > len(chosen):
             notes[0] += f", chosen from {len(listed)}"
         notes += filter(None, (without_report(without), skipped_report(skipped)))
-        report = "\n".join([*sentences(found), "", table(found), "", *notes])
+        report = report_text(*sentences(found), f"\n{table(found)}\n", *notes)
         plot = found.plot[None]
         return io.NodeOutput(plot, report, ui=shown(report, plot, cls))
 

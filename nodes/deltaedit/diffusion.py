@@ -21,7 +21,7 @@ from ...core.deltaedit.style_diffusion import (
 from ...core.errors import EditingError
 from ..common.bundled import bundled, bundled_file, bundled_names
 from ..common.inputs import seed_input
-from ..common.reports import file_fingerprint, report_output, shown
+from ..common.reports import file_fingerprint, report_output, report_text, shown
 from ..host.folders import STYLE_DIFFUSION, list_files, resolve_file
 from ..host.memory import memory_advice
 from ..host.progress import PreviewBar
@@ -82,7 +82,9 @@ class StyleDiffusionLoader(io.ComfyNode):
             STYLE_DIFFUSION, style_diffusion_file
         )
         managed = Managed.make(lambda: load_style_diffusion(path))
-        report = f"{style_diffusion_file}: {network_report(managed.network)}"
+        size = managed.network.shape.size
+        first = f"It is ready and draws faces of {size} x {size} pixels."
+        report = report_text(first, f"{style_diffusion_file}: {network_report(managed.network)}")
         return io.NodeOutput(managed, report, ui=shown(report))
 
 
@@ -173,7 +175,7 @@ class StyleDiffusionEncode(io.ComfyNode):
             lines.append(f"worst residual of a step: {noise.residual:.1e}")
         if height != size:
             lines.append(f"brought from {height} to {size} pixels")
-        report = "\n".join(lines)
+        report = report_text(f"Found the noise of {len(noise)} picture(s).", *lines)
         return io.NodeOutput(noise, report, ui=shown(report))
 
 
@@ -285,7 +287,7 @@ class StyleDiffusionDecode(io.ComfyNode):
         told.insert(0, f"{len(images)} picture(s), {used} steps, {used} network evaluations for each")
         if used != noise.steps:
             told.append(f"the noise was encoded in {noise.steps} steps; in as many it comes back closest")
-        report = "\n".join(told)
+        report = report_text(f"Drew {len(images)} picture(s) in {used} steps.", *told)
         return io.NodeOutput(images, report, ui=shown(report, images, cls))
 
 

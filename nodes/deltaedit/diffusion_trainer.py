@@ -29,7 +29,7 @@ from ...core.errors import EditingError
 from ...core.images.curves import curves_plot
 from ...core.images.files import picture_files, read_picture
 from ..common.claimed_files import ClaimedFiles
-from ..common.reports import plot_output, report_output, shown
+from ..common.reports import plot_output, report_output, report_text, shown
 from ..common.saving import Saved, save_or_rescue
 from ..host.folders import STYLE_DIFFUSION, STYLE_DIFFUSION_TRAININGS, input_folder, output_path
 from ..host.managed_models import training_scope
@@ -218,7 +218,10 @@ class StyleDiffusionTrainer(io.ComfyNode):
             )
         if not trainer.step or (saved.file and not files.trouble):
             bar.finish()  # else it would be lost, or nobody would hear where it went
-        text = "\n".join(filter(None, [saved.line, training_report(trainer), trainer.trouble, files.trouble, left_out]))
+        first = f"Learned to draw {len(data.pictures)} faces from their codes, for {trainer.step} steps."
+        if trainer.step:
+            first = saved.first(first)
+        text = report_text(first, saved.line, training_report(trainer), trainer.trouble, files.trouble, left_out)
         plot = training_plot(trainer)[None]
         managed = Managed.make(lambda: best)
         return io.NodeOutput(managed, plot, text, saved.file, ui=shown(text, plot, cls))

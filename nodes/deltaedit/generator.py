@@ -14,7 +14,7 @@ from ...core.deltaedit.stylegan2 import StyleGAN2
 from ...core.writing import check_target
 from ..common.bundled import bundled, bundled_file, bundled_names
 from ..common.inputs import saved_name_inputs, seed_input
-from ..common.reports import file_fingerprint, report_output, shown
+from ..common.reports import file_fingerprint, report_output, report_text, shown
 from ..common.saving import save_or_rescue
 from ..host.folders import list_files, output_path, resolve_file
 from ..host.memory import memory_advice
@@ -100,7 +100,8 @@ class StyleGAN2Loader(io.ComfyNode):
             lines.append("the mean of W is not in the file; it will be taken over 10,000 samples")
         if made.network.clamp is not None:
             lines.append(f"values of layers are held within {made.network.clamp:g}, as in its training")
-        report = "\n".join(lines)
+        size = made.network.size
+        report = report_text(f"It is ready and draws pictures of {size} x {size} pixels.", *lines)
         return io.NodeOutput(made, report, ui=shown(report))
 
 
@@ -146,7 +147,7 @@ class SaveStyleGAN2(io.ComfyNode):
             save_generator(target, network, replacing, half_precision=half_precision)
 
         saved = save_or_rescue(save, path, overwrite, is_output=False)
-        return io.NodeOutput(saved.file, ui=shown(f"{saved.line}\n{network.describe()}"))
+        return io.NodeOutput(saved.file, ui=shown(report_text(saved.line, network.describe())))
 
 
 class StyleGAN2Generate(io.ComfyNode):
@@ -201,7 +202,8 @@ class StyleGAN2Generate(io.ComfyNode):
         """Draw."""
         network = stylegan2.loaded()
         code = network.styles(network.sample_w_plus(count, seed, truncation)).to("cpu")
-        report = f"{count} picture(s) of {network.size} x {network.size} pixels, truncation {truncation:g}"
+        first = f"Drew {count} picture(s) of {network.size} x {network.size} pixels."
+        report = report_text(first, f"seed {seed}, truncation {truncation:g}")
         return io.NodeOutput(decode_images(stylegan2, code), code, ui=shown(report))
 
 
@@ -238,7 +240,8 @@ class DecodeStyleCode(io.ComfyNode):
     def execute(cls, stylegan2: Managed[StyleGAN2], style_code: StyleCode, noise_seed: int) -> Any:
         """Draw; EditingError when the code belongs to another generator."""
         images = decode_images(stylegan2, style_code, None if noise_seed == STORED_NOISE else noise_seed)
-        return io.NodeOutput(images, ui=shown(f"{len(images)} picture(s) of {images.shape[2]} x {images.shape[1]}"))
+        first = f"Drew {len(images)} picture(s) of {images.shape[2]} x {images.shape[1]} pixels."
+        return io.NodeOutput(images, ui=shown(report_text(first)))
 
 
 class StyleCodeMix(io.ComfyNode):
@@ -334,7 +337,7 @@ class StyleCodeMix(io.ComfyNode):
         factors = (coarse, medium, fine)
         made = interpolate(first, second, [amount * factor for factor in factors], steps, colour_layers)
         parts = ", ".join(f"{name} {amount * factor:g}" for name, factor in zip(LEVELS, factors, strict=True))
-        return io.NodeOutput(made, ui=shown(f"{len(made)} code(s), up to {parts} of the way"))
+        return io.NodeOutput(made, ui=shown(report_text(f"Made {len(made)} code(s), up to {parts} of the way.")))
 
 
 NODES = [StyleGAN2Loader, StyleGAN2Generate, DecodeStyleCode, StyleCodeMix, SaveStyleGAN2]

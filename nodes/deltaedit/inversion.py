@@ -13,9 +13,10 @@ from ...core.deltaedit.invert import PRIOR, ROW_PRIOR, invert
 from ...core.deltaedit.landmarks import ALIGNMENTS, find_faces, parse_landmarks
 from ...core.deltaedit.style_code import StyleCode
 from ...core.deltaedit.stylegan2 import StyleGAN2
+from ...core.metrics.image import psnr
 from ..common.bundled import bundled, bundled_file, bundled_names
 from ..common.image_inputs import channels_first
-from ..common.reports import file_fingerprint, report_output, shown
+from ..common.reports import file_fingerprint, report_output, report_text, shown
 from ..host.folders import STYLE_ENCODERS, list_files, resolve_file
 from ..host.gradients import gradient_scope
 from ..host.managed_models import load_to_device
@@ -199,7 +200,12 @@ class InvertToStyleCode(io.ComfyNode):
                 report=bar.show,
             )
             rebuilt = decoded(stylegan2, code)
-        report = inversion_report(crop, code, [unused(alignment, landmarks)])
+        lowest = float(psnr(rebuilt.clamp(0, 1), aligned.to(rebuilt)).min())
+        report = report_text(
+            f"The generator draws {len(aligned)} face(s), the worst at {lowest:.0f} dB of the photo; Paste Face Back "
+            "keeps what it cannot draw.",
+            inversion_report(crop, code, [unused(alignment, landmarks)]),
+        )
         reconstruction, faces = rebuilt.movedim(1, -1), aligned.movedim(1, -1)
         shown_pictures = torch.cat([faces, reconstruction], 2)
         return io.NodeOutput(code, reconstruction, faces, crop, report, ui=shown(report, shown_pictures, cls))

@@ -17,7 +17,7 @@ from ...core.models.clip import ClipScorer
 from ...core.writing import check_target
 from ..common.bundled import bundled_file, bundled_names
 from ..common.inputs import seed_input
-from ..common.reports import report_output, shown
+from ..common.reports import report_output, report_text, shown
 from ..common.saving import Saved, save_or_rescue
 from ..common.sockets import ClipScorerType
 from ..host.folders import DELTA_LATENTS, STYLE_ENCODERS, input_folder, list_files, output_path, resolve_file
@@ -181,7 +181,7 @@ class DeltaEditLatents(io.ComfyNode):
             if bar.cancelled is not None and not len(builder):
                 bar.finish()
             saved = Saved(
-                path.name, f"{path.name} holds them already" if len(builder) == there else f"saved {path.name}"
+                path.name, f"{path.name} holds them already." if len(builder) == there else f"Saved {path.name}."
             )
             if builder.unsaved:  # the disk refused on the way
                 saved = save_or_rescue(builder.save, path, builder.replaces)
@@ -189,8 +189,14 @@ class DeltaEditLatents(io.ComfyNode):
                 bar.finish()  # else nobody would hear where it went
             latents = load_latents(path) if saved.file else builder.latents()
         added = f"{len(latents) - there} added to {there}" if there and len(latents) > there else ""
-        report_text = "\n".join(filter(None, [saved.line, latents.report(), added, skipped_report(latents.skipped)]))
-        return io.NodeOutput(latents, report_text, ui=shown(report_text))
+        report = report_text(
+            saved.first(f"{len(latents)} faces are ready to learn from."),
+            saved.line,
+            latents.report(),
+            added,
+            skipped_report(latents.skipped),
+        )
+        return io.NodeOutput(latents, report, ui=shown(report))
 
 
 NODES = [DeltaEditLatents]

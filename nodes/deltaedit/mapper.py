@@ -16,7 +16,7 @@ from ...core.deltaedit.edit import (
     differences_of_texts,
     features_of,
 )
-from ...core.deltaedit.edit_words import edit_sentences
+from ...core.deltaedit.edit_words import edit_sentences, readings
 from ...core.deltaedit.mapper import DeltaMapper
 from ...core.deltaedit.mapper_files import load_mapper, load_relevance
 from ...core.deltaedit.relevance import Relevance
@@ -26,7 +26,7 @@ from ...core.errors import EditingError
 from ...core.images.difference import difference_map, difference_picture, full_heat
 from ...core.models.clip import ClipScorer
 from ..common.bundled import bundled, bundled_file, bundled_names
-from ..common.reports import file_fingerprint, report_output, shown
+from ..common.reports import file_fingerprint, report_output, report_text, shown
 from ..common.sockets import ClipScorerType
 from ..host.folders import DELTA_MAPPERS, list_files, resolve_file
 from ..host.memory import memory_advice
@@ -260,12 +260,18 @@ class DeltaEditMapper(io.ComfyNode):
                     for picture, change in zip(unedited, difference, strict=True)
                 ]
             )
-            report = "\n".join(
-                [
+            was, became = readings(edit, own, edited_features)
+            nearer = int((became > was)[edit.moved.any(1)].sum())
+            first = f"CLIP sees {nearer} of {len(after)} picture(s) nearer to what was asked for than before."
+            if not len(moved):
+                first = "Nothing was asked for that changes a face: these are the unedited pictures."
+            report = report_text(
+                first,
+                *[
                     *notes(network, relevance or network.relevance, chosen, condition_from is not None),
                     edit_sentences(edit, own, edited_features, unedited, after),
                     f"full heat is a difference of {100 * full:.0f} %",
-                ]
+                ],
             )
         outputs = [picture.movedim(1, -1).contiguous() for picture in (after, heat, unedited)]
         return io.NodeOutput(edit.code, *outputs, report, ui=shown(report, outputs[0], cls))

@@ -11,7 +11,7 @@ from ...core.deltaedit.relevance_probe import by_covariance
 from ...core.deltaedit.training import PRESETS, MapperSettings, MapperTrainer
 from ...core.errors import EditingError
 from ..common.inputs import saved_name_inputs
-from ..common.reports import plot_output, report_output, shown
+from ..common.reports import plot_output, report_output, report_text, shown
 from ..common.training import TrainingRun
 from ..host.folders import DELTA_MAPPERS, MAPPER_TRAININGS, output_path
 from ..host.managed_models import training_scope
@@ -116,9 +116,14 @@ class DeltaEditMapperTrainer(io.ComfyNode):
             mapper = run.train(trainer, trainer.plot)
             mapper.relevance = by_covariance(delta_latents, device=device)
             plot, told = trainer.plot()[None], trainer.report(mapper)
-        report_text = "\n".join(filter(None, [run.save(save_mapper, mapper), told, run.files.trouble]))
+        saved = run.save(save_mapper, mapper)
+        first = (
+            f"Learned from {len(delta_latents)} faces: on faces kept back its direction agrees with the true one by "
+            f"{mapper.facts['held-out cosine']} (a cosine; 1 is all)."
+        )
+        report = report_text(saved.first(first), saved.line, told, run.files.trouble)
         managed = Managed.make(lambda: mapper)
-        return io.NodeOutput(managed, plot, report_text, ui=shown(report_text, plot, cls))
+        return io.NodeOutput(managed, plot, report, ui=shown(report, plot, cls))
 
 
 NODES = [DeltaEditMapperTrainer]

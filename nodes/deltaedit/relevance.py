@@ -18,7 +18,7 @@ from ...core.models.clip import ClipScorer
 from ...core.writing import Pace, check_target
 from ..common.claimed_files import ClaimedFiles
 from ..common.inputs import saved_name_inputs, seed_input
-from ..common.reports import report_output, shown
+from ..common.reports import report_output, report_text, shown
 from ..common.saving import save_or_rescue
 from ..common.sockets import ClipScorerType
 from ..host.folders import DELTA_MAPPERS, MAPPER_TRAININGS, output_path
@@ -158,13 +158,14 @@ class RelevanceMatrix(io.ComfyNode):
             with contextlib.suppress(OSError):  # it stays, and does no harm
                 state.unlink()
         known = int((relevance.matrix.norm(dim=1) > 0).sum())
+        first = f"Found which of {len(relevance.matrix)} style channels show what: {known} show something to CLIP."
         lines = [
             saved.line,
             f"{method}: {len(relevance.matrix)} channels, {known} of which show something to CLIP; "
             f"{len(delta_latents)} faces",
             told,
         ]
-        report = "\n".join(filter(None, lines))
+        report = report_text(saved.first(first), *lines)
         return io.NodeOutput(relevance, report, ui=shown(report))
 
 

@@ -14,7 +14,7 @@ from ...core.errors import EditingError
 from ..common.bundled import bundled, bundled_file, bundled_names
 from ..common.image_inputs import channels_first
 from ..common.managed import Managed
-from ..common.reports import file_fingerprint, report_output, shown
+from ..common.reports import file_fingerprint, report_output, report_text, shown
 from ..host.folders import DISTILLED_EDITS, list_files, resolve_file
 from ..host.memory import memory_advice
 from ..host.progress import StoppableBar
@@ -124,7 +124,8 @@ class DistilledEdit(io.ComfyNode):
             spent = time.perf_counter() - began
         edited = torch.cat(made)
         untouched = float((edited == pictures).all(1).double().mean())
-        report = "\n".join(filter(None, [_described(editor), _cost(len(pictures), spent, untouched)]))
+        first = f"Edited {len(pictures)} picture(s): {100 * (1 - untouched):.0f} % of the pixels changed."
+        report = report_text(first, _described(editor), _cost(len(pictures), spent, untouched))
         result = edited.movedim(1, -1).contiguous()
         return io.NodeOutput(result, report, ui=shown(report, result, cls))
 

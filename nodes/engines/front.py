@@ -13,7 +13,7 @@ from ...core.errors import EditingError
 from ...core.inversion import Inversion
 from ..common.inputs import cfg_input, mask_input
 from ..common.recording import changed_remarks
-from ..common.reports import shown
+from ..common.reports import READY, report_text, shown
 from ..common.sockets import InversionType
 from ..common.trajectory_edit import EulerOnly, edit_conditionings, edit_mask, on_device, refuse_noise_mask
 from ..host.identity import identity
@@ -215,4 +215,4 @@ def remarked_guider(
         return EulerOnly(engine(session, session.conds))
 
     guider = DenoiserGuider(model, conds, prepare, advice=ADVICE)
-    return io.NodeOutput(guider, ui=shown("\n".join(remarks)) if remarks else None)
+    return io.NodeOutput(guider, ui=shown(report_text(READY, *remarks)) if remarks else None)

@@ -8,13 +8,14 @@ from typing import Any
 from ...core.inversion import Inversion
 from ...core.writing import check_target
 from ..common.inputs import file_input, saved_name_inputs
-from ..common.recording import as_lines, changed_remarks
+from ..common.recording import changed_remarks
 from ..common.reports import (
     file_fingerprint,
     inversion_outputs,
     inversion_report,
     inversion_values,
     report_output,
+    report_text,
     shown,
 )
 from ..common.saving import save_or_rescue
@@ -60,7 +61,7 @@ class SaveInversion(io.ComfyNode):
             inversion.save(target, overwrite=replacing)
 
         saved = save_or_rescue(save, path, overwrite, is_output=False)
-        return io.NodeOutput(saved.file, ui=shown(f"{saved.line}\n{inversion_report(inversion)}"))
+        return io.NodeOutput(saved.file, ui=shown(report_text(saved.line, inversion_report(inversion))))
 
 
 class LoadInversion(io.ComfyNode):
@@ -95,7 +96,7 @@ class LoadInversion(io.ComfyNode):
         """Read and check; EditingError for a damaged file or another model."""
         inversion = Inversion.load(resolve_file(FOLDER, inversion_file))
         inversion.require_model(own := identity(model))
-        report = inversion_report(inversion) + as_lines(changed_remarks(inversion, own))
+        report = report_text(inversion_report(inversion), *changed_remarks(inversion, own))
         return io.NodeOutput(*inversion_values(model, inversion), report, ui=shown(report))
 
 

@@ -11,8 +11,8 @@ from ...core.errors import EditingError
 from ...core.inversion import Inversion
 from ...core.spdinv.null_text import NullTextSettings, null_text
 from ..common.inputs import cfg_input, words_inputs
-from ..common.recording import as_lines, changed_remarks, own_negative, words_of
-from ..common.reports import inversion_report, report_output, shown
+from ..common.recording import changed_remarks, own_negative, words_of
+from ..common.reports import inversion_report, report_output, report_text, shown
 from ..common.sockets import InversionType
 from ..common.trajectory_edit import on_device, source_latent, source_prompt
 from ..host.conditioning import conditioning_print, conditioning_tensors, with_embeds
@@ -163,7 +163,7 @@ class NullTextInversion(io.ComfyNode):
         if made.made_from is not None:
             made = replace(made, made_from=replace(made.made_from, negative=conditioning_print(negative)))
         made = replace(made, words=words or inversion.words)
-        report = inversion_report(made) + as_lines([*remarks, *changed_remarks(inversion, own, source)])
+        report = report_text(inversion_report(made), *remarks, *changed_remarks(inversion, own, source))
         worst = max(max(row) for row in made.info["null_text_loss"])
         report += f"\nnegatives of {made.steps} steps: distance from the path at most {worst:.1e}"
         made = replace(made, latents=inversion.latents)

@@ -8,7 +8,7 @@ from ...core.inversion import Inversion
 from ...core.sampling import reference_from_noise
 from ..common.inputs import cfg_input, seed_input, steps_input, words_inputs
 from ..common.recording import as_lines, recorded, unused_latent, words_of
-from ..common.reports import inversion_outputs, inversion_values, shown
+from ..common.reports import inversion_outputs, inversion_values, report_text, shown
 from ..host.latents import latent_from_model, seeded_noise
 from ..host.sampling import run
 from ..host.schema import io, schema, widget
@@ -80,7 +80,10 @@ class GenerateReference(io.ComfyNode):
 
         reference = run(model, empty_latent, {"positive": positive, "negative": negative}, work, seed=seed)
         reference = recorded(reference, model, empty_latent, positive, negative, cfg, words)
-        report = f"generated from seed {seed}: {steps} steps, {reference.evaluations:.0f} network evaluations per image"
+        report = report_text(
+            f"Made {reference.latents.shape[1]} picture(s) from seed {seed}, and kept the way for editing.",
+            f"generated from seed {seed}: {steps} steps, {reference.evaluations:.0f} network evaluations per image",
+        )
         report += unused_latent(model, empty_latent) + as_lines(remarks)
         return io.NodeOutput(
             *inversion_values(model, reference), latent_from_model(model, reference.latents[0]), ui=shown(report)

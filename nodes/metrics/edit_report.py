@@ -14,7 +14,7 @@ from ...core.metrics.edit_report import edit_report
 from ...core.models.clip import ClipScorer
 from ...core.models.vision_features import VisionFeatures
 from ..common.image_inputs import channels_first
-from ..common.reports import shown
+from ..common.reports import report_text, shown
 from ..common.sockets import ClipScorerType, VisionFeaturesType
 from ..host.schema import io, schema, widget
 
@@ -152,7 +152,7 @@ class EditReport(io.ComfyNode):
             if count > 1:
                 titles = tuple(f"Picture {number}: {line}" for number, line in enumerate(titles, start=1))
             picture = edit_strip(found.before, found.after, found.difference, titles, found.truth, found.mask)
-        report = "\n".join([found.text(), *remarks])
+        report = report_text(found.text(), *remarks)
         return io.NodeOutput(picture, found.difference, report, ui=shown(report, picture, cls))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...core.models.captioner import LONGEST, MOST_BEAMS, load_captioner
 from ..common.image_inputs import channels_first
-from ..common.reports import model_fingerprint, report_output, shown
+from ..common.reports import model_fingerprint, report_output, report_text, shown
 from ..host.folders import IMAGE_CAPTIONERS
 from ..host.managed_models import load_to_device, preferred_dtype
 from ..host.memory import memory_advice
@@ -91,7 +91,9 @@ class ImageCaption(io.ComfyNode):
         with memory_advice("use a smaller caption model or lower beams"):
             load_to_device(patcher)
             captions = captioner.caption(channels_first(image), longest, beams, stop_if_cancelled)
-        report = "\n".join([f"{caption_model}, {beams} beams:", *captions])
+        several = f" (the first of {len(captions)})" if len(captions) > 1 else ""
+        first = f"It reads{several}: {captions[0].rstrip('.')}."
+        report = report_text(first, f"{caption_model}, {beams} beams:", *captions)
         return io.NodeOutput("\n".join(captions), report, ui=shown(report))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ...core.pix2pix_zero.edit_direction import EditDirection
 from ...core.writing import check_target
 from ..common.inputs import file_input, saved_name_inputs
-from ..common.reports import file_fingerprint, report_output, shown
+from ..common.reports import file_fingerprint, report_output, report_text, shown
 from ..common.saving import save_or_rescue
 from ..host.folders import list_files, output_path, resolve_file
 from ..host.schema import io, schema, widget
@@ -53,7 +53,7 @@ class SaveEditDirection(io.ComfyNode):
             edit_direction.save(target, overwrite=replacing)
 
         saved = save_or_rescue(save, path, overwrite, is_output=False)
-        return io.NodeOutput(saved.file, ui=shown(saved.line))
+        return io.NodeOutput(saved.file, ui=shown(report_text(saved.line)))
 
 
 class LoadEditDirection(io.ComfyNode):
@@ -101,7 +101,7 @@ class LoadEditDirection(io.ComfyNode):
         """Read; EditingError for a damaged, hostile or foreign file."""
         source = None if source_file == NONE else resolve_file(FOLDER, source_file)
         direction = EditDirection.load(resolve_file(FOLDER, direction_file), source)
-        report = f"{direction_file}: {direction.describe()}"
+        report = report_text(direction.sentence(), f"{direction_file}: {direction.describe()}")
         return io.NodeOutput(direction, report, ui=shown(report))
 
 

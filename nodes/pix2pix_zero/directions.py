@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...core.pix2pix_zero.edit_direction import EditDirection, sentence_direction, token_ids, unpaired_reason
 from ...core.pix2pix_zero.sentences import DEFAULT_COUNT, MAX_COUNT, Bank, Mode, sentences_of
-from ..common.reports import report_output, shown
+from ..common.reports import report_output, report_text, shown
 from ..host.conditioning import apply_to_conditioning, encode_sentences, sentence_tokenizer, text_encoding_name
 from ..host.progress import counting_bar
 from ..host.schema import io, schema, widget
@@ -133,7 +133,12 @@ class SentenceEditDirection(io.ComfyNode):
             target=_first_line(target),
             callback=counting_bar(),
         )
-        report = f"{direction.describe()}\nsource, e.g.: {sources[0]}\ntarget, e.g.: {targets[0]}"
+        report = report_text(
+            direction.sentence(),
+            direction.describe(),
+            f"source, e.g.: {sources[0]}",
+            f"target, e.g.: {targets[0]}",
+        )
         if direction.field is None:
             reason = unpaired_reason(tokenize, sources, targets)
             report += f"\nNot word by word: {reason}. It moves the prompt as a whole and may miss its own words."
@@ -217,7 +222,8 @@ class ApplyEditDirection(io.ComfyNode):
             return shifted
 
         changed = apply_to_conditioning(conditioning, shift)
-        report = "\n".join(dict.fromkeys(line for line in lines if line))
+        first = f"The prompt is moved at strength {strength:g}. {edit_direction.sentence()}"
+        report = report_text(first, *dict.fromkeys(line for line in lines if line))
         return io.NodeOutput(changed, report, ui=shown(report))
 
 

@@ -22,7 +22,7 @@ from ...core.pix2pix_zero.kept_source import KeptSource
 from ...core.rebuilding import left_over
 from ..common.inputs import cfg_input, mask_input
 from ..common.recording import as_lines, changed_remarks
-from ..common.reports import cost_report, report_output, shown
+from ..common.reports import READY, cost_report, report_output, report_text, shown
 from ..common.sockets import InversionType
 from ..common.trajectory_edit import (
     EulerOnly,
@@ -289,7 +289,8 @@ class CrossAttnGuidedSampler(io.ComfyNode):
             step = edit_of(session, inversion, settings, where, kept)
             edited = step.run(inversion.steps, session.callback())
             remarks = [*spared(kept), *left_over(step)]
-            return edited, cost_report(session.denoiser.evaluations, inversion) + as_lines(remarks)
+            first = f"Edited {len(edited)} picture(s) in {inversion.steps} steps, and kept the rest by its attention."
+            return edited, report_text(first, cost_report(session.denoiser.evaluations, inversion), *remarks)
 
         place = source_latent(model, inversion)
         conds = edit_conditionings(model, inversion, target, source, negative)
@@ -359,7 +360,7 @@ class CrossAttnGuider(io.ComfyNode):
         conds = edit_conditionings(model, inversion, target, source, negative)
         guider = DenoiserGuider(model, conds, prepare, gradients=settings.guidance > 0, advice=ADVICE)
         remarks = changed_remarks(inversion, own, source, negative, None if settings.rebuilds else cfg)
-        return io.NodeOutput(guider, ui=shown("\n".join(remarks)) if remarks else None)
+        return io.NodeOutput(guider, ui=shown(report_text(READY, *remarks)) if remarks else None)
 
 
 NODES = [CrossAttnGuidedSampler, CrossAttnGuider]

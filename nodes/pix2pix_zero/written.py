@@ -7,7 +7,7 @@ from typing import Any
 from ...core.models.text_generator import load_text_generator
 from ...core.pix2pix_zero.written_sentences import MOST, PROMPT, written_sentences
 from ..common.inputs import seed_input
-from ..common.reports import model_fingerprint, report_output, shown
+from ..common.reports import model_fingerprint, report_output, report_text, shown
 from ..host.folders import TEXT_MODELS
 from ..host.managed_models import load_to_device
 from ..host.memory import memory_advice
@@ -88,7 +88,12 @@ class WrittenSentences(io.ComfyNode):
         with memory_advice("use a smaller text model"):
             load_to_device(patcher)
             made = written_sentences(write, source, target, count, seed, prompt)
-        report = f"{text_model}: {made.describe()}\nsource, e.g.: {made.source[0]}\ntarget, e.g.: {made.target[0]}"
+        report = report_text(
+            f"Wrote {len(made.source)} pairs of sentences about {source.strip()!r} and {target.strip()!r}.",
+            f"{text_model}: {made.describe()}",
+            f"source, e.g.: {made.source[0]}",
+            f"target, e.g.: {made.target[0]}",
+        )
         if len(made.source) < count:
             report += f"\nFewer than the {count} wanted: the model repeats itself or leaves the word out."
         return io.NodeOutput("\n".join(made.source), "\n".join(made.target), report, ui=shown(report))

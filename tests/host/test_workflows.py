@@ -382,7 +382,7 @@ def test_distillation_from_pairs_of_the_edit_itself(server):
     several["inputs"]["count"] = 4
     entry = server.queue(prompt)
     told = text_of(entry, prompt, "Training")
-    assert "saved demo_my_glasses.safetensors" in told and "4 of 4 pairs are learned from" in told
+    assert "Saved demo_my_glasses.safetensors" in told and "4 of 4 pairs are learned from" in told
     assert picture(server, entry, prompt, "Another face, by what was learned").shape == (3, 128, 128)
 
 

@@ -1,5 +1,7 @@
 """What tests of several rooms of nodes need of a host that is in trouble."""
 
+import sys
+
 import pytest
 
 from semantic_editing.tools import host_stand_in
@@ -18,3 +20,17 @@ def disk(monkeypatch):
 
     monkeypatch.setattr(writing, "_publish", refusing)
     return full
+
+
+@pytest.fixture(autouse=True)
+def every_report_begins_with_a_sentence(monkeypatch):
+    """Whatever a test runs: what a node shows begins with a sentence (those of regions say theirs in their own ways)."""
+    reports = host_stand_in.module("nodes.common.reports")
+    plain = reports.is_sentence
+
+    def strict(line):
+        room = sys._getframe(2).f_globals["__name__"]
+        assert plain(line) or ".regions." in room, f"{room} shows {line!r} first"
+        return plain(line)
+
+    monkeypatch.setattr(reports, "is_sentence", strict)

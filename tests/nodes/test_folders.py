@@ -88,7 +88,7 @@ def full(*folders):
 
 def test_where_there_is_room_nothing_special_happens(host):
     path = host / "models" / "x.safetensors"
-    assert SAVING.save_or_rescue(save, path, False) == SAVING.Saved("x.safetensors", "saved x.safetensors")
+    assert SAVING.save_or_rescue(save, path, False) == SAVING.Saved("x.safetensors", "Saved x.safetensors.")
     assert path.read_bytes() == b"result" and os.listdir(host / "output") == []
 
 

@@ -207,3 +207,17 @@ def node(pack, module, name, **given):
         each.id: each.default for each in cls.define_schema().inputs if getattr(each, "default", None) is not None
     }
     return cls.execute(**(values | given)).args
+
+
+@pytest.fixture(autouse=True)
+def every_report_begins_with_a_sentence(pack, monkeypatch):
+    """Whatever a test runs: what a node shows begins with a sentence (those of regions say theirs in their own ways)."""
+    reports = pack("nodes.common.reports")
+    plain = reports.is_sentence
+
+    def strict(line):
+        room = sys._getframe(2).f_globals["__name__"]
+        assert plain(line) or ".regions." in room, f"{room} shows {line!r} first"
+        return plain(line)
+
+    monkeypatch.setattr(reports, "is_sentence", strict)

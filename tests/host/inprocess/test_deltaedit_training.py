@@ -72,7 +72,7 @@ def test_samples_and_a_folder_become_latents(pack, nodes, wires, tmp_path):
         Image.new("RGB", (24, 24), (80 * number, 10, 90)).save(tmp_path / "input" / "faces" / f"{number}.png")
     options = LATENTS | {"folder": "faces", "style_encoder": "e.safetensors", "samples": 2}
     latents, report = run(nodes.DeltaEditLatents, **wires, **options)
-    assert latents.names == ("0.png", "1.png", "2.png", "seed 3", "seed 4") and "saved faces.safetensors" in report
+    assert latents.names == ("0.png", "1.png", "2.png", "seed 3", "seed 4") and "Saved faces.safetensors" in report
     mm.unload_all_models()
     again, report = run(nodes.DeltaEditLatents, **wires, **options)
     assert "holds them already" in report and torch.equal(again.convs, latents.convs)
@@ -86,7 +86,7 @@ def trainer(pack, **changed):
 
 def test_a_mapper_is_trained_and_stopped_and_gone_on_with(pack, nodes, latents, tmp_path, monkeypatch):
     whole, plot, report = run(nodes.DeltaEditMapperTrainer, delta_latents=latents, **trainer(pack, filename="whole"))
-    assert plot.ndim == 4 and "cosine" in report and "saved whole.safetensors" in report
+    assert plot.ndim == 4 and "cosine" in report and "Saved whole.safetensors" in report
     state = pack("nodes.host.progress").StoppableBar
     show = state.show
 

@@ -55,7 +55,7 @@ def test_trained_saved_listed_and_used(nodes):
     trainer, edit = nodes
     before, after = pairs()
     made, samples, plot, report = train(trainer, before, after)
-    assert "saved green_to_red.safetensors" in report and samples.ndim == plot.ndim == 4
+    assert "Saved green_to_red.safetensors" in report and samples.ndim == plot.ndim == 4
     assert not samples.is_inference() or samples.device.type == "cpu"
     options = edit.DistilledEdit.define_schema().inputs
     (files,) = [slot for slot in options if slot.id == "edit_file"]

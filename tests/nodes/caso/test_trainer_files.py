@@ -68,7 +68,7 @@ def finish(folder):
     """The files of a finished training."""
     files = claim(files_of())
     saved = files.save([embedding()], {files.plot: grey(), files.samples: grey()})
-    assert [part.line for part in saved] == ["saved mine.safetensors"]
+    assert [part.line for part in saved] == ["Saved mine.safetensors."]
     files.state.write_bytes(b"progress")
     return files
 

@@ -126,7 +126,7 @@ def test_loading_and_saving(stylegan2, folder, shown, monkeypatch):
     FILES.save_generator(folder / "a.safetensors", stylegan2.network)
     loaded, report = NODES.StyleGAN2Loader.execute("a.safetensors").args
     assert report == (
-        "a.safetensors: 8 x 8 pixels, W of 7, a style space of 17 channels (coarse, medium, fine: 17, 0, 0) and 11 of "
+        "It is ready and draws pictures of 8 x 8 pixels.\na.safetensors: 8 x 8 pixels, W of 7, a style space of 17 channels (coarse, medium, fine: 17, 0, 0) and 11 of "
         "colour layers"
     )  # 6, 6 and 5; 6 and 5
     assert torch.equal(generate(loaded)[0], generate(stylegan2)[0])
@@ -185,7 +185,7 @@ def test_a_bundled_generator_comes_first(stylegan2, folder, monkeypatch):
     BUNDLED.bundle("stylegan2", {"demo": path})
     (slot,) = NODES.StyleGAN2Loader.define_schema().inputs
     assert slot.options["options"] == ["demo"] and slot.options["default"] == "demo"
-    assert NODES.StyleGAN2Loader.execute("demo").args[1].startswith("demo: 8 x 8 pixels")
+    assert "\ndemo: 8 x 8 pixels" in NODES.StyleGAN2Loader.execute("demo").args[1]
     assert NODES.StyleGAN2Loader.fingerprint_inputs("demo") == "demo"
     path.unlink()
     with pytest.raises(EditingError, match=r"demo file\.safetensors is missing; install the pack again"):

@@ -81,7 +81,7 @@ def latents(host, generator):
 def test_latents_are_saved_and_loaded_when_asked_for_again(host, generator):
     latents, report = make_latents(generator)
     path = host.path / "delta_latents" / "faces.safetensors"
-    assert len(latents) == 40 and latents.names[0] == "seed 3" and "saved faces.safetensors" in report
+    assert len(latents) == 40 and latents.names[0] == "seed 3" and "Saved faces.safetensors" in report
     before = path.stat().st_mtime_ns
     again, report = make_latents(generator)
     assert path.stat().st_mtime_ns == before and "holds them already" in report
@@ -148,7 +148,7 @@ def test_a_mapper_is_trained_saved_and_protected(host, latents):
     assert same(saved, mapper)
     assert saved.relevance.matrix.shape == (latents.layout.width, 10)
     torch.testing.assert_close(saved.relevance.matrix, mapper.relevance.matrix)
-    assert plot.ndim == 4 and "saved mine.safetensors" in report and "cosine" in report
+    assert plot.ndim == 4 and "Saved mine.safetensors" in report and "cosine" in report
     assert not any(value.is_inference() for value in mapper.state_dict().values())
     assert "mine.safetensors exists already" in refusal(train, latents)
     (host.path / "delta_mappers" / "mine.safetensors").unlink()
@@ -206,7 +206,7 @@ def test_progress_that_could_not_be_saved_is_told_though_cancelled(host, latents
     disk |= {"mapper_trainings"}
     host.bar.press_at = 4
     _, _, report = train(latents)
-    assert "saved mine.safetensors" in report and "The progress to go on from could not be saved" in report
+    assert "Saved mine.safetensors" in report and "The progress to go on from could not be saved" in report
 
 
 def test_a_full_disk_loses_no_relevance_matrix(host, latents, generator, disk):
@@ -247,7 +247,7 @@ def test_relevance_by_covariance_is_saved(host, latents):
     relevance, report = relate(latents)
     saved = files.load_relevance(host.path / "delta_mappers" / "matrix.safetensors")
     assert torch.equal(saved.matrix, relevance.matrix) and relevance.kind == "covariance"
-    assert "saved matrix.safetensors" in report and "covariance" in report
+    assert "Saved matrix.safetensors" in report and "covariance" in report
     assert "exists already" in refusal(relate, latents)
     relate(latents, overwrite=True)
 

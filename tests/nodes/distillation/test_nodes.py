@@ -68,7 +68,7 @@ def test_a_trained_edit_is_saved_told_and_edits(host):
     made, samples, plot, report = train(clip_scorer=Colours())
     saved = files.load_editor(host.path / "distilled_edits" / "mine.safetensors")
     assert same(made, saved) and (saved.source, saved.target) == ("green", "red")
-    for part in ("saved mine.safetensors", "12 of 12 pairs are learned from", "CLIP: nearer", "nothing done: "):
+    for part in ("Saved mine.safetensors", "12 of 12 pairs are learned from", "CLIP: nearer", "nothing done: "):
         assert part in report
     assert samples.shape == (1, 3 * 32, 32, 3) and plot.ndim == 4  # one pair of twelve is held out
     by_wire, told = edit(BEFORE, made)
