@@ -201,7 +201,8 @@ class AttributeClassifierTrainer(io.ComfyNode):
     def outputs(cls, trained: TrainedClassifier, saved: Saved, handles: tuple[Any, ...] = ()) -> Any:
         """The node's outputs and what it shows; ``handles`` are of networks that the classifier computes with."""
         first = f"It is right about {trained.accuracy:.0%} of the pictures that it did not learn from."
-        report, plot = report_text(saved.first(first), saved.line, trained.report()), trained.plot()[None]
+        report = report_text(saved.first(first), saved.line, trained.report())
+        plot = trained.plot()[None]
         managed = manage_classifier(lambda: trained.classifier, *handles)
         return io.NodeOutput(managed, trained.accuracy, plot, report, saved.file, ui=shown(report, plot, cls))
 
