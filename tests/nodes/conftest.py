@@ -24,7 +24,7 @@ def disk(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def every_report_begins_with_a_sentence(monkeypatch):
-    """Whatever a test runs: what a node shows begins with a sentence (those of regions say theirs in their own ways)."""
+    """Whatever a test runs: what a node shows begins with a sentence (regions say theirs in their own ways)."""
     reports = host_stand_in.module("nodes.common.reports")
     plain = reports.is_sentence
 

@@ -211,7 +211,7 @@ def node(pack, module, name, **given):
 
 @pytest.fixture(autouse=True)
 def every_report_begins_with_a_sentence(pack, monkeypatch):
-    """Whatever a test runs: what a node shows begins with a sentence (those of regions say theirs in their own ways)."""
+    """Whatever a test runs: what a node shows begins with a sentence (regions say theirs in their own ways)."""
     reports = pack("nodes.common.reports")
     plain = reports.is_sentence
 

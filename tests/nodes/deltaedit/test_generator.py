@@ -126,7 +126,8 @@ def test_loading_and_saving(stylegan2, folder, shown, monkeypatch):
     FILES.save_generator(folder / "a.safetensors", stylegan2.network)
     loaded, report = NODES.StyleGAN2Loader.execute("a.safetensors").args
     assert report == (
-        "It is ready and draws pictures of 8 x 8 pixels.\na.safetensors: 8 x 8 pixels, W of 7, a style space of 17 channels (coarse, medium, fine: 17, 0, 0) and 11 of "
+        "It is ready and draws pictures of 8 x 8 pixels.\n"
+        "a.safetensors: 8 x 8 pixels, W of 7, a style space of 17 channels (coarse, medium, fine: 17, 0, 0) and 11 of "
         "colour layers"
     )  # 6, 6 and 5; 6 and 5
     assert torch.equal(generate(loaded)[0], generate(stylegan2)[0])
