@@ -1,11 +1,11 @@
 """Edit by Words, Place Found on pairs whose true region is known: what the node does, arm by arm.
 
-Arms: a random box; ``fast`` (the map's tightest box); ``fast, judged`` (three frames, a CLIP chooses); ``thorough``;
-``exact``; the true box. All paint with the same editor, texts and noise, through the function that the node calls. The
-true pictures only measure, they never choose. Every arm of every pair is one line of the file, so a run can be stopped
-and taken up, and arms can be added.
+Arms: a random box; ``map`` (its tightest box); ``map, judged`` (three frames, a CLIP chooses); ``exact``; the true box.
+All paint with the same editor, texts and noise, through the function that the node calls. The true pictures only
+measure, they never choose. Every arm of every pair is one line of the file, so a run can be stopped and taken up, and
+arms can be added.
 
-    python benchmarks/region_words.py --arms random fast true
+    python benchmarks/region_words.py --arms random map true
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from semantic_editing.core.regions.paste import Framing
 from semantic_editing.core.regions.words import edit_by_words
 
 SIDE = 128
-ARMS = ("random", "fast", "fast, judged", "thorough", "exact", "true")
+ARMS = ("random", "map", "map, judged", "exact", "true")
 
 
 class Bench:
@@ -56,9 +56,9 @@ class Bench:
             more = {"boxes": [drawn]}
         elif arm == "true":
             more = {"boxes": [truth]}
-        elif arm != "fast":
+        elif arm != "map":
             more = {"scorer": self.scorer, "texts": texts}
-            if arm in ("thorough", "exact"):
+            if arm == "exact":
                 more |= {"strategy": arm, "attention": self.vision(image).attention[0]}
         made = edit_by_words(editor, image, **more)
         return {

@@ -1,9 +1,9 @@
 """An edit by words alone: where it may go, the boxes painted there, and a CLIP that may say that none helped.
 
-Three ways: ``fast``, the frames of the map that tells where the two texts differ (:mod:`.changes`); ``thorough``, more
-of those and boxes around what a vision model looks at (section 3.1 of Learnable Regions), all compared by CLIP;
-``exact``, every box of both. All boxes are encoded, then sampled, then decoded, then judged, so that a host swaps its
-models a few times an edit and not a few times a box.
+Two ways: ``map``, the tightest frames of the map that tells where the two texts differ (:mod:`.changes`); ``exact``,
+all of its frames and every box around what a vision model looks at (section 3.1 of Learnable Regions), compared by
+CLIP. All boxes are encoded, then sampled, then decoded, then judged, so that a host swaps its models a few times an
+edit and not a few times a box.
 """
 
 from __future__ import annotations
@@ -26,14 +26,11 @@ from .paste import Framing
 from .proposals import DEFAULT_SIZES, Box, Proposals, propose, tight
 from .rewards import ClipJudge
 
-Strategy = Literal["fast", "thorough", "exact"]
+Strategy = Literal["map", "exact"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-#: Frames of the map that ``fast`` paints where a CLIP compares them; without one only the tightest is painted.
+#: Frames that ``map`` paints where a CLIP compares them; without one only the tightest is painted.
 FRAMES = 3
-#: What ``thorough`` paints: frames of the map, and squares around attended places (sides as shares of the shorter side
-#: of the picture). They are set, not searched.
-THOROUGH_FRAMES, ATTENDED, ATTENDED_SIZES, SPREAD = 4, 2, (0.3, 0.5), 1
-ANCHORS = 3
+ANCHORS, SPREAD = 3, 1
 #: What a judge sees around a box, as a share of its longer side.
 SURROUNDINGS = 0.5
 
@@ -106,7 +103,7 @@ def edit_by_words(
     editor: Editor,
     image: Tensor,
     *,
-    strategy: Strategy = "fast",
+    strategy: Strategy = "map",
     allowed: Tensor | None = None,
     boxes: Sequence[Box] = (),
     attention: Tensor | None = None,
@@ -125,8 +122,7 @@ def edit_by_words(
         image: ``[1, 3, H, W]`` in 0..1.
         allowed: ``[H, W]`` bool, pixels that may change; all by default.
         boxes: places to try in place of the found ones; all of them are painted where a CLIP compares them.
-        attention: ``[heads, gh, gw]``, what a vision model looks at, for ``thorough`` and ``exact``; without it only
-            the map counts.
+        attention: ``[heads, gh, gw]``, what a vision model looks at, for ``exact``; without it only the map counts.
         anchors, sizes: of ``exact``, see :func:`~.proposals.propose`.
         scorer: compares the boxes and says whether any helped; without one the tightest is painted and shown.
         texts: what is there and what should be, for the judge.
@@ -135,13 +131,13 @@ def edit_by_words(
         watch: told of boxes decoded, of how many they will be, and of the last edit. What it raises ends the edit.
 
     Raises:
-        EditingError: ``thorough`` without a scorer, a box outside what may change, texts the judge cannot tell apart,
+        EditingError: ``exact`` without a scorer, a box outside what may change, texts the judge cannot tell apart,
             or from the editor.
     """
     if strategy not in STRATEGIES:
-        raise EditingError(f"There is no strategy {strategy!r}; use {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}.")
-    if strategy != "fast" and scorer is None:
-        raise EditingError(f"The strategy {strategy} compares its boxes by a CLIP; wire clip_scorer, or use fast.")
+        raise EditingError(f"There is no strategy {strategy!r}; use {' or '.join(STRATEGIES)}.")
+    if strategy == "exact" and scorer is None:
+        raise EditingError("The strategy exact compares its boxes by a CLIP; wire clip_scorer, or use map.")
     check_finite(image, "The image")
     allowed = torch.ones(image.shape[-2:], dtype=torch.bool) if allowed is None else allowed
     kept = RenderCache() if kept is None else kept
@@ -154,10 +150,10 @@ def edit_by_words(
         if isinstance(editor, Locating):
             key = content_hash("change", image, editor.identity)
             places = located(kept.map(key, lambda: editor.change(image)), allowed)
-        elif strategy == "fast" or attention is None:
+        elif strategy == "map" or attention is None:
             raise EditingError(
                 "This editor cannot tell where the text pulls; wire source into Region Inpaint Editor, use Region "
-                "Inversion Editor, or wire vision_features and use another strategy."
+                "Inversion Editor, or wire vision_features and use exact."
             )
         frames = _frames(places, allowed, strategy, attention, anchors, sizes)
     frames = list(dict.fromkeys(frames))
@@ -196,11 +192,8 @@ def _frames(
     if places is not None:
         found = dict.fromkeys(box for row in places.boxes for box in row if box is not None)
         frames = sorted(found, key=places.tightness, reverse=True)
-        if not frames or strategy == "fast":
+        if not frames or strategy == "map":
             return frames[:FRAMES]
-    if strategy == "thorough":
-        frames, sizes = frames[:THOROUGH_FRAMES], ATTENDED_SIZES
-        anchors = ATTENDED if attention is None else min(ATTENDED, attention[0].numel())
     if attention is None:
         return frames
     mask = None if bool(allowed.all()) else allowed.float()

@@ -12,7 +12,7 @@ from ...core.models.clip import ClipScorer
 from ...core.models.vision_features import VisionFeatures
 from ...core.regions.picture import boxes_json, region_picture, score_table, words_report
 from ...core.regions.proposals import allowed_pixels
-from ...core.regions.words import Strategy, edit_by_words
+from ...core.regions.words import STRATEGIES, Strategy, edit_by_words
 from ..common.inputs import seed_input
 from ..common.reports import report_output, shown
 from ..common.sockets import ClipScorerType, VisionFeaturesType
@@ -36,15 +36,6 @@ from .search_inputs import (
     with_alpha,
 )
 
-#: The node's names of the core's strategies.
-STRATEGIES: dict[str, Strategy] = {"map": "fast", "thorough": "thorough", "exact": "exact"}
-#: What workflows of earlier versions may hold, and what does their work now.
-GONE = {
-    "halving": "thorough",
-    "sampled": "thorough",
-    "soft mask": "map",
-    "policy": "map, or Region Network Trainer for the network's own choice",
-}
 BEST = 3  # drawn strongly
 
 
@@ -95,8 +86,7 @@ class RegionBoxGenerator(io.ComfyNode):
                     options=list(STRATEGIES),
                     default="map",
                     tooltip="map: the tightest frame of where the two texts differ; three compete with clip_scorer. "
-                    "thorough: up to eight boxes compete. exact: every box of every place and size is painted and "
-                    "judged. The last two need clip_scorer.",
+                    "exact: every box of every place and size is painted, and clip_scorer chooses.",
                 ),
                 *box_inputs(),
                 seed_input("Of the noise in all renders. Another seed paints anew."),
@@ -142,7 +132,7 @@ class RegionBoxGenerator(io.ComfyNode):
                     VisionFeaturesType,
                     "vision_features",
                     optional=True,
-                    tooltip="For thorough and exact: boxes around what a vision model looks at (DINO is good).",
+                    tooltip="For exact: boxes around what a vision model looks at (DINO is good).",
                 ),
                 widget(
                     ClipScorerType,
@@ -205,7 +195,7 @@ class RegionBoxGenerator(io.ComfyNode):
         region_editor: RegionEditor,
         source_text: str,
         target_text: str,
-        strategy: str,
+        strategy: Strategy,
         anchors: int,
         sizes: str,
         seed: int,
@@ -221,20 +211,19 @@ class RegionBoxGenerator(io.ComfyNode):
         painted by then is kept for the next run."""
         require_editor(region_editor)
         if strategy not in STRATEGIES:
-            instead = f"; choose {GONE[strategy]}" if strategy in GONE else f"; choose {', '.join(STRATEGIES)}"
-            raise EditingError(f"There is no strategy {strategy!r} (any more){instead}.")
+            raise EditingError(f"There is no strategy {strategy!r} (any more); choose {' or '.join(STRATEGIES)}.")
         if mask_use not in ("restrict", "exclude"):
             raise EditingError(f"There is no mask_use {mask_use!r}; use restrict or exclude.")
         pictures, masks = pictures_of(image), masks_of(wanted_mask(mask, mask_use))
         if len(pictures) != 1 or len(masks) != 1:
             raise EditingError(
-                f"There are {len(pictures)} images and {len(masks)} masks; wire one image and at most one mask (Edit "
-                "by Words, Place Found takes batches)."
+                f"There are {len(pictures)} images and {len(masks)} masks, and boxes are those of one image; put "
+                "Rebatch Images with batch_size 1 before this node, or take Edit by Words, Place Found."
             )
         size, bar = (pictures.shape[-2], pictures.shape[-1]), StoppableBar()
         with torch.inference_mode(False), torch.no_grad():
             given = boxes_inside(boxes_given(given_boxes, segs, size), size)
-            wanted = vision_features is not None and strategy != "map" and not given
+            wanted = vision_features is not None and strategy == "exact" and not given
             attention = vision_features(pictures).attention[0] if wanted and vision_features is not None else None
 
             def watch(done: int, total: int, edited: Tensor) -> None:
@@ -245,7 +234,7 @@ class RegionBoxGenerator(io.ComfyNode):
                 edit = edit_by_words(
                     editor,
                     pictures,
-                    strategy=STRATEGIES[strategy],
+                    strategy=strategy,
                     allowed=allowed_pixels(masks[0], mask_use, size),
                     boxes=given,
                     attention=attention,

@@ -9,15 +9,14 @@ from torch import Tensor
 
 from ...core.errors import EditingError
 from ...core.models.clip import ClipScorer
-from ...core.models.vision_features import VisionFeatures
 from ...core.regions.edit_inpaint import InpaintSettings
 from ...core.regions.paste import Framing
 from ...core.regions.picture import words_report
 from ...core.regions.proposals import allowed_pixels
-from ...core.regions.words import STRATEGIES, Strategy, WordsEdit, edit_by_words
+from ...core.regions.words import WordsEdit, edit_by_words
 from ..common.inputs import cfg_input, seed_input
 from ..common.reports import report_output, shown
-from ..common.sockets import ClipScorerType, VisionFeaturesType
+from ..common.sockets import ClipScorerType
 from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
 from ..host.words import encoded_text
@@ -105,14 +104,6 @@ class EditByWords(io.ComfyNode):
                     "1024 for SDXL, 128 for the demo. 0: as it is in the image.",
                 ),
                 widget(
-                    io.Combo,
-                    "strategy",
-                    options=list(STRATEGIES[:2]),
-                    default="fast",
-                    tooltip="fast: the tightest frame of the found place; with clip_scorer three frames compete. "
-                    "thorough: up to eight boxes compete, around what vision_features looks at too; needs clip_scorer.",
-                ),
-                widget(
                     io.Mask,
                     "mask",
                     optional=True,
@@ -129,19 +120,14 @@ class EditByWords(io.ComfyNode):
                     ClipScorerType,
                     "clip_scorer",
                     optional=True,
-                    tooltip="Compares the boxes, and says when none helped. Without it the tightest box is taken.",
+                    tooltip="Compares three boxes, and says when none helped. Without it the tightest is taken, which "
+                    "was nearer to the truth and cheaper where it was measured.",
                 ),
                 widget(
                     SegsType,
                     "segs",
                     optional=True,
                     tooltip="The same as SEGS of Impact Pack; their boxes count.",
-                ),
-                widget(
-                    VisionFeaturesType,
-                    "vision_features",
-                    optional=True,
-                    tooltip="For thorough: boxes around what a vision model looks at compete too.",
                 ),
                 *sampler_inputs(),
             ],
@@ -178,12 +164,10 @@ class EditByWords(io.ComfyNode):
         sentence: str,
         context: float,
         working_size: int,
-        strategy: Strategy = "fast",
         mask: Tensor | None = None,
         boxes: Any = None,
         clip_scorer: ClipScorer | None = None,
         segs: Any = None,
-        vision_features: VisionFeatures | None = None,
         sampler: Any = None,
         sigmas: Tensor | None = None,
     ) -> Any:
@@ -209,17 +193,13 @@ class EditByWords(io.ComfyNode):
                 def watch(done: int, total: int, edited: Tensor) -> None:
                     show_box(bar, done, total, edited)
 
-                wanted = strategy == "thorough" and vision_features is not None and not given
-                attention = vision_features(one).attention[0] if wanted and vision_features is not None else None
                 with opener(one, lambda progress: None) as editor:
                     found.append(
                         edit_by_words(
                             editor,
                             one,
                             allowed=None if allowed is None else allowed_pixels(allowed, "restrict", size),
-                            strategy=strategy,
                             boxes=given,
-                            attention=attention,
                             scorer=clip_scorer,
                             texts=texts,
                             seed=seed % MOST_SEED,

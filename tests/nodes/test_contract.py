@@ -17,7 +17,6 @@ MOST_WORDS = 400
 MOST_WIDGETS = 8
 #: Nodes with more, and why.
 BIGGER = {
-    "SemEdit_EditByWords": 9,  # three are for its words, and every one of the others changes every edit
     "SemEdit_RegionNetworkTrainer": 13,  # experimental: the settings of a paper's training, which only it has
 }
 #: What a person types who wants to edit a photo.

@@ -117,10 +117,10 @@ def test_gain_first_and_among_gains_the_tightness_too():
     assert _ordered([wide, lost, close]) == [close, wide, lost]
 
 
-def test_thorough_needs_a_judge_and_old_names_are_told():
-    with pytest.raises(EditingError, match="wire clip_scorer, or use fast"):
-        edit_by_words(locating(), picture(), strategy="thorough")
-    with pytest.raises(EditingError, match="use fast, thorough or exact"):
+def test_exact_needs_a_judge_and_old_names_are_told():
+    with pytest.raises(EditingError, match="wire clip_scorer, or use map"):
+        edit_by_words(locating(), picture(), strategy="exact")
+    with pytest.raises(EditingError, match="use map or exact"):
         edit_by_words(locating(), picture(), strategy="halving")
 
 

@@ -97,13 +97,11 @@ def test_a_stopped_search_goes_on_where_it_was(bar):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"strategy": "halving"}, "choose thorough"),
-        ({"strategy": "soft mask"}, "choose map"),
-        ({"strategy": "fast"}, "choose map, thorough, exact"),
+        ({"strategy": "halving"}, "choose map or exact"),
         ({"strategy": "map"}, "wire source into Region Inpaint Editor"),
         ({"clip_scorer": None}, "wire clip_scorer"),
         ({"mask_use": "blend"}, "restrict or exclude"),
-        ({"image": torch.zeros(2, 24, 40, 3)}, "2 images and 1 masks"),
+        ({"image": torch.zeros(2, 24, 40, 3)}, "Rebatch Images"),
         ({"region_editor": None}, "no region editor"),
         ({"sizes": "a"}, "numbers separated by commas"),
         ({"given_boxes": {"x": 99, "y": 0, "width": 4, "height": 4}}, "None of the 1 boxes"),
