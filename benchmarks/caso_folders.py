@@ -104,8 +104,7 @@ def training(attribute: Attribute, number: int, name: str, turned: bool) -> Work
         loader = workflow[trainer["inputs"][side][0]]
         own = {"pictures": f"{word} {attribute.what}", "number": number, "count": attribute.pictures}
         loader["inputs"].update(own)
-    target = f"{'no ' * turned}{SORTED[attribute.what][1]}"
-    own = {"targets": target, "kind": attribute.kind, "start_words": attribute.start_words, "filename": name}
+    own = {"kind": attribute.kind, "start_words": attribute.start_words, "filename": name}
     trainer["inputs"].update(own)
     return workflow
 

@@ -33,12 +33,10 @@ def demo_caso_train(graph: Graph) -> None:
         having=having.out("image"),
         without=without.out("image"),
         second_opinion=scorer.out("clip scorer"),
-        targets="glasses",
         kind="large",
         start_words="face",
         filename="demo_glasses",
         overwrite=True,
-        image_size=128,
         width=360,
     )
     graph.add("PreviewImage", 2, title="Held-out pictures, edited", images=trainer.out("samples"))
@@ -94,6 +92,7 @@ def demo_caso_texts(graph: Graph) -> None:
         tokens=recipe.tokens,
         attribute="glasses",
         checkpointing=False,
+        targets="yes",
         width=330,
     )
     trainer = graph.add(
@@ -105,11 +104,9 @@ def demo_caso_texts(graph: Graph) -> None:
         attribute_classifier=classifier.out("classifier"),
         without=pictures.out("image"),
         settings=settings.out("settings"),
-        targets="yes",
         start_words=recipe.start_words,
         filename="demo_glasses_by_texts",
         overwrite=True,
-        image_size=128,
         width=360,
     )
     graph.add("PreviewAny", 2, title="What it sees", source=classifier.out("report"), width=360, height=200)
@@ -133,7 +130,7 @@ def sd15_caso_train(graph: Graph) -> None:
         "# Learn an attribute from your two folders\n\nPut `v1-5-pruned-emaonly-fp16.safetensors` (or any SD 1.x "
         "checkpoint) into `models/checkpoints`.\n\n1. Make two folders in ComfyUI's `input` folder: pictures that "
         "have it and pictures that have it not, about 75 each, one exact class a folder. Look-alikes (sunglasses for "
-        "glasses) go into a third.\n2. Write their names into *folders*, the one to learn first.\n3. Choose *kind*: "
+        "glasses) go into a third.\n2. Press `R` and choose them.\n3. Choose *kind*: "
         "`fine` for a small part, `large` for glasses or a beard, `colour`, `species`. *start_words*: a word for what "
         "changes.\n\nThe report first tells about how long it takes and how much memory. Cancel keeps the best so far; "
         "*resume* goes on. Then `embedding:my_attribute` works in prompts, and `sd15_caso_edit` edits photos with it.",
@@ -145,11 +142,9 @@ def sd15_caso_train(graph: Graph) -> None:
         model=loader.out("MODEL"),
         clip=loader.out("CLIP"),
         vae=loader.out("VAE"),
-        folders="with_glasses\nwithout_glasses",
         kind="large",
         start_words="face",
         filename="my_attribute",
-        image_size=512,
         width=360,
     )
     graph.add("PreviewImage", 2, title="Held-out pictures, edited", images=trainer.out("samples"))

@@ -25,10 +25,12 @@ from ...core.images.contact_sheet import to_picture
 from ...core.images.files import skipped_report
 from ...core.token_vectors import empty_condition, start_vectors
 from ..common.image_inputs import channels_first
-from ..common.reports import plot_output, report_output, shown
+from ..common.reports import plot_output, report_output, report_text, shown
 from ..common.saving import Saved
 from ..common.sockets import ClipScorerType
 from ..host.feature_trunks import clip_trunk
+from ..host.folders import list_picture_folders
+from ..host.identity import training_size
 from ..host.latents import latent_to_model
 from ..host.managed_models import ManagedClassifier, load_to_device, training_scope
 from ..host.progress import StoppableBar, progress_text, stop_if_cancelled
@@ -50,12 +52,14 @@ USE = (
     "stands for {strength:g})"
 )
 USE_CLASSIFIED = "to edit with it: window custom from {start:g}, focus {focus:g}, strength {strength:g} or more"
+NONE = "none"  # in place of a folder
 SAVE_EVERY = 10  # steps, besides every validation; the picture that is shown is new then, too
 ADVICE = "lower batch_size in CASO Training Settings or the size of the pictures, or switch checkpointing on"
 
 
 def trainer_inputs() -> list[Any]:
     """Sockets and widgets in their order; widgets are saved by position in workflows, so new ones go to the end."""
+    folders = list_picture_folders()
     return [
         widget(
             io.Model,
@@ -64,21 +68,24 @@ def trainer_inputs() -> list[Any]:
         ),
         widget(io.Clip, "clip", tooltip="Its text encoder, which reads the embedding."),
         widget(io.Vae, "vae", tooltip="Its VAE."),
-        widget(
-            io.String,
-            "folders",
-            default="",
-            multiline=True,
-            tooltip="Folders inside ComfyUI's input folder, one a line: pictures that have it, pictures that have it "
-            "not, and, if you like, look-alikes. One exact class a folder. A single one: its sub-folders are the "
-            "classes. Empty when images are wired.",
-        ),
-        widget(
-            io.String,
-            "targets",
-            default="",
-            tooltip="The class to learn: a folder's name, or the classifier's name for it. Empty: the first folder. "
-            "From a classifier several, separated by commas, are learned at once.",
+        *(
+            widget(io.Combo, name, options=[NONE, *folders], default=NONE, tooltip=tooltip)
+            for name, tooltip in (
+                (
+                    "having_folder",
+                    "A folder inside ComfyUI's input folder: 25 to 200 pictures that have it. One exact class: no "
+                    "sunglasses among glasses.",
+                ),
+                (
+                    "without_folder",
+                    "Pictures that have it not, as many and otherwise alike. For a classifier to teach by they are "
+                    "enough.",
+                ),
+                (
+                    "lookalikes_folder",
+                    "Pictures of what must not be taken for it: sunglasses for glasses, moustaches for beards.",
+                ),
+            )
         ),
         widget(
             io.Combo,
@@ -116,33 +123,22 @@ def trainer_inputs() -> list[Any]:
             "It replaces only what that training saved.",
         ),
         widget(
-            io.Int,
-            "image_size",
-            default=512,
-            min=8,
-            max=2048,
-            step=8,
-            tooltip="Side in pixels to which a folder's pictures are scaled and cut: 512 for SD, 1024 for SDXL, 128 "
-            "for the demo model. Wired images keep their size.",
-        ),
-        widget(
             io.Image,
             "having",
             optional=True,
-            tooltip="Pictures that have it, in place of folders; 25 to 200.",
+            tooltip="Pictures that have it, in place of a folder.",
         ),
         widget(
             io.Image,
             "without",
             optional=True,
-            tooltip="Pictures that have it not, as many and otherwise alike. For a classifier to teach by they are "
-            "enough.",
+            tooltip="Pictures that have it not, in place of a folder.",
         ),
         widget(
             io.Image,
             "lookalikes",
             optional=True,
-            tooltip="Pictures of what must not be taken for it: sunglasses for glasses, moustaches for beards.",
+            tooltip="Pictures of what must not be taken for it, in place of a folder.",
         ),
         widget(
             AttributeClassifierType,
@@ -258,6 +254,13 @@ class Outcome:
             pictures[files.samples] = self.shown()
         return files.save(self.embeddings, pictures)
 
+    def sentence(self) -> str:
+        """What was learned, for the person who trained it."""
+        if self.success is None or not self.validation_count:
+            return f"Learned in {self.steps} steps; no picture was held out, so nobody judged it."
+        having = round(self.success * self.validation_count)
+        return f"After an edit, {having} of {self.validation_count} pictures that it did not learn from have it."
+
     def report(self, pictures: int, opinion: Opinion | None, strength: float) -> str:
         """A few lines for people."""
         cost = self.evaluations
@@ -332,14 +335,14 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         model: Any,
         clip: Any,
         vae: Any,
-        folders: str,
-        targets: str,
+        having_folder: str,
+        without_folder: str,
+        lookalikes_folder: str,
         kind: str,
         start_words: str,
         filename: str,
         overwrite: bool,
         resume: bool,
-        image_size: int,
         having: Tensor | None = None,
         without: Tensor | None = None,
         lookalikes: Tensor | None = None,
@@ -350,7 +353,10 @@ class CASOEmbeddingTrainer(io.ComfyNode):
     ) -> Any:
         """Train and save; Cancel saves the best so far, and the state to go on from, before it ends the run."""
         choices, recipe = settings or TrainingChoices(), KINDS[kind]
-        pictures, chosen = collected(folders, target_names(targets), image_size, having, without, lookalikes)
+        size = choices.image_size or training_size(model)
+        named = [name if name != NONE else "" for name in (having_folder, without_folder, lookalikes_folder)]
+        pictures = collected(named, size, having, without, lookalikes, called=filename)
+        chosen = target_names(choices.targets) or pictures.classes
         loss = choices.taught_by(pictures.having is not None, attribute_classifier is not None)
         teacher = None if loss == "pictures" else attribute_classifier
         classifier = None if teacher is None else teacher.classifier
@@ -466,13 +472,13 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         learned = (len(pictures.having.images) if partners is not None and pictures.having else 0) + sum(
             len(group.images) for group in pictures.without
         )
-        told = [part.line for part in saved]
+        told = [saved[0].first(outcome.sentence()) if saved else outcome.sentence(), *(part.line for part in saved)]
         told += [pictures.sentence(), outcome.report(learned - held, opinion, strength)]
         told += [pictures.held_out_sentence(held), (USE if wanted.shown else USE_CLASSIFIED).format(**recipe.edit)]
         told.append(estimate.sentence)
         if attribute_classifier is not None and teacher is None:
             told.append("the classifier taught nothing: pictures did; loss in CASO Training Settings chooses")
-        report = "\n".join(filter(None, [*told, files.trouble, skipped_report(pictures.skipped)]))
+        report = report_text(*told, files.trouble, skipped_report(pictures.skipped))
         samples, plot = outcome.shown()[None], outcome.plot[None]
         text = "\n".join(f"embedding:{Path(part.file).stem}" for part in saved if part.file)
         return io.NodeOutput(

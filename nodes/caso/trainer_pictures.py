@@ -1,4 +1,4 @@
-"""The pictures that CASO Embedding Trainer learns from: folders that are classes, a single folder, or wired batches."""
+"""The pictures that CASO Embedding Trainer learns from: folders, each a class, or wired batches."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ...core.errors import EditingError
 from ...core.file_names import shown_name
-from ...core.images.files import check_square, picture_files, picture_folders, square_pictures
+from ...core.images.files import check_square, picture_files, square_pictures
 from ..host.folders import input_folder
 from ..host.progress import counting_bar
 
-NAMED = 10  # files or classes in a sentence
+NAMED = 10  # files in a sentence
 VALIDATION_PART = 4  # one picture of so many is held out at most (rounded up)
 
 
@@ -41,6 +41,11 @@ class TrainingPictures:
     having: Group | None
     without: list[Group]
     skipped: list[str]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class to learn: of the pictures that have it; without any, what a classifier may know by that name."""
+        return ("yes",) if self.having is None else (self.having.name,)
 
     def held_out(self, most: int) -> int:
         """How many pictures are not learned from: ``most``, but a quarter of the first group at most."""
@@ -72,70 +77,55 @@ class TrainingPictures:
 
 
 def collected(
-    folders: str,
-    targets: Sequence[str],
+    folders: Sequence[str],
     image_size: int,
     having: Tensor | None,
     without: Tensor | None,
     lookalikes: Tensor | None,
-) -> tuple[TrainingPictures, tuple[str, ...]]:
-    """``(pictures, target classes)`` of the folders named, or of the batches ``[N, H, W, C]``.
+    called: str,
+) -> TrainingPictures:
+    """The pictures of folders, or of batches ``[N, H, W, C]``.
 
     Args:
-        folders: one a line, each a class; a single one holds a sub-folder for each class, or is no class but pictures
-            for a classifier to teach by.
-        targets: classes to learn; none takes the first folder named.
+        folders: inside ComfyUI's input folder: pictures that have it, that have it not, look-alikes; "" for none.
+        image_size: side in pixels to which a folder's pictures are scaled and cut.
+        called: the class of wired pictures; that of a folder is its name.
 
     Raises:
         EditingError: neither, both, or whatever is wrong with them.
     """
-    named = [line.strip() for line in folders.splitlines() if line.strip()]
     if without is not None or having is not None or lookalikes is not None:
-        if named:
-            raise EditingError("Both folders and images are given; empty the folders or unwire the images.")
+        if any(folders):
+            raise EditingError("Both folders and images are given; set the folders to none or unwire the images.")
         if without is None:
             raise EditingError("There are no pictures that have it not; wire without, too.")
-        kind = targets[0] if targets else "yes"
         groups = [Group("without", without[..., :3].float())]
         if lookalikes is not None:
             groups.append(Group("lookalikes", fitted(lookalikes, without)))
-        own = None if having is None else Group(kind, fitted(having, without))
-        return TrainingPictures(own, groups, []), tuple(targets) or (kind,)
-    if not named:
-        raise EditingError("There are no pictures to learn from; name two folders of pictures, or wire images.")
+        own = None if having is None else Group(called, fitted(having, without))
+        return TrainingPictures(own, groups, [])
+    if not any(folders):
+        raise EditingError(
+            "There are no pictures to learn from; put pictures that have it and pictures that have it not into two "
+            "folders inside ComfyUI's input folder and choose them, or wire images."
+        )
+    if not folders[1]:
+        raise EditingError("There are no pictures that have it not; choose without_folder, too.")
     check_square(image_size)
-    one_a_line = len(named) > 1
-    if not one_a_line:
-        below = [part for part in picture_folders(input_folder(named[0])) if "/" not in part]
-        named = [f"{named[0]}/{part}" for part in below] or named
+    named = [name for name in folders if name]
     for name in named:
         picture_files(input_folder(name))  # all are there before the first is read
-    names = [name.replace("\\", "/").rstrip("/").split("/")[-1] for name in named]
-    if len(set(names)) < len(names):
+    short = [name.replace("\\", "/").rstrip("/").split("/")[-1] for name in named]
+    if len(set(short)) < len(short):
         raise EditingError("Two of the folders have the same name, which is their class's; rename one of them.")
-    if not targets and len(names) > 1 and not one_a_line:
-        raise EditingError(f"Write into targets which class to learn: {in_words(names)}.")
-    chosen = tuple(targets) or (names[0],)
     groups, skipped = [], []
-    for name, short in zip(named, names, strict=True):
+    for name, kind in zip(named, short, strict=True):
         folder = input_folder(name)
         images, bad = square_pictures(folder, image_size, counting_bar())
         files = [path.name for path in picture_files(folder) if path.name not in bad]
-        groups.append(Group(short, images.movedim(1, -1), files))
-        skipped += [f"{short}/{file}" for file in bad] if len(named) > 1 else bad
-    own = next((group for group in groups if len(groups) > 1 and group.name in chosen), None)
-    rest = [group for group in groups if group is not own]
-    if own is None and len(groups) > 1 and len(chosen) == 1:
-        raise EditingError(
-            f"None of the folders is called {chosen[0]!r}; write one of them into targets: {in_words(names)}."
-        )
-    return TrainingPictures(own, rest, skipped), chosen
-
-
-def in_words(names: Sequence[str]) -> str:
-    """The first :data:`NAMED` names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(map(shown_name, names[:NAMED]))}{more}"
+        groups.append(Group(kind, images.movedim(1, -1), files))
+        skipped += [f"{kind}/{file}" for file in bad]
+    return TrainingPictures(groups.pop(0) if folders[0] else None, groups, skipped)
 
 
 def fitted(images: Tensor, like: Tensor) -> Tensor:

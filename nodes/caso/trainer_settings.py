@@ -46,6 +46,8 @@ class TrainingChoices:
     look_strength: float = 0.0
     look_steps: int = STEPS
     checkpointing: bool = True
+    targets: str = ""
+    image_size: int = 0
 
     def taught_by(self, having: bool, classifier: bool) -> str:
         """``loss`` without "auto".
@@ -60,12 +62,11 @@ class TrainingChoices:
         loss = ("pictures" if having else "classifier") if self.loss == "auto" else self.loss
         if loss == "pictures" and not having:
             raise EditingError(
-                "There are no pictures that have it; name a second folder or wire having, or set loss to classifier."
+                "There are no pictures that have it; choose having_folder or wire having, or set loss to classifier."
             )
         if loss == "classifier" and not classifier:
             raise EditingError(
-                "There is nothing to learn from: name two folders, one whose pictures have it and one whose pictures "
-                "have it not, or wire attribute_classifier."
+                "There is nothing to learn from: wire attribute_classifier, or choose having_folder and set loss to auto."
             )
         return loss
 
@@ -311,6 +312,23 @@ class CASOTrainingSettings(io.ComfyNode):
                     default=given.checkpointing,
                     tooltip="Compute parts of model and VAE again instead of keeping them: several times less memory, "
                     "somewhat slower. The result is the same.",
+                ),
+                widget(
+                    io.String,
+                    "targets",
+                    default=given.targets,
+                    tooltip="The class to learn by the name that a classifier has for it, one that teaches or judges; "
+                    "several, separated by commas, are learned at once. Empty: the name of having_folder.",
+                ),
+                widget(
+                    io.Int,
+                    "image_size",
+                    default=given.image_size,
+                    min=0,
+                    max=2048,
+                    step=8,
+                    tooltip="Side in pixels to which a folder's pictures are scaled and cut; 0: what the model was "
+                    "made for (512 for SD 1.x, 1024 for SDXL). Wired images keep their size.",
                 ),
             ],
             outputs=[

@@ -17,14 +17,14 @@ SAMPLER = {"seed": 5, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "schedule
 def training(**changed):
     """Demo model, classifier and four portraits into the trainer; ``changed`` are inputs of it or of its settings."""
     widgets = {
-        "folders": "", "targets": "glasses", "kind": "large", "start_words": "", "filename": "live", "overwrite": True,
-        "resume": False, "image_size": 128,
+        "having_folder": "none", "without_folder": "none", "lookalikes_folder": "none", "kind": "large",
+        "start_words": "", "filename": "live", "overwrite": True, "resume": False,
     }  # fmt: skip
     settings = {
         "loss": "classifier", "steps": 3, "batch_size": 1, "seed": 1, "tokens": 1, "learning_rate": 0.05, "cfg": 10.0,
         "noise_level": 0.3, "band": 0.0, "attribute": "glasses", "reconstruction": 5.0, "keep_others": 1.0, "bank": 1,
         "augmentation": 1.0, "flip": True, "held_out": 1, "check_every": 2, "look_strength": 0.0, "look_steps": 4,
-        "checkpointing": True,
+        "checkpointing": True, "targets": "glasses", "image_size": 0,
     }  # fmt: skip
     settings |= {name: changed.pop(name) for name in list(changed) if name in settings}
     loader = {"classifier_file": "demo", "attribute": "", "class_names": "", "input_size": 0, "normalisation": "auto"}
@@ -71,7 +71,7 @@ def test_an_embedding_trained_from_a_folder_works_in_stock_clip_text_encode(serv
     for path in PORTRAITS:
         shutil.copy(path, folder)
     (folder / "broken.png").write_bytes(b"no picture")
-    prompt = training(folders="faces")
+    prompt = training(without_folder="faces")
     del prompt["pictures"], prompt["train"]["inputs"]["without"]
     said = server.queue(prompt)["outputs"]["train"]
     report = said["text"][0]
@@ -117,8 +117,8 @@ def test_cancel_in_mid_training_keeps_the_best_and_leaves_the_model_as_it_was(se
         ({"attribute": "hairs"}, "hairs"),
         ({"targets": "spectacles"}, "has no class 'spectacles'"),
         ({"filename": "../escape"}, "file name"),
-        ({"folders": "nowhere", "without": None}, "is no folder inside"),
-        ({"folders": "../models", "without": None}, "is no folder inside"),
+        ({"without_folder": "nowhere", "without": None}, "Value not in list"),
+        ({"without_folder": "../models", "without": None}, "Value not in list"),
     ],
 )
 def test_refused_before_anything_is_learned(server, changed, said):

@@ -40,7 +40,7 @@ def test_a_batch_is_described_line_by_line(pack, home):
     assert models.options == ["file.safetensors", "tiny"]
     before = node.fingerprint_inputs("tiny", image=None)
     caption, report = node.execute(image, "tiny", 3, 2).args[:2]
-    assert caption == "cat cat cat\ncat cat cat" and report == f"tiny, 2 beams:\n{caption}"
+    assert caption == "cat cat cat\ncat cat cat" and report.endswith(f"\ntiny, 2 beams:\n{caption}")
     assert node.execute(image[:1, ..., :1], "tiny", 1, 1).args[0] == "cat"  # a grey picture
     (home / "image_captioners" / "tiny" / "vocab.txt").write_text("other", encoding="utf-8")
     assert node.fingerprint_inputs("tiny", image=None) != before

@@ -20,12 +20,13 @@ import nodes
 pytestmark = pytest.mark.skipif(not (PACK / "assets" / "demo" / "unet").is_dir(), reason="assets/demo is not there")
 
 TRAINING = {
-    "folders": "", "targets": "smile", "kind": "fine", "start_words": "", "filename": "mine", "overwrite": False,
-    "resume": False, "image_size": 64,
+    "having_folder": "none", "without_folder": "none", "lookalikes_folder": "none", "kind": "fine",
+    "start_words": "", "filename": "mine", "overwrite": False, "resume": False,
 }  # fmt: skip
 CHOICES = {
     "steps": 4, "batch_size": 1, "seed": 1, "tokens": 1, "learning_rate": 0.05, "cfg": 5.0, "noise_level": 0.3,
     "band": 0.0, "attribute": "mouth", "bank": 1, "held_out": 1, "check_every": 2, "keep_others": 1.0, "look_steps": 4,
+    "targets": "smile", "image_size": 64,
 }  # fmt: skip
 WINDOW = {"window": "custom", "start": 0.5, "end": 0.0, "joined": True}
 
@@ -282,7 +283,9 @@ def test_loss_and_accuracy_are_written_under_the_node_while_it_runs(pack, demo, 
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=stand_in))
     with CurrentNodeContext("prompt", "7", None):
         train(pack, demo, images)
-    assert [node_id for _, node_id in written] == ["7"] * 5
+    assert [node_id for _, node_id in written] == ["7"] * 7
+    assert written.pop(0)[0].startswith("It is ready and tells apart")  # the classifier's loader
+    assert re.fullmatch(r"After an edit, \d of 1 pictures that it did not learn from have it\.", written[5][0])
     assert re.fullmatch(r"estimated before the first step: .* and [\d.]+ GB for 4 steps of 1 pictures", written[0][0])
     assert re.fullmatch(r"step 1 of 4: loss \d+\.\d{3}, \d+% as asked; [\d.]+ s left", written[1][0])
     assert re.fullmatch(r"step 2 of 4: .* as asked; held-out: loss [\d.]+, success \d+%; [\d.]+ s left", written[2][0])
@@ -375,7 +378,7 @@ def test_what_the_trainer_refuses(pack, demo, images, folders):
         ({}, "exists already"),
         ({"attribute": ""}, "knows several attributes"),
         ({"targets": "grin"}, "has no class 'grin'"),
-        ({"folders": "faces", "filename": "b"}, "Both folders and images"),
+        ({"without_folder": "faces", "filename": "b"}, "Both folders and images"),
         ({"without": None, "filename": "c"}, "There are no pictures"),
         ({"targets": ""}, "has no class 'yes'"),
         ({"loss": "pictures"}, "There are no pictures that have it"),
@@ -402,7 +405,9 @@ def classes(pack, tmp_path, monkeypatch):
 
 
 FOLDERS = TRAINING | {
-    "folders": "kinds/bright\nkinds/dark\nkinds/grey",
+    "having_folder": "kinds/bright",
+    "without_folder": "kinds/dark",
+    "lookalikes_folder": "kinds/grey",
     "targets": "",
     "kind": "fine",
     "attribute": "",
@@ -467,10 +472,12 @@ def test_cancelled_folders_tell_what_was_kept_and_go_on_to_the_same_end(pack, de
 @torch.inference_mode()
 def test_what_the_trainer_refuses_of_folders(pack, demo, folders, classes):
     for changed, said in (
-        ({"folders": "kinds"}, "Write into targets which class to learn: bright, dark, grey"),
-        ({"folders": "kinds", "targets": "light"}, "None of the folders is called 'light'"),
-        ({"folders": "kinds/bright\nkinds/nowhere"}, "is no folder inside"),
-        ({"folders": "kinds/grey\nkinds/dark", "held_out": 2}, "a second opinion needs"),
+        ({"without_folder": "none"}, "choose without_folder, too"),
+        ({"having_folder": "none", "without_folder": "none", "lookalikes_folder": "none"}, "choose them, or wire"),
+        ({"without_folder": "kinds/nowhere"}, "is no folder inside"),
+        ({"without_folder": "../kinds"}, "leads to another folder"),
+        ({"lookalikes_folder": "kinds/bright"}, "have the same name"),
+        ({"having_folder": "kinds/grey", "lookalikes_folder": "none", "held_out": 2}, "a second opinion needs"),
         ({"targets": "bright, dark"}, "one class is learned at a time"),
         ({"loss": "classifier"}, "There is nothing to learn from"),
     ):

@@ -142,7 +142,7 @@ def test_a_made_up_picture_is_its_own_edit(pack, model, guidance):
     edited, report = guided(pack, model, made[0], cfg=5.0, guidance=guidance)
     picture = made[4]["samples"]
     assert (edited["samples"] - picture).abs().max() < 1e-4 * picture.abs().max()
-    assert len(report.splitlines()) == 2
+    assert len(report.splitlines()) == 3
     assert "at cfg 3 its image is not rebuilt" in guided(pack, model, made[0], cfg=3.0)[1]
     assert "negative prompt is not the one" in guided(pack, model, made[0], cfg=5.0, negative=OTHER)[1]
 
