@@ -23,7 +23,7 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, replace, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +152,13 @@ def edits(name: str, runner: Runner, options: argparse.Namespace) -> list[Method
     # The bench turns a bundled embedding round itself where the pair's edit takes it away.
     shipped = edit(f"demo: {name}", window="custom", start=start, focus=recipe.focus, strength=strength)
     found = [Method(f"the shipped embedding, strength {-strength if away else strength:g}", shipped, {})]
+    few = f" of {options.count}" if options.count else ""
     for number in options.sets:
         file = learned(attribute, number, runner, options.out)
         if away is None:
             for strength in (kind.strength, *options.strengths):
                 workflow = edit(file, strength=strength * EditSettings.strength / kind.strength)
-                found.append(Method(f"two folders, set {number}, strength {strength:g}", workflow, {}))
+                found.append(Method(f"two folders{few}, set {number}, strength {strength:g}", workflow, {}))
             continue
         other = learned(attribute, number, runner, options.out, turned=True)
         ways = [("it", file, "", strength) for strength in away.negative]
@@ -227,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--attributes", nargs="+", choices=list(ATTRIBUTES), default=list(ATTRIBUTES))
     parser.add_argument("--sets", type=int, nargs="+", default=[0, 25, 50], help="first picture of each set")
+    parser.add_argument("--count", type=int, help="pictures of each kind (default: 75, 60 of red hair)")
     parser.add_argument("--pairs", type=int, default=40, help="unseen pairs that are edited")
     parser.add_argument("--look", action="store_true", help="compare what the trainings reported with the truth")
     parser.add_argument("--away", action="store_true", help="take it away")
@@ -237,6 +239,8 @@ def main() -> None:
     options = parser.parse_args()
     store, demo = Store(options.out, resume=True), load_demo_model()
     for name in options.attributes:
+        if options.count:
+            ATTRIBUTES[name] = replace(ATTRIBUTES[name], pictures=options.count)
         (looked if options.look else measured)(name, options, store, demo)
 
 
