@@ -23,7 +23,7 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import dataclass, replace, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
