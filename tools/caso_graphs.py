@@ -43,6 +43,7 @@ def demo_caso_train(graph: Graph) -> None:
     graph.add("PreviewImage", 2, title="Loss and accuracy", images=trainer.out("plot"))
     graph.add("PreviewAny", 2, title="Report", source=trainer.out("report"), height=180)
     graph.add("PreviewAny", 2, title="Write this into any prompt", source=trainer.out("prompt text"), height=120)
+    graph.group()
     graph.note(
         "# Learn an attribute from two folders of pictures\n\n**CASO Embedding Trainer** learns *glasses* from 75 "
         "pictures that have them and 75 that have none; no captions, no classifier, and of words only where to begin: "
@@ -52,7 +53,7 @@ def demo_caso_train(graph: Graph) -> None:
         "it for *21 Turn an Attribute Up or Down - demo*. *overwrite* is on, so that you can run it again: it replaces "
         "what you have of that name.\n\nTry `with a smile` and `without a smile`, *kind* `fine`; `red hair`, *kind* "
         "`colour`, *start_words* `hair`, *count* 60. With your own pictures: *28 Learn an Attribute - SD 1.5*.",
-        0, title="What this shows", height=390,
+        0, title="What this shows", height=260,
     )  # fmt: skip
 
 
@@ -121,6 +122,11 @@ def demo_caso_texts(graph: Graph) -> None:
         "again: it replaces what you have of that name.",
         0, title="What this shows", height=280,
     )  # fmt: skip
+    graph.enclose(
+        "Learn What a CLIP Sees",
+        (classifier, "attribute"), (classifier, "text_with"), (classifier, "text_without"), (classifier, "others"),
+        (trainer, "start_words"), (trainer, "filename"), (trainer, "overwrite"), (trainer, "resume"),
+    )  # fmt: skip
 
 
 def sd15_caso_train(graph: Graph) -> None:
@@ -134,7 +140,7 @@ def sd15_caso_train(graph: Graph) -> None:
         "`fine` for a small part, `large` for glasses or a beard, `colour`, `species`. *start_words*: a word for what "
         "changes.\n\nThe report first tells about how long it takes and how much memory. Cancel keeps the best so far; "
         "*resume* goes on. Then `embedding:my_attribute` works in prompts, and `sd15_caso_edit` edits photos with it.",
-        0, title="Before you run", height=400,
+        0, title="Before you run", height=330,
     )  # fmt: skip
     trainer = graph.add(
         "SemEdit_CASOEmbeddingTrainer",
@@ -151,6 +157,7 @@ def sd15_caso_train(graph: Graph) -> None:
     graph.add("PreviewImage", 2, title="Loss and accuracy", images=trainer.out("plot"))
     graph.add("PreviewAny", 2, title="Report", source=trainer.out("report"), height=240)
     graph.add("PreviewAny", 2, title="Write this into any prompt", source=trainer.out("prompt text"), height=120)
+    graph.group()
 
 
 def caso_source(graph: Graph) -> tuple[Node, Node, Output]:
@@ -196,14 +203,21 @@ def edit(
     return image
 
 
-def offer_attribute(graph: Graph, picture: list[tuple[Node, str]]) -> None:
-    """The attribute's edit behind one node, and as an App: the ``picture``'s widgets, the attribute, its strength."""
+def enclose_attribute(graph: Graph) -> None:
+    """The attribute's edit behind one node."""
     sampler, loaded = graph.only("SemEdit_CASOEditSampler"), graph.only("SemEdit_CASOEmbeddingLoader")
     graph.enclose(
         "Turn an Attribute Up or Down",
         (loaded, "embedding_file", "attribute"), (sampler, "strength"), (sampler, "window"), (sampler, "focus"),
         (sampler, "steps"), (sampler, "interpolate", "pictures from minus to plus"),
     )  # fmt: skip
+
+
+def offer_attribute(graph: Graph, picture: list[tuple[Node, str]]) -> None:
+    """The attribute's edit behind one node, and as an App: the ``picture``'s widgets, the attribute, its strength."""
+    sampler, loaded = graph.only("SemEdit_CASOEditSampler"), graph.only("SemEdit_CASOEmbeddingLoader")
+    if graph.box is None:
+        enclose_attribute(graph)
     shown = [graph.only("Edited image"), graph.only("From minus to plus")]
     graph.app([*picture, (loaded, "embedding_file"), (sampler, "strength"), (sampler, "window")], shown)
 
@@ -288,7 +302,7 @@ def sd15_caso_edit(graph: Graph) -> None:
         "size.\n2. Choose the embedding. One of two folders brings its own *window* (`learned`); for others `fine` is "
         "for details of "
         "faces, `species` for cat to dog.\n3. Too weak: raise *strength*.",
-        0, title="Before you run", height=330,
+        0, title="Before you run", height=290,
     )  # fmt: skip
     loaded = graph.add(
         "SemEdit_CASOEmbeddingLoader", 1, clip=loader.out("CLIP"), embedding_file="my_attribute.safetensors"
@@ -312,6 +326,7 @@ def sd15_caso_edit(graph: Graph) -> None:
     graph.add("PreviewImage", 3, title="From minus to plus", images=edited.out("strip"))
     graph.add("PreviewImage", 4, title="Original", images=picture.out("IMAGE"))
     edit_report(graph, 5, picture.out("IMAGE"), image)
+    enclose_attribute(graph)
 
 
 #: Found by eye on the demo model.

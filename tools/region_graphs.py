@@ -71,6 +71,15 @@ def searching(graph: Graph, model: Node, source: Output, target: Output) -> Node
     )
 
 
+def offer_search(graph: Graph, editor: Node, found: Node, *more: tuple[Node, str]) -> None:
+    """Editor, search and all between behind one node."""
+    graph.enclose(
+        "Edit, Place Found",
+        (found, "source_text", "what is there"), (found, "target_text", "what you want"), (found, "strategy"),
+        (editor, "steps"), (editor, "cfg", "cfg of the search"), *more,
+    )  # fmt: skip
+
+
 def demo_region_edit(graph: Graph) -> None:
     """A face gets a beard, and nobody says where."""
     model = graph.add("SemEdit_LoadDemoModel", 0)
@@ -104,6 +113,7 @@ def demo_region_edit(graph: Graph) -> None:
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title="True edited image (for comparison)", images=picture.out("edited image"))
     edit_report(graph, 6, picture.out("image"), found.out("edited"), true_edit=picture.out("edited image"), **judged_by)
+    offer_search(graph, editor, found)
 
 
 def demo_region_mask_to_inpaint(graph: Graph) -> None:
@@ -163,6 +173,7 @@ def demo_region_mask_to_inpaint(graph: Graph) -> None:
     graph.add("PreviewImage", 6, title="Mask that was found", images=shown.out("IMAGE"))
     graph.add("PreviewImage", 6, title="Original", images=picture.out("image"))
     edit_report(graph, 7, picture.out("image"), pasted.out("IMAGE"), true_edit=picture.out("edited image"), **judged_by)
+    offer_search(graph, editor, found, (sampled, "denoise"), (sampled, "cfg"), (sampled, "seed"))
 
 
 def by_words(graph: Graph, model: Node, picture: Node, texts: tuple[str, str], name: str, **options: Any) -> None:
@@ -186,6 +197,7 @@ def by_words(graph: Graph, model: Node, picture: Node, texts: tuple[str, str], n
     graph.add("PreviewImage", 2, title="Place that was found", images=shown.out("IMAGE"))
     own = [(picture, "image")] if picture.type == "LoadImage" else [(picture, "pictures"), (picture, "number")]
     graph.app([*own, *((edit, widget) for widget in ("change", "into", "cfg", "seed"))], [saved])
+    graph.group()
 
 
 def demo_edit_by_words(graph: Graph) -> None:
@@ -223,7 +235,7 @@ def sd15_inpaint_region_edit(graph: Graph) -> None:
         "`models/checkpoints`; the README says which file.\n\n1. Load a picture of any size.\n2. *change*: what is "
         "there, *into*: what should be there.\n3. Run.\n\nWith **Load CLIP Scorer** on *clip scorer* three boxes "
         "compete, and where none helps the picture comes back as it is.",
-        0, title="Before you run", height=330,
+        0, title="Before you run", height=290,
     )  # fmt: skip
     by_words(graph, loader, picture, ("a dog", "a white rabbit"), "sd15_region_edit", cfg=7.5)
 

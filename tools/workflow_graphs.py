@@ -280,7 +280,7 @@ def checkpoint_edit(graph: Graph, repository: str, checkpoint: str, name: str, t
     """The same edit on a real checkpoint and the person's own picture."""
     loader = checkpoint_loader(graph, repository, checkpoint)
     picture = graph.add("LoadImage", 0, image="example.png")
-    graph.note(text, 0, title="Before you run", height=330)
+    graph.note(text, 0, title="Before you run", height=290)
     prompt = graph.add(
         "CLIPTextEncode",
         1,
