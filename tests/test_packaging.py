@@ -1,6 +1,7 @@
 """The promises of the package itself: what it requires, what it imports and when."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from semantic_editing.tools.comfy_server import ComfyServer
 
 ROOT = Path(__file__).parents[1]
 HEAVY_MODULES = {"diffusers", "transformers", "open_clip", "torchvision", "timm", "scipy", "matplotlib"}
@@ -176,10 +179,27 @@ def test_the_registry_package_leaves_out_only_what_the_nodes_do_without(tmp_path
     assert archive.stat().st_size < 60e6
 
 
-def test_the_registrys_pictures_and_addresses_are_the_projects_own():
+def test_the_owners_address_stands_in_the_project_file_and_in_what_is_held_to_it():
+    """Who publishes the pack changes pyproject.toml and is told by tests what repeats it: README's clone command, and
+    the folder that it makes, by which the locales and the tests' server call the pack."""
     project, readme = ((ROOT / name).read_text("utf-8") for name in ("pyproject.toml", "README.md"))
+    owner, folder = re.search(r'^Repository = "https://github.com/(.+)/(.+)"', project, re.M).groups()
+    assert re.search(r'^PublisherId = "[a-z0-9-]+"$', project, re.M)
+    assert re.findall(r"git clone .*", readme) == [f"git clone --depth 1 https://github.com/{owner}/{folder}"]
+    assert f"pip install -r {folder}/requirements.txt" in readme and f"Browse Templates > {folder}*" in readme
+    texts = [path for path in ROOT.rglob("*") if path.suffix in {".md", ".json", ".toml", ".py", ".txt", ".yml"}]
+    named = re.compile(rf"github(?:usercontent)?\.com/{owner}/")
+    naming = {str(path.relative_to(ROOT)) for path in texts if named.search(path.read_text("utf-8", "ignore"))}
+    assert naming == {"pyproject.toml", "README.md"}
+    assert ComfyServer.pack_name == folder
+    for language in ("zh", "ja"):
+        words = json.loads((ROOT / "locales" / language / "main.json").read_text("utf-8"))
+        assert set(words["templateWorkflows"]["category"]) == {folder}
+
+
+def test_the_registrys_pictures_and_addresses_are_the_projects_own():
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
     repository = re.search(r'^Repository = "(.*)"', project, re.M)
-    assert repository is not None and f"git clone --depth 1 {repository.group(1)}\n" in readme
     owner = repository.group(1).removeprefix("https://github.com/")
     for field, name in (("Icon", "docs/icon.png"), ("Banner", "docs/banner.jpg")):
         assert f'{field} = "https://raw.githubusercontent.com/{owner}/main/{name}"' in project

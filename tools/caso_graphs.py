@@ -10,7 +10,8 @@ from workflow_graphs import checkpoint_loader, edit_report, show
 from semantic_editing.core.demo.caso_recipes import RECIPES
 
 if TYPE_CHECKING:
-    from graph_builder import Graph, Node, Output
+    from graph_builder import Graph
+    from graph_parts import Node, Output
 
 #: The counterfactual pair that the demo edits, and the first of the pictures to learn from, which are of other faces.
 PAIR, FIRST_TO_LEARN_FROM = "glasses: none to glasses", 48

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from workflow_graphs import edit_report
 
 if TYPE_CHECKING:
-    from graph_builder import Graph, Node, Output
+    from graph_builder import Graph
+    from graph_parts import Node, Output
 
 GLASSES = (
     "glasses: none to glasses",

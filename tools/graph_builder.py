@@ -1,148 +1,24 @@
 """A workflow under construction: nodes placed in columns and wired, written in the UI's format and in the server's.
 
 A graph may close all that a person need not see into one node (:meth:`Graph.enclose`, a subgraph). What is left open
-then lies in three coloured groups no wider than :data:`WIDEST`; the server's format knows no subgraphs and stays flat.
+then lies in three coloured groups (graph_layout.py); the server's format knows no subgraphs and stays flat.
 """
 
 from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-#: Pixels of a workflow with three groups, and of its pieces. The hosts open a workflow so that it takes three quarters
-#: of the window: at 1440 x 900 text is drawn (a zoom of 0.7 and more) up to this width and height.
-WIDEST, TALLEST = 1300, 900
-LEFT, MIDDLE, RIGHT, PAD, BETWEEN, GAP = 250, 310, 636, 14, 10, 16
-PICTURES_IN_A_ROW, PICTURE_GAP, SHORT_TEXT = 3, 12, 84
-GROUPS = (("1 your picture", "#3f789e"), ("2 your words", "#8a6d3b"), ("3 result", "#4f8a4f"))
+from graph_layout import OPEN_NODES, in_columns, natural_height, three_groups
+from graph_parts import Box, Node, Output, default_value, free_name, is_widget, specifications, type_name
+
 #: The order of a closed part's sockets.
+SOCKET_ORDER = ("MODEL", "CLIP", "VAE", "IMAGE", "CONDITIONING")
 #: What is left out of a title on the canvas.
 LONG_TITLE = " (for comparison)"
-SOCKET_ORDER = ("MODEL", "CLIP", "VAE", "IMAGE", "CONDITIONING")
-#: What stays outside a closed part: where pictures and models come from, and what a person looks at.
-OPEN_NODES = {
-    "CheckpointLoaderSimple",
-    "LoadImage",
-    "SemEdit_LoadDemoModel",
-    "SemEdit_LoadDemoImage",
-    "PreviewImage",
-    "SaveImage",
-    "PreviewAny",
-    "SemEdit_EditReport",
-    "MarkdownNote",
-}
-RESULTS = {"PreviewImage", "SaveImage", "PreviewAny", "SemEdit_EditReport"}
 #: Node ids of a subgraph's two edges, fixed by the frontend.
 INPUTS, OUTPUTS = -10, -20
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-COLUMN_GAP, ROW_GAP, TITLE, SLOT, WIDGET = 60, 60, 30, 20, 26
-TEXT_HEIGHT, PICTURE_HEIGHT = 130, 260
-#: Nodes that show a picture under their widgets.
-PICTURE_NODES = {
-    "PreviewImage",
-    "SaveImage",
-    "LoadImage",
-    "SemEdit_SPDInvInversion",
-    "SemEdit_AutocorrDDIMInversion",
-    "SemEdit_CASOEmbeddingTrainer",
-    "SemEdit_RegionBoxGenerator",
-    "SemEdit_RegionNetworkTrainer",
-    "SemEdit_EditReport",
-    "SemEdit_InvertToStyleCode",
-    "SemEdit_DeltaEditMapper",
-    "SemEdit_StyleDiffusionDecode",
-    "SemEdit_DistilEditTrainer",
-    "SemEdit_DistilledEdit",
-}
-
-
-class Output(NamedTuple):
-    """An output slot of a node in the graph."""
-
-    node: int
-    slot: int
-    type: str
-
-
-@dataclass
-class Node:
-    """One placed node: ``inputs`` maps names to widget values or :class:`Output`."""
-
-    id: int
-    type: str
-    definition: dict[str, Any]
-    inputs: dict[str, Any]
-    column: int
-    title: str
-    width: int
-    height: int
-    note: str | None = None
-    models: list[dict[str, str]] = field(default_factory=list)
-
-    def out(self, name: str) -> Output:
-        """The output called ``name`` (or of type ``name``)."""
-        names, types = self.definition["output_name"], self.definition["output"]
-        slot = names.index(name) if name in names else types.index(name)
-        return Output(self.id, slot, types[slot])
-
-
-def specifications(definition: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Name -> (type, options) of all inputs in the host's order."""
-    groups = definition["input"]
-    merged = {**groups.get("required", {}), **groups.get("optional", {})}
-    return {name: (spec[0], spec[1] if len(spec) > 1 else {}) for name, spec in merged.items()}
-
-
-def is_widget(kind: Any, options: dict[str, Any]) -> bool:
-    """Whether the UI shows an input as a widget."""
-    return (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput")
-
-
-def type_name(kind: Any) -> str:
-    """An input's type as the UI stores it; old-style combos are lists of their values."""
-    return "COMBO" if isinstance(kind, list) else str(kind)
-
-
-def default_value(kind: Any, options: dict[str, Any]) -> Any:
-    """What the UI puts into a fresh widget."""
-    choices = kind if isinstance(kind, list) else options.get("options")
-    empty = choices[0] if choices else ""
-    return options.get("default", empty)
-
-
-@dataclass
-class Box:
-    """The closed part of a workflow: ``promoted`` are (node, widget, label) that a person turns from outside."""
-
-    id: int
-    title: str
-    kind: str
-    promoted: list[tuple[Node, str, str]]
-    members: set[int]
-    sources: dict[Output, str] = field(default_factory=dict)
-    results: dict[Output, str] = field(default_factory=dict)
-    texts: set[Output] = field(default_factory=set)
-
-    def slot_of(self, source: Output, name: str) -> int:
-        """Which input of the box carries ``source``; a new one called about ``name`` when none does yet."""
-        if source not in self.sources:
-            self.sources[source] = _unlike(name, [*self.sources.values(), *(w for _, w, _ in self.promoted)])
-        return list(self.sources).index(source)
-
-    def output_of(self, result: Output, name: str) -> int:
-        """Which output of the box carries ``result``."""
-        if result not in self.results:
-            self.results[result] = _unlike(name, list(self.results.values()))
-        return list(self.results).index(result)
-
-
-def _unlike(name: str, taken: list[str]) -> str:
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name} {number}"
-    return free
 
 
 @dataclass
@@ -241,7 +117,7 @@ class Graph:
                 values[name] = default_value(wanted, options)
             elif name in definition["input"].get("required", {}):
                 raise ValueError(f"{self.name}: {kind}.{name} is not wired")
-        natural = self._height(kind, definition)
+        natural = natural_height(kind, definition)
         node = Node(
             len(self.nodes) + 1,
             kind,
@@ -260,32 +136,6 @@ class Graph:
         """Place a MarkdownNote."""
         empty = {"input": {}, "output": [], "output_name": []}
         self.nodes.append(Node(len(self.nodes) + 1, "MarkdownNote", empty, {}, column, title, width, height, note=text))
-
-    def _height(self, kind: str, definition: dict[str, Any]) -> int:
-        sockets = widgets = texts = 0
-        for wanted, options in specifications(definition).values():
-            if not is_widget(wanted, options):
-                sockets += 1
-            elif options.get("multiline"):
-                texts += 1
-            else:
-                widgets += 1 + bool(options.get("control_after_generate"))
-        picture = PICTURE_HEIGHT if kind in PICTURE_NODES else 0
-        return max(sockets, len(definition["output"])) * SLOT + widgets * WIDGET + texts * TEXT_HEIGHT + picture + 16
-
-    @staticmethod
-    def _positions(nodes: list[Node]) -> dict[int, tuple[int, int]]:
-        columns = sorted({node.column for node in nodes})
-        left = 0
-        placed = {}
-        for column in columns:
-            members = [node for node in nodes if node.column == column]
-            top = 0
-            for node in members:
-                placed[node.id] = (left, top)
-                top += node.height + TITLE + ROW_GAP - 20
-            left += max(node.width for node in members) + COLUMN_GAP
-        return placed
 
     def api(self) -> dict[str, Any]:
         """The graph as the server takes it at /prompt."""
@@ -314,7 +164,7 @@ class Graph:
         if self.box is not None:
             self.box.id = len(self.nodes) + 1
         if not self.grouped:
-            whole["nodes"] = self._stored(self.nodes, self._positions(self.nodes), links)
+            whole["nodes"] = self._stored(self.nodes, in_columns(self.nodes), links)
             whole["extra"] = {"ds": {"scale": 0.6, "offset": [60, 80]}}
         else:
             inner: list[list[Any]] = []
@@ -322,9 +172,9 @@ class Graph:
             members = [node for node in self.nodes if node.id in inside]
             self._collect_sockets(members)
             # The members come first: they say which inputs the box has, and what is outside says which outputs.
-            closed = self._stored(members, self._positions(members), inner)
+            closed = self._stored(members, in_columns(members), inner)
             visible = [node for node in self.nodes if node.id not in inside]
-            positions, sizes, whole["groups"] = self._three_groups(visible)
+            positions, sizes, whole["groups"] = three_groups(visible, self.box)
             stored = self._stored(visible, positions, links)
             for entry in stored:
                 entry["size"] = list(sizes[entry["id"]])
@@ -372,7 +222,7 @@ class Graph:
         assert self.box is not None
         names: dict[tuple[int, str], str] = {}
         for node, widget, _ in self.box.promoted:
-            names[node.id, widget] = _unlike(widget, list(names.values()))
+            names[node.id, widget] = free_name(widget, list(names.values()))
         return names
 
     def _collect_sockets(self, members: list[Node]) -> None:
@@ -542,77 +392,6 @@ class Graph:
             ],
             "extra": {},
         }
-
-    def _three_groups(
-        self, nodes: list[Node]
-    ) -> tuple[dict[int, tuple[int, int]], dict[int, tuple[int, int]], list[dict[str, Any]]]:
-        """Positions and sizes of what is open, and the three groups round them."""
-        positions: dict[int, tuple[int, int]] = {}
-        sizes: dict[int, tuple[int, int]] = {}
-
-        def place(number: int, left: int, top: int, width: int, height: int) -> int:
-            positions[number], sizes[number] = (left, top + TITLE), (width, height)
-            return top + TITLE + height + GAP
-
-        def stack(members: list[tuple[int, int]], left: int, top: int, width: int) -> int:
-            for number, height in members:
-                top = place(number, left, top, width, height)
-            return top
-
-        words, right = LEFT + 2 * PAD + BETWEEN, LEFT + MIDDLE + 4 * PAD + 2 * BETWEEN
-        results = [node for node in nodes if node.type in RESULTS]
-        first = [node for node in nodes if node not in results and node.type in OPEN_NODES and node.note is None]
-        notes = [node for node in nodes if node.note is not None]
-        second = [node for node in nodes if node not in results + first + notes]
-        bottoms = [stack([(node.id, node.height) for node in first + notes], 0, 0, LEFT)]
-        members = [(node.id, self._short_height(node)) for node in second]
-        if self.box is not None:
-            members.append((self.box.id, self._box_height()))
-        bottoms.append(stack(members, words, 0, MIDDLE))
-
-        pictures = [node for node in results if node.type in ("SaveImage", "PreviewImage")]
-        # What came out stands beside what went in, in that order.
-        pictures.sort(key=lambda node: {"Original": 0, "Edited image": 1, "Rebuilt image": 1}.get(node.title, 2))
-        reported = any(node.type == "SemEdit_EditReport" for node in results)
-        a_row = PICTURES_IN_A_ROW if len(pictures) != 4 else 2
-        tall = 290 if len(pictures) <= a_row else 200
-        top = 0
-        for start in range(0, len(pictures), a_row):
-            row = pictures[start : start + a_row]
-            width = (RIGHT - PICTURE_GAP * (min(a_row, len(pictures)) - 1)) // min(a_row, len(pictures))
-            for column, node in enumerate(row):
-                below = place(node.id, right + column * (width + PICTURE_GAP), top, width, tall if reported else 380)
-            top = below
-        for node in results:
-            if node.type == "SemEdit_EditReport":
-                top = place(node.id, right, top, RIGHT, 430 if len(pictures) <= a_row else 300)
-        texts = [node for node in results if node.type == "PreviewAny"]
-        for number, node in enumerate(texts):
-            # Folded to its title: the figures are for those who ask. Opened, it has room to the right and below.
-            place(node.id, right + number * (RIGHT // 3), top, max(node.width, 680), node.height)
-        bottoms.append(top + (TITLE + GAP if texts else 0))
-        groups = []
-        for number, ((title, color), left, width) in enumerate(
-            zip(GROUPS, (0, words, right), (LEFT, MIDDLE, RIGHT), strict=True)
-        ):
-            bounding = [left - PAD, -54, width + 2 * PAD, bottoms[number] + 54]
-            groups.append(
-                {"id": number + 1, "title": title, "bounding": bounding, "color": color, "font_size": 22, "flags": {}}
-            )
-        return positions, sizes, groups
-
-    def _short_height(self, node: Node) -> int:
-        """The height of an open node whose texts are short."""
-        texts = sum(bool(options.get("multiline")) for _, options in specifications(node.definition).values())
-        return node.height - texts * (TEXT_HEIGHT - SHORT_TEXT)
-
-    def _box_height(self) -> int:
-        assert self.box is not None
-        height = max(len(self.box.sources), len(self.box.results)) * SLOT + 16 + SHORT_TEXT * len(self.box.texts)
-        for node, widget, _ in self.box.promoted:
-            _, options = specifications(node.definition)[widget]
-            height += SHORT_TEXT if options.get("multiline") else WIDGET
-        return height
 
     @staticmethod
     def _properties(node: Node) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from workflow_graphs import checkpoint_loader, edit_report
 
 if TYPE_CHECKING:
-    from graph_builder import Graph, Node, Output
+    from graph_builder import Graph
+    from graph_parts import Node, Output
 
 #: Chosen by eye, pairs whose edit succeeds: which, its number and the texts.
 BEARD = (

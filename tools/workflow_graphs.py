@@ -7,7 +7,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graph_builder import Graph, Node, Output
+    from graph_builder import Graph
+    from graph_parts import Node, Output
 
 #: The counterfactual pair of the demo's word edit.
 PAIR = "glasses: none to glasses"

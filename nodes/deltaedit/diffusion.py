@@ -24,7 +24,7 @@ from ..common.inputs import seed_input
 from ..common.reports import file_fingerprint, report_output, report_text, shown
 from ..host.folders import STYLE_DIFFUSION, list_files, resolve_file
 from ..host.memory import memory_advice
-from ..host.progress import PreviewBar
+from ..host.progress import PicturePreviewer, PreviewBar
 from ..host.schema import io, schema, widget
 from .sockets import CATEGORY, Managed, StyleCodeType, StyleDiffusionType, StyleNoiseType
 
@@ -280,7 +280,11 @@ class StyleDiffusionDecode(io.ComfyNode):
             told.append(f"{frames} pictures from one to the other")
         with memory_advice(ADVICE):
             pictures = decode(
-                style_diffusion.loaded(), noise, code, steps or noise.steps, callback=PreviewBar(None, None)
+                style_diffusion.loaded(),
+                noise,
+                code,
+                steps or noise.steps,
+                callback=PreviewBar(PicturePreviewer(), None),
             )
         images = (pictures.clamp(-1, 1) / 2 + 0.5).movedim(1, -1).contiguous()
         used = steps or noise.steps

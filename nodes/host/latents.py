@@ -60,8 +60,8 @@ def fitted_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
     if side is not None and max(image.shape[-2:]) > 2 * side:
         raise EditingError(
             f"The demo model draws {side * 8} x {side * 8} pixels and this picture has {image.shape[-1] * 8} x "
-            f"{image.shape[-2] * 8}; scale it to {side * 8} x {side * 8} before VAE Encode, or load a checkpoint of "
-            "your own."
+            f"{image.shape[-2] * 8}; scale it to {side * 8} x {side * 8} (Upscale Image) before VAE Encode, try a "
+            "picture of Load Demo Image, or load a checkpoint of your own."
         )
     return {**latent, "samples": image}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.model_management as model_management
 import comfy.utils
+import latent_preview
 from comfy_execution.utils import get_executing_context
 
 from ...core.denoiser import Progress
@@ -66,11 +67,20 @@ class StoppableBar:
             raise self.cancelled
 
 
+class PicturePreviewer:
+    """A previewer for :class:`PreviewBar` of a model of pictures ``[B, 3, H, W]`` in -1..1 and no latents."""
+
+    @staticmethod
+    def decode_latent_to_preview_image(form: str, pictures: Any) -> tuple[str, Any, int]:
+        """What the host's bar shows of the first picture."""
+        return form, latent_preview.preview_to_image(pictures[0].movedim(0, -1)), PICTURE_SIDE
+
+
 class PreviewBar:
-    """A core callback that moves the node's bar, never back, and shows the latent preview once a step.
+    """A core callback that moves the node's bar, never back, and shows a preview once a step.
 
     Args:
-        previewer: the host's latent previewer, or None for no previews.
+        previewer: the host's latent previewer, a :class:`PicturePreviewer`, or None for no previews.
         total: length of the bar; ``steps * max_iterations`` of the first report when None.
     """
 

@@ -130,6 +130,22 @@ def test_locales_name_no_node_that_does_not_exist(language):
     assert set(json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))) == set(SCHEMAS)
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_locales_name_every_category_and_no_other(language):
+    words = json.loads((ROOT / "locales" / language / "main.json").read_text("utf-8"))["nodeCategories"]
+    hosts_own = {"sampling", "loaders"}
+    assert set(words) == {part for schema in SCHEMAS.values() for part in schema.category.split("/")} - hosts_own
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_locales_hold_nothing_that_no_host_looks_up(language):
+    """A frontend looks up these of a node, each by its own key; it knows none for the values of a combo."""
+    for words in json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8")).values():
+        assert set(words) == {"display_name", "description", "inputs", "outputs"}
+        sockets = [*words["inputs"].values(), *words["outputs"].values()]
+        assert all(set(socket) == {"name", "tooltip"} for socket in sockets)
+
+
 @pytest.mark.parametrize("words", ARTISTS)
 def test_what_artists_type_finds_nodes_that_edit_and_no_guider(words):
     """A GUIDER is for experts; the search lists what has the words in its name or aliases."""

@@ -4,7 +4,10 @@ Cancel."""
 from types import SimpleNamespace
 
 import comfy.model_management as mm
+import comfy.utils
 import folder_paths
+import latent_preview
+import numpy as np
 import pytest
 import torch
 from conftest import on_settings
@@ -92,6 +95,26 @@ def test_cancel_keeps_what_was_learned_and_the_next_run_goes_on(world, monkeypat
         "style_diffusion_trainings",
     }
     assert "6 steps" in train(world, 6)[2] and shown == [1, 2, 3, 4, 5, 6]
+
+
+def test_decoding_shows_the_picture_as_it_comes(world, monkeypatch):
+    """Once a step, also where the host's default is no previews; the last is what comes out."""
+    shown = []
+
+    class Bar(comfy.utils.ProgressBar):
+        def update_absolute(self, value, total=None, preview=None):
+            shown.append((value, preview))
+
+    with torch.inference_mode():
+        train(world, 2)
+        managed, _ = world.nodes.StyleDiffusionLoader.execute("a.safetensors").args
+        monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
+        monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.NoPreviews)
+        images, _ = world.nodes.StyleDiffusionDecode.execute(managed, world.code, 5, 0, 6).args
+    assert [value for value, preview in shown if preview is not None] == [1, 2, 3, 4, 5]
+    form, last, side = shown[-1][1]
+    assert form == "JPEG" and side >= 512
+    np.testing.assert_allclose(np.array(last) / 255, images[0].numpy(), atol=1 / 255)
 
 
 def test_cancel_ends_encoding_and_decoding_at_once(world):

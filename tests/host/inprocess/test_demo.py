@@ -123,3 +123,4 @@ def test_a_picture_too_large_for_the_demo_model_is_refused_at_once(pack, ours):
     with pytest.raises(pack("core.errors").EditingError) as caught:
         fitted(model, {"samples": torch.zeros(1, 4, 64, 96)})
     assert str(caught.value).startswith("The demo model draws 128 x 128 pixels and this picture has 768 x 512; scale")
+    assert "Upscale Image" in str(caught.value)
