@@ -1,4 +1,4 @@
-"""The configuration of a transformers vision network or CLIP that lies in one file, worked out from its tensors' shapes.
+"""The configuration of a transformers vision network or CLIP in one file, worked out from its tensors' shapes.
 
 A file ``model.safetensors`` by itself, as the host's own dialog for missing models downloads it, does not say how it is
 to be read. Widths, layers, patches and positions are in the shapes; heads and activations are those of the published
@@ -30,6 +30,7 @@ EMBEDDINGS = {
     "cls_token", "mask_token", "position_embeddings", "patch_embeddings", "register_tokens", "class_embedding",
     "patch_embedding", "position_embedding", "position_ids", "token_embedding",
 }  # fmt: skip
+PARTS_OF_WHOLE = ("text_model.", "vision_model.", "text_projection.weight", "visual_projection.weight", "logit_scale")
 TOKENS = 49408  # words of CLIP's tokenizer
 VISION_WANTED = "use a DINO, DINOv2 or CLIP vision transformer"
 CLIP_WANTED = "use a whole CLIP, for example openai/clip-vit-base-patch32"
@@ -61,7 +62,7 @@ def vision_settings(shapes: Shapes, name: str, heads: int | None = None) -> Sett
     found = [(key, token) for key in shapes for token in CLASS_TOKENS if key.endswith(token)]
     if len(found) != 1:
         raise EditingError(f"{name} holds no vision network with a class token; {VISION_WANTED}.")
-    (key, token) = found[0]
+    key, token = found[0]
     tower = _below(shapes, key.removesuffix(token))
     with _told(name, VISION_WANTED):
         if CLASS_TOKENS[token] == "clip":
@@ -75,11 +76,7 @@ def clip_settings(shapes: Shapes, name: str) -> Settings:
     Raises:
         EditingError: one side only, another network, another vocabulary, or a configuration that cannot be told.
     """
-    lacking = [
-        part
-        for part in ("text_model.", "vision_model.", "text_projection.weight", "visual_projection.weight", "logit_scale")
-        if not any(key.startswith(part) for key in shapes)
-    ]
+    lacking = [part for part in PARTS_OF_WHOLE if not any(key.startswith(part) for key in shapes)]
     if lacking:
         side = "no text side" if lacking[0] == "text_model." else f"no {lacking[0].rstrip('.')}"
         raise EditingError(f"{name} is no whole CLIP ({side}); {CLIP_WANTED}.")
@@ -143,12 +140,11 @@ def _vit(tower: Shapes, name: str, heads: int | None) -> Settings:
         config["intermediate_size"] = tower["encoder.layer.0.intermediate.dense.weight"][0]
         return Settings("ViTModel", _checked(config, name))
     if "encoder.layer.0.mlp.weights_in.weight" in tower:
-        config |= {"use_swiglu_ffn": True, "mlp_ratio": 4}  # the hidden width is rounded: only the published ratio is known
+        config |= {"use_swiglu_ffn": True, "mlp_ratio": 4}  # of DINOv2 g: it cannot be told from a rounded width
     else:
-        config["mlp_ratio"] = tower["encoder.layer.0.mlp.fc1.weight"][0] / width
-        if config["mlp_ratio"] != int(config["mlp_ratio"]):
+        config["mlp_ratio"], rest = divmod(tower["encoder.layer.0.mlp.fc1.weight"][0], width)
+        if rest:
             raise ValueError("no whole ratio")
-        config["mlp_ratio"] = int(config["mlp_ratio"])
     registers = tower.get("embeddings.register_tokens")
     if registers is None:
         return Settings("Dinov2Model", _checked(config, name))

@@ -70,7 +70,9 @@ class LoadVisionFeatures(io.ComfyNode):
             search_aliases=["dino", "dinov2", "vit loader", "attention map", "learnable regions"],
             inputs=[
                 model_input(
-                    "vision_model", VISION, "A transformers folder, or a safetensors file of DINO, DINOv2, CLIP or timm,"
+                    "vision_model",
+                    VISION,
+                    "A transformers folder, or a safetensors file of DINO, DINOv2, CLIP or timm,",
                 ),
                 widget(
                     io.Int,
