@@ -37,7 +37,7 @@ def test_workflows_that_are_named_exist():
     "loader,choice,folder",
     [
         ("CheckpointLoaderSimple", "ckpt_name", "checkpoints"),
-        ("SemEdit_LoadCLIPScorer", "clip_model", "clip_scorer"),
+        ("SemEdit_LoadCLIPScorer", "clip_model", "clip_vision"),
     ],
 )
 def test_models_of_the_workflows_are_in_the_download_table(loader, choice, folder):

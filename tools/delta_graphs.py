@@ -24,6 +24,14 @@ HAIR = (
     ("a portrait of a person, black hair", "a portrait of a person, red hair"),
 )
 
+#: OpenAI's CLIP ViT-B/32 in one file: the name to save it under and its address, at a fixed commit, because the
+#: repository's main branch has no safetensors file.
+CLIP_FILE = (
+    "clip-vit-base-patch32.safetensors",
+    "https://huggingface.co/openai/clip-vit-base-patch32/resolve/c237dc49a33fc61debc9276459120b7eac67e7ef/"
+    "model.safetensors?download=true",
+)
+
 #: Pixels in which the lines of Edit Report's table do not wrap.
 REPORT = 780
 
@@ -51,10 +59,12 @@ def mapped(
     texts: tuple[str, str] | None,
     mapper: str = "demo",
     clip: str = "demo model",
+    clip_url: str = "",
     pair: tuple[Output, Output] | None = None,
 ) -> tuple[Node, Node]:
     """Column 2: the edit; returns the CLIP's and the mapper's node."""
-    scorer = graph.add("SemEdit_LoadCLIPScorer", 1, clip_model=clip)
+    offered = [{"name": clip, "url": clip_url, "directory": "clip_vision"}] if clip_url else []
+    scorer = graph.add("SemEdit_LoadCLIPScorer", 1, clip_model=clip, models=offered)
     words = {} if texts is None else {"source_text": texts[0], "target_text": texts[1]}
     pictures = {} if pair is None else {"condition_from": pair[0], "condition_to": pair[1]}
     edit = graph.add(
@@ -220,9 +230,7 @@ def ffhq_deltaedit(graph: Graph) -> None:
     picture = graph.add("LoadImage", 0, image="example.png")
     photo = picture.out("IMAGE")
     loader, inversion = inverted(graph, photo, "stylegan2-ffhq-config-f.pt", "e4e_ffhq_encode.pt")
-    scorer, edit = mapped(
-        graph, loader, inversion, inversion.out("aligned"), texts, "net_face.pth", "clip-vit-base-patch32"
-    )
+    scorer, edit = mapped(graph, loader, inversion, inversion.out("aligned"), texts, "net_face.pth", *CLIP_FILE)
     paste = pasted(graph, photo, inversion, edit, "ffhq_deltaedit")
     graph.note(
         "# Your photo\n\nNeeds four files, see *Models for the other workflows* in the README: FFHQ's StyleGAN2, e4e's "

@@ -18,13 +18,11 @@ import torch
 
 from ..errors import EditingError
 from ..files import tensor_shapes
-from ..models.model_folder import load_clip_tokenizer, offline, refusing
+from ..models.model_folder import CLIP_TOKENIZER, load_clip_tokenizer, offline, refusing
 from ..models.model_settings import SETTINGS
 from ..reading.libraries import library
 from .checkpoint_shapes import TOWERS, UNET, VAE, Family, Prediction, configurations, count_modules, family_of
 
-#: CLIP's byte pairs, the same for every Stable Diffusion.
-TOKENIZER = Path(__file__).resolve().parents[2] / "assets" / "clip_tokenizer"
 SPREAD_OF_V = 0.09
 #: Noise schedules by what their files carry; sigma space as used here does not describe them.
 OTHER_SCHEDULES = ("edm_mean", "edm_vpred.sigma_max")
@@ -149,8 +147,8 @@ def _pipeline(found: SingleFile, diffusers: Any) -> tuple[Any, dict[str, Any], d
         rescale_betas_zero_snr=found.zero_terminal_snr,
     )
     # OpenCLIP's texts are padded with token 0 ("!"), OpenAI's with the end of text.
-    padded_with_end = load_clip_tokenizer(TOKENIZER, TOKENIZER.name)
-    padded_with_zero = load_clip_tokenizer(TOKENIZER, TOKENIZER.name, padding="!")
+    padded_with_end = load_clip_tokenizer(CLIP_TOKENIZER, CLIP_TOKENIZER.name)
+    padded_with_zero = load_clip_tokenizer(CLIP_TOKENIZER, CLIP_TOKENIZER.name, padding="!")
     index: dict[str, Any] = {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from ..content_hash import content_hash
 from ..denoiser import check_finite
 from ..errors import EditingError
-from ..files import load_tensors
+from ..files import load_tensors, tensor_shapes
 from ..reading.libraries import library
-from .model_folder import load_clip_tokenizer, load_transformers, offline, read_config
+from .file_settings import clip_settings, is_transformers_file
+from .model_folder import CLIP_TOKENIZER, load_clip_tokenizer, load_transformers, offline, read_config
 from .model_settings import CONFIG, transformers_settings
 from .transformers_files import PREPROCESSORS, input_of, preprocessor
 
@@ -224,13 +225,32 @@ def check_texts(texts: Sequence[str]) -> None:
         raise EditingError("A text is empty; write what the image shows and what it should show instead.")
 
 
+def load_clip(path: str | Path, architecture: str = "ViT-B-16") -> TowerScorer:
+    """A whole CLIP, told apart by itself: a transformers folder or file, or an OpenCLIP file.
+
+    Args:
+        architecture: of an OpenCLIP file, see :func:`load_open_clip`.
+
+    Raises:
+        EditingError: see :func:`load_transformers_clip` and :func:`load_open_clip`.
+    """
+    source = Path(path)
+    if source.is_dir() or is_transformers_file(tensor_shapes(source)[0]):
+        return load_transformers_clip(source)
+    return load_open_clip(source, architecture)
+
+
 def load_transformers_clip(folder: str | Path, device: str | torch.device = "cpu") -> TowerScorer:
-    """A ``CLIPModel`` folder that ``save_pretrained`` wrote, with its tokenizer and preprocessor.
+    """A ``CLIPModel`` folder that ``save_pretrained`` wrote, with its tokenizer and preprocessor; or its weights alone
+    in a safetensors file, see :mod:`.file_settings`, with CLIP's own.
 
     Raises:
         EditingError: no such folder, another model, files missing or damaged, or no transformers.
     """
     source = Path(folder)
+    if source.is_file():
+        settings = clip_settings(tensor_shapes(source)[0], source.name).config
+        return _transformers_scorer(source, settings, CLIP_TOKENIZER, CLIP_NORMALISATION, device)
     if not (source / CONFIG).is_file():
         raise EditingError(
             f"{source.name} is no transformers model (no config.json); choose the folder of a CLIPModel."
@@ -241,15 +261,27 @@ def load_transformers_clip(folder: str | Path, device: str | torch.device = "cpu
             f"{source.name} holds a {str(config.get('model_type'))[:80]} model; choose a CLIPModel, for example CLIP "
             "ViT-B/16."
         )
-    model = load_transformers(source, "CLIPModel", transformers_settings(config, source.name), source.name)
-    tokenizer = load_clip_tokenizer(source, source.name)
+    settings = transformers_settings(config, source.name)
+    return _transformers_scorer(source, settings, source, None, device)
+
+
+def _transformers_scorer(
+    source: Path,
+    settings: dict[str, Any],
+    words: Path,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None,
+    device: str | torch.device,
+) -> TowerScorer:
+    """A folder or file, with the tokenizer of the folder ``words``; None takes the folder's own normalisation."""
+    model = load_transformers(source, "CLIPModel", settings, source.name)
+    tokenizer = load_clip_tokenizer(words, source.name)
     model = model.to(device).float().eval().requires_grad_(False)
     length = model.config.text_config.max_position_embeddings
     if len(tokenizer) > model.config.text_config.vocab_size:
         raise EditingError(
             f"{source.name}'s tokenizer is another model's; download the model again with its own files."
         )
-    mean, std = _preprocessor_normalisation(source)
+    mean, std = normalisation or _preprocessor_normalisation(source)
 
     def texts(strings: list[str]) -> Tensor:
         batch = tokenizer(strings, padding="max_length", truncation=True, max_length=length, return_tensors="pt").to(

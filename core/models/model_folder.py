@@ -77,6 +77,7 @@ def load_transformers(
     """A network of the transformers library, on the CPU.
 
     Args:
+        folder: holds its weights; or a single safetensors file of them.
         settings: of :func:`transformers_settings`.
         eager: attention that can tell its weights; torch's fused one by default, where the network has it.
 
@@ -179,11 +180,13 @@ def load_scheduler(folder: Path, class_name: str, name: str) -> Any:
 
 
 def weight_files(folder: Path, stem: str, name: str) -> list[Path]:
-    """The safetensors files that hold a network: one, or the numbered ones that an index lists.
+    """The safetensors files that hold a network: one, or the numbered ones that an index lists; a file is its own.
 
     Raises:
         EditingError: there are none, or the index is damaged.
     """
+    if folder.is_file():
+        return [folder]
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file() and not (folder / f"{stem}.safetensors").is_file():
         listing = load_json(index, "configuration", name).get("weight_map")
@@ -213,7 +216,8 @@ def _load(
     """Compare, lay out, load."""
     files = weight_files(folder, stem, name)
     shapes = [shape for file in files for shape in tensor_shapes(file)[0].values()]
-    lacking = f"{name} lacks weights that its {CONFIG} promises; download the whole model again."
+    promised = "a network of its kind has" if folder.is_file() else f"its {CONFIG} promises"
+    lacking = f"{name} lacks weights that {promised}; download the whole model again."
     if layers > len(shapes):
         raise EditingError(lacking)
     damaged = f"{name} is damaged or unknown to the installed {package}; download it again."
@@ -299,6 +303,8 @@ def offline() -> Iterator[None]:
 
 
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+#: CLIP's byte pairs, the same for every CLIP and Stable Diffusion, for single files, which bring none.
+CLIP_TOKENIZER = Path(__file__).resolve().parents[2] / "assets" / "clip_tokenizer"
 
 
 def load_clip_tokenizer(folder: Path, name: str, padding: str = "") -> Any:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..content_hash import content_hash
 from ..denoiser import check_finite
 from ..errors import EditingError
-from ..files import load_tensors
+from ..files import load_tensors, tensor_shapes
 from .clip import CLIP_NORMALISATION
+from .file_settings import is_transformers_file, vision_settings
 from .model_folder import load_transformers, read_config
 from .model_settings import numbers_in, transformers_settings
 from .transformers_files import NORMALISATIONS, PREPROCESSORS, input_of, preprocessor
@@ -27,14 +28,16 @@ from .vit import VisionTransformer
 
 LARGEST_SIDE = 1344  # pixels: attention over more patches than that needs gigabytes
 FLAT = 1 / 255
-#: transformers' model types -> class to load, and whether positions are interpolated only on request.
+#: transformers' model types -> class to load.
 TRANSFORMERS_CLASSES = {
-    "vit": ("ViTModel", True),
-    "dinov2": ("Dinov2Model", False),
-    "dinov2_with_registers": ("Dinov2WithRegistersModel", False),
-    "clip": ("CLIPModel", True),
-    "clip_vision_model": ("CLIPVisionModel", True),
+    "vit": "ViTModel",
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+    "clip": "CLIPModel",
+    "clip_vision_model": "CLIPVisionModel",
 }
+#: Classes that interpolate positions only when they are told to.
+INTERPOLATE_ON_REQUEST = ("ViTModel", "CLIPModel", "CLIPVisionModel")
 #: What transformers calls the layer that makes keys, in newer and older releases.
 KEY_PROJECTIONS = ("k_proj", "key")
 
@@ -180,7 +183,8 @@ def load_vision_features(path: str | Path, heads: int | None = None) -> VisionFe
 
     A transformers folder: ``ViTModel`` (DINO's too), ``Dinov2Model`` with or without registers, the image side of a
     CLIP. Its preprocessor's normalisation is used; without one ImageNet's, for CLIP CLIP's own. A safetensors file:
-    DINO or DINOv2 under their own names or timm's, normalised as ImageNet.
+    the same networks, see :mod:`.file_settings`, or DINO or DINOv2 under their own names or timm's; normalised as
+    ImageNet, CLIP as its own.
 
     Args:
         heads: attention heads of a safetensors file, see :class:`~.vit.VisionTransformer`.
@@ -191,6 +195,10 @@ def load_vision_features(path: str | Path, heads: int | None = None) -> VisionFe
     source = Path(path)
     if source.is_dir():
         return load_vision_folder(source, None)
+    shapes, _ = tensor_shapes(source)
+    if is_transformers_file(shapes):
+        class_name, settings = vision_settings(shapes, source.name, heads)
+        return _from_transformers(source, class_name, settings, None)
     weights, _ = load_tensors(source)
     try:
         network = VisionTransformer(weights, heads)
@@ -216,9 +224,15 @@ def load_vision_folder(
             f"{folder.name} holds a model of another kind ({str(kind)[:80]}); use a DINO, DINOv2 or CLIP vision "
             "transformer."
         )
-    name, interpolates_on_request = TRANSFORMERS_CLASSES[kind]
+    name = TRANSFORMERS_CLASSES[kind]
+    return _from_transformers(folder, name, transformers_settings(config, folder.name), normalisation)
+
+
+def _from_transformers(
+    folder: Path, name: str, settings: dict[str, Any], normalisation: tuple[Sequence[float], Sequence[float]] | None
+) -> VisionFeatures:
+    """The network ``name`` of a folder or of a file."""
     pooling = {"add_pooling_layer": False} if name == "ViTModel" else {}
-    settings = transformers_settings(config, folder.name)
     model = load_transformers(folder, name, settings, folder.name, eager=True, **pooling)
     if name == "CLIPModel":
         model = model.vision_model
@@ -230,5 +244,5 @@ def load_vision_folder(
     sides = [numbers_in(value) for value in (model.config.patch_size, model.config.image_size)]
     if any(len(set(part)) != 1 for part in sides):
         raise EditingError(f"{folder.name} sees pictures or patches that are not square; use a DINO, DINOv2 or CLIP.")
-    network = _TransformersNetwork(model, interpolates_on_request)
+    network = _TransformersNetwork(model, name in INTERPOLATE_ON_REQUEST)
     return VisionFeatures(network, sides[0][0], sides[1][0], *normalisation, folder.name)

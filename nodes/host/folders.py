@@ -56,6 +56,9 @@ EXTENSIONS = {
     DISTILLATION_TRAININGS: {".safetensors"},
     ELITE_MAPPERS: {".safetensors", ".pt"},
 }
+#: The host's own folder that also holds single files of a kind: its dialog for missing models fills only such folders.
+CLIP_VISION = "clip_vision"
+ALSO_IN = {VISION_FEATURES: CLIP_VISION, CLIP_SCORER: CLIP_VISION}
 
 
 def register_folders() -> None:
@@ -90,12 +93,14 @@ def resolve_file(kind: str, name: str) -> Path:
 def list_models(kind: str, mark: str = "config.json") -> list[str]:
     """Models of folder ``kind`` for a combo widget: folders with a file called ``mark``, and single files outside.
 
-    Names are relative, levels separated by ``/``. A model folder's own files and sub-folders are not listed.
+    Names are relative, levels separated by ``/``. A model folder's own files and sub-folders are not listed. Single
+    files of the host's folder of :data:`ALSO_IN` come last, unless the kind's own folder has one of that name.
     """
     folders = _model_folders(kind, mark)
     inside = tuple(f"{name}/" for name in folders)
     files = [name.replace("\\", "/") for name in list_files(kind)] if kind in EXTENSIONS else []
-    return sorted([*folders, *(name for name in files if not name.startswith(inside))])
+    own = sorted([*folders, *(name for name in files if not name.startswith(inside))])
+    return [*own, *(name for name in _hosts_files(kind) if name not in own)]
 
 
 def resolve_model(kind: str, name: str, mark: str = "config.json") -> Path:
@@ -104,7 +109,25 @@ def resolve_model(kind: str, name: str, mark: str = "config.json") -> Path:
     Raises:
         EditingError: ``name`` is not one of :func:`list_models` (which leaves no room for ``..`` or absolute paths).
     """
-    return _model_folders(kind, mark).get(name) or resolve_file(kind, name)
+    folder = _model_folders(kind, mark).get(name)
+    if folder is not None:
+        return folder
+    if kind in ALSO_IN and name not in list_files(kind):
+        listed = _hosts_files(kind).get(name)
+        path = None if listed is None else folder_paths.get_full_path(ALSO_IN[kind], listed)
+        if path is None:
+            raise EditingError(
+                f"'{shown_name(name)}' is not in ComfyUI's models/{kind} folder nor, as a .safetensors file, in "
+                f"models/{ALSO_IN[kind]}; put the file into one of them and refresh the node."
+            )
+        return Path(path)
+    return resolve_file(kind, name)
+
+
+def _hosts_files(kind: str) -> dict[str, str]:
+    """Name with ``/`` -> the host's own name of the ``.safetensors`` files in the folder of :data:`ALSO_IN`."""
+    names = folder_paths.get_filename_list(ALSO_IN[kind]) if kind in ALSO_IN else []
+    return {name.replace("\\", "/"): name for name in sorted(names) if name.endswith(".safetensors")}
 
 
 def _model_folders(kind: str, mark: str) -> dict[str, Path]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ...core.models.clip import TowerScorer, load_open_clip, load_transformers_clip
+from ...core.errors import EditingError
+from ...core.models.clip import TowerScorer, load_clip
 from ...core.models.vision_features import VisionFeatures, load_vision_features
 from ...core.regions.network import RegionNetwork
 from ...core.writing import check_target
@@ -36,8 +37,21 @@ def model_input(name: str, folder: str, what: str) -> Any:
         name,
         options=options,
         default=options[0] if options else None,
-        tooltip=f"{what} in ComfyUI's models/{folder} folder, or the demo's. Press R after adding one.",
+        tooltip=f"{what} in ComfyUI's models/{folder} folder, a single file in models/clip_vision, or the demo's. "
+        "Press R after adding one.",
     )
+
+
+def found_or_told(folder: str, name: str | None) -> bool | str:
+    """What ``validate_inputs`` says of :func:`model_input`: a sentence that says where the file goes; the host's own
+    only repeats the list."""
+    if name is None or bundled(folder, name):
+        return True
+    try:
+        resolve_model(folder, name)
+    except EditingError as error:
+        return str(error)
+    return True
 
 
 class LoadVisionFeatures(io.ComfyNode):
@@ -56,7 +70,9 @@ class LoadVisionFeatures(io.ComfyNode):
             search_aliases=["dino", "dinov2", "vit loader", "attention map", "learnable regions"],
             inputs=[
                 model_input(
-                    "vision_model", VISION, "A transformers folder, or a safetensors file of DINO, DINOv2 or timm,"
+                    "vision_model",
+                    VISION,
+                    "A transformers folder, or a safetensors file of DINO, DINOv2, CLIP or timm,",
                 ),
                 widget(
                     io.Int,
@@ -79,6 +95,11 @@ class LoadVisionFeatures(io.ComfyNode):
                 report_output(),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, vision_model: str | None = None) -> bool | str:
+        """Whether the model is there."""
+        return found_or_told(VISION, vision_model)
 
     @classmethod
     def fingerprint_inputs(cls, vision_model: str, heads: int = 0) -> str:
@@ -115,10 +136,15 @@ class LoadCLIPScorer(io.ComfyNode):
             category=CATEGORY,
             description="Loads a whole CLIP, image and text side, that judges how well an edited image fits the "
             "target text and keeps the "
-            "source: a transformers CLIPModel folder, an OpenCLIP file, or the demo model's.",
+            "source: a transformers CLIPModel folder or file, an OpenCLIP file, or the demo model's.",
             search_aliases=["clip score", "openclip", "clip similarity", "reward model", "learnable regions"],
             inputs=[
-                model_input("clip_model", CLIPS, "A transformers CLIPModel folder, or an OpenCLIP safetensors file,"),
+                model_input(
+                    "clip_model",
+                    CLIPS,
+                    "A transformers CLIPModel, as a folder or its model.safetensors alone (B and L count as OpenAI's; "
+                    "give LAION's as a folder), or an OpenCLIP safetensors file,",
+                ),
                 widget(
                     io.String,
                     "architecture",
@@ -126,7 +152,7 @@ class LoadCLIPScorer(io.ComfyNode):
                     advanced=True,
                     tooltip="Of an OpenCLIP file: its architecture by OpenCLIP's name, e.g. ViT-B-16 or ViT-L-14; "
                     "OpenAI's own weights "
-                    "need the name that ends in -quickgelu. Folders know their own.",
+                    "need the name that ends in -quickgelu. Folders and transformers files know their own.",
                 ),
             ],
             outputs=[
@@ -136,6 +162,11 @@ class LoadCLIPScorer(io.ComfyNode):
                 report_output(),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, clip_model: str | None = None) -> bool | str:
+        """Whether the model is there."""
+        return found_or_told(CLIPS, clip_model)
 
     @classmethod
     def fingerprint_inputs(cls, clip_model: str, architecture: str = "") -> str:
@@ -148,10 +179,7 @@ class LoadCLIPScorer(io.ComfyNode):
 
         def make() -> TowerScorer:
             demo = bundled(CLIPS, clip_model)
-            if demo:
-                return demo()
-            path = resolve_model(CLIPS, clip_model)
-            return load_transformers_clip(path) if path.is_dir() else load_open_clip(path, architecture.strip())
+            return demo() if demo else load_clip(resolve_model(CLIPS, clip_model), architecture.strip())
 
         report = f"{clip_model}: a CLIP that judges edits"
         return io.NodeOutput(manage_scorer(make), report, ui=shown(report))

@@ -107,11 +107,11 @@ def tiny_pipeline(family):
         prediction_type="v_prediction" if family == "sd2" else "epsilon",
     )
     tokenizer = CLIPTokenizer.from_pretrained(
-        single_file.TOKENIZER, pad_token="!" if family == "sd2" else "<|endoftext|>"
+        single_file.CLIP_TOKENIZER, pad_token="!" if family == "sd2" else "<|endoftext|>"
     )
     parts = {"unet": unet, "vae": vae, "text_encoder": first, "tokenizer": tokenizer, "scheduler": scheduler}
     if xl:
-        tokenizer_2 = CLIPTokenizer.from_pretrained(single_file.TOKENIZER, pad_token="!")
+        tokenizer_2 = CLIPTokenizer.from_pretrained(single_file.CLIP_TOKENIZER, pad_token="!")
         return StableDiffusionXLPipeline(text_encoder_2=second, tokenizer_2=tokenizer_2, **parts)
     return StableDiffusionPipeline(safety_checker=None, feature_extractor=None, requires_safety_checker=False, **parts)
 

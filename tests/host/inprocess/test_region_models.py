@@ -153,16 +153,60 @@ def test_folders_and_files_are_choices(pack, tmp_path, monkeypatch):
     ):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_bytes(b"{}")
-    assert pack("nodes.host.folders").list_models("vision_features") == ["dino", "more/own.safetensors", "more/v2"]
+    hosts = tmp_path / "clip_vision"
+    paths = dict(folder_paths.folder_names_and_paths) | {"clip_vision": ([str(hosts)], {".safetensors", ".pt"})}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", paths)
+    for name in ("more/own.safetensors", "clip.safetensors", "old.pt"):  # the first has a namesake, which comes first
+        (hosts / name).parent.mkdir(parents=True, exist_ok=True)
+        (hosts / name).write_bytes(b"{}")
+    models, clips = (pack("nodes.host.folders").list_models(kind) for kind in ("vision_features", "clip_scorer"))
+    assert models == ["dino", "more/own.safetensors", "more/v2", "clip.safetensors"]
+    assert clips == ["clip.safetensors", "more/own.safetensors"]
+    assert pack("nodes.host.folders").list_models("region_networks") == []
+    found = pack("nodes.host.folders").resolve_model("vision_features", "clip.safetensors")
+    assert found == hosts / "clip.safetensors"
     assert pack("nodes.host.folders").resolve_model("vision_features", "more/v2") == home / "more" / "v2"
     assert (
         pack("nodes.host.folders").resolve_model("vision_features", "more/own.safetensors")
         == home / "more" / "own.safetensors"
     )
-    for name in ("../up", "more", "absent", "", ".", "/etc", "dino/../dino"):
-        with pytest.raises(ValueError, match="is not in ComfyUI's models/vision_features folder"):
+    for name in ("../up", "more", "absent", "", ".", "/etc", "dino/../dino", "old.pt"):
+        with pytest.raises(ValueError, match="is not in ComfyUI's models/vision_features folder nor"):
             pack("nodes.host.folders").resolve_model("vision_features", name)
     nodes_pack = pack("nodes.regions.models")
     before = nodes_pack.model_fingerprint("vision_features", "dino")
     (home / "dino" / "model.safetensors").write_bytes(b"longer")
     assert nodes_pack.model_fingerprint("vision_features", "dino") != before
+
+
+def test_a_single_file_of_clip_vision_is_a_judge_and_sees(pack, tmp_path, monkeypatch):
+    """As the host's dialog for missing models would have put it there."""
+    from transformers import CLIPConfig, CLIPModel
+
+    sides = {"num_hidden_layers": 1, "intermediate_size": 32}
+    config = CLIPConfig(
+        vision_config=sides | {"hidden_size": 128, "num_attention_heads": 2, "image_size": 16, "patch_size": 8},
+        text_config=sides | {"hidden_size": 64, "num_attention_heads": 1},
+        projection_dim=16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPModel(config).save_pretrained(tmp_path / "saved")
+    hosts = tmp_path / "clip_vision"
+    hosts.mkdir()
+    (tmp_path / "saved" / "model.safetensors").rename(hosts / "tiny.safetensors")
+    paths = dict(folder_paths.folder_names_and_paths) | {"clip_vision": ([str(hosts)], {".safetensors"})}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", paths)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    nodes = pack("nodes.regions.models")
+    for node in (nodes.LoadCLIPScorer, nodes.LoadVisionFeatures):
+        assert "tiny.safetensors" in node.define_schema().inputs[0].options
+        assert node.validate_inputs("tiny.safetensors") is True
+        assert "models/clip_vision; put the file" in node.validate_inputs("other.safetensors")
+    with torch.inference_mode():
+        scorer = nodes.LoadCLIPScorer.execute("tiny.safetensors", "").args[0]
+        vision = nodes.LoadVisionFeatures.execute("tiny.safetensors", 0).args[0]
+        assert scorer.text_features(["a face", "a dog"]).shape == (2, 16)
+        assert scorer.embed_images(picture(20, 24)).similarity.shape == (1, 4, 4)
+        assert vision(picture(32, 16)).attention.shape == (1, 2, 4, 2)
+    mm.unload_all_models()

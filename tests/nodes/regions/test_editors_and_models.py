@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,13 +98,45 @@ def test_folders_of_other_models(folder):
 
 
 def test_clip_folders_and_files_go_their_own_ways(folder, monkeypatch):
-    heard = []
-    monkeypatch.setattr(MODELS, "load_transformers_clip", lambda path: heard.append(path.name))
-    monkeypatch.setattr(MODELS, "load_open_clip", lambda path, architecture: heard.append((path.name, architecture)))
+    heard, clip = [], host_stand_in.module("core.models.clip")
+    monkeypatch.setattr(clip, "load_transformers_clip", lambda path: heard.append(path.name))
+    monkeypatch.setattr(clip, "load_open_clip", lambda path, architecture: heard.append((path.name, architecture)))
     (folder / "clip").mkdir()
+    save_tensors(folder / "open.safetensors", {"visual.proj": torch.ones(1)}, {})
+    key = "vision_model.embeddings.class_embedding"
+    save_tensors(folder / "transformers.safetensors", {key: torch.ones(1)}, {})
     scorer("clip", "ViT-L-14")
-    scorer("clip.safetensors", " ViT-L-14 ")
-    assert heard == ["clip", ("clip.safetensors", "ViT-L-14")]
+    scorer("open.safetensors", " ViT-L-14 ")
+    scorer("transformers.safetensors", "ViT-L-14")
+    assert heard == ["clip", ("open.safetensors", "ViT-L-14"), "transformers.safetensors"]
+
+
+def test_one_side_of_a_clip_is_no_judge(folder):
+    key = "vision_model.embeddings.class_embedding"
+    save_tensors(folder / "clip_vision.safetensors", {key: torch.ones(1)}, {})
+    assert "clip_vision.safetensors is no whole CLIP (no text side)" in refusal(scorer, name="clip_vision.safetensors")
+
+
+def test_an_absent_model_is_named_with_the_folders_for_it(monkeypatch, tmp_path):
+    node, folders = MODELS.LoadCLIPScorer, host_stand_in.module("nodes.host.folders")
+    (tmp_path / "clip_scorer" / "whole").mkdir(parents=True)
+    (tmp_path / "clip_scorer" / "whole" / "config.json").write_bytes(b"{}")
+    files = ["sub\\clip.safetensors", "old.pt"]
+    stand_in = SimpleNamespace(
+        get_folder_paths=lambda kind: [str(tmp_path / kind)],
+        get_filename_list=lambda kind: files if kind == "clip_vision" else [],
+        get_full_path=lambda kind, name: str(tmp_path / kind / name) if name in files else None,
+    )
+    monkeypatch.setattr(folders, "folder_paths", stand_in)
+    for name in ("demo model", "whole", "sub/clip.safetensors", None):
+        assert node.validate_inputs(name) is True
+    for name in ("clip-vit-base-patch32.safetensors", "old.pt", "../up.safetensors"):
+        assert node.validate_inputs(name) == (
+            f"'{name}' is not in ComfyUI's models/clip_scorer folder nor, as a .safetensors file, in "
+            "models/clip_vision; put the file into one of them and refresh the node."
+        )
+    told = MODELS.LoadVisionFeatures.validate_inputs("dino.safetensors")
+    assert told.startswith("'dino.safetensors' is not in ComfyUI's models/vision_features folder nor")
 
 
 def test_a_network_comes_back_and_can_be_trained_on(folder):
