@@ -107,17 +107,18 @@ def three_groups(
     pictures.sort(key=lambda node: {"Original": 0, "Edited image": 1, "Rebuilt image": 1}.get(node.title, 2))
     reported = any(node.type == "SemEdit_EditReport" for node in results)
     a_row = PICTURES_IN_A_ROW if len(pictures) != 4 else 2
-    tall = 290 if len(pictures) <= a_row else 200
+    one_row = len(pictures) <= a_row
+    tall = (290 if one_row else 200) if reported else (380 if one_row else 360)
     top = 0
     for start in range(0, len(pictures), a_row):
         row = pictures[start : start + a_row]
         width = (RIGHT - PICTURE_GAP * (min(a_row, len(pictures)) - 1)) // min(a_row, len(pictures))
         for column, node in enumerate(row):
-            below = place(node.id, right + column * (width + PICTURE_GAP), top, width, tall if reported else 380)
+            below = place(node.id, right + column * (width + PICTURE_GAP), top, width, tall)
         top = below
     for node in results:
         if node.type == "SemEdit_EditReport":
-            top = place(node.id, right, top, RIGHT, 430 if len(pictures) <= a_row else 300)
+            top = place(node.id, right, top, RIGHT, 430 if one_row else 300)
     texts = [node for node in results if node.type == "PreviewAny"]
     for number, node in enumerate(texts):
         # Folded to its title: the figures are for those who ask. Opened, it has room to the right and below.

@@ -110,7 +110,7 @@ def demo_region_edit(graph: Graph) -> None:
         filename_prefix="semantic_editing/demo_region_edit",
     )
     graph.add("PreviewImage", 4, title="The best boxes", images=found.out("picture"))
-    graph.add("PreviewImage", 4, title="All candidates, the best first", images=found.out("candidates"))
+    graph.add("PreviewImage", 4, title="All candidates", images=found.out("candidates"))
     graph.add("PreviewImage", 5, title="Original", images=picture.out("image"))
     graph.add("PreviewImage", 5, title="True edited image (for comparison)", images=picture.out("edited image"))
     edit_report(graph, 6, picture.out("image"), found.out("edited"), true_edit=picture.out("edited image"), **judged_by)

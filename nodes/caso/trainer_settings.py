@@ -66,7 +66,7 @@ class TrainingChoices:
             )
         if loss == "classifier" and not classifier:
             raise EditingError(
-                "There is nothing to learn from: wire attribute_classifier, or choose having_folder and set loss to auto."
+                "There is nothing to learn from: wire attribute_classifier, or choose having_folder with loss auto."
             )
         return loss
 

@@ -112,7 +112,12 @@ def skip_the_tour(page):
     page.wait_for_timeout(1500)
     if page.get_by_text("Skip", exact=True).count():
         page.get_by_text("Skip", exact=True).first.click()
-    if page.get_by_text("All Templates", exact=True).count():  # a slow machine's first start shows the gallery late
+    close_the_gallery(page)
+
+
+def close_the_gallery(page):
+    """A slow machine's first start shows it late, over whatever is open by then."""
+    if page.get_by_text("All Templates", exact=True).count():
         page.keyboard.press("Escape")
         page.wait_for_timeout(500)
 
@@ -146,13 +151,14 @@ def test_every_template_is_offered_and_opens_whole_and_readable(page, server, sh
         assert page.get_by_text("Workflow Validation").count() == 0, f"{path.stem}: the page mends its links"
         assert page.console.complaints == [], path.stem
         as_form = graph["extra"].get("linearMode") and knows_apps(server)
-        if graph["groups"] and not as_form:
-            assert page.evaluate("app.canvas.ds.scale") >= 0.68, path.stem
+        if not as_form:
+            assert graph["groups"] and page.evaluate("app.canvas.ds.scale") >= 0.7, path.stem
             places = page.evaluate(PLACES)
             for number, a in enumerate(places):
                 for b in places[number + 1 :]:
                     apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
                     assert apart, f"{path.stem}: {a[4]} covers {b[4]}"
+        close_the_gallery(page)
         shots(page, path.stem.replace(" ", "_"))
 
 

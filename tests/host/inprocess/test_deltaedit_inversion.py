@@ -58,8 +58,10 @@ def test_invert_edit_and_paste(pack, room, stylegan2, encoder_file):
         torch.testing.assert_close(rebuilt, expected.clamp(0, 1).movedim(1, -1), rtol=0, atol=1e-5)
         assert rebuilt.shape == aligned.shape == (2, SIZE, SIZE, 3) and code.generator == "tiny"
         first, *lines = report.splitlines()
-        assert first.startswith("The generator draws 2 face(s)") and len(lines) == 2 and lines[1].startswith(
-            "photo 2: the middle square of 20 pixels, not aligned; rebuilt at "
+        assert (
+            first.startswith("The generator draws 2 face(s)")
+            and len(lines) == 2
+            and lines[1].startswith("photo 2: the middle square of 20 pixels, not aligned; rebuilt at ")
         )
         assert "after 4 steps of refinement" in lines[0]
         image, mask = room.PasteFaceBack.execute(given, crop, rebuilt, rebuilt, 0.1).result
