@@ -39,6 +39,9 @@ MAIN = (
     "SemEdit_CASOEditSampler",
     "SemEdit_DeltaEditMapper",
     "SemEdit_InvertToStyleCode",
+    "SemEdit_EditByWords",
+    "SemEdit_RegionBoxGenerator",
+    "SemEdit_CASOEmbeddingTrainer",
     "SemEdit_DistilledEdit",
     "SemEdit_EditReport",
 )
