@@ -85,15 +85,15 @@ def score_table(edit: WordsEdit) -> str:
 
 
 def words_report(edit: WordsEdit) -> str:
-    """What was found, in lines; it says plainly when nothing helped."""
+    """What was found: a sentence, which says plainly when nothing helped, and then figures."""
     if not edit.painted:
-        return "nothing to edit: the two texts mean the same to the model here; the image comes back as it is"
+        return "Nothing was edited: the two texts mean the same to the model here, so the image is as it came."
     x, y, width, height = edit.painted[0].box
     if edit.helped:
-        first = f"edited: {width} x {height} pixels at ({x}, {y})"
+        first = f"Edited {width} x {height} pixels at ({x}, {y})."
     else:
-        first = "nothing helped: no box scores above the unedited image, which comes back as it is"
-    return f"{first}; {len(edit.painted)} boxes painted; {edit.units:g} u\n{score_table(edit)}"
+        first = "Nothing helped: no box scores above the unedited image, so that is given back."
+    return f"{first}\n{len(edit.painted)} boxes painted; {edit.units:g} u\n{score_table(edit)}"
 
 
 def boxes_json(edit: WordsEdit) -> str:

@@ -14,7 +14,7 @@ from ...core.regions.picture import boxes_json, region_picture, score_table, wor
 from ...core.regions.proposals import allowed_pixels
 from ...core.regions.words import STRATEGIES, Strategy, edit_by_words
 from ..common.inputs import seed_input
-from ..common.reports import report_output, shown
+from ..common.reports import report_output, report_text, shown
 from ..common.sockets import ClipScorerType, VisionFeaturesType
 from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
@@ -251,7 +251,7 @@ class RegionBoxGenerator(io.ComfyNode):
                     "The two texts mean the same to the editor here, so no place was found; word them differently, or "
                     "wire boxes."
                 )
-            report = f"{words_report(edit)}\n{region_editor.title}"
+            report = report_text(words_report(edit), region_editor.title)
             edits = torch.cat([one.edited for one in edit.painted[:most_candidates]]).movedim(1, -1)
             picture = region_picture(pictures, attention, [one.box for one in edit.painted], BEST)[None]
             shapes = [torch.zeros(1, *size) for _ in edit.painted]

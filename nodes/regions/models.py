@@ -14,7 +14,7 @@ from ...core.regions.network import RegionNetwork
 from ...core.writing import check_target
 from ..common.bundled import bundled, bundled_names
 from ..common.inputs import file_input, saved_name_inputs
-from ..common.reports import file_fingerprint, model_fingerprint, report_output, shown
+from ..common.reports import file_fingerprint, model_fingerprint, report_output, report_text, shown
 from ..common.saving import save_or_rescue
 from ..common.sockets import ClipScorerType, VisionFeaturesType
 from ..host.folders import list_models, output_path, resolve_file, resolve_model
@@ -115,7 +115,7 @@ class LoadVisionFeatures(io.ComfyNode):
             return demo() if demo else load_vision_features(resolve_model(VISION, vision_model), heads or None)
 
         made = manage_vision(make)
-        report = vision_report(vision_model, made)
+        report = report_text("It is ready and says what an image has where.", vision_report(vision_model, made))
         return io.NodeOutput(made, report, ui=shown(report))
 
 
@@ -181,7 +181,7 @@ class LoadCLIPScorer(io.ComfyNode):
             demo = bundled(CLIPS, clip_model)
             return demo() if demo else load_clip(resolve_model(CLIPS, clip_model), architecture.strip())
 
-        report = f"{clip_model}: a CLIP that judges edits"
+        report = report_text("It is ready and judges edits by their texts.", clip_model)
         return io.NodeOutput(manage_scorer(make), report, ui=shown(report))
 
 
@@ -221,7 +221,8 @@ class SaveRegionNetwork(io.ComfyNode):
             region_network.save(target, overwrite=replacing)
 
         saved = save_or_rescue(save, path, overwrite, is_output=False)
-        return io.NodeOutput(saved.file, ui=shown(f"{saved.line}\n{network_report(region_network)}"))
+        report = report_text(saved.line, network_report(region_network))
+        return io.NodeOutput(saved.file, ui=shown(report))
 
 
 class LoadRegionNetwork(io.ComfyNode):
@@ -258,7 +259,7 @@ class LoadRegionNetwork(io.ComfyNode):
         path = resolve_file(NETWORKS, network_file)
         with torch.inference_mode(False):  # it may be trained on
             network = RegionNetwork.load(path)
-        report = f"{network_file}: {network_report(network)}"
+        report = report_text("It is ready.", f"{network_file}: {network_report(network)}")
         return io.NodeOutput(network, report, ui=shown(report))
 
 

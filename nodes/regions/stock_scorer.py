@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..common.reports import report_output, shown
+from ..common.reports import report_output, report_text, shown
 from ..common.sockets import ClipScorerType
 from ..host.schema import io, schema, widget
 from ..host.stock_clip import stock_scorer
@@ -52,8 +52,8 @@ class CLIPScorerFromCLIP(io.ComfyNode):
     def execute(cls, clip: Any, clip_vision: Any) -> Any:
         """Join them; EditingError where they are no two sides of one CLIP."""
         scorer = stock_scorer(clip, clip_vision)
-        report = f"{scorer.name} and CLIP Vision: a CLIP that judges edits, {scorer.side} pixels; both sides agree on "
-        report += "plain colours"
+        sides = f"{scorer.name} and CLIP Vision, {scorer.side} pixels; both sides agree on plain colours"
+        report = report_text("It is ready and judges edits by their texts.", sides)
         return io.NodeOutput(scorer, report, ui=shown(report))
 
 

@@ -17,7 +17,7 @@ from ...core.regions.paper import SIGNALS, Example, PaperSettings, Signal, best,
 from ...core.regions.rewards import LossWeights
 from ..common.image_inputs import gathered
 from ..common.inputs import seed_input
-from ..common.reports import plot_output, report_output, shown
+from ..common.reports import plot_output, report_output, report_text, shown
 from ..common.sockets import ClipScorerType, VisionFeaturesType
 from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
@@ -222,6 +222,7 @@ class RegionNetworkTrainer(io.ComfyNode):
             chosen = [[best(network, one)] for one in studied]
             units = sum(one.units for one in studied)
             told = [
+                f"Learned from {len(studied)} image(s) which box to choose; the largest box is often as good.",
                 f"{sum(len(one.verdicts) for one in studied)} boxes of {len(studied)} images; {units:g} u",
                 f"learned in {len(history)} epochs: mean loss {history[0]:.3f} to {history[-1]:.3f}",
                 comparison(network, studied),
@@ -229,7 +230,7 @@ class RegionNetworkTrainer(io.ComfyNode):
                 region_editor.title,
                 skipped_report(skipped),
             ]
-        report = "\n".join(filter(None, told))
+        report = report_text(*told)
         return io.NodeOutput(
             network, plot, report, [bounding_boxes_of(boxes) for boxes in chosen], ui=shown(report, plot, cls)
         )

@@ -15,7 +15,7 @@ from ...core.regions.picture import words_report
 from ...core.regions.proposals import allowed_pixels
 from ...core.regions.words import WordsEdit, edit_by_words
 from ..common.inputs import cfg_input, seed_input
-from ..common.reports import report_output, shown
+from ..common.reports import report_output, report_text, shown
 from ..common.sockets import ClipScorerType
 from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
@@ -209,7 +209,9 @@ class EditByWords(io.ComfyNode):
                     )
         result = with_alpha(torch.cat([edit.result for edit in found]).movedim(1, -1), image)
         shapes = torch.cat([mask_of(edit) for edit in found])
-        report = "\n".join(map(words_report, found))
+        helped = sum(edit.helped for edit in found)
+        several = [f"Edited {helped} of {len(found)} images."] if len(found) > 1 else []
+        report = report_text(*several, *map(words_report, found))
         painted = [bounding_boxes(edit.painted) for edit in found]
         return io.NodeOutput(result, shapes, painted, report, ui=shown(report, result[:1, ..., :3], cls))
 

@@ -14,8 +14,6 @@ ROOT = Path(__file__).parents[2]
 NODES = {node.define_schema().node_id: node for node in host_stand_in.load_pack().load_nodes()}
 #: Before a test refuses what is none.
 IS_SENTENCE = host_stand_in.module("nodes.common.reports").is_sentence
-#: The nodes that place an edit in a region say their sentences in ways of their own.
-OTHERWISE = "regions"
 #: Functions whose result is a report that begins with a sentence; each has tests of its own.
 REPORTERS = {"report_text", "inversion_report"}
 
@@ -59,7 +57,7 @@ def complaints(source):
     return found
 
 
-MODULES = sorted(path for path in (ROOT / "nodes").rglob("*.py") if path.parent.name not in (OTHERWISE, "common"))
+MODULES = sorted(path for path in (ROOT / "nodes").rglob("*.py") if path.parent.name != "common")
 SHOWING = [path for path in MODULES if calls(ast.parse(path.read_text("utf-8")), "shown")]
 
 
@@ -78,7 +76,7 @@ def test_every_node_with_a_report_shows_it():
     }
     shared = {"inversion/spdinv", "pix2pix_zero/autocorr"}  # by common/inverting.py
     shows = {f"{path.parent.name}/{path.stem}" for path in SHOWING}
-    assert {room for room in reporting if not room.startswith(OTHERWISE)} - shared <= shows and len(reporting) > 25
+    assert reporting - shared <= shows and len(reporting) > 25
 
 
 @pytest.mark.parametrize(

@@ -211,13 +211,13 @@ def node(pack, module, name, **given):
 
 @pytest.fixture(autouse=True)
 def every_report_begins_with_a_sentence(pack, monkeypatch):
-    """Whatever a test runs: what a node shows begins with a sentence (regions say theirs in their own ways)."""
+    """Whatever a test runs: what a node shows begins with a sentence."""
     reports = pack("nodes.common.reports")
     plain = reports.is_sentence
 
     def strict(line):
         room = sys._getframe(2).f_globals["__name__"]
-        assert plain(line) or ".regions." in room, f"{room} shows {line!r} first"
+        assert plain(line), f"{room} shows {line!r} first"
         return plain(line)
 
     monkeypatch.setattr(reports, "is_sentence", strict)

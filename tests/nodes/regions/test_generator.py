@@ -72,7 +72,7 @@ def test_the_planted_box_comes_out_of_every_socket():
 def test_where_nothing_helps_the_image_comes_back_and_it_is_said():
     bright = 0.9 + tiny_image().movedim(1, -1)  # as white as the paint for this scorer: no box can gain
     found = generate(image=bright)
-    assert torch.equal(found["edited"], bright) and "nothing helped" in found["report"]
+    assert torch.equal(found["edited"], bright) and "Nothing helped" in found["report"]
     assert not json.loads(found["json"])["helped"] and found["mask"].any()
 
 
