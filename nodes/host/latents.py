@@ -17,9 +17,11 @@ from torch.nn import functional
 
 from ...core.errors import EditingError
 
-#: Attribute of a host's model that says for how many latent pixels a side it was trained; only the demo model, which
-#: makes nothing of larger pictures and takes minutes for that, has it.
+#: Attribute of a host's model that says for how many latent pixels a side it was trained; only the demo model has it,
+#: whose edits do not come out in pictures of half as many pixels a side again.
 TRAINED_SIDE = "semantic_editing_trained_side"
+#: What such a model takes: the sides of a square of the largest area, and the longer side, in trained sides.
+LARGEST, LONGEST = 1.25, 2
 #: Smallest side in latent pixels that a network halves a few times and doubles again.
 SMALLEST = 2
 
@@ -57,11 +59,12 @@ def fitted_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
             f"{SMALLEST * 8} x {SMALLEST * 8} pixels."
         )
     side = getattr(model.model, TRAINED_SIDE, None)
-    if side is not None and max(image.shape[-2:]) > 2 * side:
+    height, width = image.shape[-2:]
+    if side is not None and (height * width > (LARGEST * side) ** 2 or max(height, width) > LONGEST * side):
         raise EditingError(
-            f"The demo model draws {side * 8} x {side * 8} pixels and this picture has {image.shape[-1] * 8} x "
-            f"{image.shape[-2] * 8}; scale it to {side * 8} x {side * 8} (Upscale Image) before VAE Encode, try a "
-            "picture of Load Demo Image, or load a checkpoint of your own."
+            f"The demo model draws {side * 8} x {side * 8} pixels and this picture has {width * 8} x {height * 8}; "
+            f"scale it to {side * 8} x {side * 8} (Upscale Image, or working_size where a node has it), take a picture "
+            "of Load Demo Image, or load a checkpoint of your own."
         )
     return {**latent, "samples": image}
 

@@ -115,12 +115,15 @@ def test_missing_assets_are_said_in_a_sentence(pack, tmp_path):
         demo.load_demo_model(tmp_path)
 
 
-def test_a_picture_too_large_for_the_demo_model_is_refused_at_once(pack, ours):
-    """By every node of the pack: it would take minutes and come out as noise. The model's own clones know it, too."""
+@pytest.mark.parametrize("height,width,said", [(96, 96, "768 x 768"), (24, 24, "192 x 192"), (8, 34, "272 x 64")])
+def test_a_picture_too_large_for_the_demo_model_is_refused_at_once(pack, ours, height, width, said):
+    """By every node of the pack: it would take minutes and no edit would come out. Its clones know it, too."""
     fitted = pack("nodes.host.latents").fitted_latent
     model = ours[0].clone()
-    assert fitted(model, {"samples": torch.zeros(1, 4, 32, 32)})["samples"].shape == (1, 4, 32, 32)
+    for sides in ((16, 16), (20, 20), (11, 23)):  # the last: a crop of 1 to 2 of the model's area
+        assert fitted(model, {"samples": torch.zeros(1, 4, *sides)})["samples"].shape == (1, 4, *sides)
     with pytest.raises(pack("core.errors").EditingError) as caught:
-        fitted(model, {"samples": torch.zeros(1, 4, 64, 96)})
-    assert str(caught.value).startswith("The demo model draws 128 x 128 pixels and this picture has 768 x 512; scale")
-    assert "Upscale Image" in str(caught.value)
+        fitted(model, {"samples": torch.zeros(1, 4, height, width)})
+    first, _, rest = str(caught.value).partition("; ")
+    assert first == f"The demo model draws 128 x 128 pixels and this picture has {said}"
+    assert rest.startswith("scale it to 128 x 128 (Upscale Image, or working_size where a node has it)")
