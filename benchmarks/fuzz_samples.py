@@ -73,7 +73,7 @@ from semantic_editing.core.metrics.lpips import load_lpips
 from semantic_editing.core.metrics.pie_bench import read_pie_bench
 from semantic_editing.core.models.arcface import IdentityNetwork
 from semantic_editing.core.models.captioner import load_captioner
-from semantic_editing.core.models.clip import load_open_clip, load_transformers_clip
+from semantic_editing.core.models.clip import load_clip, load_open_clip, load_transformers_clip
 from semantic_editing.core.models.text_generator import load_text_generator
 from semantic_editing.core.models.vision_features import load_vision_features, load_vision_folder
 from semantic_editing.core.pix2pix_zero.edit_direction import EditDirection
@@ -528,6 +528,20 @@ def _clip_folder(folder: Path) -> Path:
     return place
 
 
+#: Heads 64 wide, as a file by itself is read.
+WIDE = {"hidden_size": 64, "num_attention_heads": 1}
+
+
+def _vision_file(folder: Path) -> Path:
+    settings = {key: value for key, value in TINY.items() if key != "intermediate_size"} | WIDE
+    return _transformers_folder("Dinov2Model", **settings)(folder) / "model.safetensors"
+
+
+def _clip_file(folder: Path) -> Path:
+    sides = {"text_config": CLIP_TEXT | WIDE, "vision_config": TINY | WIDE}
+    return _transformers_folder("CLIPModel", **sides, projection_dim=16)(folder) / "model.safetensors"
+
+
 SMALL_TEXT = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
     "encoder_hidden_size": 16, "max_position_embeddings": 64,
@@ -900,6 +914,7 @@ SAMPLES: dict[str, Sample] = {
         ("core.deltaedit.relevance_probe.RelevanceProbe.resume",),
     ),
     "vision file": Sample(_dino_file, load_vision_features, ("core.models.vision_features.load_vision_features",)),
+    "vision file of transformers": Sample(_vision_file, load_vision_features, ()),
     "vision folder": Sample(
         _transformers_folder("Dinov2Model", **{k: v for k, v in TINY.items() if k != "intermediate_size"}),
         lambda path: load_vision_folder(path),
@@ -912,6 +927,7 @@ SAMPLES: dict[str, Sample] = {
         ("core.models.clip.load_transformers_clip", "core.models.model_folder.load_clip_tokenizer"),
         slow=True,
     ),
+    "CLIP file": Sample(_clip_file, load_clip, ("core.models.clip.load_clip",), slow=True),
     "OpenCLIP file": Sample(
         _open_clip_file,
         lambda path: load_open_clip(path, OPEN_CLIP),
