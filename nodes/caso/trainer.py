@@ -30,8 +30,7 @@ from ..common.saving import Saved
 from ..common.sockets import ClipScorerType
 from ..host.feature_trunks import clip_trunk
 from ..host.folders import list_picture_folders
-from ..host.identity import training_size
-from ..host.latents import latent_to_model
+from ..host.latents import latent_to_model, training_size
 from ..host.managed_models import ManagedClassifier, load_to_device, training_scope
 from ..host.progress import StoppableBar, progress_text, stop_if_cancelled
 from ..host.sampling import run

@@ -94,15 +94,6 @@ def unet_family(config: dict[str, Any]) -> str:
     return {768: "sd1", 1024: "sd2"}.get(config.get("context_dim") or 0, f"sd{config.get('context_dim')}")
 
 
-def training_size(model: Any) -> int:
-    """Side in pixels of the pictures that a MODEL of the Stable Diffusion family was trained with; 128 for the demo
-    model and others as small."""
-    family = unet_family(model.model.model_config.unet_config)
-    if family == "sd2" and prediction_of(model.get_model_object("model_sampling")) == "v":
-        return 768
-    return {"sdxl": 1024, "sd1": 512, "sd2": 512}.get(family, 128)
-
-
 def network_print(model: Any) -> WeightPrint:
     """Print of the network's weights as the checkpoint had them."""
     return weight_print(

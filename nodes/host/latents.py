@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...core.errors import EditingError
+from .identity import prediction_of, unet_family
 
 #: Attribute of a host's model that says for how many latent pixels a side it was trained; only the demo model has it,
 #: whose edits do not come out in pictures of half as many pixels a side again.
@@ -24,6 +25,18 @@ TRAINED_SIDE = "semantic_editing_trained_side"
 LARGEST, LONGEST = 1.25, 2
 #: Smallest side in latent pixels that a network halves a few times and doubles again.
 SMALLEST = 2
+
+
+def training_size(model: Any) -> int:
+    """Side in pixels of the pictures that a MODEL was trained with: 1024 of SDXL, 768 of SD 2.x with v-prediction, what
+    the demo model says of itself, else 512."""
+    side = getattr(model.model, TRAINED_SIDE, None)
+    if side is not None:
+        return int(side) * 8
+    family = unet_family(model.model.model_config.unet_config)
+    if family == "sd2" and prediction_of(model.get_model_object("model_sampling")) == "v":
+        return 768
+    return 1024 if family == "sdxl" else 512
 
 
 def fitted_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:

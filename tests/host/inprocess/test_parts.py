@@ -275,3 +275,10 @@ def test_conditioning_of_the_model_or_of_no_unet_passes(pack, models, flow):
     for family in ("sd1", "sd2", "sdxl"):
         require(models(family).model, {"positive": conditioning(family)})
     require(flow, {"positive": conditioning("sd1")})
+
+
+def test_the_size_that_a_model_was_trained_at(pack, models, demo):
+    """So that pictures of a folder come in it unasked; the tiny models here are kinds, whatever their sizes."""
+    size = pack("nodes.host.latents").training_size
+    assert [size(models(family).model) for family in ("sd1", "sd2", "sdxl")] == [512, 768, 1024]
+    assert size(demo[0]) == 128
