@@ -198,8 +198,8 @@ class ValidationResult:
 
     Attributes:
         loss: mean over classes and pictures; what has the lowest is kept.
-        accuracy: share of the edited pictures that the classifier puts into the target class; of a real look
-            (:class:`~.look.RealLook`) the success that follows from it.
+        accuracy: share of the edited pictures that the classifier puts into the target class, or in which the opinion
+            of a real look (:class:`~.look.RealLook`) sees it.
         images: ``[K * V, 3, H, W]`` in 0..1, the V pictures of the first target class first; None where a file kept the
             figures only.
     """

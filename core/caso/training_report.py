@@ -59,13 +59,16 @@ def progress_line(trainer: EmbeddingTrainer) -> str:
     return f"step {trainer.step} of {trainer.settings.steps}: loss {last.loss:.3f}, {share}{validation}"
 
 
-def sample_contact_sheet(trainer: EmbeddingTrainer, scale: int = 1) -> Image.Image:
-    """The first :data:`SHOWN` validation pictures as they were at the last validation: a row for each target class.
+def sample_contact_sheet(trainer: EmbeddingTrainer, images: Tensor | None = None, scale: int = 1) -> Image.Image:
+    """The first :data:`SHOWN` validation pictures: a row for each target class.
+
+    Args:
+        images: ``[K * V, 3, H, W]`` in 0..1; those of the last validation by default.
 
     Raises:
         EditingError: there are no validation pictures, or there was no validation yet (since resuming).
     """
-    images = last_pictures(trainer)
+    images = last_pictures(trainer) if images is None else images
     if images is None:
         raise EditingError("There is no look at held-out pictures yet; hold some out and train for some steps.")
     rows = []

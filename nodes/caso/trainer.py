@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...core.caso.embedding import SemanticEmbedding
-from ...core.caso.look import Opinion, RealLook, opinion_of_classifier, opinion_of_folders
-from ...core.caso.settings import KINDS, Kind, TrainingSettings
+from ...core.caso.look import FINAL_STEPS, Opinion, RealLook, opinion_of_classifier, opinion_of_folders
+from ...core.caso.settings import KINDS, Kind, TrainingSettings, ValidationResult
 from ...core.caso.training import EmbeddingTrainer
 from ...core.caso.training_report import last_pictures, progress_line, sample_contact_sheet, training_plot
 from ...core.caso.training_state import resume_training
@@ -202,16 +202,25 @@ class Outcome:
     drawn: dict[str, int]
 
     @staticmethod
-    def of(trainer: EmbeddingTrainer, kind: Kind, owners: list[str] | None = None, having: str = "") -> Outcome:
+    def of(
+        trainer: EmbeddingTrainer,
+        kind: Kind,
+        owners: list[str] | None = None,
+        having: str = "",
+        last: ValidationResult | None = None,
+    ) -> Outcome:
         """The state of ``trainer``.
 
         Args:
             kind: what the embeddings are, which says how they are used.
             owners: whose each of its latents is, by name.
             having: what the pictures that have it are called.
+            last: a look at what is kept, in as many steps as an edit takes; without one the look that chose it counts.
         """
         kept = trainer.best_found.step
         judged = trainer.history[kept].validation if 0 <= kept < len(trainer.history) else None
+        judged = last or judged
+        pictures = last_pictures(trainer) if last is None else last.images
         # A classifier teaches embeddings that want another strength, which depends on its guidance scale.
         own = {"edit": kind.edit} if trainer.settings.shown else {}
         drawn: dict[str, int] = {}
@@ -223,7 +232,7 @@ class Outcome:
         return Outcome(
             embeddings=[replace(made, info={**made.info, **own}) for made in trainer.best()],
             plot=training_plot(trainer),
-            samples=None if last_pictures(trainer) is None else as_tensor(sample_contact_sheet(trainer)),
+            samples=None if pictures is None else as_tensor(sample_contact_sheet(trainer, pictures)),
             validation_count=len(trainer.look.latents) if isinstance(trainer.look, RealLook) else 0,
             evaluations=trainer.denoiser.evaluations,
             steps=trainer.step,
@@ -396,19 +405,24 @@ class CASOEmbeddingTrainer(io.ComfyNode):
         def work(session: Session) -> tuple[Outcome, list[Saved]]:
             own = latents.to(session.latent.device)
             bound = decoder.bind(session)
-            look = None
-            if opinion is not None:
-                look = RealLook(
-                    session.denoiser,
-                    vector_encoder.bind(session),
-                    bound,
-                    opinion,
-                    own[:held],
-                    recipe,
-                    strength,
-                    choices.look_steps,
-                    wanted.batch,
+
+            def looking(steps: int) -> RealLook | None:
+                return (
+                    None
+                    if opinion is None
+                    else RealLook(
+                        session.denoiser,
+                        vector_encoder.bind(session),
+                        bound,
+                        opinion,
+                        own[:held],
+                        recipe,
+                        strength,
+                        steps,
+                        wanted.batch,
+                    )
                 )
+
             trainer = EmbeddingTrainer(
                 session.denoiser,
                 vector_encoder.bind(session),
@@ -419,7 +433,7 @@ class CASOEmbeddingTrainer(io.ComfyNode):
                 own[:held],
                 None if draft is None else draft.bind(session),
                 None if partners is None else partners.to(session.latent.device),
-                look,
+                looking(choices.look_steps),
             )
             if going_on:
                 resume_training(trainer, files.state)
@@ -447,7 +461,14 @@ class CASOEmbeddingTrainer(io.ComfyNode):
                 files.save_state(trainer)
                 with bar.catching():
                     trainer.validate_if_never()  # so that there is something to keep and to show
-            outcome = Outcome.of(trainer, recipe, owners, "" if pictures.having is None else pictures.having.name)
+            last = None
+            look = looking(FINAL_STEPS)
+            if bar.cancelled is None and look is not None:
+                progress_text("editing the held-out pictures with what is kept")
+                with bar.catching():
+                    last = look(trainer.best_found.vectors)
+            called = "" if pictures.having is None else pictures.having.name
+            outcome = Outcome.of(trainer, recipe, owners, called, last)
             # Without vectors Cancel was pressed in the first step, or again in that validation.
             return outcome, outcome.save(files) if trainer.best_found.vectors else []
 

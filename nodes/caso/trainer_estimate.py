@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.caso.look import FINAL_STEPS
 from ...core.caso.settings import TrainingSettings
 from ...core.caso.training import EmbeddingTrainer
 from ...core.denoiser import Evaluations
@@ -61,7 +62,7 @@ class Estimate:
         """Network evaluations, in forwards, of ``steps`` steps and the looks between them."""
         step = self.rows * (1 + 1 + BACKWARD + (AGAIN if self.checkpointing else 0))
         looks = steps / self.settings.check_every if self.settings.check_every else 1.0
-        edits = self.held_out * self.look_steps / 2 * (INVERTING + 2 * looks)
+        edits = self.held_out / 2 * (self.look_steps * (INVERTING + 2 * looks) + FINAL_STEPS * (INVERTING + 2))
         return steps * step + edits
 
     @torch.no_grad()

@@ -38,7 +38,8 @@ def demo(pack):
 
 
 @pytest.fixture
-def folders(tmp_path, monkeypatch):
+def folders(pack, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack("nodes.caso.trainer"), "FINAL_STEPS", 4)
     paths = dict(folder_paths.folder_names_and_paths)
     paths["embeddings"] = ([str(tmp_path / "embeddings")], paths["embeddings"][1])
     paths.pop("embedding_trainings", None)
@@ -283,9 +284,10 @@ def test_loss_and_accuracy_are_written_under_the_node_while_it_runs(pack, demo, 
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=stand_in))
     with CurrentNodeContext("prompt", "7", None):
         train(pack, demo, images)
-    assert [node_id for _, node_id in written] == ["7"] * 7
+    assert [node_id for _, node_id in written] == ["7"] * 8
     assert written.pop(0)[0].startswith("It is ready and tells apart")  # the classifier's loader
-    assert re.fullmatch(r"After an edit, \d of 1 pictures that it did not learn from have it\.", written[5][0])
+    assert re.fullmatch(r"After an edit, \d of 1 pictures that it did not learn from have it\.", written[6][0])
+    assert written[5][0] == "editing the held-out pictures with what is kept"
     assert re.fullmatch(r"estimated before the first step: .* and [\d.]+ GB for 4 steps of 1 pictures", written[0][0])
     assert re.fullmatch(r"step 1 of 4: loss \d+\.\d{3}, \d+% as asked; [\d.]+ s left", written[1][0])
     assert re.fullmatch(r"step 2 of 4: .* as asked; held-out: loss [\d.]+, success \d+%; [\d.]+ s left", written[2][0])
