@@ -6,8 +6,9 @@ released code hands the network no gradient: its editor returns pictures without
 and the network learns from the table of their losses: by the expected loss of its choice, or by the loss of the box
 that straight-through Gumbel-softmax chose.
 
-Experimental: measured on unseen pictures, the trained network equals "the largest box" to three digits, which is why
-the pack's own nodes do without it (:mod:`.words`).
+Experimental: measured on 32 unseen pictures of 8 edits, the trained network takes the largest box at 62 % of the places
+(mean loss 1.185; always the largest 1.208, by chance 1.330, the best box 0.988), and the pictures that it leads to are
+farther from the truth than a box by chance in 94 %, which is why the pack's own nodes do without it (:mod:`.words`).
 """
 
 from __future__ import annotations
