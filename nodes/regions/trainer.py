@@ -28,8 +28,8 @@ from .search_inputs import CACHE, CATEGORY, MOST_SEED, box_inputs, numbers_in, p
 
 DEFAULTS = PaperSettings()
 FINDING = (
-    "Experimental: measured on 32 unseen images of 8 edits it takes the largest box at 6 places in 10, and its edits are "
-    "farther from the truth than those of boxes by chance, so no other node asks it."
+    "Experimental: measured on 32 unseen images of 8 edits it takes the largest box at 6 places in 10, and its edits "
+    "are farther from the truth than those of boxes by chance, so no other node asks it."
 )
 
 
