@@ -416,7 +416,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
         "get_full_path": lambda kind, name: str(_folder(kind) / name),
         "get_input_directory": lambda: str(_PLACE.base / "input"),
     },
-    "latent_preview": {"get_previewer": _nothing},
+    "latent_preview": {"get_previewer": _nothing, "preview_to_image": _nothing},
 }
 
 
