@@ -23,7 +23,7 @@ from region_boxes import overlap, random_boxes, true_region
 from semantic_editing.core.demo.builders import demo_scorer, demo_vision_features
 from semantic_editing.core.demo.data import DemoData, DemoPair
 from semantic_editing.core.demo.model import DemoModel, load_demo_model
-from semantic_editing.core.metrics.image import psnr
+from semantic_editing.core.metrics.image import attributes_kept, psnr, success
 from semantic_editing.core.regions.edit_inpaint import InpaintSettings, LocatingInpaintEditor
 from semantic_editing.core.regions.paste import Framing
 from semantic_editing.core.regions.words import edit_by_words
@@ -46,7 +46,8 @@ class Bench:
         texts = (options.sentence.replace("{}", pair.words[0]), options.sentence.replace("{}", pair.words[1]))
         with torch.no_grad():
             source, target = (self.demo.encode_text([text]) for text in texts)
-        settings = InpaintSettings(options.cfg, options.steps, framing=Framing(options.context, working_size=SIDE))
+        framing = Framing(options.context, working_size=SIDE)
+        settings = InpaintSettings(options.cfg, options.steps, options.strength, framing)
         editor = LocatingInpaintEditor(
             self.demo.denoiser(), self.demo.encode_image, self.demo.decode, target, source, settings, source_cond=source
         )
@@ -61,12 +62,16 @@ class Bench:
             if arm == "exact":
                 more |= {"strategy": arm, "attention": self.vision(image).attention[0]}
         made = edit_by_words(editor, image, **more)
+        with torch.no_grad():
+            seen, wanted = self.demo.judge.labels(made.result), self.demo.judge.labels(pair.target[None])
         return {
             "pair": number,
             "edit": pair.edit,
             "arm": arm,
             "iou": overlap(made.painted[0].box, truth) if made.painted else 0.0,
             "helped": made.helped,
+            "success": float(success(seen, {pair.attribute: pair.after}).mean()),
+            "kept": float(attributes_kept(seen, wanted, pair.attribute).mean()),
             "psnr": float(psnr(made.result, pair.target[None])),
             "painted_psnr": float(psnr(made.painted[0].edited if made.painted else image, pair.target[None])),
             "nothing": float(psnr(image, pair.target[None])),
@@ -82,20 +87,23 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     lines = [
         f"{len(pairs)} pairs",
         "",
-        "| box | IoU | PSNR to true, dB | nearer than random | nearer than nothing | given back unedited | u |",
-        "|---" * 7 + "|",
+        "| box | IoU | success | others kept | PSNR to true, dB (worst) | nearer than random | nearer than nothing | "
+        "given back unedited | u |",
+        "|---" * 9 + "|",
     ]
     if not pairs:
         return lines[0]
     mean = lambda values: sum(values) / len(pairs)  # noqa: E731
     first = next(iter(by_arm.values()))
-    lines.append(f"| nothing done | | {mean(first[p]['nothing'] for p in pairs):.2f} | | | | 0 |")
+    lines.append(f"| nothing done | | | | {mean(first[p]['nothing'] for p in pairs):.2f} | | | | 0 |")
     for arm, known in by_arm.items():
         own = [known[pair] for pair in pairs]
         chance = by_arm.get("random", {})
         near = mean(r["psnr"] > chance[r["pair"]]["psnr"] for r in own) if chance and arm != "random" else None
         lines.append(
-            f"| {arm} | {mean(r['iou'] for r in own):.3f} | {mean(r['psnr'] for r in own):.2f} | "
+            f"| {arm} | {mean(r['iou'] for r in own):.3f} | {100 * mean(r['success'] for r in own):.1f} % | "
+            f"{100 * mean(r['kept'] for r in own):.1f} % | {mean(r['psnr'] for r in own):.2f} "
+            f"({min(r['psnr'] for r in own):.1f}) | "
             + ("" if near is None else f"{100 * near:.1f} %")
             + f" | {100 * mean(r['psnr'] > r['nothing'] for r in own):.1f} % | "
             + f"{100 * mean(not r['helped'] for r in own):.1f} % | {mean(r['u'] for r in own):.0f} |"
@@ -110,6 +118,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--steps", type=int, default=18)
     parser.add_argument("--cfg", type=float, default=5.0)
+    parser.add_argument("--strength", type=float, default=0.8, help="share of the steps taken; the node's by default")
     parser.add_argument("--context", type=float, default=0.5, help="100 or more: the whole picture in view")
     parser.add_argument("--sentence", default="a photo of {}")
     parser.add_argument("--out", type=Path, default=Path("bench_out/region_words.jsonl"))

@@ -24,6 +24,9 @@ GLASSES = (
 )
 
 
+RED = ("hair color: black to red", 2, ("black hair", "red hair"))
+
+
 def generator(
     graph: Graph,
     column: int,
@@ -202,9 +205,9 @@ def by_words(graph: Graph, model: Node, picture: Node, texts: tuple[str, str], n
 
 
 def demo_edit_by_words(graph: Graph) -> None:
-    """Two texts, one node: a beard, painted by a plain model."""
+    """Two texts, one node: red hair, painted by a plain model."""
     model = graph.add("SemEdit_LoadDemoModel", 0)
-    pictures, number, _ = BEARD
+    pictures, number, texts = RED
     picture = graph.add("SemEdit_LoadDemoImage", 0, pictures=pictures, number=number)
     graph.note(
         "# Two texts, one node\n\n**Edit by Words, Place Found** compares what the model predicts for both texts at "
@@ -216,9 +219,9 @@ def demo_edit_by_words(graph: Graph) -> None:
         graph,
         model,
         picture,
-        ("clean shaven", "with a beard"),
+        texts,
         "demo_edit_by_words",
-        cfg=1.5,
+        cfg=3.0,
         sentence="a portrait of a person, {}",
         context=100.0,
         working_size=128,

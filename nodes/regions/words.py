@@ -17,6 +17,7 @@ from ...core.regions.words import WordsEdit, edit_by_words
 from ..common.inputs import cfg_input, seed_input
 from ..common.reports import report_output, report_text, shown
 from ..common.sockets import ClipScorerType
+from ..host.inpainting import reads_mask
 from ..host.progress import StoppableBar
 from ..host.schema import io, schema, widget
 from ..host.words import encoded_text
@@ -26,6 +27,9 @@ from .host_editors import inpaint_opener
 from .search_inputs import CACHE, CATEGORY, MOST_SEED, masks_of, pictures_of, show_box, wanted_mask, with_alpha
 
 FEATHER = 4
+#: From how far noised a copy of the picture a plain model paints, as a share of the steps: from pure noise it cannot
+#: know the skin or the clothes beside the box. An inpainting model sees them, and was trained to paint from noise.
+PLAIN_STRENGTH = 0.8
 
 
 class EditByWords(io.ComfyNode):
@@ -182,7 +186,7 @@ class EditByWords(io.ComfyNode):
         given = boxes_inside(given_boxes(boxes, segs, size), size)
         source, target = (encoded_text(clip, text) for text in texts)
         framing = Framing(context, working_size=working_size or None, feather=FEATHER)
-        settings = InpaintSettings(cfg, steps, framing=framing)
+        settings = InpaintSettings(cfg, steps, 1.0 if reads_mask(model) else PLAIN_STRENGTH, framing)
         opener = inpaint_opener(model, vae, target, source, settings, source, sampler, sigmas)
         found: list[WordsEdit] = []
         bar = StoppableBar()
