@@ -125,7 +125,7 @@ class EditByWords(io.ComfyNode):
                     "clip_scorer",
                     optional=True,
                     tooltip="Compares three boxes, and says when none helped. Without it the tightest is taken, which "
-                    "was nearer to the truth and cheaper where it was measured.",
+                    "was as good and cheaper where it was measured.",
                 ),
                 widget(
                     SegsType,
