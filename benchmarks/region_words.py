@@ -24,7 +24,7 @@ from semantic_editing.core.demo.builders import demo_scorer, demo_vision_feature
 from semantic_editing.core.demo.data import DemoData, DemoPair
 from semantic_editing.core.demo.model import DemoModel, load_demo_model
 from semantic_editing.core.metrics.image import attributes_kept, psnr, success
-from semantic_editing.core.regions.edit_inpaint import InpaintSettings, LocatingInpaintEditor
+from semantic_editing.core.regions.edit_inpaint import PLAIN_STRENGTH, InpaintSettings, LocatingInpaintEditor
 from semantic_editing.core.regions.paste import Framing
 from semantic_editing.core.regions.words import edit_by_words
 
@@ -63,7 +63,7 @@ class Bench:
                 more |= {"strategy": arm, "attention": self.vision(image).attention[0]}
         made = edit_by_words(editor, image, **more)
         with torch.no_grad():
-            seen, wanted = self.demo.judge.labels(made.result), self.demo.judge.labels(pair.target[None])
+            seen, wanted, before = (self.demo.judge.labels(part) for part in (made.result, pair.target[None], image))
         return {
             "pair": number,
             "edit": pair.edit,
@@ -73,6 +73,8 @@ class Bench:
             "success": float(success(seen, {pair.attribute: pair.after}).mean()),
             "kept": float(attributes_kept(seen, wanted, pair.attribute).mean()),
             "psnr": float(psnr(made.result, pair.target[None])),
+            "nothing_success": float(success(before, {pair.attribute: pair.after}).mean()),
+            "nothing_kept": float(attributes_kept(before, wanted, pair.attribute).mean()),
             "painted_psnr": float(psnr(made.painted[0].edited if made.painted else image, pair.target[None])),
             "nothing": float(psnr(image, pair.target[None])),
             "u": made.units,
@@ -95,7 +97,12 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         return lines[0]
     mean = lambda values: sum(values) / len(pairs)  # noqa: E731
     first = next(iter(by_arm.values()))
-    lines.append(f"| nothing done | | | | {mean(first[p]['nothing'] for p in pairs):.2f} | | | | 0 |")
+    rest = [first[pair] for pair in pairs]
+    lines.append(
+        f"| nothing done | | {100 * mean(r['nothing_success'] for r in rest):.1f} % | "
+        f"{100 * mean(r['nothing_kept'] for r in rest):.1f} % | {mean(r['nothing'] for r in rest):.2f} "
+        f"({min(r['nothing'] for r in rest):.1f}) | | | | 0 |"
+    )
     for arm, known in by_arm.items():
         own = [known[pair] for pair in pairs]
         chance = by_arm.get("random", {})
@@ -118,7 +125,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--steps", type=int, default=18)
     parser.add_argument("--cfg", type=float, default=5.0)
-    parser.add_argument("--strength", type=float, default=0.8, help="share of the steps taken; the node's by default")
+    parser.add_argument("--strength", type=float, default=PLAIN_STRENGTH, help="share of the steps taken")
     parser.add_argument("--context", type=float, default=0.5, help="100 or more: the whole picture in view")
     parser.add_argument("--sentence", default="a photo of {}")
     parser.add_argument("--out", type=Path, default=Path("bench_out/region_words.jsonl"))

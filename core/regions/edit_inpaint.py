@@ -28,6 +28,10 @@ GREY = 0.5
 #: set, not searched.
 LOCATING_LEVELS, LOCATING_DRAWS, LOCATING_GRID = (0.4, 0.6, 0.8), 2, 20
 
+#: From how far noised a copy of the picture a plain model paints best, as a share of the steps: from pure noise it
+#: cannot know the skin or the clothes beside the box. An inpainting model sees them, and was trained on noise.
+PLAIN_STRENGTH = 0.8
+
 #: Boxes painted in one network call at most; more take memory and save no time.
 BATCH = 4
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core.errors import EditingError
 from ...core.models.clip import ClipScorer
-from ...core.regions.edit_inpaint import InpaintSettings
+from ...core.regions.edit_inpaint import PLAIN_STRENGTH, InpaintSettings
 from ...core.regions.paste import Framing
 from ...core.regions.picture import words_report
 from ...core.regions.proposals import allowed_pixels
@@ -27,9 +27,6 @@ from .host_editors import inpaint_opener
 from .search_inputs import CACHE, CATEGORY, MOST_SEED, masks_of, pictures_of, show_box, wanted_mask, with_alpha
 
 FEATHER = 4
-#: From how far noised a copy of the picture a plain model paints, as a share of the steps: from pure noise it cannot
-#: know the skin or the clothes beside the box. An inpainting model sees them, and was trained to paint from noise.
-PLAIN_STRENGTH = 0.8
 
 
 class EditByWords(io.ComfyNode):
